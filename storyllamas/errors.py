@@ -1,0 +1,31 @@
+"""The one exception whose message is meant for the person at the keyboard."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import NoReturn, ParamSpec
+
+P = ParamSpec("P")
+
+
+class UserError(Exception):
+    """Something the user gave is wrong.
+
+    The message is one sentence that names the thing, the value, and what would do.
+    """
+
+
+def exit_on_user_error(main: Callable[P, object]) -> Callable[P, NoReturn]:
+    """Wrap a program's entry point: a `UserError` becomes `error: …` on stderr and exit status 1."""
+
+    @functools.wraps(main)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> NoReturn:
+        try:
+            main(*args, **kwargs)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        sys.exit(0)
+
+    return wrapped
