@@ -1,0 +1,147 @@
+"""The Llama 3 architecture.
+
+B: sequences in a batch, T: tokens in a sequence, D: dim, H: heads, K: kv_heads, E: head_dim,
+F: hidden, V: vocab_size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from storyllamas.config import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square, then scale (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, D] to [..., D]."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def rotary_table(config: ModelConfig) -> Tensor:
+    """Cosine and sine of every position and pair: [context, E / 2, 2].
+
+    Pair i of position t turns by t / rope_theta^(2i / E) (Su et al. 2021, arXiv:2104.09864).
+    """
+    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
+    frequencies = config.rope_theta ** -(pairs / config.head_dim)
+    angles = torch.outer(torch.arange(config.context, dtype=torch.float64), frequencies)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).float()
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turn neighbouring pairs of each head: x [B, T, H, E] by table [T, E / 2, 2]."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # [B, T, H, E / 2] each
+    cos, sin = table[:, None, :, 0], table[:, None, :, 1]  # [T, 1, E / 2]
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return turned.flatten(-2).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.qkv = nn.Linear(config.dim, config.qkv_rows, bias=False)
+        self.output = nn.Linear(config.heads * config.head_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H + 2K, E]
+        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        q, k = rotate(q, table), rotate(k, table)
+        mixed = F.scaled_dot_product_attention(
+            *(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)),
+            is_causal=True,
+            enable_gqa=self.heads != self.kv_heads,
+        )  # [B, H, T, E]
+        out: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.dim, 2 * config.hidden, bias=False)
+        self.down = nn.Linear(config.hidden, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # [B, T, F] each
+        out: Tensor = self.down(F.silu(gate) * up)
+        return out
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each on the normed residual stream."""
+
+    def __init__(self, config: ModelConfig, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.feed_forward_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), table))
+        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x
+
+
+class Llama(nn.Module):
+    """A Llama 3 language model (Llama Team 2024, arXiv:2407.21783).
+
+    Its parameters have the names and shapes of `weights.tensor_shapes`. Matrices start normal with
+    deviation 0.02, those that write to the residual stream divided by the root of their number.
+    """
+
+    rotary: Tensor
+
+    def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(Block(config, dropout) for _ in range(config.layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        if not config.tied:
+            self.classifier = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.register_buffer("rotary", rotary_table(config), persistent=False)
+        self.apply(self._initialize)
+
+    def _initialize(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding | nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, Attention):
+            nn.init.normal_(module.output.weight, std=0.02 / math.sqrt(2 * self.config.layers))
+        if isinstance(module, FeedForward):
+            nn.init.normal_(module.down.weight, std=0.02 / math.sqrt(2 * self.config.layers))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [B, T, V] of the token after each of tokens [B, T], T at most the context."""
+        table = self.rotary[: tokens.shape[1]]
+        x = self.dropout(self.embedding(tokens))  # [B, T, D]
+        for layer in self.layers:
+            x = layer(x, table)
+        classifier = self.embedding if self.config.tied else self.classifier
+        return F.linear(self.norm(x), classifier.weight)
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats a token of targets [B, T] given tokens [B, T]."""
+        logits = self(tokens)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
