@@ -1,0 +1,21 @@
+"""Stage `pretokenize`: from stories to token files."""
+
+from __future__ import annotations
+
+from storyllamas import params
+from storyllamas.errors import exit_on_user_error
+from storyllamas.pretokenize import pretokenize
+
+
+@exit_on_user_error
+def main() -> None:
+    """Write data/tokens/train.bin and data/tokens/valid.bin."""
+    processes = params.load().pretokenize.processes
+    for part in ("train", "valid"):
+        source, target = f"data/corpus/{part}.txt", f"data/tokens/{part}.bin"
+        counts = pretokenize(source, "models/tokenizer.model", target, processes)
+        print(f"{target}: {counts.stories:,} stories, {counts.text_bytes:,} bytes of text")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Stage `tokenizer`: from the training stories to a SentencePiece model."""
+
+from __future__ import annotations
+
+from storyllamas import params, tokenizer
+from storyllamas.atomic import atomic_file, write_json
+from storyllamas.corpus import files
+from storyllamas.errors import exit_on_user_error
+
+
+@exit_on_user_error
+def main() -> None:
+    """Write models/tokenizer.model and metrics/tokenizer.json."""
+    chosen = params.load().tokenizer
+    stories = files.sample("data/corpus/train.txt", chosen.sample_bytes)
+    model = tokenizer.train(stories, chosen.vocab_size)
+    with atomic_file("models/tokenizer.model") as file:
+        file.write(model)
+    trained = tokenizer.Tokenizer(model)
+    rate = tokenizer.bytes_per_token(trained, files.read("data/corpus/valid.txt"))
+    metrics = {"vocab_size": trained.vocab_size, "bytes_per_token": round(rate, 4)}
+    write_json("metrics/tokenizer.json", metrics)
+    print(f"{trained.vocab_size:,} pieces, {rate:.2f} bytes of validation text a token")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Where stories come from: the bundled storybook, TinyStories, or the user's own files."""

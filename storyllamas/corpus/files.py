@@ -1,0 +1,190 @@
+r"""Files of stories in TinyStories' format: UTF-8, stories set apart by `<|endoftext|>`.
+
+What a file means:
+
+- A story ends at a separator, wherever it stands, and never at a line break. The last story needs
+  no separator.
+- Bytes that are not UTF-8 become U+FFFD, as Python's "replace" does it, and so does NUL.
+- `\r\n` and `\r` become `\n`; a story's own line breaks stay.
+- ASCII whitespace and byte order marks around a story are dropped. A story of which nothing is
+  left is skipped.
+
+Files are read as a stream: memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from storyllamas.errors import UserError
+
+SEPARATOR = b"<|endoftext|>"
+MAX_STORY_BYTES = 1 << 26
+
+_CHUNK_BYTES = 1 << 20
+_AROUND = " \t\n\v\f\r\ufeff"
+_MAX_REPLACED_SHARE = 0.1
+
+Span = tuple[int, int]
+
+
+@dataclass
+class Counts:
+    """What reading met.
+
+    Attributes:
+        stories: stories that are not empty.
+        text_bytes: their length in UTF-8, without separators and what was dropped around them.
+        empty: stories that were skipped because nothing was in them.
+        replaced: U+FFFD that stand for bytes that are not text.
+    """
+
+    stories: int = 0
+    text_bytes: int = 0
+    empty: int = 0
+    replaced: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+def read(
+    path: str | os.PathLike[str], counts: Counts | None = None, span: Span | None = None
+) -> Iterator[str]:
+    """Yield the stories of a file in order.
+
+    Args:
+        path: the file.
+        counts: is added to while reading.
+        span: first byte and end of the part to read, as `spans` cuts it; the whole file if None.
+
+    Raises:
+        UserError: the file is missing, is not text, has a story above `MAX_STORY_BYTES`, or, read
+            whole, has no story at all.
+    """
+    counts = Counts() if counts is None else counts
+    before = counts.stories
+    for raw in _pieces(Path(path), span):
+        story = _clean(raw, counts)
+        if story:
+            counts.stories += 1
+            counts.text_bytes += len(story.encode())
+            yield story
+        else:
+            counts.empty += 1
+    if span is None and counts.stories == before:
+        raise empty(path)
+
+
+def empty(path: str | os.PathLike[str]) -> UserError:
+    """What to raise for a file without a story."""
+    return UserError(f"{path} is empty: put stories in it, separated by {SEPARATOR.decode()}")
+
+
+def write(file: BinaryIO, stories: Iterable[str]) -> int:
+    """Write stories, each followed by the separator on a line of its own; return their number."""
+    count = 0
+    for story in stories:
+        file.write(story.encode() + b"\n" + SEPARATOR + b"\n")
+        count += 1
+    return count
+
+
+def spans(path: str | os.PathLike[str], size: int) -> Iterator[Span]:
+    """Cut a file behind separators into spans of at least `size` bytes (the last may be shorter).
+
+    Reading the spans one after the other gives the same stories as reading the file.
+    """
+    with _open(Path(path)) as file:
+        total = file.seek(0, os.SEEK_END)
+        start = 0
+        while start < total:
+            end = _behind_separator(file, min(start + size, total))
+            yield start, end
+            start = end
+
+
+def sample(path: str | os.PathLike[str], size: int) -> Iterator[str]:
+    """Yield stories spread evenly over a file, about `size` bytes of text in all (0: every story).
+
+    The choice depends on the file and the size only.
+    """
+    with _open(Path(path)) as file:
+        total = os.fstat(file.fileno()).st_size
+    seen = taken = 0
+    for story in read(path):
+        length = len(story.encode())
+        seen += length
+        if size == 0 or taken * total < seen * size:
+            taken += length
+            yield story
+
+
+def _pieces(path: Path, span: Span | None) -> Iterator[bytes]:
+    """The raw bytes between separators; what follows the last only if it is not blank."""
+    with _open(path) as file:
+        start, end = span or (0, os.fstat(file.fileno()).st_size)
+        file.seek(start)
+        tail = b""
+        while start < end:
+            chunk = file.read(min(_CHUNK_BYTES, end - start))
+            if not chunk:
+                break
+            if start == 0:
+                _check_is_text(path, chunk)
+            start += len(chunk)
+            *whole, tail = (tail + chunk).split(SEPARATOR)
+            yield from whole
+            if len(tail) > MAX_STORY_BYTES:
+                raise UserError(
+                    f"{path} has a story above {MAX_STORY_BYTES >> 20} MiB: "
+                    f"separate its stories by {SEPARATOR.decode()}"
+                )
+    if tail.strip():
+        yield tail
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give a file of stories") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _check_is_text(path: Path, chunk: bytes) -> None:
+    text = chunk.decode(errors="replace")
+    if "\0" in text or text.count("\ufffd") > _MAX_REPLACED_SHARE * len(text):
+        raise UserError(
+            f"{path} is not text in UTF-8: give stories, separated by {SEPARATOR.decode()}"
+        )
+
+
+def _clean(raw: bytes, counts: Counts) -> str:
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        text = raw.decode(errors="replace")
+        counts.replaced += text.count("\ufffd") - raw.count("\ufffd".encode())
+    if "\0" in text:
+        counts.replaced += text.count("\0")
+        text = text.replace("\0", "\ufffd")
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip(_AROUND)
+
+
+def _behind_separator(file: BinaryIO, position: int) -> int:
+    """Where the first separator at or after `position` ends; the end of the file if none does."""
+    file.seek(position)
+    window = b""
+    while chunk := file.read(_CHUNK_BYTES):
+        window = window[1 - len(SEPARATOR) :] + chunk
+        found = window.find(SEPARATOR)
+        position += len(chunk)
+        if found >= 0:
+            return position - len(window) + found + len(SEPARATOR)
+    return position

@@ -1,0 +1,157 @@
+"""The tokenizer: SentencePiece BPE as llama2.c and llama.cpp know it from Llama.
+
+UNK 0, BOS 1, EOS 2, no padding; the 256 bytes are pieces 3…258, and a character that was not in the
+training text is spelt with them. Text is not normalized: every space counts, and one is put before
+the text. Digits stand alone. A line break is always the byte piece <0x0A>, since training sees
+lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from storyllamas.errors import UserError
+from storyllamas.weights import PieceType, Vocabulary
+
+
+class Tokenizer:
+    """A trained tokenizer.
+
+    Attributes:
+        model: the SentencePiece model file.
+        digest: its SHA-256, 32 bytes.
+        vocab_size: number of pieces.
+        bos_id: the piece that begins a story.
+        eos_id: the piece that ends a story.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        """Take the bytes of a SentencePiece model file; `RuntimeError` if they are none."""
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.model = model
+        self.digest = hashlib.sha256(model).digest()
+        self.vocab_size: int = self._processor.vocab_size()
+        self.bos_id: int = self._processor.bos_id()
+        self.eos_id: int = self._processor.eos_id()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without BOS and EOS."""
+        ids: list[int] = self._processor.encode(text)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids; control pieces such as BOS and EOS have none."""
+        text: str = self._processor.decode(ids)
+        return text
+
+    def vocabulary(self) -> Vocabulary:
+        """Pieces, scores and types, as the weight file stores them."""
+        processor, ids = self._processor, range(self.vocab_size)
+        types = np.full(self.vocab_size, PieceType.NORMAL, np.uint8)
+        for piece_type, is_type in (
+            (PieceType.UNKNOWN, processor.is_unknown),
+            (PieceType.CONTROL, processor.is_control),
+            (PieceType.UNUSED, processor.is_unused),
+            (PieceType.BYTE, processor.is_byte),
+        ):
+            types[[index for index in ids if is_type(index)]] = piece_type
+        return Vocabulary(
+            pieces=[processor.id_to_piece(index).encode() for index in ids],
+            scores=np.array([processor.get_score(index) for index in ids], np.float32),
+            types=types,
+            unk_id=processor.unk_id(),
+            bos_id=self.bos_id,
+            eos_id=self.eos_id,
+            pad_id=processor.pad_id(),
+            dummy_prefix=processor.encode_as_pieces("a")[0].startswith("\u2581"),
+            byte_fallback=bool((types == PieceType.BYTE).any()),
+        )
+
+
+def load(path: str | os.PathLike[str]) -> Tokenizer:
+    """Read a SentencePiece model file.
+
+    Raises:
+        UserError: the file is missing or is not one.
+    """
+    try:
+        return Tokenizer(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: run `dvc repro tokenizer`") from None
+    except RuntimeError:
+        raise UserError(
+            f"{path} is not a SentencePiece model: run `dvc repro --force tokenizer`"
+        ) from None
+
+
+def train(stories: Iterable[str], vocab_size: int) -> bytes:
+    """Learn a tokenizer; the same stories give the same bytes.
+
+    The text is held in memory.
+
+    Args:
+        stories: the text to learn from.
+        vocab_size: pieces, special and byte pieces among them.
+
+    Returns:
+        The SentencePiece model file.
+
+    Raises:
+        UserError: the text has too few different words for so many pieces, or too many different
+            characters for so few.
+    """
+    lines = (line for story in stories for line in story.split("\n") if line)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            byte_fallback=True,
+            split_digits=True,
+            allow_whitespace_only_pieces=True,
+            unk_surface=r" \342\201\207 ",
+            max_sentence_length=2**30,  # a longer line would be left out without a word
+            num_threads=1,  # the number is written into the model, which should not depend on it
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _explained(error, vocab_size) from None
+    return model.getvalue()
+
+
+def bytes_per_token(tokenizer: Tokenizer, stories: Iterable[str]) -> float:
+    """UTF-8 bytes of text over tokens, BOS and EOS not counted."""
+    text_bytes = tokens = 0
+    for story in stories:
+        text_bytes += len(story.encode())
+        tokens += len(tokenizer.encode(story))
+    return text_bytes / tokens
+
+
+def _explained(error: RuntimeError, vocab_size: int) -> Exception:
+    """SentencePiece's two complaints about the vocabulary's size as sentences for the user."""
+    name = f"tokenizer.vocab_size is {vocab_size}"
+    if found := re.search(r"set it to a value <= (\d+)", str(error)):
+        return UserError(
+            f"{name} and the corpus can fill only {found[1]}: "
+            f"use at most {found[1]}, or more training stories"
+        )
+    if found := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
+        return UserError(
+            f"{name} and the bytes and different characters of the corpus alone are {found[1]}: "
+            f"use at least {found[1]}"
+        )
+    return error
