@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 def exit_on_user_error(main: Callable[P, object]) -> Callable[P, NoReturn]:
-    """Wrap a program's entry point: a `UserError` becomes `error: …` on stderr and exit status 1."""
+    """Wrap an entry point: a `UserError` becomes `error: …` on stderr and exit status 1."""
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> NoReturn:

@@ -41,7 +41,7 @@ def rotary_table(config: ModelConfig) -> Tensor:
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn neighbouring pairs of each head: x [B, T, H, E] by table [T, E / 2, 2]."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # [B, T, H, E / 2] each
+    even, odd = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)  # [B, T, H, E / 2] each
     cos, sin = table[:, None, :, 0], table[:, None, :, 1]  # [T, 1, E / 2]
     turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     return turned.flatten(-2).to(x.dtype)
@@ -58,7 +58,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
-        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H + 2K, E]
+        heads = self.qkv(x).view(*x.shape[:2], -1, self.head_dim)  # [B, T, H + 2K, E]
         q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         q, k = rotate(q, table), rotate(k, table)
         mixed = F.scaled_dot_product_attention(

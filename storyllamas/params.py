@@ -232,7 +232,7 @@ class _YamlLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise UserError(f"params.yaml gives {key!r} twice, again in line {line}: keep one")
@@ -269,7 +269,7 @@ def _recipe_sizes(file: _File, name: str) -> dict[str, Any]:
 
 
 def _lay_recipe(file: _File, name: str, model: str) -> Recipe:
-    """Defaults, the size's values and, for the chosen recipe, `train`, the later over the earlier."""
+    """Defaults, the size's values and, for the chosen recipe, `train`: the later win."""
     layers = {
         f"recipes.{name}.defaults": file.recipes[name].get("defaults", {}),
         f"recipes.{name}.sizes.{model}": file.recipes[name]["sizes"][model],
@@ -292,9 +292,7 @@ def _lay_recipe(file: _File, name: str, model: str) -> Recipe:
     return recipe
 
 
-def _validate(
-    kind: type[Any], value: object, origin: Mapping[str, str], parent: str = ""
-) -> Any:
+def _validate(kind: type[Any], value: object, origin: Mapping[str, str], parent: str = "") -> Any:
     """Check a value with pydantic; the first error becomes a sentence with the full name."""
     try:
         return TypeAdapter(kind).validate_json(json.dumps(value, default=str))

@@ -37,6 +37,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -405,7 +406,7 @@ def read(path: str | os.PathLike[str]) -> WeightFile:
     types = section[8 * vocab_size + 4 : 9 * vocab_size + 4].copy()
     text = section[9 * vocab_size + 4 :].tobytes()
     vocabulary = Vocabulary(
-        pieces=[text[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)],
+        pieces=[text[a:b] for a, b in pairwise(offsets)],
         scores=section[: 4 * vocab_size].view("<f4").astype(np.float32),
         types=types,
         unk_id=unk_id,
@@ -432,7 +433,7 @@ def _checked_header(source: Path, data: npt.NDArray[np.uint8]) -> tuple[Any, ...
     """The header's fields, once magic, version, size and checksum hold."""
     if len(data) < HEADER_BYTES or data[: len(MAGIC)].tobytes() != MAGIC:
         raise UserError(f"{source} is not a StoryLlamas weight file: give one that export wrote")
-    fields = HEADER.unpack_from(data)
+    fields = HEADER.unpack_from(data.data)
     version, _, file_bytes, stored = fields[1:5]
     if version != VERSION:
         raise UserError(
@@ -448,7 +449,7 @@ def _checked_header(source: Path, data: npt.NDArray[np.uint8]) -> tuple[Any, ...
     start = data[:HEADER_BYTES].copy()
     start[CHECKSUM_OFFSET : CHECKSUM_OFFSET + 8] = 0
     checksum.update(start.tobytes())
-    checksum.update(memoryview(data)[HEADER_BYTES:])
+    checksum.update(data[HEADER_BYTES:].data)
     if checksum.digest() != stored:
         raise UserError(
             f"weight file {source} is damaged (its checksum does not match): export it again"

@@ -1,0 +1,35 @@
+"""Stage `train`: from token files to models/SIZE/model.safetensors and config.json, and metrics."""
+
+from pathlib import Path
+
+from storyllamas import params, tokenizer, tokens
+from storyllamas.atomic import write_json
+from storyllamas.errors import exit_on_user_error
+from storyllamas.training import device
+from storyllamas.training.checkpoint import save_model
+from storyllamas.training.loop import Job, training_run
+
+
+@exit_on_user_error
+def main() -> None:
+    """Run the stage."""
+    chosen = params.load()
+    digest = tokenizer.load("models/tokenizer.model").digest
+    job = Job(
+        config=chosen.model_config(),
+        recipe=chosen.recipe,
+        seed=chosen.seed,
+        train=tokens.read("data/tokens/train.bin", digest),
+        valid=tokens.read("data/tokens/valid.bin", digest),
+        device=device.choose(chosen.compute),
+    )
+    with training_run(job, Path("metrics"), chosen.compute.checkpoint_seconds) as result:
+        about = {"size": chosen.model, "recipe": chosen.recipe_name, "seed": chosen.seed}
+        details = {"tokenizer_sha256": digest.hex(), "training": result.metrics}
+        folder = Path("models") / chosen.model
+        save_model(folder, job.config, result.tensors, {**about, **details})
+        write_json("metrics/train.json", {**about, **result.metrics})
+
+
+if __name__ == "__main__":
+    main()

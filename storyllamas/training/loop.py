@@ -1,0 +1,292 @@
+"""The training loop.
+
+Every step is a function of the state before it, the recipe and the step's number: batches and
+dropout draw from generators seeded with that number. So a run that was killed goes on from its last
+checkpoint to the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from storyllamas import state
+from storyllamas.config import ModelConfig
+from storyllamas.errors import UserError
+from storyllamas.model import Llama
+from storyllamas.params import Recipe
+from storyllamas.tokens import TokenFile
+from storyllamas.training import checkpoint
+from storyllamas.training.checkpoint import RunFolder, State
+from storyllamas.training.device import Device
+from storyllamas.training.interrupt import Interrupt
+from storyllamas.training.log import STEP_COLUMNS, VALIDATION_COLUMNS, Table
+from storyllamas.training.optimizer import make_optimizer
+from storyllamas.training.progress import Progress
+from storyllamas.training.schedule import learning_rate
+
+MOST_LOG_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides the result of a training run.
+
+    Attributes:
+        config: shape of the model.
+        recipe: how it is trained.
+        seed: of the initial weights, the batches and dropout.
+        train: tokens to learn from.
+        valid: tokens to validate on, of the same tokenizer.
+        device: where it runs.
+    """
+
+    config: ModelConfig
+    recipe: Recipe
+    seed: int
+    train: TokenFile
+    valid: TokenFile
+    device: Device
+
+    def key(self) -> str:
+        """A digest of it all, the code and the libraries that compute it included."""
+        room = Path(__file__).parent
+        code = [*sorted(room.glob("*.py")), room.parent / "model.py", room.parent / "tokens.py"]
+        return checkpoint.digest(
+            {
+                "config": dataclasses.asdict(self.config),
+                "recipe": dataclasses.asdict(self.recipe),
+                "seed": self.seed,
+                "data": [_file_digest(self.train.path), _file_digest(self.valid.path)],
+                "device": dataclasses.asdict(self.device),
+                "machine": [platform.machine(), torch.__version__],
+                "code": [_file_digest(path) for path in code],
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run gives.
+
+    Attributes:
+        tensors: the weights that were best on validation, on the CPU.
+        metrics: plain numbers and names for metrics/train.json.
+    """
+
+    tensors: dict[str, Tensor]
+    metrics: dict[str, Any]
+
+
+@contextmanager
+def training_run(job: Job, logs: Path, checkpoint_seconds: float) -> Iterator[Result]:
+    """Train to the end, from the last checkpoint of the same run if there is one.
+
+    Its checkpoints are removed when the block, which keeps the result somewhere, ends well.
+
+    Args:
+        job: what to train.
+        logs: folder of the tables steps.csv and validation.csv, written while it goes on.
+        checkpoint_seconds: time between two checkpoints.
+
+    Raises:
+        UserError: the loss is not finite.
+        SystemExit: interrupted; a checkpoint is kept.
+    """
+    folder = RunFolder(state.root() / "runs" / job.key())
+    with folder.locked():
+        trainer = _Trainer(job, logs, folder.latest())
+        yield trainer.run(folder, checkpoint_seconds)
+        folder.remove()
+
+
+class _Trainer:
+    """A run in progress."""
+
+    def __init__(self, job: Job, logs: Path, resumed: State | None) -> None:
+        self.job = job
+        torch.manual_seed(job.seed)
+        self.model = Llama(job.config, job.recipe.dropout).to(job.device.name)
+        self.optimizer = make_optimizer(self.model, job.recipe)
+        windows = job.recipe.evaluate_windows, job.config.context
+        self.validation_set = job.valid.first_windows(*windows)
+        self.step = 0
+        self.seconds = 0.0
+        self.best_loss = math.inf
+        self.best_step = 0
+        self.best: dict[str, Tensor] = {}
+        rows: dict[str, Any] = {"steps": [], "validation": []}
+        if resumed:
+            rows = self._restore(resumed)
+        self.steps_table = Table(logs / "steps.csv", STEP_COLUMNS, rows["steps"])
+        self.validation_table = Table(
+            logs / "validation.csv", VALIDATION_COLUMNS, rows["validation"]
+        )
+
+    def run(self, folder: RunFolder, checkpoint_seconds: float) -> Result:
+        recipe = self.job.recipe
+        log_every = math.ceil(recipe.steps / MOST_LOG_ROWS)
+        begun, resumed_at = time.monotonic() - self.seconds, self.step
+        saved = time.monotonic()
+        with Interrupt() as interrupt, Progress(recipe.steps, self.step) as progress:
+            while self.step < recipe.steps:
+                loss, norm = self._train_step(interrupt)
+                self.step += 1
+                if self.step % log_every == 0 or self.step == recipe.steps:
+                    self._log_step(loss, norm)
+                if self.step % recipe.evaluate_every == 0 or self.step == recipe.steps:
+                    progress.validated(self._validate())
+                self.seconds = time.monotonic() - begun
+                done = (self.step - resumed_at) * recipe.tokens_per_step
+                progress.advance(self.step, loss, done)
+                if interrupt.asked or time.monotonic() - saved >= checkpoint_seconds:
+                    folder.save(self._state())
+                    saved = time.monotonic()
+                if interrupt.asked and self.step < recipe.steps:
+                    interrupt.leave(self.step)
+        self.steps_table.close()
+        self.validation_table.close()
+        return Result(self.best, self._metrics(loss if recipe.steps > resumed_at else None))
+
+    def _train_step(self, interrupt: Interrupt) -> tuple[float, float]:
+        """Learn from the step's batch; returns its mean loss and the norm of its gradient."""
+        job, recipe, device = self.job, self.job.recipe, self.job.device
+        torch.manual_seed((job.seed << 32) + self.step)
+        sequences = recipe.tokens_per_step // job.config.context
+        batch = job.train.batch(self.step, sequences, job.config.context, job.seed)
+        rate = learning_rate(self.step, recipe)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=device.name)
+        for first in range(0, sequences, recipe.micro_batch):
+            interrupt.check_parent()
+            tokens, targets = self._to_device(batch, first)
+            with device.autocast():
+                loss = self.model.loss(tokens, targets)
+            share = loss * (recipe.micro_batch / sequences)
+            share.backward()  # type: ignore[no-untyped-call]
+            total += share.detach()
+        limit = recipe.grad_clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        mean = total.item()
+        if not (math.isfinite(mean) and math.isfinite(norm)):
+            raise UserError(
+                f"the loss of step {self.step + 1} is {mean} and its gradient's norm {norm}: "
+                f"lower train.learning_rate (it is {recipe.learning_rate:g}); "
+                "the last good checkpoint is kept"
+            )
+        self.optimizer.step()
+        return mean, norm
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """Mean loss on the validation windows; the weights are kept if it is the lowest yet."""
+        self.model.eval()
+        tokens, _ = self.validation_set
+        total = 0.0
+        for first in range(0, len(tokens), self.job.recipe.micro_batch):
+            inputs, targets = self._to_device(self.validation_set, first)
+            with self.job.device.autocast():
+                total += self.model.loss(inputs, targets).item() * len(inputs)
+        loss = total / len(tokens)
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, self.step
+            self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+        self.validation_table.append(
+            {"step": self.step, "tokens": self._tokens_seen(), "loss": loss}
+        )
+        return loss
+
+    def _to_device(self, batch: tuple[Any, Any], first: int) -> tuple[Tensor, Tensor]:
+        rows = slice(first, first + self.job.recipe.micro_batch)
+        device = self.job.device.name
+        return torch.from_numpy(batch[0][rows]).to(device), torch.from_numpy(batch[1][rows]).to(
+            device
+        )
+
+    def _log_step(self, loss: float, norm: float) -> None:
+        self.steps_table.append(
+            {
+                "step": self.step,
+                "tokens": self._tokens_seen(),
+                "loss": loss,
+                "learning_rate": learning_rate(self.step - 1, self.job.recipe),
+                "gradient_norm": norm,
+            }
+        )
+
+    def _tokens_seen(self) -> int:
+        return self.step * self.job.recipe.tokens_per_step
+
+    def _state(self) -> State:
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        optimizer = checkpoint.optimizer_tensors(self.optimizer)
+        tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
+        notes = {
+            "seconds": self.seconds,
+            "best_loss": self.best_loss if self.best else None,
+            "best_step": self.best_step,
+            "steps": self.steps_table.rows,
+            "validation": self.validation_table.rows,
+        }
+        return State(self.step, {k: v.detach().cpu() for k, v in tensors.items()}, notes)
+
+    def _restore(self, before: State) -> dict[str, Any]:
+        """Take over a state; returns its notes, which hold the rows of the log."""
+
+        def named(prefix: str) -> dict[str, Tensor]:
+            return {
+                name.removeprefix(prefix): tensor
+                for name, tensor in before.tensors.items()
+                if name.startswith(prefix)
+            }
+
+        self.model.load_state_dict(named("model."))
+        self.best = named("best.")
+        checkpoint.load_optimizer_tensors(self.optimizer, named("optimizer."))
+        self.step = before.step
+        self.seconds = before.notes["seconds"]
+        self.best_step = before.notes["best_step"]
+        if self.best:
+            self.best_loss = before.notes["best_loss"]
+        print(f"going on from step {self.step} of {self.job.recipe.steps}", flush=True)
+        return before.notes
+
+    def _metrics(self, loss: float | None) -> dict[str, Any]:
+        last = self.steps_table.rows[-1]["loss"] if loss is None else loss
+        return {
+            "parameters": self.job.config.parameters,
+            "steps": self.job.recipe.steps,
+            "tokens": self._tokens_seen(),
+            "train_loss": float(f"{last:.6g}"),
+            "validation_loss": float(f"{self.best_loss:.6g}"),
+            "best_step": self.best_step,
+            "seconds": round(self.seconds, 1),
+            "tokens_per_second": round(self._tokens_seen() / self.seconds),
+            "device": self.job.device.name,
+            "precision": self.job.device.precision,
+            "threads": self.job.device.threads,
+        }
+
+
+def _file_digest(path: Path) -> str:
+    """SHA-256 of a file, in bounded memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
