@@ -4,7 +4,8 @@ What a file means:
 
 - A story ends at a separator, wherever it stands, and never at a line break. The last story needs
   no separator.
-- Bytes that are not UTF-8 become U+FFFD, as Python's "replace" does it, and so does NUL.
+- Bytes that are not UTF-8 become U+FFFD, as Python's "replace" does it, and so does NUL. A file
+  whose first MiB has a NUL, or more than a tenth of such characters, is refused: it is not text.
 - `\r\n` and `\r` become `\n`; a story's own line breaks stay.
 - ASCII whitespace and byte order marks around a story are dropped. A story of which nothing is
   left is skipped.
@@ -159,7 +160,7 @@ def _open(path: Path) -> BinaryIO:
 
 def _check_is_text(path: Path, chunk: bytes) -> None:
     text = chunk.decode(errors="replace")
-    if "\0" in text or text.count("\ufffd") > _MAX_REPLACED_SHARE * len(text):
+    if "\0" in text or _replaced(chunk, text) > _MAX_REPLACED_SHARE * len(text):
         raise UserError(
             f"{path} is not text in UTF-8: give stories, separated by {SEPARATOR.decode()}"
         )
@@ -170,11 +171,16 @@ def _clean(raw: bytes, counts: Counts) -> str:
         text = raw.decode()
     except UnicodeDecodeError:
         text = raw.decode(errors="replace")
-        counts.replaced += text.count("\ufffd") - raw.count("\ufffd".encode())
+        counts.replaced += _replaced(raw, text)
     if "\0" in text:
         counts.replaced += text.count("\0")
         text = text.replace("\0", "\ufffd")
     return text.replace("\r\n", "\n").replace("\r", "\n").strip(_AROUND)
+
+
+def _replaced(raw: bytes, text: str) -> int:
+    """How many U+FFFD decoding put in; others were there before."""
+    return text.count("\ufffd") - raw.count("\ufffd".encode())
 
 
 def _behind_separator(file: BinaryIO, position: int) -> int:

@@ -1,0 +1,99 @@
+"""Which files a corpus is taken from, and what is held out of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from storyllamas.corpus import sources
+from storyllamas.errors import UserError
+from storyllamas.params import Corpus
+
+
+def corpus(source: Path | str, valid_share: float = 0.1, edition: str = "v1") -> Corpus:
+    return Corpus(str(source), edition, 50, 5, valid_share)
+
+
+def put(folder: Path, name: str, *stories: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("\n<|endoftext|>\n".join(stories))
+    return folder / name
+
+
+def split(*args: object, **kwargs: object) -> tuple[list[str], list[str]]:
+    train, valid, _ = sources.split(corpus(*args, **kwargs), seed=1)
+    return list(train), list(valid)
+
+
+STORIES = [f"Story {i}." for i in range(2000)]
+
+
+def test_storybook_writes_as_many_as_asked_and_shares_none() -> None:
+    train, valid = split("storybook")
+    assert (len(train), len(valid)) == (50, 5)
+    assert not set(train) & set(valid)
+
+
+@pytest.mark.parametrize(
+    ("edition", "expected"), [("v1", (["a"], ["b"])), ("v2-gpt4", (["c"], ["d"]))]
+)
+def test_folder_with_both_editions(tmp_path: Path, edition: str, expected: object) -> None:
+    put(tmp_path, "TinyStories-train.txt", "a")
+    put(tmp_path, "TinyStories-valid.txt", "b")
+    put(tmp_path, "TinyStoriesV2-GPT4-train.txt", "c")
+    put(tmp_path, "TinyStoriesV2-GPT4-valid.txt", "d")
+    assert split(tmp_path, edition=edition) == expected
+
+
+def test_folder_with_train_and_valid(tmp_path: Path) -> None:
+    put(tmp_path, "train.txt", "a", "b")
+    put(tmp_path, "valid.txt", "c")
+    put(tmp_path, "notes.txt", "d")
+    assert split(tmp_path) == (["a", "b"], ["c"])
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_held_out_stories_are_a_share_in_order_and_never_trained_on(
+    tmp_path: Path, as_folder: bool
+) -> None:
+    if as_folder:
+        put(tmp_path, "1.txt", *STORIES[:1000])
+        put(tmp_path, "2.txt", *STORIES[1000:])
+        source = tmp_path
+    else:
+        source = put(tmp_path, "mine.txt", *STORIES)
+    train, valid = split(source)
+    assert 150 < len(valid) < 250
+    assert sorted(train + valid, key=STORIES.index) == STORIES
+    assert valid == sorted(valid, key=STORIES.index)
+    assert split(source) == (train, valid)
+    assert list(sources.split(corpus(source), seed=2).valid) != valid
+
+
+def test_equal_stories_stay_on_one_side(tmp_path: Path) -> None:
+    train, valid = split(put(tmp_path, "mine.txt", *STORIES, *STORIES))
+    assert len(train) + len(valid) == 2 * len(STORIES)
+    assert not set(train) & set(valid)
+
+
+def test_counts_are_of_the_whole_file(tmp_path: Path) -> None:
+    split = sources.split(corpus(put(tmp_path, "mine.txt", "", *STORIES)), seed=1)
+    kept = len(list(split.train)) + len(list(split.valid))
+    assert (split.counts.stories, split.counts.empty) == (kept, 1)
+
+
+def test_a_source_that_does_not_exist_is_named_with_what_would_do() -> None:
+    with pytest.raises(UserError, match="storybok, which does not exist: use storybook"):
+        sources.split(corpus("storybok"), seed=1)
+
+
+def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").touch()
+    with pytest.raises(UserError, match=r"no \.txt file"):
+        sources.split(corpus(tmp_path), seed=1)
+
+
+def test_too_few_stories_to_hold_any_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no validation story"):
+        split(put(tmp_path, "mine.txt", "a", "b"), valid_share=1e-6)
