@@ -29,7 +29,9 @@ _SHARD_BYTES = 1 << 20
 _SHARDS_AHEAD = 2
 
 
-class _Shard(NamedTuple):
+class Shard(NamedTuple):
+    """The framed stories of a span of the corpus, its length there, and what reading it met."""
+
     corpus_bytes: int
     tokens: tokens.Tokens
     counts: files.Counts
@@ -57,7 +59,6 @@ def pretokenize(
     """
     source = Path(corpus)
     encoder = tokenizer.load(model)
-    encode = functools.partial(_encode, source, encoder.model)
     total = files.Counts()
     with (
         tokens.write(target, encoder.vocab_size, encoder.digest) as writer,
@@ -65,7 +66,7 @@ def pretokenize(
     ):
         spans = list(files.spans(source, _SHARD_BYTES))
         task = progress.add_task(f"pretokenize {source.name}", total=sum(b - a for a, b in spans))
-        for shard in _in_order(encode, spans, processes or os.cpu_count() or 1):
+        for shard in encode_in_order(source, encoder.model, spans, processes):
             writer.append(shard.tokens, shard.counts.stories, shard.counts.text_bytes)
             total += shard.counts
             progress.advance(task, shard.corpus_bytes)
@@ -74,38 +75,46 @@ def pretokenize(
     return total
 
 
-def _encode(corpus: Path, model: bytes, span: files.Span) -> _Shard:
+def encode_in_order(
+    corpus: Path, model: bytes, spans: Iterable[files.Span], processes: int = 0
+) -> Iterator[Shard]:
+    """Encode spans of a corpus in parallel and yield them in order, few of them in memory at once.
+
+    Args:
+        corpus: a file of stories.
+        model: the bytes of a SentencePiece model file.
+        spans: parts of the corpus, as `files.spans` cuts it.
+        processes: how many work at once; 0: one for each core.
+    """
+    processes = processes or os.cpu_count() or 1
+    if processes == 1:
+        yield from (_encode(corpus, model, span) for span in spans)
+        return
+    pending: deque[Future[Shard]] = deque()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context) as pool:
+        for span in spans:
+            pending.append(pool.submit(_encode, corpus, model, span))
+            if len(pending) > _SHARDS_AHEAD * processes:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _encode(corpus: Path, model: bytes, span: files.Span) -> Shard:
     """The framed stories of a span."""
     encoder = _encoder(model)
     counts = files.Counts()
     ids: list[int] = []
     for story in files.read(corpus, counts, span):
         ids += [encoder.bos_id, *encoder.encode(story), encoder.eos_id]
-    return _Shard(span[1] - span[0], np.array(ids, np.uint16), counts)
+    return Shard(span[1] - span[0], np.array(ids, np.uint16), counts)
 
 
 @functools.lru_cache(maxsize=1)
 def _encoder(model: bytes) -> tokenizer.Tokenizer:
     """A process's own tokenizer."""
     return tokenizer.Tokenizer(model)
-
-
-def _in_order(
-    encode: functools.partial[_Shard], spans: Iterable[files.Span], processes: int
-) -> Iterator[_Shard]:
-    """Encode spans in parallel, yield them in order, and keep no more than a few in memory."""
-    if processes == 1:
-        yield from map(encode, spans)
-        return
-    pending: deque[Future[_Shard]] = deque()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context) as pool:
-        for span in spans:
-            pending.append(pool.submit(encode, span))
-            if len(pending) > _SHARDS_AHEAD * processes:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def _progress() -> Progress:

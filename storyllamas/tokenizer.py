@@ -35,7 +35,8 @@ class Tokenizer:
 
     def __init__(self, model: bytes) -> None:
         """Take the bytes of a SentencePiece model file; `RuntimeError` if they are none."""
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor.load_from_serialized_proto(model)
         self.model = model
         self.digest = hashlib.sha256(model).digest()
         self.vocab_size: int = self._processor.vocab_size()
@@ -86,6 +87,8 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
         return Tokenizer(Path(path).read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run `dvc repro tokenizer`") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except RuntimeError:
         raise UserError(
             f"{path} is not a SentencePiece model: run `dvc repro --force tokenizer`"
@@ -122,7 +125,6 @@ def train(stories: Iterable[str], vocab_size: int) -> bytes:
             byte_fallback=True,
             split_digits=True,
             allow_whitespace_only_pieces=True,
-            unk_surface=r" \342\201\207 ",
             max_sentence_length=2**30,  # a longer line would be left out without a word
             num_threads=1,  # the number is written into the model, which should not depend on it
             minloglevel=2,
