@@ -74,7 +74,9 @@ def test_spans_read_one_by_one_are_the_file(path: Path, data: bytes, size: int, 
     assert parts == whole
     assert [end for _, end in spans[:-1]] == [start for start, _ in spans[1:]]
     assert (spans[0][0], spans[-1][1]) == (0, len(data))
-    assert all(end - start >= size for start, end in spans[:-1])
+    for start, end in spans:
+        separator = data.find(SEPARATOR.encode(), start + size)
+        assert end == (len(data) if separator < 0 else separator + len(SEPARATOR))
 
 
 @any_file

@@ -252,6 +252,24 @@ def test_partial_file_of_something_else_is_refused(hub: Hub, stage: Stage) -> No
     assert stage.corpus()[0] == hub.files["TinyStories-train.txt"]
 
 
+def test_partial_file_that_is_too_long_is_begun_anew(hub: Hub, stage: Stage) -> None:
+    partial = stage.folder / ".storyllamas/downloads" / REVISION / "TinyStories-train.txt.partial"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"x" * (len(hub.files["TinyStories-train.txt"]) + 1))
+    stage.succeeds(hub.endpoint)
+    assert stage.corpus()[0] == hub.files["TinyStories-train.txt"]
+
+
+def test_hubs_own_cache_is_looked_into_first(hub: Hub, stage: Stage) -> None:
+    cache = stage.folder / "hf/hub/datasets--roneneldan--TinyStories"
+    snapshot = cache / "snapshots" / REVISION
+    snapshot.mkdir(parents=True)
+    for name in ("TinyStories-train.txt", "TinyStories-valid.txt"):
+        (snapshot / name).write_bytes(hub.files[name])
+    stage.succeeds("http://127.0.0.1:9")
+    assert stage.corpus()[1] == hub.files["TinyStories-valid.txt"]
+
+
 def test_missing_file_is_named_with_its_status(hub: Hub, stage: Stage) -> None:
     del hub.files["TinyStories-valid.txt"]
     sentence = stage.fails(hub.endpoint)

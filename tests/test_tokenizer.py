@@ -121,6 +121,12 @@ def test_a_line_break_is_a_byte_and_digits_stand_alone(
     }
 
 
+def test_runs_of_spaces_are_kept_and_learned() -> None:
+    indented = Tokenizer(tokenizer.train(["    Tom", "        Sue"] * 9, 272))
+    assert "\u2581\u2581".encode() in indented.vocabulary().pieces
+    assert indented.decode(indented.encode("  Tom   Sue ")) == "  Tom   Sue "
+
+
 def test_text_of_control_pieces_is_only_text(trained: Tokenizer) -> None:
     assert not {0, 1, 2} & set(trained.encode("<s> </s> <unk>"))
 
