@@ -1,0 +1,61 @@
+/* kernels.h: the arithmetic, as a table of functions for each instruction set.
+ *
+ * Strides and sizes count elements. Matrices are in the weight file's tiles (see storyllamas.h), so
+ * every result has its rows rounded up to whole tiles. A kernel may be called on a run of tiles: a
+ * caller that shares a matrix between threads passes each its own. */
+
+#ifndef STORYLLAMAS_KERNELS_H
+#define STORYLLAMAS_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { SL_TILE_ROWS = 16, SL_TILE_COLUMNS = 4 };
+
+/* Rows of activations rounded to 8 bits, as q8 weights are: x = scale * value, value in -127 … 127,
+ * one scale for each group_size columns. Columns are rounded up to whole groups with zeros. */
+typedef struct {
+    int8_t *values; /* [n][groups * group_size] */
+    float *scales;  /* [n][groups] */
+    int32_t *sums;  /* [n][groups]: the sum of a group's values */
+    size_t groups;
+    size_t group_size;
+} sl_quantized;
+
+typedef struct {
+    const char *name;
+
+    /* y[n][16 tiles] = x[n][columns] times the transposed matrix of f32 tiles. */
+    void (*matmul_f32)(float *y, size_t y_stride, const float *tiles, size_t tile_count,
+                       size_t columns, const float *x, size_t x_stride, size_t n);
+
+    /* y[n][16 tiles] = the quantized x[n] times the transposed matrix of q8 tiles. */
+    void (*matmul_q8)(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
+                      const sl_quantized *x, size_t n);
+
+    /* Row i of q = x[columns]. */
+    void (*quantize)(const sl_quantized *q, size_t i, const float *x, size_t columns);
+
+    /* y[n] = x[n] / sqrt(mean(x²) + eps) * weight[n]. */
+    void (*rmsnorm)(float *y, const float *x, const float *weight, size_t n, float eps);
+
+    /* Turn each pair (2i, 2i + 1) of every head: x[heads][head_dim], table[head_dim / 2] of
+     * cosine and sine. */
+    void (*rotate)(float *x, size_t heads, size_t head_dim, const float *table);
+
+    /* out[head_dim] = softmax(q · keys / sqrt(head_dim)) values, over the given positions.
+     * keys is a matrix of f32 tiles whose rows are positions, values is [positions][head_dim],
+     * scores is scratch for positions rounded up to whole tiles. */
+    void (*attention)(float *out, const float *q, const float *keys, const float *values,
+                      size_t positions, size_t head_dim, float *scores);
+
+    /* y[n] = silu(gate[n]) * up[n]; silu(g) = g / (1 + exp(-g)). */
+    void (*swiglu)(float *y, const float *gate, const float *up, size_t n);
+} sl_kernels;
+
+extern const sl_kernels sl_kernels_scalar;
+
+/* The fastest kernels that this processor runs. */
+const sl_kernels *sl_kernels_best(void);
+
+#endif

@@ -1,0 +1,173 @@
+/* scalar.c: the reference kernels, without an instruction of any one processor.
+ *
+ * A tile's 16 rows are 16 sums side by side. They are written as GCC's and Clang's vectors of four,
+ * which are registers on every x86-64 and ARM64 processor, so no floating-point addition needs to
+ * be reordered to be fast. */
+
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+
+typedef float float4 __attribute__((vector_size(16)));
+typedef int32_t int4 __attribute__((vector_size(16)));
+typedef int16_t short8 __attribute__((vector_size(16)));
+
+enum { ROWS = SL_TILE_ROWS, VECTORS = ROWS / 4 };
+
+static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_count,
+                       size_t columns, const float *x, size_t x_stride, size_t n) {
+    for (size_t tile = 0; tile < tile_count; tile++) {
+        const float4 *w = (const float4 *)(tiles + tile * columns * ROWS);
+        for (size_t i = 0; i < n; i++) {
+            const float *xi = x + i * x_stride;
+            float4 sum[VECTORS] = {0};
+            for (size_t c = 0; c < columns; c++)
+                for (size_t v = 0; v < VECTORS; v++) sum[v] += w[c * VECTORS + v] * xi[c];
+            memcpy(y + i * y_stride + tile * ROWS, sum, sizeof sum);
+        }
+    }
+}
+
+/* Two 16-bit numbers, four times over. */
+static int4 repeat_pair(int8_t low, int8_t high) {
+    const int32_t pair = (int32_t)((uint16_t)low | (uint32_t)(uint16_t)high << 16);
+    return (int4){pair, pair, pair, pair};
+}
+
+/* Multiply as 16-bit numbers, which unsigned times signed bytes never overflow, and add the two
+ * products in each 32 bits. */
+static int4 dot_pairs(int4 a, int4 b) {
+    const int4 products = (int4)((short8)a * (short8)b);
+    return ((products << 16) >> 16) + (products >> 16);
+}
+
+/* The dot products of a group's 16 rows with q[group_size]. Each 32 bits of w are four columns of a
+ * row, taken apart into the first and third and the second and fourth. */
+static void dot_group(int4 dot[VECTORS], const int4 *w, const int8_t *q, size_t group_size) {
+    memset(dot, 0, VECTORS * sizeof *dot);
+    for (size_t c = 0; c < group_size; c += SL_TILE_COLUMNS, w += VECTORS) {
+        const int4 even = repeat_pair(q[c], q[c + 2]), odd = repeat_pair(q[c + 1], q[c + 3]);
+        for (size_t v = 0; v < VECTORS; v++)
+            dot[v] += dot_pairs(w[v] & 0x00ff00ff, even) + dot_pairs(w[v] >> 8 & 0x00ff00ff, odd);
+    }
+}
+
+static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
+                      const sl_quantized *x, size_t n) {
+    const size_t group_bytes = ROWS * (sizeof(float) + x->group_size);
+    for (size_t tile = 0; tile < tile_count; tile++) {
+        for (size_t i = 0; i < n; i++) {
+            const uint8_t *group = tiles + tile * x->groups * group_bytes;
+            float4 sum[VECTORS] = {0};
+            for (size_t g = i * x->groups; g < (i + 1) * x->groups; g++, group += group_bytes) {
+                const float4 *scale = (const float4 *)group;
+                const int32_t bias = 128 * x->sums[g]; /* weights are stored with 128 added */
+                int4 dot[VECTORS];
+                dot_group(dot, (const int4 *)(scale + VECTORS), x->values + g * x->group_size,
+                          x->group_size);
+                for (size_t v = 0; v < VECTORS; v++)
+                    sum[v] +=
+                        scale[v] * x->scales[g] * __builtin_convertvector(dot[v] - bias, float4);
+            }
+            memcpy(y + i * y_stride + tile * ROWS, sum, sizeof sum);
+        }
+    }
+}
+
+/* The largest |x|; NaN if there is one. Compared as integers, which order magnitudes the same. */
+static float largest_magnitude(const float *x, size_t n) {
+    int32_t largest = 0;
+    for (size_t i = 0; i < n; i++) {
+        int32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= 0x7fffffff;
+        largest = bits > largest ? bits : largest;
+    }
+    float magnitude;
+    memcpy(&magnitude, &largest, sizeof magnitude);
+    return magnitude;
+}
+
+/* The integer nearest to x, of two the even one, for |x| < 2^22. Adding 1.5 * 2^23 leaves it in the
+ * low bits of the sum. */
+static int32_t nearest(float x) {
+    const float shifted = x + 12582912.0f;
+    int32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    return bits - 0x4b400000;
+}
+
+static void quantize(const sl_quantized *q, size_t i, const float *x, size_t columns) {
+    int8_t *values = q->values + i * q->groups * q->group_size;
+    for (size_t g = 0; g < q->groups; g++, values += q->group_size) {
+        const size_t start = g * q->group_size;
+        const size_t rest = columns - start;
+        const size_t width = rest < q->group_size ? rest : q->group_size;
+        const float scale = largest_magnitude(x + start, width) / 127.0f;
+        const float inverse = scale >= FLT_MIN ? 1.0f / scale : 0.0f;
+        int32_t sum = 0;
+        for (size_t c = 0; c < width; c++) {
+            const int32_t value = nearest(x[start + c] * inverse);
+            values[c] = (int8_t)value;
+            sum += (int8_t)value;
+        }
+        memset(values + width, 0, q->group_size - width);
+        q->scales[i * q->groups + g] = scale;
+        q->sums[i * q->groups + g] = sum;
+    }
+}
+
+static void rmsnorm(float *y, const float *x, const float *weight, size_t n, float eps) {
+    float sum = 0;
+    for (size_t i = 0; i < n; i++) sum += x[i] * x[i];
+    const float scale = 1.0f / sqrtf(sum / (float)n + eps);
+    for (size_t i = 0; i < n; i++) y[i] = x[i] * scale * weight[i];
+}
+
+static void rotate(float *x, size_t heads, size_t head_dim, const float *table) {
+    for (size_t h = 0; h < heads; h++, x += head_dim) {
+        for (size_t i = 0; i < head_dim; i += 2) {
+            const float even = x[i], odd = x[i + 1], cosine = table[i], sine = table[i + 1];
+            x[i] = even * cosine - odd * sine;
+            x[i + 1] = even * sine + odd * cosine;
+        }
+    }
+}
+
+/* x[n] = exp(x - largest); returns the sum. */
+static float exponentials(float *x, size_t n) {
+    float largest = x[0], sum = 0;
+    for (size_t i = 1; i < n; i++) largest = x[i] > largest ? x[i] : largest;
+    for (size_t i = 0; i < n; i++) sum += x[i] = expf(x[i] - largest);
+    return sum;
+}
+
+static void attention(float *out, const float *q, const float *keys, const float *values,
+                      size_t positions, size_t head_dim, float *scores) {
+    matmul_f32(scores, 0, keys, (positions + ROWS - 1) / ROWS, head_dim, q, 0, 1);
+    const float root = sqrtf((float)head_dim);
+    for (size_t p = 0; p < positions; p++) scores[p] /= root;
+    const float sum = exponentials(scores, positions);
+    memset(out, 0, head_dim * sizeof *out);
+    for (size_t p = 0; p < positions; p++) {
+        const float share = scores[p] / sum;
+        for (size_t d = 0; d < head_dim; d++) out[d] += share * values[p * head_dim + d];
+    }
+}
+
+static void swiglu(float *y, const float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+const sl_kernels sl_kernels_scalar = {
+    .name = "scalar",
+    .matmul_f32 = matmul_f32,
+    .matmul_q8 = matmul_q8,
+    .quantize = quantize,
+    .rmsnorm = rmsnorm,
+    .rotate = rotate,
+    .attention = attention,
+    .swiglu = swiglu,
+};

@@ -1,0 +1,386 @@
+/* model_file.c: map a weight file and trust nothing in it. */
+
+#define _POSIX_C_SOURCE 200809L
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "weight files are little-endian and mapped as they are"
+#endif
+
+enum {
+    VERSION = 1,
+    HEADER_BYTES = 256,
+    ALIGNMENT = 64,
+    LANES = 8,
+    FLAG_TIED = 1 << 0,
+    FLAG_DUMMY_PREFIX = 1 << 1,
+    FLAG_BYTE_FALLBACK = 1 << 2,
+    FLAGS = FLAG_TIED | FLAG_DUMMY_PREFIX | FLAG_BYTE_FALLBACK,
+    LARGEST_DIMENSION = 1 << 20,
+    LARGEST_CONTEXT = 1 << 17,
+    LARGEST_GROUP = 1 << 14, /* a group's dot product must fit 32 bits */
+};
+
+static const uint8_t magic[8] = {0x89, 'S', 'L', 'M', '\r', '\n', 0x1a, '\n'};
+
+typedef struct {
+    uint8_t magic[8];
+    uint32_t version, header_bytes;
+    uint64_t file_bytes, checksum;
+    uint32_t dim, layers, heads, kv_heads, head_dim, hidden, context, vocab_size;
+    float rope_theta, norm_eps;
+    uint32_t weight_type, group_size;
+    int32_t unk_id, bos_id, eos_id, pad_id;
+    uint32_t flags, zero;
+    uint64_t tokenizer_offset, tokenizer_bytes, tensors_offset, tensors_bytes;
+    uint8_t reserved[120];
+} header;
+
+_Static_assert(sizeof(header) == HEADER_BYTES, "the header has no padding");
+_Static_assert(offsetof(header, checksum) == 24, "the checksum stands at byte 24");
+
+static int refuse(const char *path, const char *reason) {
+    return sl_fail(SL_ERROR_FORMAT, "weight file %s is damaged: %s; export it again", path, reason);
+}
+
+/* ---- Mapping --------------------------------------------------------------------------------- */
+
+static int map_file(sl_model *model, const char *path) {
+    const int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0)
+        return sl_fail(SL_ERROR_FILE, "weight file %s cannot be opened: %s", path, strerror(errno));
+    int status = SL_OK;
+    struct stat about;
+    if (fstat(file, &about)) {
+        status = sl_fail(SL_ERROR_FILE, "weight file %s cannot be read: %s", path, strerror(errno));
+    } else if (!S_ISREG(about.st_mode)) {
+        status = sl_fail(SL_ERROR_FILE, "weight file %s is not a regular file", path);
+    } else if (about.st_size == 0 || (uintmax_t)about.st_size > SIZE_MAX) {
+        status = sl_fail(SL_ERROR_FORMAT, "weight file %s is %s", path,
+                         about.st_size ? "larger than this machine's address space" : "empty");
+    } else {
+        model->file_bytes = (size_t)about.st_size;
+        model->file = mmap(NULL, model->file_bytes, PROT_READ, MAP_SHARED, file, 0);
+        if (model->file == MAP_FAILED) {
+            model->file = NULL;
+            status = sl_fail(SL_ERROR_FILE, "weight file %s cannot be mapped: %s", path,
+                             strerror(errno));
+        }
+    }
+    close(file);
+    return status;
+}
+
+/* ---- Header ---------------------------------------------------------------------------------- */
+
+/* Whether the file looks like a checkpoint of llama2.c: its magic number, or its oldest form's
+ * seven dimensions. */
+static bool is_llama2c(const void *file, size_t bytes) {
+    int32_t field[7]; /* dim, hidden_dim, layers, heads, kv_heads, vocab_size, context */
+    if (bytes < sizeof field) return false;
+    memcpy(field, file, sizeof field);
+    if (field[0] == 0x616b3432) return true;
+    for (int i = 0; i < 7; i++)
+        if ((i != 5 && field[i] <= 0) || field[i] == 0 || abs(field[i] / 2) > LARGEST_DIMENSION)
+            return false;
+    return field[0] % field[3] == 0 && field[3] % field[4] == 0;
+}
+
+static int check_kind(const sl_model *model, const header *head, const char *path) {
+    const size_t shown = model->file_bytes < sizeof magic ? model->file_bytes : sizeof magic;
+    if (memcmp(model->file, magic, shown) != 0 || shown < sizeof magic) {
+        if (is_llama2c(model->file, model->file_bytes))
+            return sl_fail(SL_ERROR_FORMAT,
+                           "%s is a llama2.c checkpoint: import it with "
+                           "`storyllamas import %s --out model.slm`",
+                           path, path);
+        return sl_fail(SL_ERROR_FORMAT,
+                       "%s is not a StoryLlamas weight file: give one that export wrote", path);
+    }
+    if (model->file_bytes < sizeof *head)
+        return sl_fail(SL_ERROR_FORMAT,
+                       "weight file %s is cut short: it has %zu bytes and a header has %d", path,
+                       model->file_bytes, HEADER_BYTES);
+    if (head->version != VERSION)
+        return sl_fail(SL_ERROR_FORMAT,
+                       "weight file %s has version %" PRIu32 " and this program reads version %d: "
+                       "export the model again",
+                       path, head->version, VERSION);
+    if (head->file_bytes != model->file_bytes)
+        return sl_fail(SL_ERROR_FORMAT,
+                       "weight file %s is %zu bytes long and its header says %" PRIu64
+                       ": it was cut short or appended to; export it again",
+                       path, model->file_bytes, head->file_bytes);
+    if (model->file_bytes % ALIGNMENT)
+        return refuse(path, "its length is not a multiple of 64 bytes");
+    return SL_OK;
+}
+
+static uint64_t fold(uint64_t hash, uint64_t word) {
+    return (hash ^ word) * UINT64_C(0x100000001b3);
+}
+
+/* See storyllamas.h. The checksum's own word, 24 bytes in, belongs to lane 3 of the first block. */
+static uint64_t checksum(const void *file, size_t bytes, uint64_t stored) {
+    uint64_t a[LANES] = {0}, b[LANES] = {0};
+    const uint64_t *words = file;
+    a[offsetof(header, checksum) / sizeof *words] -= stored;
+    for (size_t i = 0; i < bytes / sizeof *words; i += LANES)
+        for (size_t lane = 0; lane < LANES; lane++) {
+            a[lane] += words[i + lane];
+            b[lane] += a[lane];
+        }
+    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+    for (size_t lane = 0; lane < LANES; lane++) hash = fold(fold(hash, a[lane]), b[lane]);
+    return hash;
+}
+
+static int check_dimensions(const header *head, const char *path) {
+    const struct {
+        const char *name;
+        uint32_t value, largest;
+    } dimensions[] = {
+        {"dim", head->dim, LARGEST_DIMENSION},
+        {"layers", head->layers, LARGEST_DIMENSION},
+        {"heads", head->heads, LARGEST_DIMENSION},
+        {"kv_heads", head->kv_heads, LARGEST_DIMENSION},
+        {"head_dim", head->head_dim, LARGEST_DIMENSION},
+        {"hidden", head->hidden, LARGEST_DIMENSION},
+        {"context", head->context, LARGEST_CONTEXT},
+        {"vocab_size", head->vocab_size, LARGEST_DIMENSION},
+    };
+    for (size_t i = 0; i < sizeof dimensions / sizeof *dimensions; i++)
+        if (dimensions[i].value < 1 || dimensions[i].value > dimensions[i].largest)
+            return sl_fail(SL_ERROR_FORMAT,
+                           "weight file %s is damaged: its %s is %" PRIu32
+                           " and must be 1 to %" PRIu32 "; export it again",
+                           path, dimensions[i].name, dimensions[i].value, dimensions[i].largest);
+    if (head->heads % head->kv_heads) return refuse(path, "kv_heads does not divide heads");
+    if (head->head_dim % 2) return refuse(path, "head_dim is odd");
+    if ((uint64_t)head->heads * head->head_dim > LARGEST_DIMENSION)
+        return refuse(path, "heads times head_dim is out of range");
+    return SL_OK;
+}
+
+static bool is_special_id(const header *head, int32_t id) {
+    return id >= -1 && id < (int64_t)head->vocab_size;
+}
+
+static int check_header(const header *head, const char *path) {
+    if (head->header_bytes != HEADER_BYTES) return refuse(path, "header_bytes is not 256");
+    const int status = check_dimensions(head, path);
+    if (status) return status;
+    if (!(isfinite(head->rope_theta) && head->rope_theta > 0))
+        return refuse(path, "rope_theta is not a positive number");
+    if (!(isfinite(head->norm_eps) && head->norm_eps >= 0))
+        return refuse(path, "norm_eps is negative or not a number");
+    if (head->weight_type != SL_F32 && head->weight_type != SL_Q8)
+        return refuse(path, "weight_type is unknown");
+    if (head->weight_type == SL_F32 && head->group_size)
+        return refuse(path, "group_size of f32 weights is not 0");
+    if (head->weight_type == SL_Q8 && (head->group_size == 0 || head->group_size > LARGEST_GROUP ||
+                                       head->group_size % SL_TILE_COLUMNS))
+        return refuse(path, "group_size is not a multiple of 4 from 4 to 16384");
+    if (!is_special_id(head, head->unk_id)) return refuse(path, "unk_id is out of range");
+    if (!is_special_id(head, head->bos_id)) return refuse(path, "bos_id is out of range");
+    if (!is_special_id(head, head->eos_id)) return refuse(path, "eos_id is out of range");
+    if (!is_special_id(head, head->pad_id)) return refuse(path, "pad_id is out of range");
+    if (head->flags & ~(uint32_t)FLAGS) return refuse(path, "it sets an unknown flag");
+    if (head->zero) return refuse(path, "a reserved field is not zero");
+    for (size_t i = 0; i < sizeof head->reserved; i++)
+        if (head->reserved[i]) return refuse(path, "a reserved byte of the header is not zero");
+    return SL_OK;
+}
+
+/* ---- Sections -------------------------------------------------------------------------------- */
+
+/* A walk over the file's sections. Every section is inside the file or the walk has failed. */
+typedef struct {
+    const uint8_t *file;
+    uint64_t bytes;
+    uint64_t position;
+    const char *failure; /* NULL: none yet */
+} cursor;
+
+/* The next section, aligned, of count times size bytes, and step over the zeros after it. */
+static const void *take(cursor *at, uint64_t count, uint64_t size) {
+    const uint64_t left = at->bytes - at->position;
+    if (at->failure) return NULL;
+    if (size && count > left / size) {
+        at->failure = "its sections do not fit the file";
+        return NULL;
+    }
+    const uint8_t *section = at->file + at->position;
+    at->position += count * size;
+    for (; at->position % ALIGNMENT; at->position++)
+        if (at->file[at->position]) at->failure = "the padding between sections is not zero";
+    return section;
+}
+
+static const float *take_vector(cursor *at, uint32_t size) {
+    return take(at, size, sizeof(float));
+}
+
+static sl_matrix take_matrix(cursor *at, const sl_info *info, uint64_t rows, uint32_t columns) {
+    uint64_t row_bytes = sizeof(float) * (uint64_t)columns;
+    if (info->weight_type == SL_Q8) {
+        const uint64_t groups = (columns + (uint64_t)info->group_size - 1) / info->group_size;
+        row_bytes = groups * (sizeof(float) + info->group_size);
+    }
+    return (sl_matrix){take(at, sl_padded_rows(rows), row_bytes), (uint32_t)rows, columns};
+}
+
+static int take_tokenizer(sl_model *model, const header *head, cursor *at, const char *path) {
+    const uint64_t size = head->vocab_size;
+    const uint64_t tables = size * (sizeof(float) + sizeof(uint32_t) + 1) + sizeof(uint32_t);
+    const uint8_t *section = take(at, head->tokenizer_bytes, 1);
+    if (at->failure) return refuse(path, at->failure);
+    if (head->tokenizer_bytes < tables) return refuse(path, "its tokenizer is cut short");
+    if (head->tensors_offset != at->position)
+        return refuse(path, "tensors_offset is not the end of the tokenizer");
+    sl_tokenizer *tokenizer = &model->tokenizer;
+    tokenizer->size = head->vocab_size;
+    tokenizer->scores = (const float *)section;
+    tokenizer->offsets = (const uint32_t *)(section + size * sizeof(float));
+    tokenizer->types = section + size * (sizeof(float) + sizeof(uint32_t)) + sizeof(uint32_t);
+    tokenizer->text = (const char *)section + tables;
+    tokenizer->unk_id = head->unk_id;
+    tokenizer->dummy_prefix = head->flags & FLAG_DUMMY_PREFIX;
+    tokenizer->byte_fallback = head->flags & FLAG_BYTE_FALLBACK;
+    const uint64_t text_bytes = head->tokenizer_bytes - tables;
+    if (tokenizer->offsets[0] != 0) return refuse(path, "its first piece is not at offset 0");
+    for (uint64_t i = 0; i < size; i++)
+        if (tokenizer->offsets[i] > tokenizer->offsets[i + 1])
+            return refuse(path, "the offsets of its pieces run backwards");
+    if (tokenizer->offsets[size] != text_bytes)
+        return refuse(path, "its pieces do not end with the tokenizer");
+    return sl_tokenizer_index(tokenizer, path);
+}
+
+static int take_tensors(sl_model *model, const header *head, cursor *at, const char *path) {
+    const sl_info *info = &model->info;
+    const uint64_t attention = (uint64_t)info->heads * info->head_dim;
+    const uint64_t qkv = attention + 2 * (uint64_t)info->kv_heads * info->head_dim;
+    const uint64_t start = at->position;
+    model->layers = calloc(info->layers, sizeof *model->layers);
+    if (!model->layers) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
+    model->embedding = take_matrix(at, info, info->vocab_size, info->dim);
+    for (uint32_t i = 0; i < info->layers; i++) {
+        sl_layer *layer = &model->layers[i];
+        layer->attention_norm = take_vector(at, info->dim);
+        layer->qkv = take_matrix(at, info, qkv, info->dim);
+        layer->output = take_matrix(at, info, info->dim, (uint32_t)attention);
+        layer->feed_forward_norm = take_vector(at, info->dim);
+        layer->gate_up = take_matrix(at, info, 2 * (uint64_t)info->hidden, info->dim);
+        layer->down = take_matrix(at, info, info->dim, info->hidden);
+    }
+    model->norm = take_vector(at, info->dim);
+    model->classifier = model->embedding;
+    if (!info->tied) model->classifier = take_matrix(at, info, info->vocab_size, info->dim);
+    if (at->failure) return refuse(path, at->failure);
+    if (at->position != at->bytes) return refuse(path, "something follows its last tensor");
+    if (head->tensors_bytes != at->position - start)
+        return refuse(path, "tensors_bytes is not the size of its tensors");
+    return SL_OK;
+}
+
+/* ---- Opening --------------------------------------------------------------------------------- */
+
+static void describe(sl_model *model, const header *head) {
+    const uint64_t dim = head->dim, attention = (uint64_t)head->heads * head->head_dim;
+    const uint64_t qkv = attention + 2 * (uint64_t)head->kv_heads * head->head_dim;
+    const uint64_t layer = 2 * dim + dim * (qkv + attention + 3 * (uint64_t)head->hidden);
+    const uint64_t tied = head->flags & FLAG_TIED;
+    model->kernels = sl_kernels_best();
+    model->info = (sl_info){
+        .dim = head->dim,
+        .layers = head->layers,
+        .heads = head->heads,
+        .kv_heads = head->kv_heads,
+        .head_dim = head->head_dim,
+        .hidden = head->hidden,
+        .context = head->context,
+        .vocab_size = head->vocab_size,
+        .rope_theta = head->rope_theta,
+        .norm_eps = head->norm_eps,
+        .weight_type = head->weight_type,
+        .group_size = head->group_size,
+        .unk_id = head->unk_id,
+        .bos_id = head->bos_id,
+        .eos_id = head->eos_id,
+        .pad_id = head->pad_id,
+        .tied = (uint32_t)tied,
+        .parameters = (tied ? 1 : 2) * head->vocab_size * dim + head->layers * layer + dim,
+        .file_bytes = head->file_bytes,
+        .kernels = model->kernels->name,
+    };
+}
+
+/* Pair i of position t turns by t / rope_theta^(2i / head_dim) (Su et al. 2021, arXiv:2104.09864).
+ */
+static int make_rotary_table(sl_model *model, const char *path) {
+    const sl_info *info = &model->info;
+    model->rotary = calloc(info->context, info->head_dim * sizeof(float));
+    if (!model->rotary) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
+    for (size_t i = 0; i < info->head_dim; i += 2) {
+        const double frequency = pow(info->rope_theta, -(double)i / info->head_dim);
+        for (size_t t = 0; t < info->context; t++) {
+            float *pair = model->rotary + t * info->head_dim + i;
+            pair[0] = (float)cos((double)t * frequency);
+            pair[1] = (float)sin((double)t * frequency);
+        }
+    }
+    return SL_OK;
+}
+
+static int load(sl_model *model, const char *path) {
+    int status = map_file(model, path);
+    if (status) return status;
+    const header *head = model->file;
+    if ((status = check_kind(model, head, path))) return status;
+    if (checksum(model->file, model->file_bytes, head->checksum) != head->checksum)
+        return refuse(path, "its checksum does not match");
+    if ((status = check_header(head, path))) return status;
+    if (head->tokenizer_offset != HEADER_BYTES)
+        return refuse(path, "tokenizer_offset is not the end of the header");
+    describe(model, head);
+    cursor at = {model->file, model->file_bytes, HEADER_BYTES, NULL};
+    if ((status = take_tokenizer(model, head, &at, path))) return status;
+    if ((status = take_tensors(model, head, &at, path))) return status;
+    return make_rotary_table(model, path);
+}
+
+int sl_model_open(sl_model **model, const char *path) {
+    *model = calloc(1, sizeof **model);
+    if (!*model) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
+    const int status = load(*model, path);
+    if (status) {
+        sl_model_close(*model);
+        *model = NULL;
+    }
+    return status;
+}
+
+void sl_model_close(sl_model *model) {
+    if (!model) return;
+    sl_tokenizer_free(&model->tokenizer);
+    free(model->layers);
+    free(model->rotary);
+    if (model->file) munmap(model->file, model->file_bytes);
+    free(model);
+}
+
+const sl_info *sl_model_info(const sl_model *model) {
+    return &model->info;
+}

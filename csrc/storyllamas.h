@@ -1,0 +1,289 @@
+/* storyllamas.h: tell stories with a small Llama model.
+ *
+ *     sl_model *model;
+ *     sl_session *session;
+ *     if (sl_model_open(&model, "model.slm") || sl_session_new(&session, model)) {
+ *         fprintf(stderr, "%s\n", sl_error());
+ *         return 1;
+ *     }
+ *     sl_options options = SL_DEFAULTS;
+ *     options.seed = 7;
+ *
+ *     const char *prompt = "Once upon a time";
+ *     sl_piece piece;
+ *     int status = sl_start(session, prompt, strlen(prompt), &options);
+ *     while (!status && !(status = sl_next(session, &piece))) {
+ *         fwrite(piece.text, 1, piece.length, stdout);
+ *         if (piece.stop) break;
+ *     }
+ *     sl_session_free(session);
+ *     sl_model_close(model);
+ *
+ * A model is read-only once open: any number of threads may share it. A session is one sequence,
+ * its key-value cache and its scratch memory, all allocated by sl_session_new; one thread at a time
+ * may use it. Close the model after its sessions.
+ *
+ * Every function that can fail returns SL_OK (zero) or an error code, and sl_error() then has one
+ * sentence for the user. The library never prints, never exits and never reads the environment.
+ */
+
+#ifndef STORYLLAMAS_H
+#define STORYLLAMAS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SL_API __attribute__((visibility("default")))
+
+/* How a story is told unless the caller says otherwise. */
+#define SL_DEFAULTS                                                                                \
+    {                                                                                              \
+        .temperature = 0.8f,                                                                       \
+        .top_k = 0,                                                                                \
+        .top_p = 0.9f,                                                                             \
+        .min_p = 0.0f,                                                                             \
+        .repetition_penalty = 1.0f,                                                                \
+        .repetition_window = 64,                                                                   \
+        .seed = 42,                                                                                \
+        .tokens = 256,                                                                             \
+        .ignore_end = 0,                                                                           \
+    }
+
+/* cffi reads from here to "cffi: end", preprocessor lines left out. */
+/* cffi: begin */
+
+typedef struct sl_model sl_model;
+typedef struct sl_session sl_session;
+
+enum {
+    SL_OK = 0,
+    SL_ERROR_FILE,     /* the weight file cannot be opened or mapped */
+    SL_ERROR_FORMAT,   /* it is not a weight file, or a damaged one */
+    SL_ERROR_MEMORY,   /* there is not enough memory */
+    SL_ERROR_ARGUMENT, /* an argument is out of its range */
+    SL_ERROR_TEXT,     /* a text is not valid UTF-8 */
+    SL_ERROR_NUMBER    /* the model's output is not finite */
+};
+
+/* The last error of the calling thread, one sentence without a full stop. Valid until the thread's
+ * next failing call; never NULL. */
+SL_API const char *sl_error(void);
+
+/* ---- Models ---------------------------------------------------------------------------------- */
+
+enum { SL_F32 = 0, SL_Q8 = 1 };
+
+typedef struct {
+    uint32_t dim;      /* width of the residual stream */
+    uint32_t layers;   /* transformer blocks */
+    uint32_t heads;    /* query heads */
+    uint32_t kv_heads; /* key and value heads; divides heads */
+    uint32_t head_dim; /* width of a head; even */
+    uint32_t hidden;   /* width of the feed-forward layer */
+    uint32_t context;  /* most positions that the model attends to */
+    uint32_t vocab_size;
+    float rope_theta;     /* base of the rotary frequencies */
+    float norm_eps;       /* added to the mean square in RMSNorm */
+    uint32_t weight_type; /* SL_F32 or SL_Q8 */
+    uint32_t group_size;  /* columns that share a scale; 0 for SL_F32 */
+    int32_t unk_id;       /* -1: there is none; likewise below */
+    int32_t bos_id;
+    int32_t eos_id;
+    int32_t pad_id;
+    uint32_t tied; /* 1: the classifier is the embedding */
+    uint64_t parameters;
+    uint64_t file_bytes;
+    const char *kernels; /* the instruction set in use, such as "scalar" */
+} sl_info;
+
+/* Map a weight file and check all of it. The file must not be written to while it is open;
+ * replacing it by another through a rename is fine. */
+SL_API int sl_model_open(sl_model **model, const char *path);
+
+/* Also of NULL. */
+SL_API void sl_model_close(sl_model *model);
+
+/* Valid as long as the model. */
+SL_API const sl_info *sl_model_info(const sl_model *model);
+
+/* ---- Text and tokens ------------------------------------------------------------------------- */
+
+/* Write the ids of a text, as SentencePiece numbers them, without BOS and EOS.
+ *
+ * text[length] is UTF-8, NUL bytes allowed; no text has no ids. Control pieces spelt out in the
+ * text, such as "<s>", are plain text. *count becomes the number of ids; where it exceeds capacity
+ * the call fails with SL_ERROR_ARGUMENT and the first capacity ids are written. 3 * (length + 1)
+ * ids are always enough. Takes O(length log length) time. */
+SL_API int sl_encode(const sl_model *model, const char *text, size_t length, int32_t *ids,
+                     size_t capacity, size_t *count);
+
+/* Write the text of ids[count] as valid UTF-8, without a final NUL.
+ *
+ * Control pieces have no text, the unknown piece is " \u2047 ", byte pieces join to characters, and
+ * a byte that is part of none becomes U+FFFD. If the tokenizer puts a space before a text, that one
+ * is left out. *length becomes the number of bytes; where it exceeds capacity the call fails with
+ * SL_ERROR_ARGUMENT. */
+SL_API int sl_decode(const sl_model *model, const int32_t *ids, size_t count, char *text,
+                     size_t capacity, size_t *length);
+
+/* ---- Stories --------------------------------------------------------------------------------- */
+
+/* How to pick the next token. The filters apply in this order, each to what the last one left:
+ *
+ *   1. repetition_penalty: the logit of every token among the last repetition_window ones (prompt
+ *      included) is divided by it if positive and multiplied by it if not (Keskar et al. 2019,
+ *      arXiv:1909.05858);
+ *   2. temperature: logits are divided by it and turned to probabilities; at 0 the largest logit
+ *      wins (the lowest id among equals) and the rest of this list is idle;
+ *   3. top_k: the k most probable tokens stay, of equals those of lower id;
+ *   4. top_p: of these, the fewest most probable tokens that together have at least the share p
+ *      stay (Holtzman et al. 2020, arXiv:1904.09751);
+ *   5. min_p: tokens less probable than min_p times the most probable go (Nguyen et al. 2024,
+ *      arXiv:2407.01082).
+ *
+ * The tokens that are left are laid end to end, each as long as it is probable: by falling
+ * probability (of equals the lower id first) if top_k, top_p or min_p is on, by id if none is. The
+ * token at u times the total length is drawn. u = (x >> 11) / 2^53 where x is the next number of
+ * xoshiro256** (Blackman & Vigna 2018, arXiv:1805.01407); its four words of state are the first
+ * four numbers of splitmix64 started at seed. One number is used a token, none at temperature 0. */
+typedef struct {
+    float temperature;         /* 0 … 1000; 0 is greedy */
+    int32_t top_k;             /* 0 and up; 0 is off */
+    float top_p;               /* above 0, up to 1; 1 is off */
+    float min_p;               /* 0 up to below 1; 0 is off */
+    float repetition_penalty;  /* above 0, up to 1000; 1 is off */
+    int32_t repetition_window; /* 0 and up */
+    uint64_t seed;
+    int32_t tokens;     /* most tokens to tell, the prompt not counted; 1 and up */
+    int32_t ignore_end; /* 1: go on past EOS and BOS, for measuring speed */
+} sl_options;
+
+enum {
+    SL_RUNNING = 0,
+    SL_STOP_EOS,      /* the model ended the story */
+    SL_STOP_BOS,      /* the model began another */
+    SL_STOP_TOKENS,   /* options.tokens are told */
+    SL_STOP_CONTEXT,  /* every position of the context is used */
+    SL_STOP_CALLBACK, /* the callback of sl_generate asked for it */
+    SL_STOPS
+};
+
+/* What sl_next tells. A character that is split into several tokens comes whole with the last of
+ * them, so text may be empty; it is valid UTF-8 in any case. */
+typedef struct {
+    const char *text; /* valid until the session's next call; not ended by NUL */
+    size_t length;    /* in bytes */
+    int32_t id;       /* the token, or -1 for a stop that is not a token */
+    int32_t stop;     /* SL_RUNNING or why the story ends here */
+} sl_piece;
+
+SL_API int sl_session_new(sl_session **session, const sl_model *model);
+
+/* Also of NULL. */
+SL_API void sl_session_free(sl_session *session);
+
+/* Begin a story: BOS and the prompt's ids go through the model. An empty prompt is fine. A prompt
+ * whose ids are more than the context is refused. */
+SL_API int sl_start(sl_session *session, const char *prompt, size_t length,
+                    const sl_options *options);
+
+/* Begin a story with ids[count], count at least 1; BOS, if wanted, is among them. */
+SL_API int sl_start_ids(sl_session *session, const int32_t *ids, size_t count,
+                        const sl_options *options);
+
+/* Tell the next token. After a stop the same stop is told again, without text. */
+SL_API int sl_next(sl_session *session, sl_piece *piece);
+
+/* How many tokens the story has so far, the prompt's and the told ones (EOS is not one). */
+SL_API size_t sl_prompt_tokens(const sl_session *session);
+SL_API size_t sl_story_tokens(const sl_session *session);
+
+/* sl_start and sl_next in one: tell(data, piece) is called for every piece and ends the story by
+ * returning non-zero. *stop becomes why the story ended. */
+typedef int (*sl_tell)(void *data, const sl_piece *piece);
+SL_API int sl_generate(sl_session *session, const char *prompt, size_t length,
+                       const sl_options *options, sl_tell tell, void *data, int32_t *stop);
+
+/* The word for a stop, such as "the end of the story". */
+SL_API const char *sl_stop_name(int32_t stop);
+
+/* ---- Measuring ------------------------------------------------------------------------------- */
+
+/* Logits of the token after each of ids[count]: logits[count][vocab_size]. count is 1 … context.
+ * This and sl_score end a story that the session was telling. */
+SL_API int sl_logits(sl_session *session, const int32_t *ids, size_t count, float *logits);
+
+/* Log-probabilities in nats: scores[i] of ids[i + 1] given ids[0 … i], for count - 1 of them.
+ * count is 2 … context + 1. */
+SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, double *scores);
+
+/* cffi: end */
+
+/* The weight file, version 1
+ * --------------------------
+ *
+ * Everything is little-endian. The sections and every tensor start at a multiple of 64 bytes, the
+ * file ends at one, and the bytes between them are zero.
+ *
+ *     offset  type    field
+ *          0  u8[8]   magic: 89 53 4c 4d 0d 0a 1a 0a ("\x89SLM\r\n\x1a\n")
+ *          8  u32     version: 1
+ *         12  u32     header_bytes: 256
+ *         16  u64     file_bytes: the length of the file
+ *         24  u64     checksum: of the whole file, with this field taken as zero
+ *         32  u32[8]  dim, layers, heads, kv_heads, head_dim, hidden, context, vocab_size
+ *         64  f32     rope_theta
+ *         68  f32     norm_eps
+ *         72  u32     weight_type: SL_F32 or SL_Q8
+ *         76  u32     group_size: a multiple of 4 for q8, 0 for f32
+ *         80  i32[4]  unk_id, bos_id, eos_id, pad_id; -1 for none
+ *         96  u32     flags: 1 tied classifier, 2 dummy prefix, 4 byte fallback; the rest zero
+ *        100  u32     zero
+ *        104  u64     tokenizer_offset: 256
+ *        112  u64     tokenizer_bytes: without the padding after it
+ *        120  u64     tensors_offset: the end of the tokenizer, rounded up to 64
+ *        128  u64     tensors_bytes: with the padding after each tensor
+ *        136  u8[120] zero
+ *
+ *     tokenizer, V pieces
+ *          f32 scores[V]         merge priority; the highest merges first
+ *          u32 offsets[V + 1]    piece i is text[offsets[i] … offsets[i + 1] - 1]
+ *          u8  types[V]          1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
+ *          u8  text[offsets[V]]  UTF-8, U+2581 for a space; byte pieces are spelt "<0xNN>"
+ *
+ *     tensors, in this order; [R, C] is a matrix that maps C inputs to R outputs
+ *          embedding                 [vocab_size, dim]
+ *          for every layer
+ *              attention_norm        dim
+ *              attention.qkv         [(heads + 2 kv_heads) head_dim, dim]: query, key, value
+ *              attention.output      [dim, heads head_dim]
+ *              feed_forward_norm     dim
+ *              feed_forward.gate_up  [2 hidden, dim]: gate, up
+ *              feed_forward.down     [dim, hidden]
+ *          norm                      dim
+ *          classifier                [vocab_size, dim], unless tied
+ *
+ * A vector is plain f32. A matrix is cut into tiles of 16 rows, R rounded up with rows of zeros:
+ *
+ *     f32   f32 [tile][column][16 rows]
+ *     q8    [tile][group] { f32 scale[16 rows]; u8 weight[group_size / 4][16 rows][4 columns] }
+ *
+ * A q8 weight is scale * (byte - 128). Its columns are rounded up to whole groups with bytes of
+ * 128.
+ *
+ * Checksum: u64 word i of the file goes to lane i mod 8, where a += word and then b += a, both
+ * modulo 2^64 (Fletcher). The lanes' a and b, in order, are then folded with FNV-1a: from
+ * h = 0xcbf29ce484222325, h = (h ^ x) * 0x100000001b3.
+ *
+ * Version rule: a reader refuses every version but its own, and whatever changes the meaning of a
+ * single byte raises the version. */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

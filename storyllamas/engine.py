@@ -1,0 +1,327 @@
+"""The C engine from Python.
+
+    engine = Engine("model.slm")
+    for piece in engine.generate("Once upon a time", temperature=0.8, seed=1):
+        print(piece, end="", flush=True)
+
+An `Engine` may be shared by any number of threads; each call and each `Story` has its own session
+of the C engine. A `Story` is for one thread at a time. C runs without the global interpreter lock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from storyllamas.config import ModelConfig
+from storyllamas.errors import UserError
+from storyllamas.weights import WeightType
+
+try:
+    from storyllamas._engine import ffi, lib
+except ImportError:
+    raise UserError("the C engine is not built: run `python -m storyllamas.engine_build`") from None
+
+
+class StopReason(Enum):
+    """Why a story ends."""
+
+    EOS = lib.SL_STOP_EOS
+    BOS = lib.SL_STOP_BOS
+    TOKENS = lib.SL_STOP_TOKENS
+    CONTEXT = lib.SL_STOP_CONTEXT
+
+    def __str__(self) -> str:
+        """The engine's words for it."""
+        return _string(lib.sl_stop_name(self.value))
+
+
+@dataclass(frozen=True)
+class Info:
+    """What is in a weight file.
+
+    Attributes:
+        config: the model's shape.
+        weight_type: how its matrices are stored.
+        group_size: columns that share a scale; 0 for f32.
+        unk_id: the unknown piece, or -1; likewise the next three.
+        bos_id: the piece that begins a story.
+        eos_id: the piece that ends a story.
+        pad_id: the padding piece.
+        parameters: trainable numbers.
+        file_bytes: size of the file.
+        kernels: the instruction set that the engine uses on this machine.
+    """
+
+    config: ModelConfig
+    weight_type: WeightType
+    group_size: int
+    unk_id: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    parameters: int
+    file_bytes: int
+    kernels: str
+
+
+class Engine:
+    """A weight file, open for telling stories and for measuring."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open a weight file and check all of it.
+
+        Raises:
+            UserError: it is missing, not a weight file, or damaged.
+        """
+        handle = ffi.new("sl_model **")
+        _check(lib.sl_model_open(handle, os.fsencode(path)))
+        self._model = ffi.gc(handle[0], lib.sl_model_close)
+        self._idle: list[Any] = []  # sessions that nobody uses; append and pop are atomic
+        self.info = _info(lib.sl_model_info(self._model))
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        repetition_window: int | None = None,
+        seed: int | None = None,
+        tokens: int | None = None,
+    ) -> Story:
+        """Tell a story that begins with the prompt, which may be empty.
+
+        What the options mean, and in which order they apply, is written at `sl_options` in
+        csrc/storyllamas.h. What is None is as in `DEFAULTS`.
+
+        Args:
+            prompt: how the story begins.
+            temperature: 0 … 1000; 0 is greedy.
+            top_k: 0 and up; 0 is off.
+            top_p: above 0, up to 1; 1 is off.
+            min_p: 0 up to below 1; 0 is off.
+            repetition_penalty: above 0, up to 1000; 1 is off.
+            repetition_window: tokens that the penalty looks back on; 0 and up.
+            seed: 0 … 2^64 - 1; the same seed tells the same story.
+            tokens: most tokens to tell, the prompt not counted; 1 and up.
+
+        Returns:
+            An iterator over the story's text after the prompt, piece by piece.
+
+        Raises:
+            UserError: an option is out of its range, or the prompt longer than the context.
+        """
+        options = lib.sl_defaults()
+        given = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "repetition_window": repetition_window,
+            "seed": seed,
+            "tokens": tokens,
+        }
+        for name, value in given.items():
+            if value is not None:
+                _set_option(options, name, value)
+        text = _utf8(prompt)
+        session = self._take_session()
+        _check(lib.sl_start(session, text, len(text), ffi.addressof(options)))
+        return Story(self, session)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, as SentencePiece numbers them, without BOS and EOS."""
+        data = _utf8(text)
+        ids = np.empty(3 * (len(data) + 1), np.int32)
+        count = ffi.new("size_t *")
+        _check(lib.sl_encode(self._model, data, len(data), _ids(ids), len(ids), count))
+        encoded: list[int] = ids[: count[0]].tolist()
+        return encoded
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; control pieces such as BOS and EOS have none.
+
+        Raises:
+            UserError: an id is not in the vocabulary.
+        """
+        array = _id_array(ids)
+        length = ffi.new("size_t *")
+        capacity = 16 * len(array)
+        while True:
+            text = ffi.new("char[]", capacity + 1)
+            status = lib.sl_decode(self._model, _ids(array), len(array), text, capacity, length)
+            if length[0] <= capacity:
+                _check(status)
+                return bytes(ffi.buffer(text, length[0])).decode()
+            capacity = length[0]
+
+    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits [n, vocab_size] of the token after each of n ids, n from 1 to the context.
+
+        Raises:
+            UserError: there are too few or too many ids, or one is not in the vocabulary.
+        """
+        array = _id_array(ids)
+        logits = np.empty((len(array), self.info.config.vocab_size), np.float32)
+        pointer = ffi.from_buffer("float[]", logits)
+        with self._session() as session:
+            _check(lib.sl_logits(session, _ids(array), len(array), pointer))
+        return logits
+
+    def score(self, ids: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Log-probabilities [n - 1] in nats of each id after the first, given those before it.
+
+        Args:
+            ids: n of them, from 2 to the context + 1.
+
+        Raises:
+            UserError: there are too few or too many ids, or one is not in the vocabulary.
+        """
+        array = _id_array(ids)
+        scores = np.empty(max(len(array) - 1, 0), np.float64)
+        pointer = ffi.from_buffer("double[]", scores)
+        with self._session() as session:
+            _check(lib.sl_score(session, _ids(array), len(array), pointer))
+        return scores
+
+    def _take_session(self) -> Any:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            handle = ffi.new("sl_session **")
+            _check(lib.sl_session_new(handle, self._model))
+            return ffi.gc(handle[0], lib.sl_session_free)
+
+    @contextmanager
+    def _session(self) -> Iterator[Any]:
+        session = self._take_session()
+        try:
+            yield session
+        finally:
+            self._idle.append(session)
+
+
+class Story(Iterator[str]):
+    """A story that is being told: an iterator over its text.
+
+    Attributes:
+        ids: the tokens told so far, neither the prompt's nor EOS.
+        prompt_tokens: number of the prompt's tokens, BOS among them.
+        stop_reason: why the story ended; None while it goes on and after an early `close`.
+    """
+
+    def __init__(self, engine: Engine, session: Any) -> None:
+        """Go on with a session that has been started; `Engine.generate` calls this."""
+        self._engine = engine
+        self._session = session
+        self.ids: list[int] = []
+        self.prompt_tokens: int = lib.sl_prompt_tokens(session)
+        self.stop_reason: StopReason | None = None
+
+    def __next__(self) -> str:
+        """The next piece of text, never empty."""
+        piece = ffi.new("sl_piece *")
+        while self._session is not None:
+            _check(lib.sl_next(self._session, piece))
+            text = bytes(ffi.buffer(piece.text, piece.length)).decode()
+            if piece.stop:
+                self.stop_reason = StopReason(piece.stop)
+                self.close()
+            else:
+                self.ids.append(piece.id)
+            if text:
+                return text
+        raise StopIteration
+
+    def close(self) -> None:
+        """End the story here; calling it again is harmless."""
+        if self._session is not None:
+            self._engine._idle.append(self._session)
+            self._session = None
+
+
+def _string(text: Any) -> str:
+    return bytes(ffi.string(text)).decode(errors="replace")
+
+
+def _check(status: int) -> None:
+    if status:
+        raise UserError(_string(lib.sl_error()))
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text is not valid Unicode: character {error.start} is half of a surrogate pair"
+        ) from None
+
+
+def _id_array(ids: Sequence[int]) -> npt.NDArray[np.int32]:
+    try:
+        return np.asarray(ids, np.int32).reshape(-1)
+    except OverflowError:
+        raise UserError("a token id does not fit 32 bits: give ids of the vocabulary") from None
+
+
+def _ids(array: npt.NDArray[np.int32]) -> Any:
+    return ffi.from_buffer("int32_t[]", array)
+
+
+def _set_option(options: Any, name: str, value: float) -> None:
+    try:
+        setattr(options, name, value)
+    except (OverflowError, TypeError):
+        raise UserError(f"{name} is {value!r} and must be a number in its range") from None
+
+
+def _info(info: Any) -> Info:
+    config = ModelConfig(
+        **{
+            name: getattr(info, name)
+            for name in (
+                *("dim", "layers", "heads", "kv_heads", "head_dim", "hidden"),
+                *("context", "vocab_size", "rope_theta", "norm_eps"),
+            )
+        },
+        tied=bool(info.tied),
+    )
+    return Info(
+        config=config,
+        weight_type=WeightType(info.weight_type),
+        group_size=info.group_size,
+        unk_id=info.unk_id,
+        bos_id=info.bos_id,
+        eos_id=info.eos_id,
+        pad_id=info.pad_id,
+        parameters=info.parameters,
+        file_bytes=info.file_bytes,
+        kernels=_string(info.kernels),
+    )
+
+
+def _defaults() -> dict[str, float]:
+    """The header's defaults, its 32-bit numbers as people write them."""
+    options = lib.sl_defaults()
+    values = {name: getattr(options, name) for name in dir(options) if name != "ignore_end"}
+    return {
+        name: round(value, 6) if isinstance(value, float) else value
+        for name, value in values.items()
+    }
+
+
+DEFAULTS = _defaults()
+"""What `Engine.generate` takes for options that are not given: SL_DEFAULTS of the header."""
