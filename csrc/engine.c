@@ -55,7 +55,7 @@ static void lay_out(sl_session *s, arena *a) {
     s->quantized_scales = carve(a, SL_CHUNK, groups, sizeof *s->quantized_scales);
     s->quantized_sums = carve(a, SL_CHUNK, groups, sizeof *s->quantized_sums);
     s->scores = carve(a, 1, sl_padded_rows(context), sizeof *s->scores);
-    s->ids = carve(a, 1, context + 1, sizeof *s->ids);
+    s->ids = carve(a, 1, context, sizeof *s->ids);
     s->candidates = carve(a, 1, info->vocab_size, sizeof *s->candidates);
     s->marks = carve(a, 1, info->vocab_size, sizeof *s->marks);
     s->text = carve(a, 1, sl_decoder_bound(&model->tokenizer), sizeof *s->text);
@@ -183,9 +183,8 @@ int sl_score(sl_session *s, const int32_t *ids, size_t count, double *scores) {
 
 /* ---- Stories --------------------------------------------------------------------------------- */
 
-/* Put the prompt, which stands in s->ids, through the model. */
+/* Put the prompt, which stands in the ids of a rewound session, through the model. */
 static int begin(sl_session *s, size_t count, const sl_options *options) {
-    rewind_session(s);
     for (size_t first = 0; first < count; first += SL_CHUNK) {
         const size_t left = count - first, n = left < SL_CHUNK ? left : SL_CHUNK;
         sl_forward(s, s->ids + first, n, n == left);
@@ -217,6 +216,7 @@ int sl_start_ids(sl_session *s, const int32_t *ids, size_t count, const sl_optio
     if (count == 0) return sl_fail(SL_ERROR_ARGUMENT, "there are no tokens to start from");
     if (count > context) return refuse_long_prompt(count, context);
     if ((status = check_ids(s->model, ids, count))) return status;
+    rewind_session(s);
     memcpy(s->ids, ids, count * sizeof *ids);
     return begin(s, count, options);
 }
@@ -230,16 +230,17 @@ int sl_start(sl_session *s, const char *prompt, size_t length, const sl_options 
         return sl_fail(SL_ERROR_ARGUMENT,
                        "the model has no BOS token to start from: give a prompt that is not empty");
     size_t count;
+    rewind_session(s);
     if (begins) s->ids[0] = info->bos_id;
-    status =
-        sl_encode(s->model, prompt, length, s->ids + begins, info->context + 1 - begins, &count);
+    status = sl_encode(s->model, prompt, length, s->ids + begins, info->context - begins, &count);
     if (count + begins > info->context) return refuse_long_prompt(count + begins, info->context);
     return status ? status : begin(s, count + begins, options);
 }
 
-static void stop(sl_session *s, sl_piece *piece, int32_t reason) {
+static int stop(sl_session *s, sl_piece *piece, int32_t reason) {
     piece->length = sl_decoder_end(&s->decoder, s->text);
     piece->stop = s->stop = reason;
+    return SL_OK;
 }
 
 int sl_next(sl_session *s, sl_piece *piece) {
@@ -247,15 +248,10 @@ int sl_next(sl_session *s, sl_piece *piece) {
     *piece = (sl_piece){.text = s->text, .id = -1, .stop = s->stop};
     if (!s->is_started) return sl_fail(SL_ERROR_ARGUMENT, "no story has been started");
     if (s->stop) return SL_OK;
-    if (s->id_count - s->prompt_count == (size_t)s->options.tokens) {
-        stop(s, piece, SL_STOP_TOKENS);
-        return SL_OK;
-    }
+    if (s->id_count - s->prompt_count == (size_t)s->options.tokens)
+        return stop(s, piece, SL_STOP_TOKENS);
+    if (s->id_count == info->context) return stop(s, piece, SL_STOP_CONTEXT);
     if (!s->has_logits) {
-        if (s->position == info->context) {
-            stop(s, piece, SL_STOP_CONTEXT);
-            return SL_OK;
-        }
         sl_forward(s, s->ids + s->id_count - 1, 1, 1);
         const int status = check_finite(s->logits, info->vocab_size);
         if (status) {
@@ -266,9 +262,9 @@ int sl_next(sl_session *s, sl_piece *piece) {
     piece->id = sl_sample(&s->options, &s->random, s->logits, info->vocab_size, s->ids, s->id_count,
                           s->candidates, s->marks);
     s->has_logits = false;
-    if (!s->options.ignore_end && (piece->id == info->eos_id || piece->id == info->bos_id)) {
-        stop(s, piece, piece->id == info->eos_id ? SL_STOP_EOS : SL_STOP_BOS);
-        return SL_OK;
+    if (!s->options.ignore_end) {
+        if (piece->id == info->eos_id) return stop(s, piece, SL_STOP_EOS);
+        if (piece->id == info->bos_id) return stop(s, piece, SL_STOP_BOS);
     }
     s->ids[s->id_count++] = piece->id;
     piece->length = sl_decoder_next(&s->decoder, &s->model->tokenizer, piece->id, s->text);
@@ -298,12 +294,8 @@ int sl_generate(sl_session *session, const char *prompt, size_t length, const sl
 
 const char *sl_stop_name(int32_t stop_reason) {
     static const char *const names[SL_STOPS] = {
-        [SL_RUNNING] = "still running",
-        [SL_STOP_EOS] = "the story ended",
-        [SL_STOP_BOS] = "another story began",
-        [SL_STOP_TOKENS] = "the token limit",
-        [SL_STOP_CONTEXT] = "the end of the context",
-        [SL_STOP_CALLBACK] = "the caller",
+        [SL_RUNNING] = "running",    [SL_STOP_EOS] = "eos",         [SL_STOP_BOS] = "bos",
+        [SL_STOP_TOKENS] = "tokens", [SL_STOP_CONTEXT] = "context", [SL_STOP_CALLBACK] = "callback",
     };
-    return stop_reason >= 0 && stop_reason < SL_STOPS ? names[stop_reason] : "an unknown reason";
+    return stop_reason >= 0 && stop_reason < SL_STOPS ? names[stop_reason] : "unknown";
 }

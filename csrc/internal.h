@@ -155,7 +155,7 @@ struct sl_session {
     sl_options options;
     sl_random random;
     sl_decoder decoder;
-    int32_t *ids; /* [context + 1] */
+    int32_t *ids; /* [context] */
     size_t id_count;
     size_t prompt_count;
     int32_t stop;

@@ -73,7 +73,7 @@ static void print_help(void) {
         "                               up to 1000; 1 is off (%g)\n"
         "      --ids                    print token ids, the prompt's too, instead of text\n"
         "      --info                   print what is in the weight file\n"
-        "      --bench                  measure speed: medians of %s\n"
+        "      --bench                  measure speed: medians of five runs\n"
         "  -z FILE                      ignored: the tokenizer is in the weight file\n"
         "  -h, --help                   print this\n"
         "\n"
@@ -85,7 +85,7 @@ static void print_help(void) {
         "  run model.slm -t 0.8 -p 0.9 -s 42 -n 256 -i \"One day\"\n",
         defaults.tokens, defaults.seed, (double)defaults.temperature, defaults.top_k,
         (double)defaults.top_p, (double)defaults.min_p, defaults.repetition_window,
-        (double)defaults.repetition_penalty, "five runs");
+        (double)defaults.repetition_penalty);
 }
 
 static float parse_real(const char *name, const char *text) {
@@ -244,7 +244,7 @@ static void print_story(const command *c, const sl_model *model, sl_session *ses
     const double end = seconds();
     const size_t prompt_tokens = sl_prompt_tokens(session);
     const size_t told = sl_story_tokens(session) - prompt_tokens;
-    fprintf(stderr, "%zu tokens after a prompt of %zu in %.3f s, %.0f tokens/s; stopped by %s\n",
+    fprintf(stderr, "%zu tokens after a prompt of %zu in %.3f s, %.0f tokens/s; stopped at %s\n",
             told, prompt_tokens, end - start, (double)told / (end - prompted),
             sl_stop_name(piece.stop));
 }

@@ -128,7 +128,8 @@ static int check_kind(const sl_model *model, const header *head, const char *pat
 }
 
 static uint64_t fold(uint64_t hash, uint64_t word) {
-    return (hash ^ word) * UINT64_C(0x100000001b3);
+    hash = (hash ^ word) * UINT64_C(0x100000001b3);
+    return hash ^ hash >> 32;
 }
 
 /* See storyllamas.h. The checksum's own word, 24 bytes in, belongs to lane 3 of the first block. */

@@ -167,10 +167,13 @@ enum {
     SL_STOP_EOS,      /* the model ended the story */
     SL_STOP_BOS,      /* the model began another */
     SL_STOP_TOKENS,   /* options.tokens are told */
-    SL_STOP_CONTEXT,  /* every position of the context is used */
+    SL_STOP_CONTEXT,  /* prompt and story fill the context */
     SL_STOP_CALLBACK, /* the callback of sl_generate asked for it */
     SL_STOPS
 };
+
+/* "eos", "bos", "tokens", "context" or "callback". */
+SL_API const char *sl_stop_name(int32_t stop);
 
 /* What sl_next tells. A character that is split into several tokens comes whole with the last of
  * them, so text may be empty; it is valid UTF-8 in any case. */
@@ -207,9 +210,6 @@ SL_API size_t sl_story_tokens(const sl_session *session);
 typedef int (*sl_tell)(void *data, const sl_piece *piece);
 SL_API int sl_generate(sl_session *session, const char *prompt, size_t length,
                        const sl_options *options, sl_tell tell, void *data, int32_t *stop);
-
-/* The word for a stop, such as "the end of the story". */
-SL_API const char *sl_stop_name(int32_t stop);
 
 /* ---- Measuring ------------------------------------------------------------------------------- */
 
@@ -276,8 +276,8 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  * 128.
  *
  * Checksum: u64 word i of the file goes to lane i mod 8, where a += word and then b += a, both
- * modulo 2^64 (Fletcher). The lanes' a and b, in order, are then folded with FNV-1a: from
- * h = 0xcbf29ce484222325, h = (h ^ x) * 0x100000001b3.
+ * modulo 2^64 (Fletcher). The lanes' a and b, in order, are then folded: from
+ * h = 0xcbf29ce484222325, h = (h ^ x) * 0x100000001b3 and then h ^= h >> 32.
  *
  * Version rule: a reader refuses every version but its own, and whatever changes the meaning of a
  * single byte raises the version. */

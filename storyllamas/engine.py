@@ -13,16 +13,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
-from storyllamas.weights import WeightType
 
 try:
     from storyllamas._engine import ffi, lib
@@ -30,50 +26,15 @@ except ImportError:
     raise UserError("the C engine is not built: run `python -m storyllamas.engine_build`") from None
 
 
-class StopReason(Enum):
-    """Why a story ends."""
-
-    EOS = lib.SL_STOP_EOS
-    BOS = lib.SL_STOP_BOS
-    TOKENS = lib.SL_STOP_TOKENS
-    CONTEXT = lib.SL_STOP_CONTEXT
-
-    def __str__(self) -> str:
-        """The engine's words for it."""
-        return _string(lib.sl_stop_name(self.value))
-
-
-@dataclass(frozen=True)
-class Info:
-    """What is in a weight file.
+class Engine:
+    """A weight file, open for telling stories and for measuring.
 
     Attributes:
-        config: the model's shape.
-        weight_type: how its matrices are stored.
-        group_size: columns that share a scale; 0 for f32.
-        unk_id: the unknown piece, or -1; likewise the next three.
-        bos_id: the piece that begins a story.
-        eos_id: the piece that ends a story.
-        pad_id: the padding piece.
-        parameters: trainable numbers.
-        file_bytes: size of the file.
-        kernels: the instruction set that the engine uses on this machine.
+        info: every field of `sl_info` in csrc/storyllamas.h, by name; weight_type is "f32" or "q8".
+        context: most positions that the model attends to.
+        bos_id: the piece that begins a story, or -1.
+        eos_id: the piece that ends a story, or -1.
     """
-
-    config: ModelConfig
-    weight_type: WeightType
-    group_size: int
-    unk_id: int
-    bos_id: int
-    eos_id: int
-    pad_id: int
-    parameters: int
-    file_bytes: int
-    kernels: str
-
-
-class Engine:
-    """A weight file, open for telling stories and for measuring."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open a weight file and check all of it.
@@ -86,10 +47,13 @@ class Engine:
         self._model = ffi.gc(handle[0], lib.sl_model_close)
         self._idle: list[Any] = []  # sessions that nobody uses; append and pop are atomic
         self.info = _info(lib.sl_model_info(self._model))
+        self.context: int = self.info["context"]
+        self.bos_id: int = self.info["bos_id"]
+        self.eos_id: int = self.info["eos_id"]
 
     def generate(
         self,
-        prompt: str = "",
+        prompt: str | Sequence[int] = "",
         *,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -99,6 +63,7 @@ class Engine:
         repetition_window: int | None = None,
         seed: int | None = None,
         tokens: int | None = None,
+        ignore_end: bool = False,
     ) -> Story:
         """Tell a story that begins with the prompt, which may be empty.
 
@@ -106,7 +71,7 @@ class Engine:
         csrc/storyllamas.h. What is None is as in `DEFAULTS`.
 
         Args:
-            prompt: how the story begins.
+            prompt: how the story begins, as text or as ids; BOS is put before a text only.
             temperature: 0 … 1000; 0 is greedy.
             top_k: 0 and up; 0 is off.
             top_p: above 0, up to 1; 1 is off.
@@ -115,6 +80,7 @@ class Engine:
             repetition_window: tokens that the penalty looks back on; 0 and up.
             seed: 0 … 2^64 - 1; the same seed tells the same story.
             tokens: most tokens to tell, the prompt not counted; 1 and up.
+            ignore_end: go on past EOS and BOS, for measuring speed.
 
         Returns:
             An iterator over the story's text after the prompt, piece by piece.
@@ -132,14 +98,27 @@ class Engine:
             "repetition_window": repetition_window,
             "seed": seed,
             "tokens": tokens,
+            "ignore_end": ignore_end,
         }
         for name, value in given.items():
             if value is not None:
                 _set_option(options, name, value)
-        text = _utf8(prompt)
         session = self._take_session()
-        _check(lib.sl_start(session, text, len(text), ffi.addressof(options)))
+        if isinstance(prompt, str):
+            text = _utf8(prompt)
+            status = lib.sl_start(session, text, len(text), ffi.addressof(options))
+        else:
+            ids = _id_array(prompt)
+            status = lib.sl_start_ids(session, _ids(ids), len(ids), ffi.addressof(options))
+        _check(status)
         return Story(self, session)
+
+    def greedy(self, prompt: Sequence[int]) -> list[int]:
+        """The likeliest continuation of ids, up to EOS, BOS or the end of the context."""
+        story = self.generate(prompt, temperature=0, tokens=self.context)
+        for _ in story:
+            pass
+        return story.ids
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, as SentencePiece numbers them, without BOS and EOS."""
@@ -174,7 +153,7 @@ class Engine:
             UserError: there are too few or too many ids, or one is not in the vocabulary.
         """
         array = _id_array(ids)
-        logits = np.empty((len(array), self.info.config.vocab_size), np.float32)
+        logits = np.empty((len(array), self.info["vocab_size"]), np.float32)
         pointer = ffi.from_buffer("float[]", logits)
         with self._session() as session:
             _check(lib.sl_logits(session, _ids(array), len(array), pointer))
@@ -219,7 +198,8 @@ class Story(Iterator[str]):
     Attributes:
         ids: the tokens told so far, neither the prompt's nor EOS.
         prompt_tokens: number of the prompt's tokens, BOS among them.
-        stop_reason: why the story ended; None while it goes on and after an early `close`.
+        stop: why the story ended: "eos", "bos", "tokens" or "context"; "" while it goes on and
+            after an early `close`.
     """
 
     def __init__(self, engine: Engine, session: Any) -> None:
@@ -228,7 +208,12 @@ class Story(Iterator[str]):
         self._session = session
         self.ids: list[int] = []
         self.prompt_tokens: int = lib.sl_prompt_tokens(session)
-        self.stop_reason: StopReason | None = None
+        self.stop = ""
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens told so far."""
+        return len(self.ids)
 
     def __next__(self) -> str:
         """The next piece of text, never empty."""
@@ -237,7 +222,7 @@ class Story(Iterator[str]):
             _check(lib.sl_next(self._session, piece))
             text = bytes(ffi.buffer(piece.text, piece.length)).decode()
             if piece.stop:
-                self.stop_reason = StopReason(piece.stop)
+                self.stop = _string(lib.sl_stop_name(piece.stop))
                 self.close()
             else:
                 self.ids.append(piece.id)
@@ -288,40 +273,23 @@ def _set_option(options: Any, name: str, value: float) -> None:
         raise UserError(f"{name} is {value!r} and must be a number in its range") from None
 
 
-def _info(info: Any) -> Info:
-    config = ModelConfig(
-        **{
-            name: getattr(info, name)
-            for name in (
-                *("dim", "layers", "heads", "kv_heads", "head_dim", "hidden"),
-                *("context", "vocab_size", "rope_theta", "norm_eps"),
-            )
-        },
-        tied=bool(info.tied),
-    )
-    return Info(
-        config=config,
-        weight_type=WeightType(info.weight_type),
-        group_size=info.group_size,
-        unk_id=info.unk_id,
-        bos_id=info.bos_id,
-        eos_id=info.eos_id,
-        pad_id=info.pad_id,
-        parameters=info.parameters,
-        file_bytes=info.file_bytes,
-        kernels=_string(info.kernels),
-    )
-
-
-def _defaults() -> dict[str, float]:
-    """The header's defaults, its 32-bit numbers as people write them."""
-    options = lib.sl_defaults()
-    values = {name: getattr(options, name) for name in dir(options) if name != "ignore_end"}
+def _fields(struct: Any) -> dict[str, Any]:
+    """A C structure's fields; 32-bit floats as people write them, strings as `str`."""
+    fields = {name: getattr(struct, name) for name in dir(struct)}
     return {
-        name: round(value, 6) if isinstance(value, float) else value
-        for name, value in values.items()
+        name: float(f"{value:.7g}") if isinstance(value, float) else value
+        for name, value in fields.items()
     }
 
 
-DEFAULTS = _defaults()
+def _info(info: Any) -> dict[str, Any]:
+    names = {lib.SL_F32: "f32", lib.SL_Q8: "q8"}
+    return _fields(info) | {
+        "weight_type": names[info.weight_type],
+        "kernels": _string(info.kernels),
+        "tied": bool(info.tied),
+    }
+
+
+DEFAULTS = _fields(lib.sl_defaults())
 """What `Engine.generate` takes for options that are not given: SL_DEFAULTS of the header."""

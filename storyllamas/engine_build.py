@@ -6,7 +6,6 @@ builds the module in place, beside this file, unless it is newer than all that i
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import tempfile
