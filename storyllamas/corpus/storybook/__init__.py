@@ -21,7 +21,7 @@ _TABLES = {block.key: table(_GRAMMAR, block) for block in blocks(read("words"))}
 PLOTS = tuple(plots(_GRAMMAR, read("plots")))
 
 # A story that a context of 256 tokens holds whole, and that has room for a plot.
-SHORTEST, LONGEST = 400, 1040
+SHORTEST, LONGEST = 400, 960
 
 # One candidate in this many belongs to the validation split.
 _VALID_SHARE = 8
