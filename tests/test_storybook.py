@@ -1,0 +1,223 @@
+"""The bundled storybook: reproducible, split without overlap, and good English."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from storyllamas.corpus import storybook
+from storyllamas.corpus.storybook.grammar import Grammar, Teller, polish
+from storyllamas.corpus.storybook.plot import Plot
+
+FIRST_STORIES = "8c51848ed5ff2470402e7fa10b8654ffca95de7e0882b7eb98d955ebb956d877"
+
+WORD = re.compile(r"[a-z']+")
+
+# Capitalized inside a sentence without being a name that the story introduces.
+PROPER = set(
+    "I I'm Monday Tuesday Wednesday Thursday Friday Saturday Sunday July Mama Bob Eek YET SALT X"
+    " Mr Mrs Miss Captain Dad Daddy Papa Mom Mommy Grandma Grandpa Aunt Uncle".split()
+)
+
+# Plots with a minor character of fixed sex, about whom the cast says nothing.
+FIXED_SEX = {
+    "the bear who wanted to see snow",
+    "the lion and the thorn",
+    "the strange egg",
+}
+
+
+@pytest.fixture(scope="module")
+def sample() -> list[str]:
+    return list(storybook.stories(6000, seed=7))
+
+
+def told(plot: Plot, count: int) -> Iterator[tuple[Teller, str]]:
+    """Stories of one plot, with what their tellers know."""
+    for index in range(count):
+        teller = Teller(random.Random(index))
+        yield teller, storybook.tell(plot, teller)
+
+
+def offenders(pattern: str, texts: list[str]) -> list[str]:
+    """What a pattern finds, with what is around it."""
+    search = re.compile(pattern).search
+    found = ((text, match) for text in texts if (match := search(text)))
+    return [text[max(match.start() - 30, 0) : match.end() + 30] for text, match in found]
+
+
+def test_first_stories_are_pinned() -> None:
+    text = "\n\n".join(storybook.stories(100, seed=1))
+    assert hashlib.sha256(text.encode()).hexdigest() == FIRST_STORIES
+
+
+def test_stories_do_not_depend_on_hash_seed_or_count() -> None:
+    code = (
+        "from storyllamas.corpus import storybook;"
+        "print('\\n\\n'.join(storybook.stories(30, seed=3)))"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert outputs == {"\n\n".join(itertools.islice(storybook.stories(60, seed=3), 30)) + "\n"}
+
+
+def test_seeds_tell_different_stories() -> None:
+    assert not set(storybook.stories(200, seed=1)) & set(storybook.stories(200, seed=2))
+
+
+def test_stories_are_distinct(sample: list[str]) -> None:
+    assert len(sample) == len(set(sample)) == 6000
+
+
+def test_repeated_stories_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_once = storybook.story
+    monkeypatch.setattr(storybook, "story", lambda seed, index: tell_once(seed, index // 3))
+    repeated = list(storybook.stories(20, seed=5))
+    monkeypatch.undo()
+    assert repeated == list(storybook.stories(20, seed=5))
+
+
+def test_distinct_keeps_the_first_of_each() -> None:
+    assert list(storybook.distinct(["a", "b", "a", "c", "b"])) == ["a", "b", "c"]
+
+
+def test_split_never_shares_a_story() -> None:
+    train, valid = (list(side) for side in storybook.split(2000, 300, seed=4))
+    assert (len(set(train)), len(set(valid))) == (2000, 300)
+    assert not set(train) & set(valid)
+
+
+def test_split_streams_each_side_without_the_other() -> None:
+    train, valid = storybook.split(50, 20, seed=4)
+    mixed = [next(valid), next(train), next(train), next(valid)]
+    train_alone, valid_alone = storybook.split(50, 20, seed=4)
+    first, second = itertools.islice(train_alone, 2), itertools.islice(valid_alone, 2)
+    valid_first, valid_second = second
+    assert mixed == [valid_first, *first, valid_second]
+
+
+def test_there_are_many_plots_words_and_openings(sample: list[str]) -> None:
+    names = [plot.name for plot in storybook.PLOTS]
+    assert len(names) == len(set(names)) >= 60
+    assert len({word for text in sample for word in WORD.findall(text.lower())}) >= 2500
+    once = sum(text.startswith("Once upon a time") for text in sample) / len(sample)
+    assert 0.4 < once < 0.7
+
+
+def test_lengths_fit_the_context(sample: list[str]) -> None:
+    lengths = [len(text.encode()) for text in sample]
+    assert min(lengths) >= storybook.SHORTEST
+    assert max(lengths) <= storybook.LONGEST
+    assert 700 < sum(lengths) / len(lengths) < 900
+
+
+def test_each_plot_usually_fits() -> None:
+    for plot in storybook.PLOTS:
+        lengths = [len(text) for _, text in told(plot, 100)]
+        fitting = sum(storybook.SHORTEST <= size <= storybook.LONGEST for size in lengths)
+        assert fitting > 60, plot.name
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"[{}\[\]<>|;_\\]",  # a slot or a choice that was not filled
+        r"  | [.,!?]|\n ?\n| \n|\t",  # stray space
+        r"\b(?i:(\w+) \1)\b",  # a doubled word
+        r"\b[Aa] (?i:[aeio]|u(?!ni|se)|hour|honest)",  # a for an
+        r"\b[Aa]n (?i:[^aeiouh\W]|one\b|uni|use)",  # an for a
+        r"[^\x20-\x7e\n]",  # anything but plain ASCII
+        r"[,.!?][.,]|[.!?]\"[.,]|[a-z]\"(?! )",  # punctuation that does not go together
+        r"(?:^|\n|[.!?] )\"?[a-z]|\.\" \"?[a-z]",  # a sentence without its capital
+        r"[^.!?\"]$|[^.!?\"]\n",  # a paragraph that does not end
+    ],
+)
+def test_typography(pattern: str, sample: list[str]) -> None:
+    assert offenders(pattern, sample) == []
+
+
+def test_quotes_open_and_close_in_turn(sample: list[str]) -> None:
+    for paragraph in itertools.chain.from_iterable(text.split("\n") for text in sample):
+        outside = re.sub(r'(?:(?<=^)|(?<= ))"[^" ][^"]*[.,!?]"(?= |$)', "", paragraph)
+        assert '"' not in outside, paragraph
+
+
+def test_only_introduced_names_are_mentioned() -> None:
+    for plot in storybook.PLOTS:
+        for teller, text in told(plot, 60):
+            known = PROPER | set(re.findall(r"\w+", " ".join(teller.slots.values())))
+            names = re.findall(r"(?<=[a-z,] )[A-Z]\w*", text)
+            assert set(names) <= known, (plot.name, set(names) - known)
+
+
+def test_pronouns_agree_with_the_cast() -> None:
+    wrong = {
+        "he": re.compile(r"\b(she|her|hers|herself)\b", re.IGNORECASE),
+        "she": re.compile(r"\b(he|him|his|himself)\b", re.IGNORECASE),
+    }
+    checked = 0
+    for plot in storybook.PLOTS:
+        if plot.name in FIXED_SEX:
+            continue
+        for teller, text in told(plot, 60):
+            sexes = {value for key, value in teller.slots.items() if key.endswith(".he")}
+            if len(sexes) == 1:
+                narration = re.sub(r'"[^"]*"', "", text)
+                assert not wrong[sexes.pop()].search(narration), (plot.name, text)
+                checked += 1
+    assert checked > 1000
+
+
+def test_what_was_lost_is_found() -> None:
+    (plot,) = (plot for plot in storybook.PLOTS if plot.name == "the lost toy")
+    for teller, text in told(plot, 50):
+        first, *_, last = text.split("\n")
+        toy = teller.slots["toy"]
+        assert f"{teller.slots['toy.look']} {toy}" in first
+        assert f"The {toy} was {teller.slots['helper.where']}" in last
+
+
+def test_cast_has_no_namesakes() -> None:
+    for plot in storybook.PLOTS:
+        for teller, _ in told(plot, 60):
+            names = [teller.slots[role] for role in plot.cast]
+            assert len(names) == len(set(names)), plot.name
+
+
+def test_template_language() -> None:
+    grammar = Grammar({"greet": ["hello, {X.name}.", "good day, {X.name}."]})
+    teller = Teller(random.Random(0), {"hero": "ada", "hero.name": "ada", "hero.he": "she"})
+    assert grammar.compile("{hero.He} [is|is] a [owl|owl].\n\nYes").text(teller) == (
+        "She is a owl.\nYes"
+    )
+    both = {grammar.compile("<greet hero>").text(teller) for _ in range(2)}
+    assert both == {"hello, ada.", "good day, ada."}
+
+
+@pytest.mark.parametrize("text", ["[a|b", "a]", "a|b", "[a|[b]"])
+def test_unbalanced_template_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="bracket"):
+        Grammar({}).compile(text)
+
+
+def test_polish_mends_articles_capitals_and_spaces() -> None:
+    rough = 'a  owl saw a unicorn , a hour late. "a egg!" it said. "oh." then it left.'
+    assert polish(rough) == (
+        'An owl saw a unicorn, an hour late. "An egg!" it said. "Oh." Then it left.'
+    )
