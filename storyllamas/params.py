@@ -72,6 +72,7 @@ class Recipe:
     tokens_per_step: Count
     micro_batch: Count
     steps: Count
+    optimizer: Literal["adamw", "muon"]
     learning_rate: Rate
     weight_decay: Share
     dropout: Annotated[float, Field(ge=0, le=0.9)]
@@ -111,6 +112,7 @@ class Evaluation:
     prompts: Annotated[list[str], Field(min_length=1)]
     samples: Count
     parity_stories: Count
+    speed_tokens: Count
 
 
 @dataclass(frozen=True, config=_strict)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -139,18 +138,3 @@ def _parse_state(data: bytes) -> State:
     metadata = json.loads(data[8 : 8 + header_bytes])["__metadata__"]
     tensors = safetensors.torch.load(data)
     return State(int(metadata["step"]), tensors, json.loads(metadata["notes"]))
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimizer's state as named tensors: parameter's index, then the state's own name."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{key}": value for index, of in state.items() for key, value in of.items()}
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimizer the state that `optimizer_tensors` named."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

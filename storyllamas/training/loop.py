@@ -32,7 +32,7 @@ from storyllamas.training.checkpoint import RunFolder, State
 from storyllamas.training.device import Device
 from storyllamas.training.interrupt import Interrupt
 from storyllamas.training.log import STEP_COLUMNS, VALIDATION_COLUMNS, Table
-from storyllamas.training.optimizer import make_optimizer
+from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.progress import Progress
 from storyllamas.training.schedule import learning_rate
 
@@ -118,7 +118,7 @@ class _Trainer:
         self.job = job
         torch.manual_seed(job.seed)
         self.model = Llama(job.config, job.recipe.dropout).to(job.device.name)
-        self.optimizer = make_optimizer(self.model, job.recipe)
+        self.optimizers = Optimizers(self.model, job.recipe)
         windows = job.recipe.evaluate_windows, job.config.context
         self.validation_set = job.valid.first_windows(*windows)
         self.step = 0
@@ -165,11 +165,7 @@ class _Trainer:
         torch.manual_seed((job.seed << 32) + self.step)
         sequences = recipe.tokens_per_step // job.config.context
         batch = job.train.batch(self.step, sequences, job.config.context, job.seed)
-        rate = learning_rate(self.step, recipe)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device.name)
         for first in range(0, sequences, recipe.micro_batch):
             interrupt.check_parent()
@@ -188,7 +184,7 @@ class _Trainer:
                 f"lower train.learning_rate (it is {recipe.learning_rate:g}); "
                 "the last good checkpoint is kept"
             )
-        self.optimizer.step()
+        self.optimizers.step(learning_rate(self.step, recipe))
         return mean, norm
 
     @torch.no_grad()
@@ -234,8 +230,7 @@ class _Trainer:
     def _state(self) -> State:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        optimizer = checkpoint.optimizer_tensors(self.optimizer)
-        tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
+        tensors |= {f"optimizer.{k}": v for k, v in self.optimizers.tensors().items()}
         notes = {
             "seconds": self.seconds,
             "best_loss": self.best_loss if self.best else None,
@@ -257,7 +252,7 @@ class _Trainer:
 
         self.model.load_state_dict(named("model."))
         self.best = named("best.")
-        checkpoint.load_optimizer_tensors(self.optimizer, named("optimizer."))
+        self.optimizers.load(named("optimizer."))
         self.step = before.step
         self.seconds = before.notes["seconds"]
         self.best_step = before.notes["best_step"]

@@ -1,0 +1,72 @@
+# `make` alone prints what there is. Everything runs in .venv, which is made on demand.
+
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+SIZE := $(shell sed -n 's/^model: *\([^ \#]*\).*/\1/p' params.yaml)
+
+# run-c: what is given is passed on, the rest is the program's own default.
+MODEL ?= models/$(SIZE)/export/f32.slm
+PROMPT ?= Once upon a time
+export MODEL PROMPT
+SETTINGS = $(if $(SEED),--seed "$$SEED") $(if $(TEMPERATURE),--temperature "$$TEMPERATURE") \
+	$(if $(TOP_K),--top-k "$$TOP_K") $(if $(TOP_P),--top-p "$$TOP_P") \
+	$(if $(MIN_P),--min-p "$$MIN_P") $(if $(TOKENS),--tokens "$$TOKENS")
+export SEED TEMPERATURE TOP_K TOP_P MIN_P TOKENS
+
+.PHONY: help setup story engine run-c plots test lint format clean
+
+help: ## print this
+	@echo "StoryLlamas: train a small Llama on your machine and have it tell stories in C."
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make run-c PROMPT=\"One day\" SEED=7 TEMPERATURE=0.8 TOP_P=0.9 TOKENS=256 MODEL=FILE"
+
+setup: $(VENV)/installed ## install everything, with the engine, into .venv
+
+story: setup ## train the model of params.yaml (minutes the first time) and tell a story
+	dvc repro
+	@echo
+	@$(MAKE) --no-print-directory run-c
+
+engine: ## build the C program, csrc/build/run
+	@$(MAKE) --no-print-directory -C csrc
+
+run-c: engine ## tell a story with the C program
+	@csrc/build/run "$$MODEL" $(SETTINGS) --prompt "$$PROMPT"
+
+plots: setup ## draw the loss of every size trained so far: metrics/losses.png
+	python -m storyllamas.pictures
+
+test: $(VENV)/installed-dev ## install what tests need and run them all
+	python -m pytest
+
+lint: $(VENV)/installed-dev ## check format, lint and types, as CI does
+	ruff format --check .
+	ruff check .
+	mypy
+	clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h')
+
+format: $(VENV)/installed-dev ## format Python and C
+	ruff format .
+	ruff check --fix .
+	clang-format -i $$(git ls-files '*.c' '*.h')
+
+clean: ## remove builds and caches; keeps models, data and .venv
+	$(MAKE) -C csrc clean
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find storyllamas stages tests -name __pycache__ -prune -exec rm -rf {} +
+
+ENGINE_SOURCES := setup.py storyllamas/engine_build.py $(wildcard csrc/*.[ch] csrc/kernels/*.[ch])
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt $(ENGINE_SOURCES)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@touch $@

@@ -1,0 +1,5 @@
+"""`python -m storyllamas` is `storyllamas`."""
+
+from storyllamas.cli import main
+
+main()

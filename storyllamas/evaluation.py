@@ -1,0 +1,188 @@
+"""What a model is worth: loss and bits per byte, agreement of C and PyTorch, speed, stories.
+
+Stories are framed as in training, BOS, text, EOS. A loss is the mean over every predicted token,
+EOS included; bits per byte count the tokens of the text only, over the text's UTF-8 bytes, and so
+compare tokenizers too.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from storyllamas.engine import Engine
+from storyllamas.model import Llama
+from storyllamas.params import Generation
+
+SPEED_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a model predicts some stories.
+
+    Attributes:
+        loss: nats a token.
+        perplexity: exp(loss).
+        bits_per_byte: of the text.
+    """
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+
+
+def score(engine: Engine, stories: Sequence[str]) -> Score:
+    """Score stories with the C engine, on two threads."""
+    with ThreadPoolExecutor(2) as pool:
+        each = list(pool.map(lambda story: _log_probabilities(engine, story), stories))
+    loss = -sum(every.sum() for every, _ in each) / sum(len(every) for every, _ in each)
+    text_bytes = sum(len(story.encode()) for story in stories)
+    nats = -sum(every[is_text].sum() for every, is_text in each)
+    return Score(float(loss), math.exp(loss), float(nats / math.log(2) / text_bytes))
+
+
+def _log_probabilities(
+    engine: Engine, story: str
+) -> tuple[
+    np.ndarray[tuple[int], np.dtype[np.float64]], np.ndarray[tuple[int], np.dtype[np.bool_]]
+]:
+    """Natural log-probability of each token after BOS, and whether it is text: both [tokens]."""
+    info = engine.info
+    ids = [info["bos_id"], *engine.encode(story), info["eos_id"]]
+    every = np.concatenate([engine.score(window) for window in _windows(ids, info["context"])])
+    return every, np.array(ids[1:]) != info["eos_id"]
+
+
+def _windows(ids: list[int], context: int) -> Iterator[list[int]]:
+    """Cut into windows that predict each token once: the first is the last of the one before."""
+    for start in range(0, len(ids) - 1, context):
+        yield ids[start : start + context + 1]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the C engine is from PyTorch.
+
+    Attributes:
+        logit_difference: largest difference of two logits, as a share of the largest logit.
+        greedy_agreement: share of the prompts whose greedy stories are equal, token for token.
+    """
+
+    logit_difference: float
+    greedy_agreement: float
+
+
+@torch.no_grad()
+def parity(engine: Engine, model: Llama, stories: Sequence[str], prompts: Sequence[str]) -> Parity:
+    """Compare the logits on stories and the greedy stories that continue prompts."""
+    bos_id, eos_id = engine.info["bos_id"], engine.info["eos_id"]
+    differences = []
+    for story in stories:
+        ids = [bos_id, *engine.encode(story)][: model.config.context]
+        expected = model(torch.tensor([ids]))[0].numpy()
+        difference = np.abs(engine.logits(ids) - expected).max()
+        differences.append(float(difference / np.abs(expected).max()))
+    equal = []
+    for text in prompts:
+        told = engine.generate(text, temperature=0, tokens=model.config.context)
+        _exhaust(told)
+        equal.append(told.ids == greedy(model, [bos_id, *engine.encode(text)], eos_id))
+    return Parity(max(differences), sum(equal) / len(equal))
+
+
+@torch.no_grad()
+def greedy(model: Llama, prompt: list[int], eos_id: int) -> list[int]:
+    """The likeliest continuation, up to EOS or the end of the context, by the PyTorch model."""
+    ids = list(prompt)
+    while len(ids) < model.config.context:
+        following = int(model(torch.tensor([ids]))[0, -1].argmax())
+        if following == eos_id:
+            break
+        ids.append(following)
+    return ids[len(prompt) :]
+
+
+def engine_speed(engine: Engine, tokens: int) -> float:
+    """Tokens a second of sampled stories of at most `tokens`; median of several stories."""
+
+    def one(seed: int) -> float:
+        begun = time.perf_counter()
+        story = engine.generate("", temperature=1.0, seed=seed, tokens=tokens)
+        _exhaust(story)
+        return story.tokens / (time.perf_counter() - begun)
+
+    return statistics.median(one(seed) for seed in range(SPEED_RUNS))
+
+
+def _exhaust(story: Iterable[str]) -> None:
+    for _ in story:
+        pass
+
+
+@torch.no_grad()
+def pytorch_speed(model: Llama, prompt: list[int], tokens: int) -> float:
+    """Tokens a second of PyTorch's plain loop, which computes all positions anew for each token."""
+    ids = list(prompt)
+    begun = time.perf_counter()
+    for _ in range(tokens):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return tokens / (time.perf_counter() - begun)
+
+
+@dataclass(frozen=True)
+class Story:
+    """A sampled story: its text and why it stopped."""
+
+    text: str
+    stop: str
+
+
+def sample(engine: Engine, prompts: Sequence[str], how: Generation, seed: int) -> list[Story]:
+    """A story for each prompt, prompt included; story i has the seed `seed + i`."""
+    stories = []
+    for index, prompt in enumerate(prompts):
+        pieces = engine.generate(
+            prompt,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            seed=seed + index,
+            tokens=how.tokens,
+        )
+        text = "".join(pieces)
+        stories.append(Story((prompt + text).strip(), pieces.stop))
+    return stories
+
+
+def distinct(stories: Sequence[str], n: int) -> float:
+    """Share of different n-grams of words among all (Li et al. 2016, arXiv:1510.03055)."""
+    grams = [
+        tuple(words[i : i + n])
+        for words in (story.lower().split() for story in stories)
+        for i in range(len(words) - n + 1)
+    ]
+    return len(set(grams)) / max(1, len(grams))
+
+
+def samples_page(size: str, prompts: Sequence[str], stories: Sequence[Story], seed: int) -> str:
+    """The sample stories as a Markdown page."""
+    lines = [f"# Stories by the {size} model", ""]
+    for index, (prompt, story) in enumerate(zip(prompts, stories, strict=True)):
+        title = f"“{prompt}”" if prompt else "No prompt"
+        quoted = [f"> {line}" if line else ">" for line in story.text.splitlines()]
+        lines += [
+            f"## {title}",
+            "",
+            *quoted,
+            "",
+            f"Seed {seed + index}, stopped at {story.stop}.",
+            "",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,125 @@
+"""The figure of the losses of every size trained so far.
+
+The logs of the latest run are in the workspace; those of other sizes are in git, where DVC keeps
+experiments, and in the history.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib as mpl
+
+from storyllamas.atomic import atomic_file
+from storyllamas.errors import UserError, exit_on_user_error
+
+TARGET = Path("metrics/losses.png")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+Curve = tuple[list[float], list[float]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: its names, and loss over steps in training and validation."""
+
+    size: str
+    parameters: int
+    recipe: str
+    train: Curve
+    validation: Curve
+
+
+def runs() -> list[Run]:
+    """The latest run of each size, the smallest first: workspace, experiments, then history."""
+    found: dict[str, Run] = {}
+    for revision in ("", *_revisions()):
+        run = _run_at(revision)
+        if run:
+            found.setdefault(run.size, run)
+    return sorted(found.values(), key=lambda run: run.parameters)
+
+
+def draw(found: list[Run]) -> None:
+    """Draw the losses to metrics/losses.png."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for color, run in zip(cycle(COLORS), found):
+        axes.plot(*run.train, color=color, alpha=0.3, linewidth=0.8)
+        lowest = min(run.validation[1])
+        label = f"{run.size}, {run.recipe}: validation {lowest:.3f}"
+        axes.plot(*run.validation, color=color, linewidth=1.8, label=label)
+    axes.set(
+        title="Loss on stories: training (faint) and validation",
+        xlabel="step",
+        ylabel="nats a token (log scale)",
+        yscale="log",
+    )
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.grid(which="both", alpha=0.25)
+    axes.legend()
+    with atomic_file(TARGET) as file:
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _revisions() -> Iterator[str]:
+    """Experiments, the newest first, then commits that changed the log, the newest first."""
+    newest = "--sort=-committerdate"
+    yield from _git("for-each-ref", newest, "--format=%(objectname)", "refs/exps").split()
+    yield from _git("log", "--format=%H", "--", "metrics/validation.csv").split()
+
+
+def _run_at(revision: str) -> Run | None:
+    """The run whose log stands at a git revision, or in the workspace for ""; None if none does."""
+    about = _read(revision, "metrics/train.json")
+    steps = _read(revision, "metrics/steps.csv")
+    validation = _read(revision, "metrics/validation.csv")
+    if not (about and steps and validation):
+        return None
+    names = json.loads(about)
+    return Run(
+        names["size"], names["parameters"], names["recipe"], _curve(steps), _curve(validation)
+    )
+
+
+def _curve(table: str) -> Curve:
+    rows = list(csv.DictReader(io.StringIO(table)))
+    return [float(row["step"]) for row in rows], [float(row["loss"]) for row in rows]
+
+
+def _read(revision: str, path: str) -> str:
+    if revision:
+        return _git("show", f"{revision}:{path}")
+    file = Path(path)
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def _git(*arguments: str) -> str:
+    """What git prints; nothing where it fails, as it does outside a repository."""
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else ""
+
+
+@exit_on_user_error
+def main() -> None:
+    """Draw and say what was drawn."""
+    found = runs()
+    if not found:
+        raise UserError("there is no training log yet: run `dvc repro` first")
+    draw(found)
+    print(f"{TARGET}: {', '.join(run.size for run in found)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""params.yaml is read whole, and nothing wrong in it gets through."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from storyllamas import params
+from storyllamas.errors import UserError
+
+PUBLISHED = {
+    "2m": (2**16, 100_000, 1e-3, 0.01, 0.05),
+    "7m": (2**16, 100_000, 1e-3, 0.01, 0.05),
+    "30m": (2**17, 50_000, 8e-4, 0.05, 0.1),
+}
+PARAMETERS = {"2m": 1.57e6, "7m": 6.1e6, "30m": 29.4e6}
+
+
+@pytest.fixture
+def raw() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def edited(raw: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    result = copy.deepcopy(raw)
+    *parents, last = path.split("/")
+    section = result
+    for parent in parents:
+        section = section[parent]
+    section[last] = value
+    return result
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
+    chosen = params.parse(raw | {"model": size, "recipe": "full"})
+    recipe = chosen.recipe
+    table = (recipe.tokens_per_step, recipe.steps, recipe.learning_rate, recipe.weight_decay)
+    assert (*table, recipe.dropout) == PUBLISHED[size]
+    assert (recipe.beta1, recipe.beta2, recipe.warmup, recipe.grad_clip) == (0.9, 0.95, 0.01, 1.0)
+    assert (recipe.schedule, recipe.final_rate) == ("cosine", 0.1)
+    assert chosen.model_config().parameters == pytest.approx(PARAMETERS[size], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("modle", "2m", "modle is unknown"),
+        ("model", "9m", "model is '9m': use one of 2m, 7m, 30m"),
+        ("recipe", "slow", "recipe is 'slow': use one of quick, full"),
+        ("seed", -1, "seed is -1"),
+        ("seed", 2**32, "seed is"),
+        ("seed", True, "seed is True"),
+        ("tokenizer/vocab_size", 65537, "tokenizer.vocab_size is 65537"),
+        ("tokenizer/vocab_size", "4k", "tokenizer.vocab_size is '4k'"),
+        ("tokenizer/vocabsize", 4096, "tokenizer.vocabsize is unknown: use one of vocab_size"),
+        ("sizes/7m/kv_heads", 3, "sizes.7m.kv_heads is 3: use a divisor of heads (8)"),
+        ("sizes/2m/head_dim", 33, "sizes.2m.head_dim is 33"),
+        ("sizes/2m/dims", 1, "sizes.2m.dims is unknown: use one of dim"),
+        ("train/steps", 0, "train.steps is 0"),
+        ("train/step", 5, "train.step is unknown"),
+        ("train/learning_rate", float("nan"), "train.learning_rate is nan"),
+        ("train/tokens_per_step", 5000, "train.tokens_per_step is 5000: use a multiple of"),
+        ("recipes/quick/defaults/tokens_per_step", 5000, "recipes.quick.defaults.tokens_per_step"),
+        ("recipes/full/sizes/30m/dropout", 1.5, "recipes.full.sizes.30m.dropout is 1.5"),
+        ("recipes/full/sizes/9m", {}, "is '9m': use one of 2m"),
+        ("recipes/full/sizes", 3, "recipes.full.sizes is 3"),
+        ("recipes/full/extra", {}, "recipes.full.extra is unknown"),
+        ("export/types", ["f64"], "export.types.0 is 'f64'"),
+        ("export/types", [], "export.types is []"),
+        ("export/group_size", 6, "export.group_size is 6"),
+        ("generation/temperature", -1, "generation.temperature is -1"),
+        ("corpus", None, "corpus is None"),
+    ],
+)
+def test_wrong_values_are_named(raw: dict[str, Any], path: str, value: object, named: str) -> None:
+    with pytest.raises(UserError) as refused:
+        params.parse(edited(raw, path, value))
+    assert named in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_every_key_is_needed(raw: dict[str, Any]) -> None:
+    for key in raw:
+        with pytest.raises(UserError, match=f"{key} is missing"):
+            params.parse({name: value for name, value in raw.items() if name != key})
+
+
+def test_layers_override_in_order(raw: dict[str, Any]) -> None:
+    assert params.parse(raw).recipe.steps == raw["recipes"]["quick"]["sizes"]["2m"]["steps"]
+    assert params.parse(edited(raw, "train/steps", 7)).recipe.steps == 7
+    raw["recipes"]["quick"]["sizes"]["2m"]["weight_decay"] = 0.3
+    assert params.parse(raw).recipe.weight_decay == 0.3
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (lambda text: text + "model: 7m\n", "gives 'model' twice"),
+        (lambda text: "a: [1\n" + text, "is not YAML"),
+        (lambda text: text.replace("steps: null", "steps: [1, 2]", 1), "train.steps is [1, 2]"),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path: Path, edit: Callable[[str], str], named: str) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(edit((ROOT / "params.yaml").read_text()))
+    with pytest.raises(UserError) as refused:
+        params.load(file)
+    assert named in str(refused.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_a_rate_may_be_written_without_a_point(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    file = tmp_path / "params.yaml"
+    file.write_text(text.replace("learning_rate: null", "learning_rate: 2e-3", 1))
+    assert params.load(file).recipe.learning_rate == 2e-3
