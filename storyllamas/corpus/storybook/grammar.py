@@ -2,7 +2,7 @@
 
     [a|b|c]        one of the alternatives; an empty one makes a detail optional
     {hero.his}     a slot; {hero.His} says it with a capital
-    <cry hero>     a phrase of the shared pool, whose {X} and {Y} stand for the roles given
+    <sad hero>     a phrase of the shared pool, whose {X} stands for the role given, if any
 
 A blank line in a template begins a paragraph; all other white space is one space.
 """
@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 _TOKEN = re.compile(r"([\[\]|]|\{[^}]*\}|<[^>]*>)")
-_ARTICLE = re.compile(
-    r"\b([Aa]) (?=(?!one\b|use|uni|eu)[aeiouAEIOU]|hour|honest)",
-)
+_ARTICLE = re.compile(r"\b([Aa]) (?=(?!one\b|use|uni|eu)[aeiouAEIOU]|hour|honest)")
 _SPACE_BEFORE = re.compile(r" +(?=[.,!?\n])")
 _SENTENCE = re.compile(r'((?:^|[.!?] |\." |\n)"?)([a-z])')
 
@@ -149,12 +147,10 @@ class Grammar:
         return Text(token)
 
     def _phrase(self, call: str) -> Part:
-        """The pool that `call`, a name with up to two roles, speaks of."""
+        """The pool that `call`, a name with or without a role, speaks of."""
         if call not in self._compiled:
-            name, *roles = call.split()
-            lines = list(self._phrases[name])
-            for letter, role in zip("XY", roles, strict=False):
-                lines = [line.replace(f"{{{letter}", f"{{{role}") for line in lines]
+            name, _, role = call.partition(" ")
+            lines = [line.replace("{X", f"{{{role}") for line in self._phrases[name]]
             self._compiled[call] = Choice(tuple(map(self.compile, lines)), name)
         return self._compiled[call]
 

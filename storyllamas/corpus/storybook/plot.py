@@ -42,8 +42,10 @@ class Block:
 def read(folder: str) -> str:
     """The text of a folder of this package, its files in alphabetical order."""
     files = resources.files(__package__).joinpath(folder).iterdir()
-    texts = sorted((file.name, file.read_text("utf-8")) for file in files if _is_text(file.name))
-    return "\n".join(text for _, text in texts)
+    texts = sorted(
+        (file for file in files if file.name.endswith(".txt")), key=lambda file: file.name
+    )
+    return "\n".join(file.read_text("utf-8") for file in texts)
 
 
 def blocks(text: str) -> list[Block]:
@@ -82,7 +84,3 @@ def plots(grammar: Grammar, text: str) -> Iterator[Plot]:
             for block in blocks(head)
         }
         yield Plot(name, cast, grammar.compile(body))
-
-
-def _is_text(name: str) -> bool:
-    return name.endswith(".txt")
