@@ -1,0 +1,84 @@
+/* open_files.c: open each weight file and, if that succeeds, use all of the library on it.
+ *
+ * usage: open_files FILE… Prints a line for each file: "ok", or the sentence of the error. */
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "storyllamas.h"
+
+static uint32_t state = 1;
+
+static uint32_t integer(uint32_t below) {
+    state = state * 1664525u + 1013904223u;
+    return (state >> 8) % below;
+}
+
+/* Texts are random bytes or letters; every buffer is exactly as long as it says. */
+static void use_text(const sl_model *model) {
+    for (int round = 0; round < 20; round++) {
+        const size_t length = integer(40);
+        char *text = malloc(length + 1), *back = malloc(16 * length + 64);
+        const int is_letters = (int)integer(2);
+        for (size_t i = 0; i < length; i++)
+            text[i] = is_letters ? "ab \n"[integer(4)] : (char)integer(256);
+        size_t capacity = integer(80), count, back_length;
+        int32_t *ids = malloc((capacity + 1) * sizeof *ids);
+        const int status = sl_encode(model, text, length, ids, capacity, &count);
+        if (!status && sl_decode(model, ids, count, back, 16 * length + 64, &back_length)) abort();
+        for (size_t i = 0; i < capacity; i++)
+            ids[i] = (int32_t)integer(sl_model_info(model)->vocab_size + 2) - 1;
+        sl_decode(model, ids, capacity, back, 16 * length + 64, &back_length);
+        free(text);
+        free(back);
+        free(ids);
+    }
+}
+
+static void use_session(const sl_model *model) {
+    const sl_info *info = sl_model_info(model);
+    sl_session *session;
+    if (sl_session_new(&session, model)) return;
+    for (int round = 0; round < 4; round++) {
+        sl_options options = SL_DEFAULTS;
+        options.temperature = (float)integer(3);
+        options.top_k = (int32_t)integer(2) * (int32_t)integer(1000);
+        options.top_p = integer(2) ? 1.0f : 0.5f;
+        options.min_p = integer(2) ? 0.0f : 0.1f;
+        options.repetition_penalty = integer(2) ? 1.0f : 1.5f;
+        options.repetition_window = (int32_t)integer(300);
+        options.ignore_end = (int32_t)integer(2);
+        options.tokens = 1 + (int32_t)integer(50);
+        const char *prompt = "a b\xc3\xa9";
+        int status = sl_start(session, prompt, integer(2) * strlen(prompt), &options);
+        for (sl_piece piece = {0}; !status && !piece.stop;) status = sl_next(session, &piece);
+        sl_piece after;
+        sl_next(session, &after);
+        const size_t count = 2 + integer(40);
+        int32_t ids[42];
+        double scores[41];
+        float *logits = malloc(count * info->vocab_size * sizeof *logits);
+        for (size_t i = 0; i < count; i++) ids[i] = (int32_t)integer(info->vocab_size);
+        sl_score(session, ids, count, scores);
+        sl_logits(session, ids, count, logits);
+        free(logits);
+    }
+    sl_session_free(session);
+}
+
+int main(int argc, char **argv) {
+    for (int i = 1; i < argc; i++) {
+        sl_model *model;
+        if (sl_model_open(&model, argv[i])) {
+            printf("%s\n", sl_error());
+            continue;
+        }
+        use_text(model);
+        use_session(model);
+        sl_model_close(model);
+        printf("ok\n");
+    }
+    return EXIT_SUCCESS;
+}

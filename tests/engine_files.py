@@ -1,0 +1,110 @@
+"""Small weight files for the tests of the C engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from storyllamas import weights
+from storyllamas.config import ModelConfig
+from storyllamas.weights import PieceType, Vocabulary, WeightType
+
+UNK, BOS, EOS = 0, 1, 2
+FIRST_BYTE = 3
+WORDS = [b"a", b"b", b"ab", b"\xe2\x96\x81", b"\xe2\x96\x81a", b"\xc3\xa9"]
+
+
+def make_vocabulary(words: list[bytes] = WORDS) -> Vocabulary:
+    """Special pieces, the 256 bytes at 3 … 258, then the words; earlier words merge first."""
+    special = [b"<unk>", b"<s>", b"</s>"]
+    bytes_ = [b"<0x%02X>" % value for value in range(256)]
+    types = [PieceType.UNKNOWN, *[PieceType.CONTROL] * 2, *[PieceType.BYTE] * 256]
+    types += [PieceType.NORMAL] * len(words)
+    scores = [0.0] * 259 + [-float(index) for index in range(len(words))]
+    return Vocabulary(
+        [*special, *bytes_, *words], np.array(scores, np.float32), np.array(types, np.uint8)
+    )
+
+
+def word_id(index: int) -> int:
+    return FIRST_BYTE + 256 + index
+
+
+def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, npt.NDArray[np.float32]]:
+    """Weights that make logits of about ±5 and attention that is neither flat nor one-hot."""
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in weights.tensor_shapes(config).items():
+        if len(shape) == 1:
+            tensors[name] = random.uniform(0.5, 1.5, shape).astype(np.float32)
+        else:
+            tensors[name] = (random.standard_normal(shape) * 1.5 / np.sqrt(shape[1])).astype(
+                np.float32
+            )
+    return tensors
+
+
+def write(
+    path: Path,
+    config: ModelConfig,
+    tensors: dict[str, npt.NDArray[np.float32]],
+    vocabulary: Vocabulary | None = None,
+    weight_type: WeightType = WeightType.F32,
+    group_size: int = 8,
+) -> Path:
+    words = config.vocab_size - 259
+    if vocabulary is None:
+        extra = [f"w{index}".encode() for index in range(max(0, words - len(WORDS)))]
+        vocabulary = make_vocabulary((WORDS + extra)[:words])
+    weights.write(path, config, vocabulary, tensors.__getitem__, weight_type, group_size)
+    return path
+
+
+def small_config(**changes: int | float | bool) -> ModelConfig:
+    shape: dict[str, int | float | bool] = {
+        "dim": 24, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 6, "hidden": 20,
+        "context": 40, "vocab_size": 259 + len(WORDS), "tied": True,
+    }  # fmt: skip
+    return ModelConfig(**(shape | changes))  # type: ignore[arg-type]
+
+
+def write_chain(
+    path: Path,
+    logits: Callable[[int], npt.NDArray[np.float32]],
+    vocabulary: Vocabulary | None = None,
+    context: int = 40,
+) -> Path:
+    """A model whose next-token logits depend on the last token only.
+
+    Embeddings are one-hot and the layers add nothing, so that the classifier's column of a token
+    holds the logits after it (the final norm multiplies a one-hot vector by a constant).
+    """
+    vocabulary = vocabulary or make_vocabulary()
+    size = len(vocabulary.pieces)
+    config = ModelConfig(
+        dim=size, layers=1, heads=1, kv_heads=1, head_dim=2, hidden=1, context=context,
+        vocab_size=size, norm_eps=0.0, tied=False,
+    )  # fmt: skip
+    tensors = {
+        name: np.zeros(shape, np.float32) for name, shape in weights.tensor_shapes(config).items()
+    }
+    tensors["embedding.weight"] = np.eye(size, dtype=np.float32)
+    tensors["norm.weight"] = np.full(size, 1 / np.sqrt(size), np.float32)
+    tensors["classifier.weight"] = np.stack([logits(token) for token in range(size)], axis=1)
+    return write(path, config, tensors, vocabulary)
+
+
+def write_sequence(path: Path, story: list[int], context: int = 40) -> Path:
+    """A model that goes from each token of the story to the next one; no token comes twice."""
+    following = dict(pairwise(story))
+
+    def logits(token: int) -> npt.NDArray[np.float32]:
+        row = np.zeros(259 + len(WORDS), np.float32)
+        row[following.get(token, EOS)] = 50
+        return row
+
+    return write_chain(path, logits, context=context)

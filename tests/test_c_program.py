@@ -1,0 +1,432 @@
+"""The C program at its command line, and the library under sanitizers on files that lie."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import engine_files
+import pytest
+from conftest import ROOT
+from engine_files import BOS, EOS, small_config, word_id
+
+from storyllamas import weights
+from storyllamas.engine import DEFAULTS, Engine
+from storyllamas.weights import WeightType
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `make -C csrc` fills: the program, and its sanitized self and C tests."""
+    folder = tmp_path_factory.mktemp("build")
+    command = ["make", "-C", ROOT / "csrc", f"BUILD={folder}", "CFLAGS=-O3 -Werror"]
+    for target in ("run", "lib", "sanitized"):
+        done = subprocess.run([*command, target], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = small_config(context=120)
+    path = tmp_path_factory.mktemp("model") / "m.slm"
+    return engine_files.write(path, config, engine_files.random_tensors(config, 1))
+
+
+@pytest.fixture(params=["run", "sanitized/run"])
+def run(request: pytest.FixtureRequest, build: Path) -> Run:
+    """Runs the program, plain and sanitized, on arguments."""
+
+    def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [str(build / request.param), *map(os.fsencode, map(str, arguments))]
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", check=False, **options
+        )  # type: ignore[call-overload, no-any-return]
+
+    return call
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split()]
+
+
+# ---- Telling -------------------------------------------------------------------------------------
+
+
+def test_a_story_is_the_librarys(run: Run, model: Path) -> None:
+    story = Engine(model).generate("ab a", temperature=0.9, top_p=0.8, seed=3, tokens=50)
+    text = "".join(story)
+    options = ["--temperature", "0.9", "--top-p", "0.8", "--seed", 3, "--tokens", 50]
+    told = run(model, *options, "ab a")
+    assert (told.returncode, told.stdout) == (0, f"ab a{text}\n")
+    assert told.stderr.startswith(f"{story.tokens} tokens after a prompt of {story.prompt_tokens}")
+    assert told.stderr.endswith(f"stopped at {story.stop}\n")
+    assert run("--prompt", "ab a", model, *options).stdout == told.stdout
+    ids = [BOS, *Engine(model).encode("ab a"), *story.ids]
+    assert numbers(run(model, *options, "--ids", "ab a").stdout) == ids
+
+
+def test_llama2c_options(run: Run, model: Path) -> None:
+    ours = run(model, "--temperature", "0.7", "--top-p", "0.6", "--seed", 5, "--tokens", 30, "a")
+    theirs = run(model, *"-t 0.7 -p 0.6 -s 5 -n 30 -z tokenizer.bin -i a".split())
+    assert theirs.stdout == ours.stdout
+    whole = run(model, *"-t 1 -p 0 -n 0 -i a --ids".split())
+    story = Engine(model).generate("a", temperature=1, top_p=1, tokens=10**6)
+    assert len("".join(story)) > 0
+    assert numbers(whole.stdout)[-story.tokens :] == story.ids
+
+
+def test_every_option_reaches_the_sampler(run: Run, model: Path) -> None:
+    options = {"temperature": 1.5, "top_k": 9, "min_p": 0.05, "repetition_penalty": 1.3, "seed": 8}
+    expected = Engine(model).generate("b", **options)  # type: ignore[arg-type]
+    assert "".join(expected)
+    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    told = run(model, *(text.replace("_", "-") for text in given), "--ids", "b")
+    assert numbers(told.stdout)[expected.prompt_tokens :] == expected.ids
+
+
+def test_stops_and_empty_prompts(run: Run, tmp_path: Path) -> None:
+    words = [word_id(0), word_id(1), word_id(2)]
+    path = engine_files.write_sequence(tmp_path / "m.slm", [BOS, *words, EOS])
+    for prompt in ([], [""], ["--prompt", ""]):
+        told = run(path, *prompt)
+        assert (told.stdout, told.stderr.split()[-1]) == ("abab\n", "eos")
+    assert run(path, "--tokens", 1).stderr.split()[-1] == "tokens"
+    small = engine_files.write_sequence(tmp_path / "n.slm", [BOS, *words, EOS], context=3)
+    assert run(small).stderr.split()[-1] == "context"
+
+
+def test_help(run: Run) -> None:
+    told = run("--help")
+    assert (told.returncode, told.stderr) == (0, "")
+    for name, value in DEFAULTS.items():
+        if name not in ("repetition_window", "ignore_end"):
+            option = re.search(
+                rf"--{name.replace('_', '-')} [A-Z].*?\(({value:g})\)", told.stdout, re.S
+            )
+            assert option
+            assert "--" not in option[0][2:]
+    assert all(len(line) <= 96 for line in told.stdout.splitlines())
+
+
+def test_info(run: Run, model: Path, tmp_path: Path) -> None:
+    told = dict(line.split(maxsplit=1) for line in run(model, "--info").stdout.splitlines())
+    config = small_config(context=120)
+    assert told["parameters"] == str(config.parameters)
+    assert (told["dim"], told["layers"], told["context"]) == ("24", "2", "120")
+    assert told["weights"] == "f32"
+    tensors = engine_files.random_tensors(config)
+    q8 = engine_files.write(tmp_path / "q8.slm", config, tensors, None, WeightType.Q8)
+    assert "q8, a scale for 8 columns" in run(q8, "--info").stdout
+
+
+def test_bench(run: Run, model: Path) -> None:
+    prompt, story = run(model, "--bench").stdout.splitlines()
+    assert prompt.startswith("prompt of 60 tokens")
+    assert story.startswith("story of 119 tokens")
+    assert min(float(line.split()[-2]) for line in (prompt, story)) > 0
+
+
+# ---- Refusals ------------------------------------------------------------------------------------
+
+WHOLE = "and must be a whole number from"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--tokens", "0"], f'--tokens is "0" {WHOLE} 1 to 2147483647'),
+        (["--tokens", "-5"], f'--tokens is "-5" {WHOLE} 1 to 2147483647'),
+        (["--tokens", "99999999999999999999999"], "--tokens is"),
+        (["--tokens", "1.5"], '--tokens is "1.5"'),
+        (["--tokens", ""], '--tokens is ""'),
+        (["--tokens", " 3"], '--tokens is " 3"'),
+        (["--seed", "-1"], f'--seed is "-1" {WHOLE} 0 to 18446744073709551615'),
+        (["--seed", "18446744073709551616"], "--seed is"),
+        (["--top-k", "abc"], '--top-k is "abc"'),
+        (["--temperature", "-1"], "temperature is -1 and must be 0 (greedy) to 1000"),
+        (["--temperature", "nan"], '--temperature is "nan" and must be a number'),
+        (["--temperature", "inf"], '--temperature is "inf" and must be a number'),
+        (["--temperature", "1e999"], '--temperature is "1e999" and must be a number'),
+        (["--temperature", "1e39"], "temperature is inf and must be 0 (greedy) to 1000"),
+        (["--temperature", "abc"], '--temperature is "abc" and must be a number'),
+        (["--temperature", "0x1"], '--temperature is "0x1" and must be a number'),
+        (["--temperature", "1 "], '--temperature is "1 " and must be a number'),
+        (["--temperature", ""], '--temperature is "" and must be a number'),
+        (["--top-p", "0"], "top_p is 0 and must be above 0 and at most 1 (off)"),
+        (["--top-p", "1.5"], "top_p is 1.5 and must be above 0 and at most 1 (off)"),
+        (["--min-p", "1"], "min_p is 1 and must be at least 0 (off) and below 1"),
+        (["--repetition-penalty", "0"], "repetition_penalty is 0 and must be above 0"),
+        (["--prompt", "a", "b"], 'the prompt is given twice: "a" and "b"'),
+        (["a", "b"], '"b" is one argument too many: put the prompt in quotes'),
+        (["--colour"], "--colour is no option; --help lists them"),
+        (["-x"], "-x is no option; --help lists them"),
+        (["--seed"], "--seed needs a value; --help explains"),
+        (["b" * 200], "the prompt has 202 tokens and the model's context is 120"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_arguments_out_of_range(run: Run, model: Path, arguments: list[str], sentence: str) -> None:
+    told = run(model, *arguments)
+    assert told.returncode == 1
+    assert told.stdout == ""
+    assert told.stderr.startswith(f"error: {sentence}")
+    assert told.stderr.count("\n") == 1
+
+
+def test_no_arguments(run: Run) -> None:
+    told = run()
+    assert told.returncode == 1
+    assert told.stderr.startswith("error: no weight file is given: run MODEL.slm [PROMPT]")
+
+
+def test_a_prompt_that_is_not_utf8(build: Path, model: Path) -> None:
+    for program in ("run", "sanitized/run"):
+        command = [build / program, model, b"caf\xe9 au lait"]
+        told = subprocess.run(command, capture_output=True, check=False)
+        assert (told.returncode, told.stdout) == (1, b"")
+        assert told.stderr == b"error: the text is not valid UTF-8 at byte 3 (0xe9)\n"
+
+
+def test_a_full_disk(run: Run, model: Path, build: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        command = [build / "run", model, "a"]
+        told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert told.returncode == 1
+    assert told.stderr == "error: the story cannot be written: No space left on device\n"
+
+
+# ---- Files ---------------------------------------------------------------------------------------
+
+FIELDS = {  # offset and format of what the header holds
+    "version": (8, "I"), "header_bytes": (12, "I"), "file_bytes": (16, "Q"),
+    "dim": (32, "I"), "layers": (36, "I"), "heads": (40, "I"), "kv_heads": (44, "I"),
+    "head_dim": (48, "I"), "hidden": (52, "I"), "context": (56, "I"), "vocab_size": (60, "I"),
+    "rope_theta": (64, "f"), "norm_eps": (68, "f"), "weight_type": (72, "I"),
+    "group_size": (76, "I"), "unk_id": (80, "i"), "bos_id": (84, "i"), "eos_id": (88, "i"),
+    "pad_id": (92, "i"), "flags": (96, "I"), "zero": (100, "I"), "tokenizer_offset": (104, "Q"),
+    "tokenizer_bytes": (112, "Q"), "tensors_offset": (120, "Q"), "tensors_bytes": (128, "Q"),
+    "reserved": (200, "B"),
+}  # fmt: skip
+SIZE = small_config().vocab_size
+SCORES, OFFSETS, TYPES = 256, 256 + 4 * SIZE, 256 + 8 * SIZE + 4
+TEXT = 256 + 9 * SIZE + 4
+TEXT_BYTES = sum(map(len, engine_files.make_vocabulary().pieces))
+
+
+def sealed(data: bytes | bytearray) -> bytes:
+    """The file with a checksum that fits, if its length is one that has a checksum."""
+    data = bytearray(data)
+    if len(data) >= 256 and len(data) % 64 == 0:
+        data[24:32] = bytes(8)
+        checksum = weights.Checksum()
+        checksum.update(bytes(data))
+        data[24:32] = struct.pack("<Q", checksum.digest())
+    return bytes(data)
+
+
+def changed(data: bytes, place: int, kind: str, value: float) -> bytes:
+    bad = bytearray(data)
+    struct.pack_into("<" + kind, bad, place, value)
+    return sealed(bad)
+
+
+def with_field(data: bytes, name: str, value: float) -> bytes:
+    return changed(data, *FIELDS[name], value)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A good file of each weight type."""
+    folder = tmp_path_factory.mktemp("files")
+    config = small_config(tied=False)
+    tensors = engine_files.random_tensors(config)
+    return {
+        kind.name.lower(): engine_files.write(
+            folder / "m.slm", config, tensors, None, kind
+        ).read_bytes()
+        for kind in WeightType
+    }
+
+
+def open_files(build: Path, folder: Path, contents: list[bytes]) -> list[str]:
+    """What the sanitized library says of each file."""
+    paths = [folder / f"{index}.slm" for index in range(len(contents))]
+    for path, data in zip(paths, contents, strict=True):
+        path.write_bytes(data)
+    command = [build / "sanitized" / "open_files", *paths]
+    environment = os.environ | {"ASAN_OPTIONS": "allocator_may_return_null=1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    noise = [line for line in done.stderr.splitlines() if "WARNING: AddressSanitizer" not in line]
+    assert done.returncode == 0, "\n".join(noise[:60])
+    told = done.stdout.splitlines()
+    assert len(told) == len(contents)
+    return [line.replace(str(path), "FILE") for line, path in zip(told, paths, strict=True)]
+
+
+def test_each_lie_has_its_sentence(build: Path, files: dict[str, bytes], tmp_path: Path) -> None:
+    """What stands behind the checksum is checked too: every one of these has a good checksum."""
+    good, q8 = files["f32"], files["q8"]
+    range_ = "and must be 1 to 1048576"
+    lies = [
+        (good, "ok"),
+        (q8, "ok"),
+        (b"", "weight file FILE is empty"),
+        (good[:5], "is not a StoryLlamas weight file"),
+        (b"no weights " * 9, "is not a StoryLlamas weight file"),
+        (good[:100], "is cut short: it has 100 bytes and a header has 256"),
+        (good[:-64], f"is {len(good) - 64} bytes long and its header says {len(good)}"),
+        (good + bytes(64), f"is {len(good) + 64} bytes long and its header says {len(good)}"),
+        (with_field(good[:-1], "file_bytes", len(good) - 1), "not a multiple of 64 bytes"),
+        (good[:1000] + b"!" + good[1001:], "its checksum does not match"),
+        (with_field(good, "version", 2), "has version 2 and this program reads version 1"),
+        (with_field(good, "header_bytes", 512), "header_bytes is not 256"),
+        *[
+            (with_field(good, name, value), f"its {name} is {value} {range_}")
+            for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "hidden", "vocab_size")
+            for value in (0, 2**20 + 1, 2**32 - 1)
+        ],
+        (with_field(good, "context", 2**17 + 1), "its context is 131073 and must be 1 to 131072"),
+        (with_field(good, "kv_heads", 3), "kv_heads does not divide heads"),
+        (with_field(good, "head_dim", 7), "head_dim is odd"),
+        (with_field(good, "heads", 2**20), "heads times head_dim is out of range"),
+        *[(with_field(good, "rope_theta", value), "rope_theta is not a positive number")
+          for value in (0, -1, math.nan, math.inf)],
+        *[(with_field(good, "norm_eps", value), "norm_eps is negative or not a number")
+          for value in (-1, math.nan, math.inf)],
+        (with_field(good, "weight_type", 2), "weight_type is unknown"),
+        (with_field(good, "group_size", 64), "group_size of f32 weights is not 0"),
+        *[(with_field(q8, "group_size", value), "group_size is not a multiple of 4 from 4 to 16384")
+          for value in (0, 6, 16388, 2**32 - 4)],
+        *[(with_field(good, name, value), f"{name} is out of range")
+          for name in ("unk_id", "bos_id", "eos_id", "pad_id")
+          for value in (-2, SIZE, 2**31 - 1)],
+        (with_field(good, "flags", 8), "it sets an unknown flag"),
+        (with_field(good, "zero", 1), "a reserved field is not zero"),
+        (with_field(good, "reserved", 1), "a reserved byte of the header is not zero"),
+        (with_field(good, "tokenizer_offset", 320), "tokenizer_offset is not the end of the head"),
+        *[(with_field(good, "tokenizer_bytes", value), "its sections do not fit the file")
+          for value in (2**63, 2**64 - 1, len(good))],
+        (with_field(good, "tokenizer_bytes", 20), "its tokenizer is cut short"),
+        (changed(good, TEXT + TEXT_BYTES, "B", 1), "padding between sections is not zero"),
+        (with_field(good, "tensors_offset", 0), "tensors_offset is not the end of the tokenizer"),
+        (with_field(good, "tensors_bytes", 64), "tensors_bytes is not the size of its tensors"),
+        (with_field(good, "layers", 1), "something follows its last tensor"),
+        (with_field(good, "hidden", 2**20), "its sections do not fit the file"),
+        (with_field(good, "flags", 7), "something follows its last tensor"),
+        (changed(good, OFFSETS, "I", 1), "its first piece is not at offset 0"),
+        (changed(good, OFFSETS + 40, "I", 2**31), "the offsets of its pieces run backwards"),
+        (changed(good, OFFSETS + 4 * SIZE, "I", 2**31), "its pieces do not end with the tokenizer"),
+        *[(changed(good, SCORES + 20, "f", value), "piece 5 of its tokenizer has no finite score")
+          for value in (math.nan, -math.inf)],
+        (changed(good, OFFSETS + 4, "I", 0), "piece 0 of its tokenizer is empty"),
+        (changed(good, TEXT, "B", 0xFF), "piece 0 of its tokenizer is not valid UTF-8"),
+        (changed(good, TYPES + 7, "B", 0), "piece 7 of its tokenizer has an unknown type"),
+        (changed(good, TYPES + 7, "B", 7), "piece 7 of its tokenizer has an unknown type"),
+        (changed(good, TYPES + 1, "B", 2), "is of type unknown but is not unk_id"),
+        (changed(good, TYPES, "B", 3), "is unk_id but not of type unknown"),
+        (changed(good, TYPES + 1, "B", 6), "is a byte piece but does not spell a byte"),
+        (changed(good, good.index(b"<0x41>") + 4, "B", ord("2")), "repeats a byte piece"),
+        (changed(good, TYPES + 9, "B", 1), "byte fallback but no piece <0x06>"),
+        (changed(good, good.index(b"ab\xe2\x96\x81"), "B", ord("b")), "ok"),
+        (changed(good, good.index(b"ab\xe2\x96\x81") - 1, "B", ord("a")), "repeats another piece"),
+        (changed(with_field(with_field(good, "flags", 0), "unk_id", -1), TYPES, "B", 3),
+         "has neither an unknown piece nor byte fallback"),
+    ]  # fmt: skip
+    told = open_files(build, tmp_path, [data for data, _ in lies])
+    wrong = [
+        (expected, sentence)
+        for (_, expected), sentence in zip(lies, told, strict=True)
+        if expected not in sentence or (sentence != "ok" and "FILE" not in sentence)
+    ]
+    assert wrong == []
+
+
+def mutated(good: bytes, source: random.Random) -> bytes:
+    """The file cut, or with some fields, words or bits changed, under a good checksum."""
+    data = bytearray(good)
+    if source.random() < 0.1:
+        return sealed(data[: source.randrange(len(data))])
+    for _ in range(source.choice([1, 1, 2, 4])):
+        what = source.random()
+        if what < 0.4:
+            place, kind = FIELDS[source.choice(list(FIELDS))]
+            size = struct.calcsize(kind)
+            value = int.from_bytes(data[place : place + size], "little")
+            near = [value + 1, value - 1, value * 2, value // 2, value + 64, value - 64]
+            extreme = [0, 1, 2, 3, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1]
+            other = source.choice(near + extreme) % 2 ** (8 * size)
+            data[place : place + size] = other.to_bytes(size, "little")
+        elif what < 0.8:
+            place = source.randrange(256, TEXT + 2000) & ~3
+            data[place : place + 4] = struct.pack("<I", source.choice([0, 255, 2**31, 2**32 - 1]))
+        else:
+            data[source.randrange(len(data))] ^= 1 << source.randrange(8)
+    return sealed(data)
+
+
+@pytest.mark.parametrize("kind", ["f32", "q8"])
+def test_no_file_misleads_the_library(
+    build: Path, files: dict[str, bytes], tmp_path: Path, kind: str
+) -> None:
+    source = random.Random(7)
+    contents = [mutated(files[kind], source) for _ in range(600)]
+    told = open_files(build, tmp_path, contents)
+    accepted = sum(sentence == "ok" for sentence in told)
+    assert 60 < accepted < 500  # some changes are harmless: a weight, a score, an epsilon
+    assert len(set(told)) > 30
+
+
+def test_files_that_are_none(run: Run, tmp_path: Path) -> None:
+    def refused(path: Path) -> str:
+        told = run(path, "a")
+        assert (told.returncode, told.stdout) == (1, "")
+        assert told.stderr.count("\n") == 1
+        return told.stderr.removeprefix("error: ").strip()
+
+    missing = tmp_path / "missing.slm"
+    assert refused(missing) == (
+        f"weight file {missing} cannot be opened: No such file or directory"
+    )
+    assert refused(tmp_path) == f"weight file {tmp_path} is not a regular file"
+    old = tmp_path / "stories.bin"
+    old.write_bytes(struct.pack("<7i", 288, 768, 6, 6, 6, 32000, 256) + bytes(4000))
+    hint = (
+        f"{old} is a llama2.c checkpoint: import it with `storyllamas import {old} --out model.slm`"
+    )
+    assert refused(old) == hint
+    old.write_bytes(struct.pack("<7i", 288, 768, 6, 6, 6, -32000, 256) + bytes(4000))
+    assert refused(old) == hint
+    old.write_bytes(b"24ka" + struct.pack("<8i", 2, 288, 768, 6, 6, 6, 32000, 256) + bytes(4000))
+    assert refused(old) == hint
+
+
+# ---- Kernels and leaks ---------------------------------------------------------------------------
+
+
+def test_kernels_are_their_definitions(build: Path) -> None:
+    done = subprocess.run(
+        [build / "sanitized" / "kernels", "300"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_valgrind(build: Path, model: Path) -> None:
+    if not shutil.which("valgrind"):
+        pytest.skip("valgrind is not installed")
+    options = ["--quiet", "--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=all"]
+    for arguments in (["a b", "--top-k", "5"], ["--tokens", "0"], ["--info"], ["b" * 200]):
+        command = ["valgrind", *options, build / "run", model, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode != 9, done.stderr

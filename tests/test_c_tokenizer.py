@@ -1,0 +1,324 @@
+"""The C tokenizer gives SentencePiece's ids, on any text and any kind of vocabulary."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import engine_files
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from storyllamas.engine import Engine, ffi, lib
+from storyllamas.errors import UserError
+from storyllamas.weights import PieceType, Vocabulary
+
+SPACE = "\u2581"
+SENTENCES = [
+    "Once upon a time there was a little cat named Tom, who liked to play in the big garden.",
+    "Lily said, \"Can we go to the park, Mommy?\" and they went to the park together.",
+    "The dog ran and ran. It was happy! The cat did not like the dog's loud bark.",
+    "One day, a bird flew over the tree; the tree's leaves were green and the sky was blue.",
+    "Ünïcode wörds, naïve café, 日本語 and emoji 🙂 are here too, 1234 5678 90.",
+    "aaaa aaaaaaaa aaa abababab abab baba   three   spaces  and two",
+] * 3  # fmt: skip
+
+# One tokenizer for each thing that may differ.
+KINDS: dict[str, dict[str, object]] = {
+    "bytes": {},
+    "unknown": {"byte_fallback": False, "character_coverage": 0.98},
+    "no prefix": {"add_dummy_prefix": False},
+    "user-defined": {
+        "user_defined_symbols": ["<sep>", "cat", "ca", "🙂🙂", "the dog", f"the{SPACE}dog", "aa"],
+        "control_symbols": ["<ctrl>"],
+    },
+    "unused": {},
+    "pads": {"pad_id": 3, "bos_id": -1, "split_digits": True, "split_by_unicode_script": False},
+}
+
+
+# ---- SentencePiece's model file, as far as a test must change it --------------------------------
+
+
+def fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Number, content and all bytes of each field of a protocol buffer."""
+
+    def varint(at: int) -> tuple[int, int]:
+        value = shift = 0
+        while True:
+            value |= (message[at] & 0x7F) << shift
+            shift += 7
+            at += 1
+            if message[at - 1] < 0x80:
+                return value, at
+
+    at = 0
+    while at < len(message):
+        start = at
+        key, at = varint(at)
+        content, kind = at, key & 7
+        if kind == 2:
+            size, content = varint(at)
+            at = content + size
+        else:
+            at = varint(at)[1] if kind == 0 else at + {1: 8, 5: 4}[kind]
+        yield key >> 3, message[content:at], message[start:at]
+
+
+def pieces(model: bytes) -> list[tuple[bytes, float, int]]:
+    """Text, score and type of every piece."""
+    found = []
+    for number, content, _ in fields(model):
+        if number == 1:
+            part = {name: value for name, value, _ in fields(content)}
+            kind = part[3][0] if 3 in part else PieceType.NORMAL
+            found.append((part[1], struct.unpack("<f", part[2])[0], kind))
+    return found
+
+
+def with_unused(model: bytes) -> bytes:
+    """The model with every third of its normal pieces of several characters marked as unused."""
+    parts, index = [], 0
+    for number, content, whole in fields(model):
+        if number == 1:
+            piece = {name: value for name, value, _ in fields(content)}
+            index += 1
+            if 3 not in piece and index % 3 == 0 and len(piece[1].decode()) > 1:
+                content += bytes([3 << 3, PieceType.UNUSED])
+                whole = bytes([1 << 3 | 2, len(content)]) + content
+        parts.append(whole)
+    return b"".join(parts)
+
+
+def train(kind: str) -> bytes:
+    model = io.BytesIO()
+    options = {"byte_fallback": True, "character_coverage": 1.0, **KINDS[kind]}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=(500 if options["byte_fallback"] else 240),
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        num_threads=1,
+        minloglevel=2,
+        **options,
+    )
+    return with_unused(model.getvalue()) if kind == "unused" else model.getvalue()
+
+
+def vocabulary(model: bytes, processor: sentencepiece.SentencePieceProcessor) -> Vocabulary:
+    texts, scores, types = zip(*pieces(model), strict=True)
+    return Vocabulary(
+        pieces=list(texts),
+        scores=np.array(scores, np.float32),
+        types=np.array(types, np.uint8),
+        unk_id=processor.unk_id(),
+        bos_id=processor.bos_id(),
+        eos_id=processor.eos_id(),
+        pad_id=processor.pad_id(),
+        dummy_prefix=processor.encode_as_pieces("a")[0].startswith(SPACE),
+        byte_fallback=PieceType.BYTE in types,
+    )
+
+
+class Pair:
+    """The same tokenizer twice: SentencePiece's and the engine's."""
+
+    def __init__(self, model: bytes, folder: Path) -> None:
+        self.theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
+        known = vocabulary(model, self.theirs)
+        config = engine_files.small_config(
+            dim=2, layers=1, heads=1, kv_heads=1, head_dim=2, hidden=1, vocab_size=len(known.pieces)
+        )
+        tensors = engine_files.random_tensors(config)
+        self.ours = Engine(engine_files.write(folder / "model.slm", config, tensors, known))
+        self.pieces = known.pieces
+        self.types = set(known.types.tolist())
+
+    def check(self, text: str) -> None:
+        expected = self.theirs.encode(text)
+        assert self.ours.encode(text) == expected
+        assert self.ours.decode(expected) == self.theirs.decode(expected)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return Pair(train(request.param), tmp_path_factory.mktemp("tokenizer"))
+
+
+def test_kinds_are_what_they_say(pair: Pair, request: pytest.FixtureRequest) -> None:
+    kind = request.node.callspec.params["pair"]
+    assert (PieceType.USER_DEFINED in pair.types) == (kind == "user-defined")
+    assert (PieceType.UNUSED in pair.types) == (kind == "unused")
+    assert (PieceType.BYTE in pair.types) == (kind != "unknown")
+
+
+# Any text; and texts of what merges, is user-defined, unknown or spelt like a special piece.
+anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+MORSELS = [
+    *(
+        "a",
+        "aa",
+        "b",
+        "ab",
+        " ",
+        "  ",
+        SPACE,
+        "\n",
+        "\0",
+        "cat",
+        "ca",
+        "the dog",
+        "the",
+        " d",
+        "og",
+    ),
+    *(
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<0x41>",
+        "<sep>",
+        "<ctrl>",
+        "🙂",
+        "🙂🙂",
+        "é",
+        "e\u0301",
+        "日本",
+        "12",
+    ),
+    *("\ufffd", "\U0010ffff", "zażółć", "Once upon a time", "Lily", "ing", ".", *SENTENCES),
+]
+morsels = st.sampled_from(MORSELS)
+texts = st.one_of(anything, st.lists(st.one_of(morsels, anything), max_size=30).map("".join))
+
+
+@settings(max_examples=300, deadline=None)
+@example("")
+@example(" ")
+@example(SPACE)
+@example("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa")
+@example("\0a\0\0b")
+@given(text=texts)
+def test_encodes_as_sentencepiece(pair: Pair, text: str) -> None:
+    pair.check(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_decodes_as_sentencepiece(pair: Pair, data: st.DataObject) -> None:
+    """Any ids: control and unknown pieces between others, bytes that are no characters."""
+    special = st.integers(0, min(9, len(pair.pieces) - 1))
+    high_bytes = st.integers(min(130, len(pair.pieces) - 1), min(258, len(pair.pieces) - 1))
+    any_id = st.integers(0, len(pair.pieces) - 1)
+    ids = data.draw(st.lists(st.one_of(special, high_bytes, any_id), max_size=30))
+    assert pair.ours.decode(ids) == pair.theirs.decode(ids)
+
+
+@settings(max_examples=200, deadline=None)
+@given(raw=st.binary(max_size=24))
+def test_decodes_bytes_as_sentencepiece(pair: Pair, raw: bytes) -> None:
+    """Random bytes, mostly not UTF-8, spelt in byte pieces where there are any."""
+    spelt = [b"<0x%02X>" % value for value in raw]
+    ids = [pair.pieces.index(piece) for piece in spelt if piece in pair.pieces]
+    assert pair.ours.decode(ids) == pair.theirs.decode(ids)
+
+
+def test_every_valid_character(pair: Pair) -> None:
+    """Each code point once, in an order that puts strangers side by side."""
+    points = [*range(0xD800), *range(0xE000, 0x110000, 7)]
+    random.Random(0).shuffle(points)
+    pair.check("".join(map(chr, points)))
+
+
+def test_every_story(tinystories: Path, tmp_path: Path) -> None:
+    from storyllamas import tokenizer
+
+    stories = [
+        story
+        for name in ("TinyStories-train.txt", "TinyStories-valid.txt")
+        for story in (tinystories / name).read_text(encoding="utf-8").split("<|endoftext|>")
+    ]
+    both = Pair(tokenizer.train(stories[:1000], 4096), tmp_path)
+    expected = both.theirs.encode(stories)
+    different = [
+        story
+        for story, ids in zip(stories, expected, strict=True)
+        if both.ours.encode(story) != ids or both.ours.decode(ids) != both.theirs.decode(ids)
+    ]
+    assert different == []
+
+
+def test_time_grows_no_faster_than_the_text(pair: Pair) -> None:
+    """Texts of one kind of letter merge the most; a quadratic loop would take hours here."""
+    for unit in ("a", "ab", "the cat "):
+        text = unit * (1 << 20 >> len(unit).bit_length())
+        began = time.process_time()
+        ids = pair.ours.encode(text)
+        assert time.process_time() - began < 10
+        assert pair.ours.decode(ids) == text or PieceType.BYTE not in pair.types
+
+
+# ---- Refusals ------------------------------------------------------------------------------------
+
+
+def encode_bytes(engine: Engine, data: bytes, capacity: int = 100) -> int:
+    ids = ffi.new("int32_t[]", capacity + 1)
+    ids[capacity] = -77
+    count = ffi.new("size_t *")
+    status: int = lib.sl_encode(engine._model, data, len(data), ids, capacity, count)
+    assert ids[capacity] == -77  # nothing beyond the room that there is
+    return status
+
+
+def first_invalid(data: bytes) -> int | None:
+    """Offset of the first byte that is not UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return None
+
+
+def last_error() -> str:
+    return bytes(ffi.string(lib.sl_error())).decode()
+
+
+@settings(max_examples=500, deadline=None)
+@given(data=st.one_of(st.binary(max_size=20), st.tuples(texts, st.binary(max_size=4)).map(
+    lambda parts: parts[0].encode() + parts[1])))  # fmt: skip
+def test_refuses_exactly_what_is_not_utf8(pair: Pair, data: bytes) -> None:
+    bad = first_invalid(data)
+    if bad is None:
+        assert encode_bytes(pair.ours, data, 3 * (len(data) + 1)) == lib.SL_OK
+    else:
+        assert encode_bytes(pair.ours, data) == lib.SL_ERROR_TEXT
+        assert f"at byte {bad} " in last_error()
+
+
+def test_too_little_room(pair: Pair) -> None:
+    assert encode_bytes(pair.ours, b"Tom and Lily", 2) == lib.SL_ERROR_ARGUMENT
+    assert last_error().endswith("ids and there is room for 2")
+
+
+def test_python_refuses_half_a_surrogate_pair(pair: Pair) -> None:
+    with pytest.raises(UserError, match=r"character 2 is half of a surrogate pair"):
+        pair.ours.encode("ab\ud800")
+
+
+def test_ids_outside_the_vocabulary(pair: Pair) -> None:
+    size = len(pair.pieces)
+    for bad in (-1, size, 2**31 - 1):
+        with pytest.raises(UserError, match=rf"token id {bad} is not in 0 … {size - 1}"):
+            pair.ours.decode([4, bad])
+    with pytest.raises(UserError, match="does not fit 32 bits"):
+        pair.ours.decode([2**40])
