@@ -157,7 +157,7 @@ class _Trainer:
                     interrupt.leave(self.step)
         self.steps_table.close()
         self.validation_table.close()
-        return Result(self.best, self._metrics(loss if recipe.steps > resumed_at else None))
+        return Result(self.best, self._metrics())
 
     def _train_step(self, interrupt: Interrupt) -> tuple[float, float]:
         """Learn from the step's batch; returns its mean loss and the norm of its gradient."""
@@ -261,13 +261,12 @@ class _Trainer:
         print(f"going on from step {self.step} of {self.job.recipe.steps}", flush=True)
         return before.notes
 
-    def _metrics(self, loss: float | None) -> dict[str, Any]:
-        last = self.steps_table.rows[-1]["loss"] if loss is None else loss
+    def _metrics(self) -> dict[str, Any]:
         return {
             "parameters": self.job.config.parameters,
             "steps": self.job.recipe.steps,
             "tokens": self._tokens_seen(),
-            "train_loss": float(f"{last:.6g}"),
+            "train_loss": self.steps_table.rows[-1]["loss"],
             "validation_loss": float(f"{self.best_loss:.6g}"),
             "best_step": self.best_step,
             "seconds": round(self.seconds, 1),

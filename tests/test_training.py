@@ -1,0 +1,254 @@
+"""Training learns, and nothing that happens to a run changes what it ends in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_job import CONFIG, RECIPE, make_job
+
+from storyllamas.errors import UserError
+from storyllamas.model import Llama
+from storyllamas.params import Compute
+from storyllamas.training import device, loop
+from storyllamas.training.checkpoint import RunFolder, State, load_model, save_model
+from storyllamas.training.loop import training_run
+from storyllamas.training.optimizer import Optimizers
+from storyllamas.training.schedule import learning_rate
+
+TESTS = Path(__file__).parent
+RESULTS = ("model/model.safetensors", "logs/steps.csv", "logs/validation.csv")
+
+
+@pytest.fixture(autouse=True)
+def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STORYLLAMAS_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def start(folder: Path, **changes: object) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, TESTS / "training_job.py", folder, json.dumps(changes)],
+        env=os.environ | {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=120)
+    return output
+
+
+def results(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in RESULTS]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    os.environ["STORYLLAMAS_STATE"] = str(folder / "state")
+    process = start(folder)
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert not list(folder.glob("state/runs/*/*.safetensors"))
+    return results(folder)
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    job = make_job(tmp_path, steps=200, dropout=0.0)
+    with training_run(job, tmp_path / "logs", 1e9) as result:
+        assert result.metrics["validation_loss"] < 0.6 * math.log(CONFIG.vocab_size)
+        assert result.metrics["tokens"] == 200 * 256
+        save_model(tmp_path / "model", job.config, result.tensors, {})
+    model, about = load_model(tmp_path / "model")
+    assert about["model"] == dataclasses.asdict(CONFIG)
+    inputs, targets = (torch.from_numpy(part) for part in job.valid.first_windows(6, 32))
+    loss = model.loss(inputs, targets).item()
+    assert loss == pytest.approx(result.metrics["validation_loss"], rel=1e-4)
+
+
+def wait_for_checkpoints(root: Path, process: subprocess.Popen[str], beyond: int) -> None:
+    """Return once a state after step `beyond` is there, or the process has ended."""
+    while process.poll() is None:
+        steps = [int(file.name[:9]) for file in root.glob("runs/*/*.safetensors")]
+        if max(steps, default=0) > beyond:
+            return
+        time.sleep(0.005)
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(
+    tmp_path: Path, state_root: Path, unbroken: list[bytes]
+) -> None:
+    draw = random.Random(0)
+    for beyond in (1, 9, 14, 30):
+        process = start(tmp_path)
+        wait_for_checkpoints(state_root, process, beyond)
+        time.sleep(draw.random() * 0.05)
+        process.kill()
+        process.communicate()
+    process = start(tmp_path)
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert "going on from step" in output
+    assert results(tmp_path) == unbroken
+    assert not list(state_root.glob("runs/*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(
+    tmp_path: Path, state_root: Path, unbroken: list[bytes], number: signal.Signals
+) -> None:
+    process = start(tmp_path)
+    wait_for_checkpoints(state_root, process, 5)
+    process.send_signal(number)
+    output = finish(process)
+    assert process.returncode != 0
+    assert "the same command goes on from there" in output
+    assert "Traceback" not in output
+    finish(start(tmp_path))
+    assert results(tmp_path) == unbroken
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, state_root: Path, unbroken: list[bytes]
+) -> None:
+    process = start(tmp_path)
+    wait_for_checkpoints(state_root, process, 10)
+    process.kill()
+    process.communicate()
+    files = sorted(state_root.glob("runs/*/*.safetensors"))
+    damaged = bytearray(files[-1].read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    files[-1].write_bytes(damaged)
+    output = finish(start(tmp_path))
+    assert f"{files[-1].name} is damaged" in output
+    assert f"going on from step {int(files[-2].name[:9])}" in output
+    assert results(tmp_path) == unbroken
+
+
+def test_a_second_process_waits_for_the_first(
+    tmp_path: Path, state_root: Path, unbroken: list[bytes]
+) -> None:
+    first = start(tmp_path)
+    wait_for_checkpoints(state_root, first, 0)
+    first.send_signal(signal.SIGSTOP)
+    second = start(tmp_path)
+    assert second.stdout is not None
+    assert "waiting for the process" in second.stdout.readline()
+    first.kill()
+    first.communicate()
+    finish(second)
+    assert results(tmp_path) == unbroken
+
+
+def test_a_run_of_another_recipe_starts_anew(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    keys = {
+        job.key(),
+        make_job(tmp_path, learning_rate=1e-4).key(),
+        dataclasses.replace(job, seed=4).key(),
+        dataclasses.replace(job, valid=job.train).key(),
+        dataclasses.replace(job, config=dataclasses.replace(CONFIG, layers=3)).key(),
+    }
+    assert len(keys) == 5
+    assert make_job(tmp_path).key() == job.key()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, state_root: Path) -> None:
+    folder = RunFolder(state_root / "runs" / (key := make_job(tmp_path).key()))
+    job = make_job(tmp_path)
+    with folder.locked():
+        trainer = loop._Trainer(job, tmp_path / "logs", None)
+        state = trainer._state()
+        broken = {k: torch.full_like(v, torch.nan) for k, v in state.tensors.items()}
+        folder.save(State(5, broken, state.notes))
+    with (
+        pytest.raises(UserError, match="the loss of step 6 is nan"),
+        training_run(job, tmp_path / "logs", 0),
+    ):
+        pass
+    assert [file.name[:9] for file in folder.path.glob("*.safetensors")] == ["000000005"]
+    assert key == job.key()
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+    norms = []
+    for micro_batch in (8, 2):
+        job = make_job(tmp_path, micro_batch=micro_batch, dropout=0.0)
+        trainer = loop._Trainer(job, tmp_path / "logs", None)
+        with loop.Interrupt() as interrupt:
+            norms.append(trainer._train_step(interrupt))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_rate_rises_then_falls_to_its_end(schedule: str) -> None:
+    recipe = dataclasses.replace(RECIPE, schedule=schedule, steps=101, warmup=0.1)
+    rates = [learning_rate(step, recipe) for step in range(101)]
+    assert rates[0] == pytest.approx(recipe.learning_rate / 11)
+    assert rates[10] == rates[11] == max(rates) == recipe.learning_rate
+    assert rates[11:] == sorted(rates[11:], reverse=True)
+    assert rates[-1] == pytest.approx(0.05 * recipe.learning_rate)
+    middle = recipe.learning_rate * (0.05 + 0.95 / 2)
+    assert rates[55] == pytest.approx(middle, rel=0.03)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_parameter_moves_and_only_matrices_decay(optimizer: str, tied: bool) -> None:
+    model = Llama(dataclasses.replace(CONFIG, tied=tied))
+    recipe = dataclasses.replace(RECIPE, optimizer=optimizer, weight_decay=0.5)
+    optimizers = Optimizers(model, recipe)
+    groups = [group for one in optimizers._all for group in one.param_groups]
+    owned = [id(p) for group in groups for p in group["params"]]
+    assert sorted(owned) == sorted(id(p) for p in model.parameters())
+    for group in groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.5 if parameter.ndim == 2 else 0.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.loss(torch.arange(32)[None], torch.arange(32)[None]).backward()
+    optimizers.step(1e-2)
+    assert all((p != before[name]).any() for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("compute", "named"),
+    [(Compute("cuda", "auto", 0, 1), "cuda"), (Compute("mps", "auto", 0, 1), "mps")],
+)
+def test_a_device_that_is_not_there_is_refused(compute: Compute, named: str) -> None:
+    if named == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    if named == "mps" and torch.backends.mps.is_available():
+        pytest.skip("there is an MPS device")
+    with pytest.raises(UserError, match=f"compute.device is '{named}'"):
+        device.choose(compute)
+
+
+def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load_model(tmp_path)
+    model = Llama(CONFIG)
+    save_model(tmp_path, CONFIG, model.state_dict(), {})
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        load_model(tmp_path)
+    save_model(tmp_path, dataclasses.replace(CONFIG, hidden=50), model.state_dict(), {})
+    with pytest.raises(UserError, match="does not fit"):
+        load_model(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged"):
+        load_model(tmp_path)

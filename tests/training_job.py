@@ -1,0 +1,77 @@
+"""A small training run in a folder of its own; tests start it as a process and kill it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from storyllamas import tokens
+from storyllamas.config import ModelConfig
+from storyllamas.errors import exit_on_user_error
+from storyllamas.params import Compute, Recipe
+from storyllamas.training import device
+from storyllamas.training.checkpoint import save_model
+from storyllamas.training.loop import Job, training_run
+
+CONFIG = ModelConfig(
+    dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=48, context=32, vocab_size=300
+)
+RECIPE = Recipe(
+    tokens_per_step=256,
+    micro_batch=4,
+    steps=40,
+    optimizer="muon",
+    learning_rate=5e-3,
+    weight_decay=0.1,
+    dropout=0.1,
+    beta1=0.9,
+    beta2=0.95,
+    warmup=0.1,
+    schedule="linear",
+    final_rate=0.05,
+    grad_clip=1.0,
+    evaluate_every=7,
+    evaluate_windows=6,
+)
+DIGEST = bytes(range(32))
+
+
+def make_tokens(path: Path, seed: int) -> tokens.TokenFile:
+    """Counting stories: each token is the one before it plus a step that the story keeps."""
+    random = np.random.default_rng(seed)
+    with tokens.write(path, CONFIG.vocab_size, DIGEST) as writer:
+        for _ in range(120):
+            start, step = random.integers(0, 297), random.integers(1, 5)
+            story = 3 + (start + step * np.arange(30)) % 297
+            framed = np.array([1, *story, 2], np.uint16)
+            writer.append(framed, 1, 30)
+    return tokens.read(path, DIGEST)
+
+
+def make_job(folder: Path, config: ModelConfig = CONFIG, **changes: object) -> Job:
+    """The job in a folder, its recipe changed as said."""
+    return Job(
+        config=config,
+        recipe=dataclasses.replace(RECIPE, **changes),
+        seed=3,
+        train=make_tokens(folder / "train.bin", 0),
+        valid=make_tokens(folder / "valid.bin", 1),
+        device=device.choose(Compute("cpu", "float32", 1, 1)),
+    )
+
+
+@exit_on_user_error
+def main() -> None:
+    """Train in the folder of the first argument, with the changes of the second (JSON)."""
+    folder, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
+    job = make_job(folder, **changes)
+    with training_run(job, folder / "logs", checkpoint_seconds=0) as result:
+        save_model(folder / "model", job.config, result.tensors, {})
+
+
+if __name__ == "__main__":
+    main()
