@@ -162,17 +162,8 @@ static void index_user_defined(sl_tokenizer *tokenizer) {
     }
 }
 
-int sl_tokenizer_index(sl_tokenizer *tokenizer, const char *path) {
-    uint32_t slot_count = 2;
-    while (slot_count < 2 * (uint64_t)tokenizer->size) slot_count *= 2;
-    tokenizer->slots = calloc(slot_count, sizeof *tokenizer->slots);
-    tokenizer->slot_mask = slot_count - 1;
-    for (int byte = 0; byte < 256; byte++) tokenizer->byte_ids[byte] = -1;
-    if (!tokenizer->slots) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
-    for (int32_t id = 0; id < (int32_t)tokenizer->size; id++) {
-        const int status = index_piece(tokenizer, id, path);
-        if (status) return status;
-    }
+/* Whether there is something for every character that no piece covers. */
+static int check_fallback(const sl_tokenizer *tokenizer, const char *path) {
     const int32_t unk_id = tokenizer->unk_id;
     if (unk_id >= 0 && tokenizer->types[unk_id] != SL_PIECE_UNKNOWN)
         return refuse_piece(path, unk_id, "is unk_id but not of type unknown");
@@ -187,6 +178,20 @@ int sl_tokenizer_index(sl_tokenizer *tokenizer, const char *path) {
                            "weight file %s is damaged: its tokenizer has byte fallback but no "
                            "piece <0x%02X>; export it again",
                            path, (unsigned)byte);
+    return SL_OK;
+}
+
+int sl_tokenizer_index(sl_tokenizer *tokenizer, const char *path) {
+    uint32_t slot_count = 2;
+    while (slot_count < 2 * (uint64_t)tokenizer->size) slot_count *= 2;
+    tokenizer->slots = calloc(slot_count, sizeof *tokenizer->slots);
+    tokenizer->slot_mask = slot_count - 1;
+    for (int byte = 0; byte < 256; byte++) tokenizer->byte_ids[byte] = -1;
+    if (!tokenizer->slots) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
+    int status = SL_OK;
+    for (int32_t id = 0; id < (int32_t)tokenizer->size; id++)
+        if ((status = index_piece(tokenizer, id, path))) return status;
+    if ((status = check_fallback(tokenizer, path))) return status;
     uint32_t user_count = 0;
     for (int byte = 0; byte < 256; byte++) user_count += tokenizer->user_starts[byte + 1];
     if (user_count) {

@@ -110,6 +110,8 @@ class Engine:
         else:
             ids = _id_array(prompt)
             status = lib.sl_start_ids(session, _ids(ids), len(ids), ffi.addressof(options))
+        if status:
+            self._idle.append(session)
         _check(status)
         return Story(self, session)
 

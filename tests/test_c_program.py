@@ -9,6 +9,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -410,6 +411,37 @@ def test_files_that_are_none(run: Run, tmp_path: Path) -> None:
     assert refused(old) == hint
     old.write_bytes(b"24ka" + struct.pack("<8i", 2, 288, 768, 6, 6, 6, 32000, 256) + bytes(4000))
     assert refused(old) == hint
+
+
+# ---- The library ---------------------------------------------------------------------------------
+
+
+def test_the_headers_example_tells_a_story(build: Path, model: Path, tmp_path: Path) -> None:
+    header = (ROOT / "csrc" / "storyllamas.h").read_text()
+    lines = [line[7:] for line in header.split("*/")[0].splitlines() if line[:7].strip() == "*"]
+    example = "\n".join(lines).replace('"model.slm"', "argv[1]")
+    source = tmp_path / "example.c"
+    source.write_text(
+        "#include <stdio.h>\n#include <string.h>\n#include <storyllamas.h>\n"
+        f"int main(int argc, char **argv) {{\n(void)argc;\n{example}\nreturn 0;\n}}\n"
+    )
+    compiler = [os.environ.get("CC", "cc"), "-std=c11", "-Wall", "-Wextra", "-Werror"]
+    where = [f"-I{ROOT / 'csrc'}", f"-L{build}", "-lstoryllamas", f"-Wl,-rpath,{build}"]
+    subprocess.run([*compiler, source, "-o", tmp_path / "example", *where], check=True)
+    told = subprocess.run([tmp_path / "example", model], capture_output=True, check=True)
+    prompt = "Once upon a time"
+    assert told.stdout.decode() == "".join(Engine(model).generate(prompt, seed=7))
+
+
+def test_the_library_exports_its_header_and_nothing_else(build: Path) -> None:
+    if not shutil.which("nm"):
+        pytest.skip("nm is not installed")
+    (library,) = build.glob("libstoryllamas.*")
+    flags = ["-gU"] if sys.platform == "darwin" else ["-D", "--defined-only"]
+    listed = subprocess.run(["nm", *flags, library], capture_output=True, text=True, check=True)
+    exported = {line.split()[-1].lstrip("_") for line in listed.stdout.splitlines()}
+    header = (ROOT / "csrc" / "storyllamas.h").read_text()
+    assert exported == set(re.findall(r"SL_API [^(]*?(\w+)\(", header))
 
 
 # ---- Kernels and leaks ---------------------------------------------------------------------------
