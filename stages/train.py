@@ -1,5 +1,6 @@
 """Stage `train`: from token files to models/SIZE/model.safetensors and config.json, and metrics."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from storyllamas import params, tokenizer, tokens
@@ -25,7 +26,12 @@ def main() -> None:
     )
     with training_run(job, Path("metrics"), chosen.compute.checkpoint_seconds) as result:
         about = {"size": chosen.model, "recipe": chosen.recipe_name, "seed": chosen.seed}
-        details = {"tokenizer_sha256": digest.hex(), "training": result.metrics}
+        details = {
+            "corpus": chosen.corpus.source,
+            "hyperparameters": asdict(chosen.recipe),
+            "tokenizer_sha256": digest.hex(),
+            "training": result.metrics,
+        }
         folder = Path("models") / chosen.model
         save_model(folder, job.config, result.tensors, {**about, **details})
         write_json("metrics/train.json", {**about, **result.metrics})
