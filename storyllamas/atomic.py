@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files and folders that are either whole or not there."""
 
 from __future__ import annotations
 
@@ -32,6 +32,27 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Make a temporary folder beside `path`; move its files into the folder `path` on success.
+
+    Other files in `path` stay. On any exception the temporary folder is removed and `path` is left
+    as it was. Parent folders are created.
+    """
+    target = Path(path).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}."
+    with tempfile.TemporaryDirectory(".tmp", prefix, target.parent) as temporary:
+        yield Path(temporary)
+        files = sorted(Path(temporary).iterdir())
+        for name in files:
+            with name.open("rb") as file:
+                os.fsync(file.fileno())
+        target.mkdir(exist_ok=True)
+        for name in files:
+            name.replace(target / name.name)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -1,0 +1,358 @@
+"""Hugging Face: a folder that transformers' `LlamaForCausalLM` and `AutoTokenizer` load.
+
+Written as plain JSON and safetensors, so that transformers is not needed. It turns the first half
+of a head against the second where Meta and StoryLlamas turn neighbours, so the rows of query and
+key matrices are permuted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storyllamas.atomic import write_json, write_text
+from storyllamas.errors import UserError
+from storyllamas.interop import model_card, safetensors_file
+from storyllamas.interop.source import (
+    Source,
+    check_tensors,
+    foreign_name,
+    make_config,
+    parts,
+    rounded,
+    stack,
+)
+from storyllamas.interop.vocabulary import (
+    MERGEABLE,
+    SPACE,
+    from_sentencepiece,
+    to_sentencepiece,
+)
+from storyllamas.weights import Float32, PieceType, Vocabulary
+
+PARTS = {
+    "embedding.weight": "model.embed_tokens.weight",
+    "attention_norm.weight": "input_layernorm.weight",
+    "attention.query.weight": "self_attn.q_proj.weight",
+    "attention.key.weight": "self_attn.k_proj.weight",
+    "attention.value.weight": "self_attn.v_proj.weight",
+    "attention.output.weight": "self_attn.o_proj.weight",
+    "feed_forward_norm.weight": "post_attention_layernorm.weight",
+    "feed_forward.gate.weight": "mlp.gate_proj.weight",
+    "feed_forward.up.weight": "mlp.up_proj.weight",
+    "feed_forward.down.weight": "mlp.down_proj.weight",
+    "norm.weight": "model.norm.weight",
+    "classifier.weight": "lm_head.weight",
+}
+LAYERS = "model.layers"
+
+KEYS = {
+    "dim": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "hidden": "intermediate_size",
+    "context": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+    "tied": "tie_word_embeddings",
+}
+
+DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False}
+"""What transformers takes where config.json does not say."""
+
+REQUIRED = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_scaling": None,
+    "sliding_window": None,
+    "quantization_config": None,
+    "partial_rotary_factor": 1.0,
+}
+"""What config.json may say of these, if it speaks of them at all."""
+
+DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+"""Tables that old checkpoints hold although they follow from rope_theta."""
+
+Permute = Callable[[Float32, int], Float32]
+
+
+def to_halves(matrix: Float32, head_dim: int) -> Float32:
+    """Move the two rows of each rotary pair from side by side to half a head apart.
+
+    Args:
+        matrix: [heads * head_dim, dim].
+        head_dim: rows of a head.
+    """
+    pairs = matrix.reshape(-1, head_dim // 2, 2, matrix.shape[1])
+    halves: Float32 = pairs.swapaxes(1, 2).reshape(matrix.shape)
+    return halves
+
+
+def to_neighbours(matrix: Float32, head_dim: int) -> Float32:
+    """The inverse of `to_halves`."""
+    halves = matrix.reshape(-1, 2, head_dim // 2, matrix.shape[1])
+    pairs: Float32 = halves.swapaxes(1, 2).reshape(matrix.shape)
+    return pairs
+
+
+def _permuted(name: str, part: Float32, head_dim: int, permute: Permute) -> Float32:
+    turns = name.endswith(("attention.query.weight", "attention.key.weight"))
+    return permute(part, head_dim) if turns else part
+
+
+# ---- Out -----------------------------------------------------------------------------------------
+
+
+def write(source: Source, folder: Path) -> None:
+    """Write model, tokenizer and model card into an existing folder.
+
+    Args:
+        source: the model.
+        folder: where the files go.
+
+    Raises:
+        UserError: the tokenizer has pieces that have no equal there.
+    """
+    config, vocabulary = source.config, source.vocabulary
+    write_json(folder / "config.json", _config(source))
+    write_json(folder / "generation_config.json", _generation(source))
+    write_json(folder / "tokenizer.json", _tokenizer(vocabulary))
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(vocabulary, config.context))
+    (folder / "tokenizer.model").write_bytes(to_sentencepiece(vocabulary))
+    write_text(folder / "README.md", model_card.text(source))
+    names = {foreign_name(name, PARTS, LAYERS): name for name in parts(config)}
+    shapes = {theirs: parts(config)[ours].shape for theirs, ours in names.items()}
+
+    def read(name: str) -> Float32:
+        return _permuted(names[name], source.part(names[name]), config.head_dim, to_halves)
+
+    with (folder / "model.safetensors").open("wb") as file:
+        for block in safetensors_file.blocks(shapes, read):
+            file.write(block)
+
+
+def _config(source: Source) -> dict[str, Any]:
+    config, vocabulary = source.config, source.vocabulary
+    shape = {theirs: getattr(config, ours) for ours, theirs in KEYS.items()}
+    theta = rounded(config.rope_theta)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **shape,
+        "rms_norm_eps": rounded(config.norm_eps),
+        "rope_theta": theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        **_special_ids(vocabulary),
+        "torch_dtype": "float32",
+    }
+
+
+def _generation(source: Source) -> dict[str, Any]:
+    return {
+        **_special_ids(source.vocabulary),
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_p": 0.9,
+        "top_k": 0,
+        "max_length": source.config.context,
+    }
+
+
+def _special_ids(vocabulary: Vocabulary) -> dict[str, int]:
+    names = ("bos", "eos", "pad")
+    ids = {f"{name}_token_id": getattr(vocabulary, f"{name}_id") for name in names}
+    return {name: value for name, value in ids.items() if value >= 0}
+
+
+def _special_tokens(vocabulary: Vocabulary) -> dict[str, str]:
+    names = ("unk", "bos", "eos", "pad")
+    ids = {f"{name}_token": getattr(vocabulary, f"{name}_id") for name in names}
+    return {name: vocabulary.pieces[index].decode() for name, index in ids.items() if index >= 0}
+
+
+def _tokenizer_config(vocabulary: Vocabulary, context: int) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **_special_tokens(vocabulary),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context,
+        "split_special_tokens": True,  # "<s>" in a text is text, as SentencePiece has it
+    }
+
+
+def _tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
+    """The tokenizer.json, which the `tokenizers` package reads."""
+    if set(vocabulary.types) & {PieceType.USER_DEFINED, PieceType.UNUSED}:
+        raise UserError(
+            "a Hugging Face tokenizer cannot hold this one's user-defined or unused pieces: "
+            "export to gguf instead"
+        )
+    pieces = [piece.decode() for piece in vocabulary.pieces]
+    replace: Any = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    spaces: Any = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+    normalizers = [{"type": "Prepend", "prepend": SPACE}] * vocabulary.dummy_prefix + [replace]
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * vocabulary.dummy_prefix
+    decoders = [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]
+    special = (PieceType.UNKNOWN, PieceType.CONTROL)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            _added_token(index, piece)
+            for index, piece in enumerate(pieces)
+            if vocabulary.types[index] in special
+        ],
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": None,
+        "post_processor": _begin_with(pieces, vocabulary.bos_id),
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": pieces[vocabulary.unk_id] if vocabulary.unk_id >= 0 else None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": vocabulary.byte_fallback,
+            "ignore_merges": False,
+            "vocab": {piece: index for index, piece in enumerate(pieces)},
+            "merges": merges(vocabulary),
+        },
+    }
+
+
+def _added_token(index: int, piece: str) -> dict[str, Any]:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": index, "content": piece, **plain, "special": True}
+
+
+def _begin_with(pieces: list[str], bos_id: int) -> dict[str, Any] | None:
+    """A post-processor that puts BOS before a text."""
+    if bos_id < 0:
+        return None
+    piece = pieces[bos_id]
+    bos = {"SpecialToken": {"id": piece, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+    second_bos = {"SpecialToken": {"id": piece, "type_id": 1}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [bos, first],
+        "pair": [bos, first, second_bos, second],
+        "special_tokens": {piece: {"id": piece, "ids": [bos_id], "tokens": [piece]}},
+    }
+
+
+def merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """SentencePiece's merges as pairs, the first to merge first.
+
+    SentencePiece ranks the piece that comes about, wherever it is cut; a list of pairs has to rank
+    the cuts too. Two cuts of a piece compete where they overlap in the text, s1 s2 s3 with
+    s1 s2 = s2 s3, and SentencePiece takes the leftmost, s1 s2, whose right half begins the piece.
+    """
+    scores = {
+        piece.decode(): (-vocabulary.scores[index], index)
+        for index, piece in enumerate(vocabulary.pieces)
+        if vocabulary.types[index] in MERGEABLE
+    }
+    pairs = []
+    for piece in sorted(scores, key=scores.__getitem__):
+        cuts = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+        known = [cut for cut in cuts if cut[0] in scores and cut[1] in scores]
+        pairs += sorted(known, key=lambda cut: not piece.startswith(cut[1]))
+    return pairs
+
+
+# ---- In ------------------------------------------------------------------------------------------
+
+
+def read(folder: Path) -> Source:
+    """Open a folder with config.json, safetensors and tokenizer.model.
+
+    Raises:
+        UserError: a file is missing or damaged, or the model is not a plain Llama.
+    """
+    values = _read_config(folder / "config.json")
+    config = make_config(str(folder / "config.json"), KEYS, values)
+    tensors = _open_tensors(folder)
+    expected = {
+        foreign_name(name, PARTS, LAYERS): each.shape for name, each in parts(config).items()
+    }
+    found = {name: shape for name, shape in tensors.shapes.items() if not DERIVED.fullmatch(name)}
+    if config.tied and (classifier := found.pop("lm_head.weight", None)):
+        embedding = "model.embed_tokens.weight"
+        if classifier != found.get(embedding) or not np.array_equal(
+            tensors.read("lm_head.weight"), tensors.read(embedding)
+        ):
+            raise UserError(
+                f"config.json in {folder} ties lm_head.weight to the embedding and the file has "
+                "another: set tie_word_embeddings to false"
+            )
+    check_tensors(str(folder), expected, found)
+
+    def part(name: str) -> Float32:
+        value = tensors.read(foreign_name(name, PARTS, LAYERS))
+        return _permuted(name, value, config.head_dim, to_neighbours)
+
+    return Source(config, _read_vocabulary(folder / "tokenizer.model"), stack(config, part))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """config.json with what transformers would fill in."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give a folder that transformers loads") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object")
+    values = DEFAULTS | {name: value for name, value in values.items() if value is not None}
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type")) in (None, "default"):
+        values.pop("rope_scaling", None)
+        values["rope_theta"] = rope.get("rope_theta", values["rope_theta"])
+    else:
+        values["rope_scaling"] = rope
+    for name, value in REQUIRED.items():
+        if values.get(name, value) != value:
+            raise UserError(
+                f"{name} in {path} is {values[name]!r}, which cannot be represented: "
+                f"only {value!r} can"
+            )
+    heads, dim = values.get(KEYS["heads"]), values.get(KEYS["dim"])
+    if isinstance(heads, int) and isinstance(dim, int) and heads > 0:
+        values.setdefault(KEYS["kv_heads"], heads)
+        values.setdefault(KEYS["head_dim"], dim // heads)
+    return values
+
+
+def _open_tensors(folder: Path) -> safetensors_file.TensorFiles:
+    paths = sorted(folder.glob("model-*-of-*.safetensors"))
+    if (single := folder / "model.safetensors").exists():
+        paths = [single]
+    if not paths:
+        raise UserError(f"{folder} has no model.safetensors: save the model as safetensors")
+    return safetensors_file.TensorFiles(paths)
+
+
+def _read_vocabulary(path: Path) -> Vocabulary:
+    try:
+        return from_sentencepiece(str(path), path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist: only models with a SentencePiece tokenizer can be imported"
+        ) from None

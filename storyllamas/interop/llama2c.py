@@ -1,0 +1,307 @@
+"""llama2.c: model.bin and tokenizer.bin, as its export.py and tokenizer.py write them.
+
+    version 0   i32 dim, hidden, layers, heads, kv_heads, vocab_size, context; vocab_size is
+                negative where the classifier is a matrix of its own; f32 tensors, before the
+                classifier two tables of rotary cosines and sines that readers skip
+    version 1   "ak42", i32 version, the same seven numbers (vocab_size positive), u8 whether the
+                classifier is the embedding; from byte 256 on f32 tensors
+    version 2   the same, then i32 group_size; from byte 256 on the norms in f32, then each matrix
+                as i8 values and f32 scales, one for group_size values
+
+Each kind of tensor comes for all layers at once. What the format cannot say, its programs take as
+given: rope_theta 10000, norm epsilon 1e-5, heads that split dim, a tokenizer like Llama's.
+https://github.com/karpathy/llama2.c
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from storyllamas.config import ModelConfig
+from storyllamas.errors import UserError
+from storyllamas.interop.source import Source, make_config, parts, stack
+from storyllamas.interop.vocabulary import SPACE, byte_piece, check
+from storyllamas.weights import Float32, PieceType, Vocabulary, quantize
+
+MAGIC = 0x616B3432  # "ak42"
+DIMENSIONS = struct.Struct("<7i")
+HEADER_BYTES = 256
+ROPE_THETA, NORM_EPS = 10000.0, 1e-5
+GROUP_SIZE = 64
+UNK_ID, BOS_ID, EOS_ID, FIRST_BYTE = 0, 1, 2, 3
+ROTARY = "rotary tables"
+
+KEYS = {
+    "dim": "dim",
+    "hidden": "hidden_dim",
+    "layers": "n_layers",
+    "heads": "n_heads",
+    "kv_heads": "n_kv_heads",
+    "vocab_size": "vocab_size",
+    "context": "max_seq_len",
+    "head_dim": "dim / n_heads",
+}
+"""llama2.c's names; the first seven stand in the header in this order."""
+
+
+def _layout(config: ModelConfig, version: int) -> list[str]:
+    """Names of the parts in the order of the file."""
+
+    def each(*kinds: str) -> list[str]:
+        return [f"layers.{i}.{kind}.weight" for kind in kinds for i in range(config.layers)]
+
+    attention = each(*(f"attention.{kind}" for kind in ("query", "key", "value", "output")))
+    feed_forward = each(*(f"feed_forward.{kind}" for kind in ("gate", "down", "up")))
+    attention_norms, feed_forward_norms = each("attention_norm"), each("feed_forward_norm")
+    start, norm = "embedding.weight", "norm.weight"
+    end = [] if config.tied else ["classifier.weight"]
+    if version == 0:
+        first = [start, *attention_norms, *attention, *feed_forward_norms, *feed_forward]
+        return [*first, norm, ROTARY, *end]
+    return [*attention_norms, *feed_forward_norms, norm, start, *attention, *feed_forward, *end]
+
+
+# ---- Out -----------------------------------------------------------------------------------------
+
+
+def write(source: Source, folder: Path, version: int) -> None:
+    """Write model.bin and tokenizer.bin into an existing folder.
+
+    Args:
+        source: the model.
+        folder: where the files go.
+        version: 0, in float32, for `run`; or 2, in 8 bits, for `runq`.
+
+    Raises:
+        UserError: llama2.c has no way to say something about the model.
+    """
+    config = source.config
+    _check_representable(config, source.vocabulary)
+    with (folder / "model.bin").open("wb") as file:
+        for block in _float_blocks(source) if version == 0 else _int8_blocks(source):
+            file.write(block)
+    (folder / "tokenizer.bin").write_bytes(_tokenizer_bin(source.vocabulary))
+
+
+def _check_representable(config: ModelConfig, vocabulary: Vocabulary) -> None:
+    width = config.heads * config.head_dim
+    special = (vocabulary.unk_id, vocabulary.bos_id, vocabulary.eos_id)
+    first_bytes = vocabulary.pieces[FIRST_BYTE : FIRST_BYTE + 256]
+    problems = {
+        f"rope_theta is {config.rope_theta:g} and must be 10000": config.rope_theta != ROPE_THETA,
+        f"norm_eps is {config.norm_eps:g} and must be 1e-05": np.float32(config.norm_eps)
+        != np.float32(NORM_EPS),
+        f"heads * head_dim is {width} and must be dim, {config.dim}": width != config.dim,
+        f"unk_id, bos_id and eos_id are {special} and must be (0, 1, 2)": special
+        != (UNK_ID, BOS_ID, EOS_ID),
+        "its tokenizer has no byte pieces at 3 … 258": first_bytes
+        != [byte_piece(byte) for byte in range(256)],
+        "its tokenizer puts no space before a text": not vocabulary.dummy_prefix,
+        "its tokenizer has no piece for a space": SPACE.encode() not in vocabulary.pieces,
+        "its tokenizer has user-defined or unused pieces": not set(vocabulary.types)
+        <= {PieceType.NORMAL, PieceType.UNKNOWN, PieceType.CONTROL, PieceType.BYTE},
+    }
+    for problem, is_there in problems.items():
+        if is_there:
+            raise UserError(f"llama2.c cannot hold this model: {problem}")
+
+
+def _dimensions(config: ModelConfig, vocab_size: int) -> bytes:
+    fields = [getattr(config, name) for name in list(KEYS)[:7]]
+    fields[5] = vocab_size
+    return DIMENSIONS.pack(*fields)
+
+
+def _float_blocks(source: Source) -> Iterator[bytes]:
+    config = source.config
+    yield _dimensions(config, config.vocab_size if config.tied else -config.vocab_size)
+    for name in _layout(config, 0):
+        if name == ROTARY:
+            pairs = np.arange(0, config.head_dim, 2) / config.head_dim
+            angles = np.outer(np.arange(config.context), ROPE_THETA**-pairs)
+            yield np.cos(angles).astype("<f4").tobytes()
+            yield np.sin(angles).astype("<f4").tobytes()
+        else:
+            yield source.part(name).astype("<f4").tobytes()
+
+
+def _int8_blocks(source: Source) -> Iterator[bytes]:
+    config = source.config
+    group_size = math.gcd(GROUP_SIZE, config.dim, config.hidden)
+    start = struct.pack("<Ii", MAGIC, 2) + _dimensions(config, config.vocab_size)
+    yield (start + struct.pack("<Bi", config.tied, group_size)).ljust(HEADER_BYTES, b"\0")
+    for name in _layout(config, 2):
+        part = source.part(name)
+        if part.ndim == 1:
+            yield part.astype("<f4").tobytes()
+        else:
+            scales, integers = quantize(part, group_size)
+            yield integers.tobytes()
+            yield scales.astype("<f4").tobytes()
+
+
+def _tokenizer_bin(vocabulary: Vocabulary) -> bytes:
+    pieces = [piece.replace(SPACE.encode(), b" ") for piece in vocabulary.pieces]
+    pieces[BOS_ID], pieces[EOS_ID] = b"\n<s>\n", b"\n</s>\n"
+    scores = vocabulary.scores.tolist()
+    return struct.pack("<I", max(len(piece) for piece in pieces)) + b"".join(
+        struct.pack("<fI", score, len(piece)) + piece
+        for piece, score in zip(pieces, scores, strict=True)
+    )
+
+
+# ---- In ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Header:
+    version: int
+    config: ModelConfig
+    group_size: int
+    bytes: int
+
+
+def read(path: Path, tokenizer: Path | None = None) -> Source:
+    """Open a checkpoint of version 0, 1 or 2.
+
+    Args:
+        path: the .bin file.
+        tokenizer: its tokenizer.bin; None: the one beside it.
+
+    Raises:
+        UserError: a file is missing, of another version, cut short or not of the size that its
+            header says.
+    """
+    data = _map(path)
+    header = _read_header(path, data)
+    config = header.config
+    places, end = _places(header)
+    if end != len(data):
+        what = "cut short" if end > len(data) else "longer than that"
+        raise UserError(
+            f"{path} has {len(data)} bytes and its header asks for {end} "
+            f"(version {header.version}, dim {config.dim}, {config.layers} layers, "
+            f"vocab_size {config.vocab_size}): it is {what}, or not a llama2.c checkpoint"
+        )
+
+    def part(name: str) -> Float32:
+        start, shape = places[name], parts(config)[name].shape
+        count = math.prod(shape)
+        if header.group_size == 0 or len(shape) == 1:
+            return _floats(data[start : start + 4 * count]).reshape(shape)
+        groups = data[start : start + count].view(np.int8).reshape(-1, header.group_size)
+        scales = _floats(data[start + count : start + count + 4 * len(groups)])
+        value: Float32 = groups.astype(np.float32) * scales[:, None]
+        return value.reshape(shape)
+
+    tokenizer = tokenizer or path.with_name("tokenizer.bin")
+    vocabulary = _read_tokenizer(tokenizer, config.vocab_size)
+    return Source(config, vocabulary, stack(config, part))
+
+
+def _floats(data: npt.NDArray[np.uint8]) -> Float32:
+    return np.frombuffer(data.tobytes(), "<f4").astype(np.float32, copy=False)
+
+
+def _map(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        return np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}") from None
+
+
+def _read_header(path: Path, data: npt.NDArray[np.uint8]) -> _Header:
+    start = data[:HEADER_BYTES].tobytes()
+    if len(start) < DIMENSIONS.size:
+        raise UserError(f"{path} has {len(start)} bytes: a llama2.c checkpoint has at least 28")
+    version, offset, group_size = 0, 0, 0
+    if int.from_bytes(start[:4], "little") == MAGIC:
+        if len(start) < HEADER_BYTES:
+            raise UserError(f"{path} is cut short in its header, which takes 256 bytes")
+        version, offset = struct.unpack_from("<i", start, 4)[0], 8
+        if version not in (1, 2):
+            raise UserError(f"{path} has version {version}: only 0, 1 and 2 can be imported")
+    values = dict(zip(KEYS.values(), DIMENSIONS.unpack_from(start, offset), strict=False))
+    if version == 0:
+        values["tied"], length = values["vocab_size"] > 0, DIMENSIONS.size
+        values["vocab_size"] = abs(values["vocab_size"])
+    else:
+        tied, group_size = struct.unpack_from("<Bi", start, offset + DIMENSIONS.size)
+        values["tied"], length = bool(tied), HEADER_BYTES
+    if values["n_heads"] < 1 or values["dim"] % values["n_heads"]:
+        raise UserError(
+            f"n_heads in {path} is {values['n_heads']} and must divide dim ({values['dim']}): "
+            "is it a llama2.c checkpoint?"
+        )
+    values["dim / n_heads"] = values["dim"] // values["n_heads"]
+    config = make_config(str(path), KEYS | {"tied": "tied"}, values)
+    if version < 2:
+        group_size = 0
+    elif group_size < 1 or config.dim % group_size or config.hidden % group_size:
+        raise UserError(
+            f"group_size in {path} is {group_size} and must divide dim ({config.dim}) "
+            f"and hidden_dim ({config.hidden})"
+        )
+    return _Header(version, config, group_size, length)
+
+
+def _places(header: _Header) -> tuple[dict[str, int], int]:
+    """Offset of each part, and of the end."""
+    config, position, places = header.config, header.bytes, {}
+    for name in _layout(config, header.version):
+        places[name] = position
+        shape = (config.context, config.head_dim) if name == ROTARY else parts(config)[name].shape
+        count = math.prod(shape)
+        is_float = header.group_size == 0 or len(shape) == 1
+        position += 4 * count if is_float else count + 4 * (count // header.group_size)
+    return places, position
+
+
+def _read_tokenizer(path: Path, vocab_size: int) -> Vocabulary:
+    """The tokenizer.bin of a model; the types of its pieces follow from their places."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist: give the model's tokenizer.bin with --tokenizer FILE"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    pieces, scores, position = [], [], 4
+    for index in range(vocab_size):
+        if position + 8 > len(data):
+            raise UserError(
+                f"{path} ends at byte {len(data)}, in piece {index}: the model has {vocab_size}"
+            )
+        score, length = struct.unpack_from("<fI", data, position)
+        piece = data[position + 8 : position + 8 + length]
+        position += 8 + length
+        if position > len(data):
+            raise UserError(f"{path} ends at byte {len(data)}, in the text of piece {index}")
+        try:
+            piece.decode()
+        except UnicodeDecodeError:
+            raise UserError(f"piece {index} in {path} is not UTF-8: {piece!r}") from None
+        scores.append(score)
+        pieces.append(piece.replace(b" ", SPACE.encode()))
+    if position != len(data):
+        raise UserError(
+            f"{path} has more pieces than the {vocab_size} of the model: it is another's tokenizer"
+        )
+    first_bytes = pieces[FIRST_BYTE : FIRST_BYTE + 256]
+    if first_bytes != [byte_piece(byte) for byte in range(256)]:
+        raise UserError(f"{path} has no byte pieces at 3 … 258, which llama2.c relies on")
+    pieces[BOS_ID], pieces[EOS_ID] = (pieces[i].strip(b"\n") for i in (BOS_ID, EOS_ID))
+    types = np.full(vocab_size, PieceType.NORMAL, np.uint8)
+    types[UNK_ID] = PieceType.UNKNOWN
+    types[[BOS_ID, EOS_ID]] = PieceType.CONTROL
+    types[FIRST_BYTE : FIRST_BYTE + 256] = PieceType.BYTE
+    return check(str(path), Vocabulary(pieces, np.array(scores, np.float32), types))
