@@ -471,12 +471,10 @@ size_t sl_decoder_next(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32
     size_t length = piece_length(tokenizer, id);
     if (type == SL_PIECE_BYTE) {
         decoder->pending[decoder->pending_count++] = (char)byte_of(piece, (uint32_t)length);
-        const size_t written = write_pending(decoder, text);
-        decoder->begun |= written > 0;
-        return written;
+        decoder->begun = true; /* whatever comes next, the byte's text comes before it */
+        return write_pending(decoder, text);
     }
     const size_t pending = sl_decoder_end(decoder, text);
-    decoder->begun |= pending > 0;
     if (type == SL_PIECE_CONTROL) return pending;
     if (type == SL_PIECE_UNKNOWN) {
         piece = UNKNOWN;

@@ -441,7 +441,7 @@ def test_the_library_exports_its_header_and_nothing_else(build: Path) -> None:
     listed = subprocess.run(["nm", *flags, library], capture_output=True, text=True, check=True)
     exported = {line.split()[-1].lstrip("_") for line in listed.stdout.splitlines()}
     header = (ROOT / "csrc" / "storyllamas.h").read_text()
-    assert exported == set(re.findall(r"SL_API [^(]*?(\w+)\(", header))
+    assert exported == set(re.findall(r"^SL_API [^(]*?(\w+)\(", header, re.M))
 
 
 # ---- Kernels and leaks ---------------------------------------------------------------------------

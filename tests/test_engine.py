@@ -199,6 +199,7 @@ RULES: list[dict[str, float]] = [
     {"temperature": 1.0, "min_p": 0.1},
     {"temperature": 1.0, "top_k": 8, "top_p": 0.7},
     {"temperature": 1.0, "top_k": 40, "top_p": 0.95, "min_p": 0.2},
+    {"temperature": 1.0, "top_k": 40, "top_p": 0.5, "min_p": 0.2},
     {"temperature": 1.0, "top_p": 0.8, "min_p": 0.02},
 ]
 
