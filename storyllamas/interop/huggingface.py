@@ -121,9 +121,14 @@ def write(source: Source, folder: Path) -> None:
         folder: where the files go.
 
     Raises:
-        UserError: the tokenizer has pieces that have no equal there.
+        UserError: transformers cannot hold the shape or the tokenizer.
     """
     config, vocabulary = source.config, source.vocabulary
+    if config.dim % config.heads:
+        raise UserError(
+            f"transformers cannot hold this model: heads ({config.heads}) must divide dim "
+            f"({config.dim})"
+        )
     write_json(folder / "config.json", _config(source))
     write_json(folder / "generation_config.json", _generation(source))
     write_json(folder / "tokenizer.json", _tokenizer(vocabulary))

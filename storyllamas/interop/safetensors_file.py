@@ -34,7 +34,7 @@ class TensorFiles:
                 file: Any = safetensors.safe_open(path, framework="pt")
             except (OSError, safetensors.SafetensorError) as error:
                 raise UserError(f"{path} is missing, damaged or cut short: {error}") from None
-            for name in file.keys():  # noqa: SIM118: a file is no mapping
+            for name in file.keys():  # noqa: SIM118, a file is no mapping
                 self._files[name] = file
                 self.shapes[name] = tuple(file.get_slice(name).get_shape())
 

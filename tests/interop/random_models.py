@@ -1,0 +1,76 @@
+"""Models with random weights, for tests of conversion."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from string import ascii_lowercase
+
+import numpy as np
+from hypothesis import strategies as st
+
+from storyllamas.config import ModelConfig
+from storyllamas.interop.source import Source
+from storyllamas.interop.vocabulary import SPACE
+from storyllamas.weights import PieceType, Vocabulary, tensor_shapes
+
+
+def make_config(**changes: object) -> ModelConfig:
+    """A small shape with grouped heads."""
+    shape = {
+        "dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "hidden": 96,
+        "context": 32, "vocab_size": 400,
+    }  # fmt: skip
+    return ModelConfig(**(shape | changes))
+
+
+def make_vocabulary(size: int) -> Vocabulary:
+    """Special and byte pieces as in Llama, then letters and merges of two and three of them."""
+    letters = [SPACE, *ascii_lowercase, ".", "é"]
+    pairs = ["".join(pair) for pair in product(letters, repeat=2)]
+    triples = ["".join(triple) for triple in product(letters[:20], repeat=3)]
+    specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    merged = sorted(pairs + triples, key=lambda piece: hash_of(piece))
+    learned = [*letters, *(piece for piece in merged)][: size - len(specials)]
+    types = [PieceType.UNKNOWN] + [PieceType.CONTROL] * 2 + [PieceType.BYTE] * 256
+    types += [PieceType.NORMAL] * len(learned)
+    scores = np.zeros(size, np.float32)
+    scores[len(specials) :] = -np.arange(len(learned))
+    pieces = [piece.encode() for piece in specials + learned]
+    return Vocabulary(pieces, scores, np.array(types, np.uint8))
+
+
+def hash_of(piece: str) -> int:
+    """A number that mixes pieces up, always in the same way."""
+    return int.from_bytes(piece.encode(), "little") * 2654435761 % (1 << 32)
+
+
+def make_source(config: ModelConfig, seed: int = 0) -> Source:
+    """Weights whose activations neither vanish nor explode."""
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in tensor_shapes(config).items():
+        values = random.standard_normal(shape, np.float32)
+        tensors[name] = 1 + values / 8 if len(shape) == 1 else values / math.sqrt(shape[1])
+    return Source(config, make_vocabulary(config.vocab_size), tensors.__getitem__)
+
+
+@st.composite
+def configs(draw: st.DrawFn, plain: bool = False, divided: bool = False) -> ModelConfig:
+    """Shapes of any kind; `plain`: such as llama2.c can hold; `divided`: heads divide dim."""
+    kv_heads, groups, half = (draw(st.integers(1, most)) for most in (3, 3, 12))
+    heads, head_dim = kv_heads * groups, 2 * half
+    dim = heads * draw(st.integers(1, 20)) if divided else draw(st.integers(1, 80))
+    return ModelConfig(
+        dim=heads * head_dim if plain else dim,
+        layers=draw(st.integers(1, 3)),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        hidden=draw(st.integers(1, 100)),
+        context=draw(st.integers(8, 40)),
+        vocab_size=draw(st.integers(290, 700)),
+        rope_theta=10000.0 if plain else draw(st.sampled_from([100.0, 10000.0, 500000.0])),
+        norm_eps=1e-5 if plain else draw(st.sampled_from([1e-6, 1e-5, 1e-3])),
+        tied=draw(st.booleans()),
+    )

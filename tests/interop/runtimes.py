@@ -1,0 +1,182 @@
+"""Programs that run an exported model, behind one face: logits and greedy continuations.
+
+Each takes a folder that `export_model` wrote (ours: a weight file) and is absent, by ImportError or
+`Absent`, where its package is not installed or, for llama2.c, $LLAMA2C names no checkout.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from storyllamas import weights
+from storyllamas.engine import Engine
+from storyllamas.model import Llama
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+class PyTorch:
+    """The reference: storyllamas/model.py on a weight file."""
+
+    def __init__(self, path: Path) -> None:
+        file = weights.read(path)
+        self._model = Llama(file.config)
+        tensors = {name: torch.tensor(tensor) for name, tensor in file.tensors()}
+        self._model.load_state_dict(tensors)
+        self._model.eval()
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        return self._model(torch.tensor([ids]))[0].numpy()
+
+
+class CEngine:
+    """The C engine on a weight file."""
+
+    def __init__(self, path: Path) -> None:
+        self._engine = Engine(path)
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        return self._engine.logits(ids)
+
+
+class Transformers:
+    """transformers on a Hugging Face folder."""
+
+    def __init__(self, folder: Path) -> None:
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        return self._model(torch.tensor([ids])).logits[0].numpy()
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer(text)["input_ids"]
+
+    def tell(self, prompt: str) -> str:
+        """The greedy story with its prompt, as text."""
+        batch = self.tokenizer(prompt, return_tensors="pt")
+        ids = self._model.generate(**batch, do_sample=False)[0]
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+class LlamaCpp:
+    """llama.cpp, through llama-cpp-python, on a GGUF file; its key-value cache in float32."""
+
+    def __init__(self, folder: Path) -> None:
+        import llama_cpp
+
+        f32 = llama_cpp.GGML_TYPE_F32
+        self._llama = llama_cpp.Llama(
+            str(folder / "model.gguf"),
+            n_ctx=0,
+            logits_all=True,
+            type_k=f32,
+            type_v=f32,
+            n_threads=2,
+            n_threads_batch=2,
+            verbose=False,
+        )
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        self._llama.reset()
+        self._llama.eval(ids)
+        return np.array(self._llama.scores[: len(ids)])
+
+    def encode(self, text: str) -> list[int]:
+        return self._llama.tokenize(text.encode(), special=False)
+
+    def tell(self, prompt: str) -> str:
+        """The greedy story with its prompt, as text."""
+        told = self._llama.create_completion(prompt, max_tokens=None, temperature=0.0)
+        return prompt + told["choices"][0]["text"]
+
+
+class Llama2c:
+    """llama2.c, compiled from the checkout that $LLAMA2C names, on model.bin and tokenizer.bin."""
+
+    source = "run.c"
+
+    def __init__(self, folder: Path) -> None:
+        self._model, self._tokenizer = folder / "model.bin", folder / "tokenizer.bin"
+        self._probe = build(self.source, probe=True)
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        text = " ".join(map(str, ids)).encode()
+        raw = subprocess.run(
+            [self._probe, self._model], input=text, capture_output=True, check=True
+        )
+        return np.frombuffer(raw.stdout, "<f4").reshape(len(ids), -1)
+
+    def encode(self, text: str) -> list[int]:
+        command = [self._probe, self._model, self._tokenizer]
+        ids = subprocess.run(command, input=text.encode(), capture_output=True, check=True).stdout
+        return [int(word) for word in ids.split()]
+
+    def tell(self, prompt: str) -> str:
+        """The greedy story with its prompt, as text, by the program as its users run it."""
+        program = build(self.source, probe=False)
+        command = [program, self._model, "-z", self._tokenizer, "-t", "0", "-n", "0", "-i", prompt]
+        text = subprocess.run(command, capture_output=True, check=True).stdout.decode()
+        return text.split("\n</s>\n")[0]  # it ends at BOS only and prints what EOS spells
+
+
+class Llama2cInt8(Llama2c):
+    """llama2.c's program for 8-bit checkpoints."""
+
+    source = "runq.c"
+
+
+@lru_cache
+def build(source: str, probe: bool) -> Path:
+    """Compile llama2.c's program, or the probe around it; once a process."""
+    checkout = Path(os.environ["LLAMA2C"])
+    program = Path(tempfile.mkdtemp(prefix="llama2c-")) / "run"
+    here = Path(__file__).parent / "llama2c_probe.c" if probe else checkout / source
+    flags = ["-O2", "-w", f"-I{checkout}", *(["-DQUANTIZED"] if source == "runq.c" else [])]
+    subprocess.run(["cc", *flags, "-o", program, here, "-lm"], check=True)
+    return program
+
+
+def is_there(runtime: type) -> bool:
+    """Whether a runtime can be used here."""
+    packages = {Transformers: "transformers", LlamaCpp: "llama_cpp"}
+    if runtime in packages:
+        return importlib.util.find_spec(packages[runtime]) is not None
+    return "LLAMA2C" in os.environ or not issubclass(runtime, Llama2c)
+
+
+def needed(runtime: type) -> pytest.MarkDecorator:
+    """Skip a test where a runtime is not there."""
+    name = runtime.__name__
+    return pytest.mark.skipif(
+        not is_there(runtime), reason=f"{name} is not there: see `make interop`"
+    )
+
+
+def difference(logits: np.ndarray, reference: np.ndarray) -> float:
+    """The largest difference of two logits as a share of the largest."""
+    return float(np.abs(logits - reference).max() / np.abs(reference).max())
+
+
+def greedy(runtime: object, prompt: Sequence[int], count: int) -> list[int]:
+    """The likeliest `count` ids after a prompt, EOS not minded."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(runtime.logits(ids)[-1].argmax()))
+    return ids[len(prompt) :]

@@ -1,0 +1,158 @@
+"""Other programs compute the same on exported models as PyTorch does here."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from random_models import configs, make_config, make_source
+from runtimes import (
+    CEngine,
+    Llama2c,
+    Llama2cInt8,
+    LlamaCpp,
+    PyTorch,
+    Transformers,
+    difference,
+    greedy,
+    needed,
+)
+
+from storyllamas import weights
+from storyllamas.config import ModelConfig
+from storyllamas.interop.convert import export_model, import_model
+from storyllamas.interop.vocabulary import SPACE
+
+FLOAT32 = 1e-4
+
+# Shrinking a failure would take minutes.
+settings.register_profile(
+    "exact", deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+)
+EXACT = settings(settings.get_profile("exact"), max_examples=25)
+
+
+def run_exported(
+    folder: Path, config: ModelConfig, seed: int, runtime: type, name: str
+) -> tuple[object, PyTorch]:
+    """The runtime on an export of a random model, and PyTorch on the export read back."""
+    foreign = folder / name
+    export_model(make_source(config, seed), name, foreign)
+    path = {"gguf": foreign / "model.gguf", "llama": foreign / "model.bin"}.get(name[:5].strip("-"))
+    import_model(path or foreign, folder / "back.slm")
+    return runtime(foreign), PyTorch(folder / "back.slm")
+
+
+def check_exact(folder: Path, config: ModelConfig, seed: int, runtime: type, name: str) -> None:
+    other, reference = run_exported(folder, config, seed, runtime, name)
+    ids = np.random.default_rng(seed).integers(3, config.vocab_size, config.context - 4).tolist()
+    assert difference(other.logits(ids), reference.logits(ids)) < FLOAT32
+    assert greedy(other, ids[:2], 5) == greedy(reference, ids[:2], 5)
+
+
+def check_rounded(folder: Path, config: ModelConfig, runtime: type, name: str, most: float) -> None:
+    """The weights are equal; what is left is the rounding of activations."""
+    other, reference = run_exported(folder, config, 1, runtime, name)
+    ids = np.random.default_rng(1).integers(3, config.vocab_size, config.context).tolist()
+    assert difference(other.logits(ids), reference.logits(ids)) < most
+
+
+@EXACT
+@given(config=configs(), seed=st.integers(0, 1000))
+def test_the_c_engine(tmp_path_factory: pytest.TempPathFactory, config, seed) -> None:
+    path = tmp_path_factory.mktemp("c") / "model.slm"
+    source = make_source(config, seed)
+    ids = np.random.default_rng(seed).integers(3, config.vocab_size, config.context - 4).tolist()
+    weights.write(path, config, source.vocabulary, source.tensor)
+    engine, reference = CEngine(path), PyTorch(path)
+    assert difference(engine.logits(ids), reference.logits(ids)) < FLOAT32
+    assert greedy(engine, ids[:2], 5) == greedy(reference, ids[:2], 5)
+
+
+@needed(Transformers)
+@EXACT
+@given(config=configs(divided=True), seed=st.integers(0, 1000))
+def test_transformers(tmp_path_factory: pytest.TempPathFactory, config, seed) -> None:
+    check_exact(tmp_path_factory.mktemp("hf"), config, seed, Transformers, "hf")
+
+
+@needed(LlamaCpp)
+@EXACT
+@given(config=configs(), seed=st.integers(0, 1000))
+def test_llama_cpp(tmp_path_factory: pytest.TempPathFactory, config, seed) -> None:
+    check_exact(tmp_path_factory.mktemp("gguf"), config, seed, LlamaCpp, "gguf")
+
+
+@needed(LlamaCpp)
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("gguf-f16", 2e-3), ("gguf-bf16", 2e-2), ("gguf-q8_0", 6e-2), ("gguf-q4_0", 6e-2)],
+)
+@pytest.mark.parametrize("dim", [64, 72])
+def test_llama_cpp_rounded(tmp_path: Path, name: str, most: float, dim: int) -> None:
+    check_rounded(tmp_path, make_config(dim=dim, hidden=160), LlamaCpp, name, most)
+
+
+@needed(Llama2c)
+@EXACT
+@given(config=configs(plain=True), seed=st.integers(0, 1000))
+def test_llama2c(tmp_path_factory: pytest.TempPathFactory, config, seed) -> None:
+    check_exact(tmp_path_factory.mktemp("llama2c"), config, seed, Llama2c, "llama2c")
+
+
+@needed(Llama2cInt8)
+@pytest.mark.parametrize(("heads", "hidden"), [(8, 192), (4, 96), (6, 80)])
+def test_llama2c_rounded(tmp_path: Path, heads: int, hidden: int) -> None:
+    config = make_config(dim=heads * 8, heads=heads, hidden=hidden)
+    check_rounded(tmp_path, config, Llama2cInt8, "llama2c-q8", 6e-2)
+
+
+def texts() -> list[str]:
+    """Text that runs letters, spaces and Unicode of all kinds together."""
+    chance = random.Random(0)
+    ranges = [(32, 126), (1, 0x2FF), (0x2000, 0x2FFF), (0x3000, 0xD7FF), (0xE000, 0x10FFFF)]
+    common = [
+        " ",
+        "  ",
+        "\n",
+        "\u2581",
+        "a",
+        "aa",
+        "the",
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<0x41>",
+        "\t",
+        "é",
+    ]
+
+    def character() -> str:
+        is_rare = chance.random() < 0.4
+        return chr(chance.randint(*chance.choice(ranges))) if is_rare else chance.choice(common)
+
+    return ["".join(character() for _ in range(chance.randint(1, 30))) for _ in range(1500)]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "name", "most"),
+    [
+        pytest.param(Transformers, "hf", None, marks=needed(Transformers)),
+        pytest.param(LlamaCpp, "gguf", None, marks=needed(LlamaCpp)),
+        pytest.param(Llama2c, "llama2c", 150, marks=needed(Llama2c)),
+    ],
+)
+def test_token_ids(tmp_path: Path, runtime: type, name: str, most: int | None) -> None:
+    config = make_config(vocab_size=1500)
+    source = make_source(config)
+    export_model(source, name, tmp_path / name)
+    weights.write(tmp_path / "model.slm", config, source.vocabulary, source.tensor)
+    ours, other = CEngine(tmp_path / "model.slm")._engine, runtime(tmp_path / name)
+    for text in texts()[:most]:
+        if runtime is Llama2c and SPACE in text:
+            continue  # llama2.c takes U+2581 for a character like others, SentencePiece for a space
+        assert other.encode(text) == [1, *ours.encode(text)], repr(text)
