@@ -1,0 +1,220 @@
+"""`dvc repro` and `dvc exp run` do what a DVC user expects; on a small model, in a copy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from storyllamas import params
+
+BIN = Path(sys.executable).parent
+
+pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+
+SMALL = {
+    "corpus": {"stories": 400, "valid_stories": 20},
+    "tokenizer": {"vocab_size": 400},
+    "recipes": {"quick": {"sizes": {"2m": {"steps": 12}, "7m": {"steps": 6}}}},
+    "train": {"tokens_per_step": 512, "micro_batch": 4, "evaluate_every": 4, "evaluate_windows": 4},
+    "compute": {"threads": 1, "checkpoint_seconds": 1},
+    "evaluation": {
+        "stories": 4, "samples": 2, "parity_stories": 1, "speed_tokens": 8,
+        "prompts": ["Once upon a time"],
+    },
+}  # fmt: skip
+SHAPE = {"dim": 32, "layers": 1, "heads": 2, "kv_heads": 2, "head_dim": 16, "hidden": 64}
+
+
+def merged(values: dict, changes: dict) -> dict:
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(values.get(key), dict)
+        values[key] = merged(values[key], value) if both else value
+    return values
+
+
+class Workspace:
+    """A clone with small parameters, and its own commands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        tracked = self._output("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT)
+        for name in tracked.splitlines():
+            if (ROOT / name).is_file() and not name.startswith(("metrics/", "bench/", "dvc.lock")):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        values = merged(yaml.safe_load((ROOT / "params.yaml").read_text()), SMALL)
+        for size in values["sizes"].values():
+            size |= SHAPE | {"context": 64}
+        values["sizes"]["7m"]["layers"] = 2
+        (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+        self._output("git", "init", "-q", "-b", "main")
+        self.commit("begin")
+
+    def commit(self, message: str) -> None:
+        self._output("git", "add", "-A")
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+        self._output("git", *who, "commit", "-qm", message)
+
+    def reset(self) -> None:
+        """Back to the last commit and its results."""
+        self.run("git", "reset", "-q", "--hard")
+        self.run("dvc", "checkout", "-q")
+
+    def run(self, *command: str, code: int = 0) -> str:
+        done = subprocess.run(command, **self.options())
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    def options(self) -> dict:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("STORYLLAMAS")}
+        environment |= {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        environment |= {f"GIT_{who}_{what}": "a@example.com" for who in ("AUTHOR", "COMMITTER")
+                        for what in ("NAME", "EMAIL")}  # fmt: skip
+        return {
+            "cwd": self.folder,
+            "env": environment,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "text": True,
+        }
+
+    def _output(self, *command: str, cwd: Path | None = None) -> str:
+        return subprocess.run(
+            command, cwd=cwd or self.folder, check=True, capture_output=True, text=True
+        ).stdout
+
+    def read(self, name: str) -> dict:
+        return json.loads((self.folder / name).read_text())
+
+    def exported(self) -> dict[str, str]:
+        """MD5 of each exported file."""
+        return {
+            path.name: hashlib.md5(path.read_bytes()).hexdigest()
+            for path in sorted(self.folder.glob("models/2m/export/*"))
+        }
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace in which the chain has run and is committed."""
+    space = Workspace(tmp_path_factory.mktemp("workspace"))
+    space.run("dvc", "repro")
+    space.commit("run")
+    return space
+
+
+def stages_that_ran(output: str) -> list[str]:
+    return re.findall(r"Running stage '([\w@]+)'", output)
+
+
+def test_the_chain_ends_in_metrics_and_stories(workspace: Workspace) -> None:
+    report = workspace.read("metrics/eval.json")
+    assert report["size"] == "2m"
+    assert report["parity"]["logit_difference"] < 1e-4
+    assert report["parity"]["greedy_agreement"] == 1
+    assert report["q8"]["loss"] == pytest.approx(report["f32"]["loss"], rel=0.01)
+    assert "Once upon a time" in (workspace.folder / "metrics/samples.md").read_text()
+    train = workspace.read("metrics/train.json")
+    assert train["steps"] == 12
+    assert train["tokens"] == 12 * 512
+
+
+def test_a_second_run_has_nothing_to_do(workspace: Workspace) -> None:
+    assert "up to date" in workspace.run("dvc", "repro")
+    assert workspace.run("git", "status", "--porcelain") == ""
+
+
+def test_only_what_depends_on_a_change_runs_again(workspace: Workspace) -> None:
+    before = workspace.exported()
+    output = workspace.run("dvc", "exp", "run", "-S", "train.learning_rate=2e-3")
+    assert stages_that_ran(output) == ["train@2m", "export", "evaluate"]
+    assert workspace.exported() != before
+    assert "train.learning_rate" in workspace.run("dvc", "params", "diff")
+    assert "f32.loss" in workspace.run("dvc", "metrics", "diff")
+    workspace.run("git", "reset", "-q", "--hard")
+    output = workspace.run("dvc", "repro")
+    assert stages_that_ran(output) == []
+    assert workspace.exported() == before
+
+
+def test_a_new_vocabulary_runs_everything_after_it(workspace: Workspace) -> None:
+    output = workspace.run("dvc", "exp", "run", "-S", "tokenizer.vocab_size=380")
+    expected = ["tokenizer", "pretokenize", "train@2m", "export", "evaluate"]
+    assert stages_that_ran(output) == expected
+    workspace.reset()
+
+
+def test_queued_experiments_run_in_workspaces_of_their_own(workspace: Workspace) -> None:
+    output = workspace.run("dvc", "exp", "run", "--temp", "-S", "model=7m", "--name", "seven")
+    assert stages_that_ran(output) == ["train@7m", "export", "evaluate"]
+    assert workspace.run("git", "status", "--porcelain") == ""
+    shown = workspace.run("dvc", "exp", "show", "--csv", "--num", "1")
+    assert "seven" in shown
+    workspace.run("dvc", "exp", "apply", "seven")
+    assert workspace.read("metrics/train.json")["size"] == "7m"
+    assert "7m" in workspace.run("dvc", "metrics", "diff", "--all")
+    workspace.reset()
+
+
+def test_the_picture_has_every_size(workspace: Workspace) -> None:
+    output = workspace.run(sys.executable, "-m", "storyllamas.pictures")
+    assert output == "metrics/losses.png: 2m, 7m\n"
+    (workspace.folder / "metrics/losses.png").unlink()
+
+
+def test_a_killed_repro_goes_on_to_the_same_files(workspace: Workspace) -> None:
+    longer = ("train.steps=150", "train.evaluate_every=50")
+    changes = [word for change in longer for word in ("-S", change)]
+    workspace.run("dvc", "exp", "run", *changes)
+    unbroken = workspace.exported()
+    workspace.run("git", "reset", "-q", "--hard")
+    shutil.rmtree(workspace.folder / "models/2m")
+    shutil.rmtree(workspace.folder / ".dvc/cache")
+    workspace.run("dvc", "repro", "pretokenize")
+    for _ in range(2):
+        process = subprocess.Popen(["dvc", "repro"], **workspace.options())
+        states = workspace.folder / ".storyllamas"
+        known = set(states.glob("runs/*/*.safetensors"))
+        while process.poll() is None and set(states.glob("runs/*/*.safetensors")) <= known:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    output = workspace.run("dvc", "repro")
+    assert "going on from step" in output
+    assert workspace.exported() == unbroken
+    workspace.run("git", "reset", "-q", "--hard")
+    assert workspace.run("git", "status", "--porcelain") == ""
+    assert not list(workspace.folder.glob(".storyllamas/runs/*"))
+
+
+def test_a_misspelt_parameter_stops_the_run(workspace: Workspace) -> None:
+    text = (workspace.folder / "params.yaml").read_text()
+    (workspace.folder / "params.yaml").write_text(text.replace("  steps: null", "  step: 5"))
+    output = workspace.run("dvc", "repro", code=255)
+    assert "error: train.step is unknown" in output
+    assert "Traceback" not in output
+    workspace.reset()
+
+
+def test_each_stage_names_the_parameters_that_it_reads() -> None:
+    """Every section of params.yaml decides some stage's result, and dvc.yaml says so."""
+    named = {
+        str(name).split(".")[0]
+        for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+        for name in stage.get("params", [])
+    }
+    sections = set(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    assert sections - named == {"pretokenize"}  # how many processes: the result is the same
+    assert params.load(ROOT / "params.yaml").pretokenize.processes == 0
