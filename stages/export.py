@@ -1,26 +1,21 @@
-"""Stage `export`: from the trained model to weight files, models/SIZE/export/TYPE.slm."""
+"""Stage `export`: from the trained model to files that run, models/SIZE/export/."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from storyllamas import params, tokenizer
+from storyllamas import params
 from storyllamas.errors import exit_on_user_error
-from storyllamas.export import export_weights
+from storyllamas.export import export
 
 
 @exit_on_user_error
 def main() -> None:
-    """Write one file for each of `export.types`."""
+    """Write TYPE.slm for each of `export.types` and FORMAT/… for each of `export.formats`."""
     chosen = params.load()
     checkpoint = Path("models") / chosen.model
-    paths = export_weights(
-        checkpoint,
-        tokenizer.load("models/tokenizer.model"),
-        checkpoint / "export",
-        chosen.export.types,
-        chosen.export.group_size,
-    )
+    how = chosen.export
+    paths = export(checkpoint, checkpoint / "export", how.types, how.group_size, how.formats)
     for path in paths:
         print(f"{path}: {path.stat().st_size:,} bytes")
 

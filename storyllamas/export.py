@@ -1,4 +1,4 @@
-"""From a training checkpoint to files that run elsewhere."""
+"""From a training checkpoint to files that run: here, and in other programs."""
 
 from __future__ import annotations
 
@@ -6,43 +6,39 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from storyllamas import weights
-from storyllamas.errors import UserError
-from storyllamas.tokenizer import Tokenizer
-from storyllamas.training.checkpoint import load_model
+from storyllamas.interop.convert import export_model
+from storyllamas.interop.source import open_source
 from storyllamas.weights import WeightType
 
 
-def export_weights(
-    checkpoint: Path, tokenizer: Tokenizer, folder: Path, types: Iterable[str], group_size: int
+def export(
+    checkpoint: Path, folder: Path, types: Iterable[str], group_size: int, formats: Iterable[str]
 ) -> list[Path]:
-    """Write a checkpoint as weight files, folder/TYPE.slm for each type; returns their paths.
+    """Write a checkpoint as folder/TYPE.slm for each type and folder/FORMAT/… for each format.
 
     Args:
-        checkpoint: folder that training wrote.
-        tokenizer: the one that the model was trained with.
+        checkpoint: folder that training wrote; the tokenizer lies in it or in the one above.
         folder: where the files go.
         types: names of `WeightType` in lower case.
         group_size: weights that share a scale where the type has scales.
+        formats: names in `interop.convert.FORMATS`.
+
+    Returns:
+        The paths of the files.
 
     Raises:
-        UserError: the checkpoint is damaged or belongs to another tokenizer.
+        UserError: the checkpoint is damaged or belongs to another tokenizer, or a format cannot
+            hold the model.
     """
-    model, about = load_model(checkpoint)
-    if about["tokenizer_sha256"] != tokenizer.digest.hex():
-        raise UserError(
-            f"checkpoint {checkpoint} was trained with another tokenizer: train it again"
-        )
-    tensors = model.state_dict()
+    source = open_source(checkpoint)
     paths = []
     for name in types:
         path = folder / f"{name}.slm"
+        weight_type = WeightType[name.upper()]
         weights.write(
-            path,
-            model.config,
-            tokenizer.vocabulary(),
-            lambda tensor: tensors[tensor].numpy(),
-            WeightType[name.upper()],
-            group_size,
+            path, source.config, source.vocabulary, source.tensor, weight_type, group_size
         )
         paths.append(path)
+    for name in formats:
+        paths += export_model(source, name, folder / name)
     return paths

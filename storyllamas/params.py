@@ -98,10 +98,22 @@ class Compute:
 
 @dataclass(frozen=True, config=_strict)
 class Export:
-    """Which weight files are written."""
+    """Which weight files are written, and which other programs' files."""
 
     types: Annotated[list[Literal["f32", "q8"]], Field(min_length=1)]
-    group_size: Annotated[int, Field(ge=4, le=65536, multiple_of=4)]
+    group_size: Annotated[int, Field(ge=4, le=16384, multiple_of=4)]
+    formats: list[
+        Literal[
+            "hf",
+            "gguf",
+            "gguf-f16",
+            "gguf-bf16",
+            "gguf-q8_0",
+            "gguf-q4_0",
+            "llama2c",
+            "llama2c-q8",
+        ]
+    ]
 
 
 @dataclass(frozen=True, config=_strict)
