@@ -1,0 +1,252 @@
+"""The command line: `storyllamas generate | info | evaluate | export | import`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from storyllamas import weights
+from storyllamas.errors import UserError, exit_on_user_error
+from storyllamas.interop import convert
+from storyllamas.interop.source import open_source, rounded
+
+DESCRIPTION = """\
+Tell stories with a small Llama model, run by the C engine.
+
+Models are flat weight files (.slm), which `dvc repro` writes to models/SIZE/export/. Without
+--model, it is the float32 file of the size that params.yaml names.
+"""
+
+EPILOG = """\
+examples:
+  storyllamas generate --prompt "Once upon a time" --seed 7
+  storyllamas generate --model models/30m/export/q8.slm --temperature 0
+  storyllamas info models/2m/export/q8.slm
+  storyllamas evaluate --stories data/corpus/valid.txt
+  storyllamas export --to gguf-q8_0 my-story-model
+  storyllamas import stories15M.bin --out stories15M.slm
+"""
+
+EXPORT = """\
+Write a model for another program into FOLDER:
+
+  hf            transformers: config, safetensors, tokenizer, model card
+  gguf          llama.cpp, Ollama, LM Studio: model.gguf and a Modelfile, in float32;
+                gguf-f16, gguf-bf16, gguf-q8_0 and gguf-q4_0 are smaller
+  llama2c       llama2.c's run: model.bin of version 0 and tokenizer.bin
+  llama2c-q8    llama2.c's runq: model.bin of version 2 and tokenizer.bin
+
+A model that the format cannot hold is refused.
+"""
+
+IMPORT = """\
+Write a model of another program as a weight file. SOURCE is
+
+  a checkpoint of llama2.c (version 0, 1 or 2) with its tokenizer.bin beside it,
+  a GGUF file of architecture llama with a SentencePiece tokenizer, or
+  a Hugging Face folder of a LlamaForCausalLM with safetensors and tokenizer.model.
+
+What a weight file cannot represent is refused by name: biases, rope scaling, other architectures.
+"""
+
+
+OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "tokens")
+"""Arguments of `generate` that `Engine.generate` takes; None is as it says there."""
+
+
+def _default_checkpoint() -> Path:
+    from storyllamas import params
+
+    if not Path("params.yaml").is_file():
+        raise UserError("there is no params.yaml here to name a model: give one with --model")
+    return Path("models") / params.load().model
+
+
+def _default_model() -> Path:
+    return _default_checkpoint() / "export" / "f32.slm"
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from storyllamas.engine import Engine
+
+    engine = Engine(arguments.model or _default_model())
+    given = {name: getattr(arguments, name) for name in OPTIONS}
+    story = engine.generate(arguments.prompt, **given)
+    print(arguments.prompt, end="", flush=True)
+    for piece in story:
+        print(piece, end="", flush=True)
+    print()
+    print(f"{story.tokens} tokens, stopped at {story.stop}", file=sys.stderr)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    file = weights.read(arguments.model or _default_model())
+    config = {
+        name: rounded(value) if isinstance(value, float) else value
+        for name, value in dataclasses.asdict(file.config).items()
+    }
+    facts = {
+        "file": str(file.path),
+        "version": weights.VERSION,
+        "bytes": file.file_bytes,
+        "weight_type": file.weight_type.name.lower(),
+        "group_size": file.group_size,
+        "parameters": file.config.parameters,
+        **config,
+    }
+    for name in ("unk_id", "bos_id", "eos_id", "pad_id"):
+        facts[name] = getattr(file.vocabulary, name)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        print(f"{name:12} {value:,}" if type(value) is int else f"{name:12} {value}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from itertools import islice
+
+    from storyllamas import evaluation
+    from storyllamas.corpus import files
+    from storyllamas.engine import Engine
+
+    engine = Engine(arguments.model or _default_model())
+    stories = list(islice(files.read(arguments.stories), arguments.count))
+    result = dataclasses.asdict(evaluation.score(engine, stories))
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(f"{'stories':14} {len(stories):,}")
+    for name, value in result.items():
+        print(f"{name:14} {value:.4f}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    model = open_source(arguments.model or _default_checkpoint())
+    for path in convert.export_model(model, arguments.to, arguments.folder):
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    weight_type = weights.WeightType[arguments.type.upper()]
+    convert.import_model(
+        arguments.source, arguments.out, weight_type, arguments.group_size, arguments.tokenizer
+    )
+    print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="storyllamas",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], summary: str, description: str = ""
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=description or summary[0].upper() + summary[1:],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    generate = command("generate", _generate, "tell a story")
+    generate.add_argument("--model", type=Path, metavar="FILE", help="weight file")
+    generate.add_argument("--prompt", default="", metavar="TEXT", help="how the story begins")
+    generate.add_argument("--seed", type=int, help="the same seed tells the same story")
+    generate.add_argument("--tokens", type=int, help="most tokens after the prompt, 1 …")
+    generate.add_argument(
+        "--temperature", type=float, help="0: always the likeliest token; 1: as the model thinks"
+    )
+    generate.add_argument("--top-k", type=int, help="choose among the k likeliest; 0: among all")
+    generate.add_argument("--top-p", type=float, help="smallest set of this probability, up to 1")
+    generate.add_argument(
+        "--min-p", type=float, help="leave out what is below this share of the likeliest, 0 … 1"
+    )
+    generate.add_argument(
+        "--repetition-penalty", type=float, help="make recent tokens less likely; 1: do not"
+    )
+
+    info = command("info", _info, "print what is in a weight file")
+    info.add_argument("model", nargs="?", type=Path, metavar="FILE", help="weight file")
+    info.add_argument("--json", action="store_true", help="print JSON")
+
+    evaluate = command("evaluate", _evaluate, "print loss, perplexity and bits per byte on stories")
+    evaluate.add_argument("--model", type=Path, metavar="FILE", help="weight file")
+    evaluate.add_argument(
+        "--stories",
+        type=Path,
+        default=Path("data/corpus/valid.txt"),
+        metavar="FILE",
+        help="stories separated by <|endoftext|> (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "--count",
+        type=_positive,
+        default=200,
+        help="score the first so many (default: %(default)s)",
+    )
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+    export = command("export", _export, "write a model for another program", EXPORT)
+    export.add_argument(
+        "--model",
+        type=Path,
+        help="folder of a training checkpoint, or weight file (default: the checkpoint of the "
+        "size that params.yaml names)",
+    )
+    export.add_argument(
+        "--to", required=True, choices=convert.FORMATS, metavar="FORMAT", help="see above"
+    )
+    export.add_argument("folder", type=Path, metavar="FOLDER", help="made if need be")
+
+    bring = command("import", _import, "make a weight file of another program's model", IMPORT)
+    bring.add_argument("source", type=Path, metavar="SOURCE", help="file or folder")
+    bring.add_argument("--out", type=Path, required=True, metavar="FILE", help="weight file")
+    bring.add_argument(
+        "--type",
+        choices=[each.name.lower() for each in weights.WeightType],
+        default="f32",
+        help="how matrices are stored (default: %(default)s, exact)",
+    )
+    bring.add_argument(
+        "--group-size",
+        type=_positive,
+        default=64,
+        metavar="N",
+        help="weights that share a scale in q8, a multiple of 4 (default: %(default)s)",
+    )
+    bring.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.bin of a llama2.c checkpoint"
+    )
+    return parser
+
+
+@exit_on_user_error
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; errors are one sentence on stderr and exit status 1."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except BrokenPipeError:
+        # The reader has had enough, as `storyllamas generate | head -1` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise UserError(f"{error.filename or 'a file'} cannot be used: {error.strerror}") from None
