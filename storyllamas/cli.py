@@ -14,6 +14,7 @@ from storyllamas import weights
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.interop import convert
 from storyllamas.interop.source import open_source, rounded
+from storyllamas.tiles import WeightType
 
 DESCRIPTION = """\
 Tell stories with a small Llama model, run by the C engine.
@@ -133,7 +134,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    weight_type = weights.WeightType[arguments.type.upper()]
+    weight_type = WeightType[arguments.type.upper()]
     convert.import_model(
         arguments.source, arguments.out, weight_type, arguments.group_size, arguments.tokenizer
     )
@@ -222,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument("--out", type=Path, required=True, metavar="FILE", help="weight file")
     bring.add_argument(
         "--type",
-        choices=[each.name.lower() for each in weights.WeightType],
+        choices=[each.name.lower() for each in WeightType],
         default="f32",
         help="how matrices are stored (default: %(default)s, exact)",
     )

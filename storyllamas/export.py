@@ -8,7 +8,7 @@ from pathlib import Path
 from storyllamas import weights
 from storyllamas.interop.convert import export_model
 from storyllamas.interop.source import open_source
-from storyllamas.weights import WeightType
+from storyllamas.tiles import WeightType
 
 
 def export(

@@ -37,9 +37,9 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,13 +47,21 @@ import numpy.typing as npt
 from storyllamas.atomic import atomic_file
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
+from storyllamas.tiles import (
+    TILE_COLUMNS,
+    Array,
+    Float32,
+    WeightType,
+    pack,
+    round_up,
+    tensor_bytes,
+    unpack,
+)
 
 MAGIC = b"\x89SLM\r\n\x1a\n"
 VERSION = 1
 HEADER_BYTES = 256
 ALIGNMENT = 64
-TILE_ROWS = 16
-TILE_COLUMNS = 4
 
 TIED = 1 << 0
 DUMMY_PREFIX = 1 << 1
@@ -72,16 +80,47 @@ HEADER = struct.Struct(
     "4Q"  # 104 tokenizer_offset, tokenizer_bytes, tensors_offset, tensors_bytes
 )
 CHECKSUM_OFFSET = 24
-
-Array = npt.NDArray[Any]
-Float32 = npt.NDArray[np.float32]
+LARGEST_DIMENSION = 1 << 24
 
 
-class WeightType(IntEnum):
-    """How a matrix is stored; the number in the header."""
+class Header(NamedTuple):
+    """The fields of `HEADER` by name."""
 
-    F32 = 0
-    Q8 = 1
+    magic: bytes
+    version: int
+    header_bytes: int
+    file_bytes: int
+    checksum: int
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    context: int
+    vocab_size: int
+    rope_theta: float
+    norm_eps: float
+    weight_type: int
+    group_size: int
+    unk_id: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    flags: int
+    zero: int
+    tokenizer_offset: int
+    tokenizer_bytes: int
+    tensors_offset: int
+    tensors_bytes: int
+
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return ModelConfig(
+            *(self.dim, self.layers, self.heads, self.kv_heads, self.head_dim, self.hidden),
+            *(self.context, self.vocab_size, self.rope_theta, self.norm_eps),
+            tied=bool(self.flags & TIED),
+        )
 
 
 class PieceType(IntEnum):
@@ -178,87 +217,14 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-def tensor_bytes(shape: tuple[int, ...], weight_type: WeightType, group_size: int) -> int:
-    """Bytes that a tensor takes in the file, without the padding after it."""
-    if len(shape) == 1:
-        return 4 * shape[0]
-    rows, columns = _round_up(shape[0], TILE_ROWS), shape[1]
-    if weight_type == WeightType.F32:
-        return 4 * rows * columns
-    groups = _round_up(columns, group_size) // group_size
-    return rows * groups * (4 + group_size)
-
-
-def quantize(weight: Float32, group_size: int) -> tuple[Float32, npt.NDArray[np.int8]]:
-    """Round a matrix to symmetric 8-bit groups along its columns.
-
-    Args:
-        weight: [rows, columns], columns a multiple of group_size.
-        group_size: columns that share a scale.
-
-    Returns:
-        scales [rows, groups] and integers in -127…127 [rows, groups, group_size].
-    """
-    grouped = weight.reshape(weight.shape[0], -1, group_size)
-    scales = np.abs(grouped).max(axis=2).astype(np.float32) / np.float32(127)
-    divisor = np.where(scales > 0, scales, np.float32(1))
-    integers = np.rint(grouped / divisor[:, :, None])
-    return scales, np.clip(integers, -127, 127).astype(np.int8)
-
-
-def _pack_q8(padded: Float32, group_size: int) -> bytes:
-    tiles = len(padded) // TILE_ROWS
-    scales, integers = quantize(padded, group_size)
-    groups = scales.shape[1]
-    packed = np.empty((tiles, groups, TILE_ROWS * (4 + group_size)), np.uint8)
-    tile_scales = scales.reshape(tiles, TILE_ROWS, groups).transpose(0, 2, 1)
-    packed[:, :, : 4 * TILE_ROWS] = np.ascontiguousarray(tile_scales, "<f4").view(np.uint8)
-    biased = (integers.astype(np.int16) + 128).astype(np.uint8)
-    blocks = biased.reshape(tiles, TILE_ROWS, groups, group_size // TILE_COLUMNS, TILE_COLUMNS)
-    packed[:, :, 4 * TILE_ROWS :] = blocks.transpose(0, 2, 3, 1, 4).reshape(tiles, groups, -1)
-    return packed.tobytes()
-
-
-def _unpack_q8(packed: Array, rows: int, columns: int, group_size: int) -> Float32:
-    tiles = _round_up(rows, TILE_ROWS) // TILE_ROWS
-    groups = _round_up(columns, group_size) // group_size
-    packed = packed.reshape(tiles, groups, TILE_ROWS * (4 + group_size))
-    scales = np.ascontiguousarray(packed[:, :, : 4 * TILE_ROWS]).view("<f4")
-    shape = (tiles, groups, group_size // TILE_COLUMNS, TILE_ROWS, TILE_COLUMNS)
-    integers = packed[:, :, 4 * TILE_ROWS :].reshape(shape).astype(np.float32) - np.float32(128)
-    weight = (integers * scales[:, :, None, :, None]).transpose(0, 3, 1, 2, 4)
-    return np.ascontiguousarray(weight.reshape(tiles * TILE_ROWS, -1)[:rows, :columns])
-
-
-def pack(tensor: Float32, weight_type: WeightType, group_size: int) -> bytes:
-    """The bytes of a vector or matrix as the file stores it."""
-    if tensor.ndim == 1:
-        return tensor.astype("<f4").tobytes()
-    rows, columns = tensor.shape
-    multiple = 1 if weight_type == WeightType.F32 else group_size
-    padding = ((0, -rows % TILE_ROWS), (0, -columns % multiple))
-    padded = np.pad(tensor.astype(np.float32), padding)
-    if weight_type == WeightType.F32:
-        tiles = padded.reshape(-1, TILE_ROWS, columns).transpose(0, 2, 1)
-        return np.ascontiguousarray(tiles, "<f4").tobytes()
-    return _pack_q8(padded, group_size)
-
-
-def unpack(
-    packed: Array, shape: tuple[int, ...], weight_type: WeightType, group_size: int
-) -> Float32:
-    """The float32 tensor of `shape` in the bytes (a u8 array) that `pack` made."""
-    if len(shape) == 1:
-        return packed.view("<f4").astype(np.float32)
-    rows, columns = shape
-    if weight_type == WeightType.F32:
-        tiles = packed.view("<f4").reshape(-1, columns, TILE_ROWS).transpose(0, 2, 1)
-        return np.ascontiguousarray(tiles.reshape(-1, columns)[:rows], np.float32)
-    return _unpack_q8(packed, rows, columns, group_size)
+def _aligned_bytes(
+    shapes: dict[str, tuple[int, ...]], weight_type: WeightType, group_size: int
+) -> dict[str, int]:
+    """Bytes from the start of each tensor to the start of the next."""
+    return {
+        name: round_up(tensor_bytes(shape, weight_type, group_size), ALIGNMENT)
+        for name, shape in shapes.items()
+    }
 
 
 def _tokenizer_section(vocabulary: Vocabulary) -> bytes:
@@ -323,11 +289,8 @@ def write(
         raise UserError(f"group_size is {group_size}: use a positive multiple of {TILE_COLUMNS}")
     shapes = tensor_shapes(config)
     tokenizer = _tokenizer_section(vocabulary)
-    tensors_offset = HEADER_BYTES + _round_up(len(tokenizer), ALIGNMENT)
-    tensors_bytes = sum(
-        _round_up(tensor_bytes(shape, weight_type, group_size), ALIGNMENT)
-        for shape in shapes.values()
-    )
+    tensors_offset = HEADER_BYTES + round_up(len(tokenizer), ALIGNMENT)
+    tensors_bytes = sum(_aligned_bytes(shapes, weight_type, group_size).values())
     flags = (
         TIED * config.tied
         | DUMMY_PREFIX * vocabulary.dummy_prefix
@@ -394,68 +357,104 @@ def read(path: str | os.PathLike[str]) -> WeightFile:
         raise UserError(f"weight file {source} does not exist: run `dvc repro` first") from None
     except (OSError, ValueError) as error:
         raise UserError(f"weight file {source} cannot be read: {error}") from None
-    fields = _checked_header(source, data)
-    (dim, layers, heads, kv_heads, head_dim, hidden, context, vocab_size) = fields[5:13]
-    rope_theta, norm_eps, weight_type, group_size = fields[13:17]
-    unk_id, bos_id, eos_id, pad_id, flags, _ = fields[17:23]
-    tokenizer_offset, tokenizer_bytes, tensors_offset, _ = fields[23:27]
-    config = ModelConfig(
-        *(dim, layers, heads, kv_heads, head_dim, hidden, context, vocab_size),
-        rope_theta=rope_theta,
-        norm_eps=norm_eps,
-        tied=bool(flags & TIED),
-    )
-    section = data[tokenizer_offset : tokenizer_offset + tokenizer_bytes]
-    offsets = section[4 * vocab_size : 8 * vocab_size + 4].view("<u4").astype(np.int64)
-    types = section[8 * vocab_size + 4 : 9 * vocab_size + 4].copy()
-    text = section[9 * vocab_size + 4 :].tobytes()
-    vocabulary = Vocabulary(
-        pieces=[text[a:b] for a, b in pairwise(offsets)],
-        scores=section[: 4 * vocab_size].view("<f4").astype(np.float32),
-        types=types,
-        unk_id=unk_id,
-        bos_id=bos_id,
-        eos_id=eos_id,
-        pad_id=pad_id,
-        dummy_prefix=bool(flags & DUMMY_PREFIX),
-        byte_fallback=bool(flags & BYTE_FALLBACK),
-    )
-    starts = {}
-    position = tensors_offset
-    for name, shape in tensor_shapes(config).items():
-        starts[name] = position
-        size = tensor_bytes(shape, WeightType(weight_type), group_size)
-        position += _round_up(size, ALIGNMENT)
+    header = _checked_header(source, data)
+    config, weight_type = header.config(), WeightType(header.weight_type)
+    sizes = _aligned_bytes(tensor_shapes(config), weight_type, header.group_size)
+    starts = accumulate(sizes.values(), initial=header.tensors_offset)
+    section = data[header.tokenizer_offset :][: header.tokenizer_bytes]
     return WeightFile(
-        *(source, config, vocabulary, WeightType(weight_type), group_size, len(data)),
+        path=source,
+        config=config,
+        vocabulary=_read_vocabulary(source, header, section),
+        weight_type=weight_type,
+        group_size=header.group_size,
+        file_bytes=len(data),
         _data=data,
-        _offsets=starts,
+        _offsets=dict(zip(sizes, starts, strict=False)),
     )
 
 
-def _checked_header(source: Path, data: npt.NDArray[np.uint8]) -> tuple[Any, ...]:
-    """The header's fields, once magic, version, size and checksum hold."""
+def _checked_header(source: Path, data: npt.NDArray[np.uint8]) -> Header:
+    """The header, once magic, version, size and checksum hold and it does not contradict itself."""
     if len(data) < HEADER_BYTES or data[: len(MAGIC)].tobytes() != MAGIC:
         raise UserError(f"{source} is not a StoryLlamas weight file: give one that export wrote")
-    fields = HEADER.unpack_from(data.data)
-    version, _, file_bytes, stored = fields[1:5]
-    if version != VERSION:
+    header = Header._make(HEADER.unpack_from(data.data))
+    if header.version != VERSION:
         raise UserError(
-            f"weight file {source} has version {version} and this program reads version "
+            f"weight file {source} has version {header.version} and this program reads version "
             f"{VERSION}: export the model again"
         )
-    if file_bytes != len(data):
+    if header.file_bytes != len(data):
         raise UserError(
-            f"weight file {source} is {len(data)} bytes long and its header says {file_bytes}: "
-            "it was cut short or appended to; export it again"
+            f"weight file {source} is {len(data)} bytes long and its header says "
+            f"{header.file_bytes}: it was cut short or appended to; export it again"
         )
     checksum = Checksum()
     start = data[:HEADER_BYTES].copy()
     start[CHECKSUM_OFFSET : CHECKSUM_OFFSET + 8] = 0
     checksum.update(start.tobytes())
     checksum.update(data[HEADER_BYTES:].data)
-    if checksum.digest() != stored:
-        raise UserError(
-            f"weight file {source} is damaged (its checksum does not match): export it again"
-        )
-    return fields
+    if checksum.digest() != header.checksum:
+        raise _damaged(source, "its checksum does not match")
+    problem = _contradiction(header)
+    if problem:
+        raise _damaged(source, problem)
+    return header
+
+
+def _contradiction(header: Header) -> str:
+    """What in a header cannot be, or nothing; a checksum holds for any header that was made up."""
+    shape = header[5:13]
+    if min(shape) < 1 or max(shape) > LARGEST_DIMENSION:
+        return "a dimension is out of range"
+    if header.heads % header.kv_heads or header.head_dim % 2:
+        return "its heads do not fit together"
+    if header.weight_type not in list(WeightType):
+        return f"it has no weight type {header.weight_type}"
+    quantized = header.weight_type != WeightType.F32
+    if bool(header.group_size) != quantized or header.group_size % TILE_COLUMNS:
+        return f"its group size is {header.group_size}"
+    if header.flags & ~(TIED | DUMMY_PREFIX | BYTE_FALLBACK) or header.zero:
+        return "it has an unknown flag"
+    if header.layers * ALIGNMENT > header.file_bytes:
+        return "it has fewer bytes than layers"
+    shapes = tensor_shapes(header.config())
+    weight_type = WeightType(header.weight_type)
+    tensors_bytes = sum(_aligned_bytes(shapes, weight_type, header.group_size).values())
+    tensors_offset = HEADER_BYTES + round_up(header.tokenizer_bytes, ALIGNMENT)
+    expected = (HEADER_BYTES, tensors_offset, tensors_bytes, tensors_offset + tensors_bytes)
+    found = (header.tokenizer_offset, header.tensors_offset, header.tensors_bytes)
+    if header.header_bytes != HEADER_BYTES or (*found, header.file_bytes) != expected:
+        return "its sections are not where they belong"
+    return ""
+
+
+def _read_vocabulary(source: Path, header: Header, section: Array) -> Vocabulary:
+    count = header.vocab_size
+    if len(section) < 9 * count + 4:
+        raise _damaged(source, "its tokenizer is cut short")
+    scores = section[: 4 * count].view("<f4").astype(np.float32)
+    offsets = section[4 * count : 8 * count + 4].view("<u4").astype(np.int64)
+    types = section[8 * count + 4 : 9 * count + 4].copy()
+    text = section[9 * count + 4 :].tobytes()
+    if offsets[0] or offsets[-1] != len(text) or (np.diff(offsets) < 0).any():
+        raise _damaged(source, "its tokenizer's pieces overlap")
+    if not (np.isin(types, list(PieceType)).all() and np.isfinite(scores).all()):
+        raise _damaged(source, "its tokenizer has a piece of no known type or score")
+    if not all(-1 <= special < count for special in header[17:21]):
+        raise _damaged(source, "a special piece is not in its tokenizer")
+    return Vocabulary(
+        pieces=[text[a:b] for a, b in pairwise(offsets)],
+        scores=scores,
+        types=types,
+        unk_id=header.unk_id,
+        bos_id=header.bos_id,
+        eos_id=header.eos_id,
+        pad_id=header.pad_id,
+        dummy_prefix=bool(header.flags & DUMMY_PREFIX),
+        byte_fallback=bool(header.flags & BYTE_FALLBACK),
+    )
+
+
+def _damaged(source: Path, reason: str) -> UserError:
+    return UserError(f"weight file {source} is damaged ({reason}): export it again")

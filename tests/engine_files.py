@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from storyllamas import weights
 from storyllamas.config import ModelConfig
-from storyllamas.weights import PieceType, Vocabulary, WeightType
+from storyllamas.tiles import WeightType
+from storyllamas.weights import PieceType, Vocabulary
 
 UNK, BOS, EOS = 0, 1, 2
 FIRST_BYTE = 3

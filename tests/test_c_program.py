@@ -20,7 +20,7 @@ from engine_files import BOS, EOS, small_config, word_id
 
 from storyllamas import weights
 from storyllamas.engine import DEFAULTS, Engine
-from storyllamas.weights import WeightType
+from storyllamas.tiles import WeightType
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import ROOT
 from engine_files import BOS, EOS, FIRST_BYTE, small_config, word_id
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storyllamas import weights
@@ -27,7 +27,7 @@ from storyllamas.config import ModelConfig
 from storyllamas.engine import DEFAULTS, Engine, Story, ffi, lib
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
-from storyllamas.weights import WeightType
+from storyllamas.tiles import WeightType
 
 Float32 = npt.NDArray[np.float32]
 VOCAB_SIZE = small_config().vocab_size
@@ -60,7 +60,7 @@ def small(tmp_path: Path) -> Engine:
 def shapes(draw: st.DrawFn) -> ModelConfig:
     kv_heads = draw(st.integers(1, 3))
     return ModelConfig(
-        dim=draw(st.integers(1, 70)),
+        dim=draw(st.integers(8, 70)),  # the norm of one or two numbers blows up rounding errors
         layers=draw(st.integers(1, 3)),
         heads=kv_heads * draw(st.integers(1, 4)),
         kv_heads=kv_heads,
@@ -74,7 +74,7 @@ def shapes(draw: st.DrawFn) -> ModelConfig:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(config=shapes(), data=st.data())
 def test_logits_are_pytorchs(
     config: ModelConfig, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -97,13 +97,12 @@ def test_logits_are_pytorchs(
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(config=shapes(), group_size=st.sampled_from([4, 12, 32, 64]), seed=st.integers(0, 99))
 def test_q8_is_its_weights_on_rounded_activations(
     config: ModelConfig, group_size: int, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Only the rounding of activations, at most 1/254 of a group's largest, is not PyTorch's."""
-    assume(config.dim > 16)
     path = tmp_path_factory.mktemp("q8") / "m.slm"
     tensors = engine_files.random_tensors(config, seed)
     engine_files.write(path, config, tensors, None, WeightType.Q8, group_size)

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storyllamas import weights
+from storyllamas import tiles, weights
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
-from storyllamas.weights import Vocabulary, WeightType
+from storyllamas.tiles import WeightType
+from storyllamas.weights import Vocabulary
 
 VOCAB_SIZE = 37
 
@@ -89,18 +90,18 @@ def test_round_trip(
 
 def test_q8_is_the_nearest_multiple_of_its_groups_scale() -> None:
     weight = np.array([[0.0, 127.0, -63.4, 63.6, 0.0, 0.0, 0.0, -0.5]], np.float32)
-    scales, integers = weights.quantize(weight, 4)
+    scales, integers = tiles.quantize(weight, 4)
     assert scales.tolist() == [[1.0, np.float32(0.5) / np.float32(127)]]
     assert integers.tolist() == [[[0, 127, -63, 64], [0, 0, 0, -127]]]
 
 
 def test_tiles_lie_as_documented() -> None:
     weight = np.arange(17 * 5, dtype=np.float32).reshape(17, 5)
-    f32 = np.frombuffer(weights.pack(weight, WeightType.F32, 0), "<f4").reshape(2, 5, 16)
+    f32 = np.frombuffer(tiles.pack(weight, WeightType.F32, 0), "<f4").reshape(2, 5, 16)
     assert f32[0, 3, 7] == weight[7, 3]
     assert f32[1, 4, 0] == weight[16, 4]
     assert (f32[1, :, 1:] == 0).all()
-    q8 = np.frombuffer(weights.pack(weight, WeightType.Q8, 8), np.uint8).reshape(2, 1, 64 + 128)
+    q8 = np.frombuffer(tiles.pack(weight, WeightType.Q8, 8), np.uint8).reshape(2, 1, 64 + 128)
     scales = q8[0, 0, :64].copy().view("<f4")
     assert scales[7] == np.float32(39 / 127)
     row, column = 7, 2
@@ -161,6 +162,37 @@ def test_another_version_is_refused_by_number(tmp_path: Path) -> None:
     struct.pack_into("<I", data, 8, 7)
     path.write_bytes(data)
     with pytest.raises(UserError, match="version 7 and this program reads version 1"):
+        weights.read(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(field=st.integers(5, 26), value=st.integers(-(2**31), 2**63 - 1))
+def test_a_header_that_lies_is_refused_though_its_checksum_holds(
+    tmp_path_factory: pytest.TempPathFactory, field: int, value: int
+) -> None:
+    path = tmp_path_factory.mktemp("lies") / "model.slm"
+    write(path)
+    data = bytearray(path.read_bytes())
+    fields = list(weights.HEADER.unpack_from(data))
+    before = fields[field]
+    bits = 64 if field > 22 else 32
+    value %= 1 << bits
+    if 17 <= field <= 20:
+        value -= 1 << 31
+    fields[field] = float(value) if isinstance(before, float) else value
+    fields[4] = 0
+    weights.HEADER.pack_into(data, 0, *fields)
+    checksum = weights.Checksum()
+    checksum.update(bytes(data))
+    struct.pack_into("<Q", data, weights.CHECKSUM_OFFSET, checksum.digest())
+    path.write_bytes(data)
+    # A theta, an epsilon, a context, a special id or what the tokenizer does may be another one.
+    special = 17 <= field <= 20 and -1 <= value < VOCAB_SIZE
+    tokenizer = field == 21 and value in (0, 2, 4, 6)
+    free = field in (11, 13, 14) or special or tokenizer
+    if fields[field] == before or free:
+        return
+    with pytest.raises(UserError, match=r"is damaged \("):
         weights.read(path)
 
 

@@ -11,7 +11,7 @@ from storyllamas.atomic import atomic_folder
 from storyllamas.errors import UserError
 from storyllamas.interop import gguf, huggingface, llama2c
 from storyllamas.interop.source import Source
-from storyllamas.weights import WeightType
+from storyllamas.tiles import WeightType
 
 FORMATS: dict[str, Callable[[Source, Path], None]] = {
     "hf": huggingface.write,

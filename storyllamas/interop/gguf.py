@@ -24,7 +24,8 @@ from storyllamas.interop.source import (
     stack,
 )
 from storyllamas.interop.vocabulary import check, package
-from storyllamas.weights import Float32, Vocabulary
+from storyllamas.tiles import Float32
+from storyllamas.weights import Vocabulary
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 

@@ -33,7 +33,8 @@ from storyllamas.interop.vocabulary import (
     from_sentencepiece,
     to_sentencepiece,
 )
-from storyllamas.weights import Float32, PieceType, Vocabulary
+from storyllamas.tiles import Float32
+from storyllamas.weights import PieceType, Vocabulary
 
 PARTS = {
     "embedding.weight": "model.embed_tokens.weight",

@@ -28,7 +28,8 @@ from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop.source import Source, make_config, parts, stack
 from storyllamas.interop.vocabulary import SPACE, byte_piece, check
-from storyllamas.weights import Float32, PieceType, Vocabulary, quantize
+from storyllamas.tiles import Float32, quantize
+from storyllamas.weights import PieceType, Vocabulary
 
 MAGIC = 0x616B3432  # "ak42"
 DIMENSIONS = struct.Struct("<7i")

@@ -29,7 +29,8 @@ from storyllamas import tokenizer, weights
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop.safetensors_file import TensorFiles
-from storyllamas.weights import Float32, Vocabulary
+from storyllamas.tiles import Float32
+from storyllamas.weights import Vocabulary
 
 LARGEST_DIMENSION = 1 << 20
 """The most that the C engine takes."""

@@ -1,8 +1,10 @@
 """The bundled storybook: children's stories in the manner of TinyStories, told from a seed.
 
 A story is a plot (`plots/*.txt`) told by the template language of `grammar.py` with a cast that
-`cast.py` draws from `words/*.txt`. Nothing but the seed and the story's number decides what it
-says.
+`cast.py` draws from `words/*.txt`. A plot has a few casts, the same for every seed, and many ways
+to be told: a small model that reads for minutes learns who belongs together, where it could not
+yet learn to copy any name from any sentence. Nothing but the seed and the story's number decides
+what a story says.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ PLOTS = tuple(plots(_GRAMMAR, read("plots")))
 # A story that a context of 256 tokens holds whole, and that has room for a plot.
 SHORTEST, LONGEST = 400, 960
 
+# Casts that a plot has.
+_CASTS = 6
+
 # One candidate in this many belongs to the validation split.
 _VALID_SHARE = 8
 
@@ -34,8 +39,10 @@ def story(seed: int, index: int) -> str:
 
 
 def tell(plot: Plot, teller: Teller) -> str:
-    """A story of the given plot."""
-    draw_cast(teller, plot.cast, _TABLES)
+    """A story of the given plot, with one of its casts."""
+    number = teller.below(_CASTS)
+    casting = Teller(random.Random(_digest(f"{plot.name} {number}")), teller.slots)
+    draw_cast(casting, plot.cast, _TABLES)
     return polish(plot.text.text(teller))
 
 
