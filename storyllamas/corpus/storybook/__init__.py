@@ -26,7 +26,7 @@ PLOTS = tuple(plots(_GRAMMAR, read("plots")))
 SHORTEST, LONGEST = 400, 960
 
 # Casts that a plot has.
-_CASTS = 6
+_CASTS = 4
 
 # One candidate in this many belongs to the validation split.
 _VALID_SHARE = 8
