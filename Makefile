@@ -5,6 +5,11 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 SIZE := $(shell sed -n 's/^model: *\([^ \#]*\).*/\1/p' params.yaml)
 
+# interop: a checkout of llama2.c, if there is one.
+ifdef LLAMA2C
+export LLAMA2C := $(abspath $(LLAMA2C))
+endif
+
 # run-c: what is given is passed on, the rest is the program's own default.
 MODEL ?= models/$(SIZE)/export/f32.slm
 PROMPT ?= Once upon a time
@@ -14,7 +19,7 @@ SETTINGS = $(if $(SEED),--seed "$$SEED") $(if $(TEMPERATURE),--temperature "$$TE
 	$(if $(MIN_P),--min-p "$$MIN_P") $(if $(TOKENS),--tokens "$$TOKENS")
 export SEED TEMPERATURE TOP_K TOP_P MIN_P TOKENS
 
-.PHONY: help setup story engine run-c plots test lint format clean
+.PHONY: help setup story engine run-c plots test interop lint format clean
 
 help: ## print this
 	@echo "StoryLlamas: train a small Llama on your machine and have it tell stories in C."
@@ -41,6 +46,10 @@ plots: setup ## draw the loss of every size trained so far: metrics/losses.png
 
 test: $(VENV)/installed-dev ## install what tests need and run them all
 	python -m pytest
+
+interop: $(VENV)/installed-interop ## compare with transformers, llama.cpp and, in LLAMA2C=FOLDER, llama2.c
+	python -m pytest tests/interop
+	python tests/interop/table.py
 
 lint: $(VENV)/installed-dev ## check format, lint and types, as CI does
 	ruff format --check .
@@ -69,4 +78,9 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt $(ENGINE_SO
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@touch $@
+
+# llama-cpp-python is built from its source package, which takes some minutes and needs a compiler.
+$(VENV)/installed-interop: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[interop]'
 	@touch $@

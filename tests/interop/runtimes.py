@@ -1,7 +1,7 @@
 """Programs that run an exported model, behind one face: logits and greedy continuations.
 
-Each takes a folder that `export_model` wrote (ours: a weight file) and is absent, by ImportError or
-`Absent`, where its package is not installed or, for llama2.c, $LLAMA2C names no checkout.
+Each takes a folder that `export_model` wrote, ours a weight file. llama2.c is compiled from the
+checkout that $LLAMA2C names.
 """
 
 from __future__ import annotations
@@ -75,12 +75,23 @@ class Transformers:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
+@lru_cache
+def quiet_llama_cpp() -> object:
+    """llama_cpp without its log; returns the callback, which has to stay alive."""
+    import llama_cpp
+
+    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(silent, None)
+    return silent
+
+
 class LlamaCpp:
     """llama.cpp, through llama-cpp-python, on a GGUF file; its key-value cache in float32."""
 
     def __init__(self, folder: Path) -> None:
         import llama_cpp
 
+        quiet_llama_cpp()
         f32 = llama_cpp.GGML_TYPE_F32
         self._llama = llama_cpp.Llama(
             str(folder / "model.gguf"),
@@ -108,7 +119,7 @@ class LlamaCpp:
 
 
 class Llama2c:
-    """llama2.c, compiled from the checkout that $LLAMA2C names, on model.bin and tokenizer.bin."""
+    """llama2.c's program for float32 checkpoints."""
 
     source = "run.c"
 

@@ -1,0 +1,207 @@
+"""Print how far every program that is there is from PyTorch, on random models and on a trained one.
+
+    python tests/interop/table.py [CHECKPOINT]
+
+CHECKPOINT is the folder of a trained model; by default the one that params.yaml names, if it has
+been trained. Exits with status 1 where a difference is larger than the table allows.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from random_models import configs, make_source
+from runtimes import (
+    CEngine,
+    Llama2c,
+    Llama2cInt8,
+    LlamaCpp,
+    PyTorch,
+    Transformers,
+    difference,
+    greedy,
+    is_there,
+)
+
+from storyllamas import params, weights
+from storyllamas.engine import Engine
+from storyllamas.errors import UserError
+from storyllamas.interop.convert import export_model, import_model
+from storyllamas.interop.source import Source, open_source
+from storyllamas.tiles import WeightType
+
+MODELS = 20
+PROMPT = "Once upon a time"
+
+
+@dataclass
+class Row:
+    """One program on one format: what is allowed, and what was found on each model.
+
+    Attributes:
+        most: largest difference that is allowed, as a share of the largest logit.
+        exact: largest difference from PyTorch on the weights as exported.
+        lossy: the same from PyTorch on the weights before they were rounded.
+        greedy: whether the greedy continuations were those of PyTorch on the weights as exported.
+    """
+
+    name: str
+    runtime: type
+    format: str
+    most: float
+    exact: list[float] = field(default_factory=list)
+    lossy: list[float] = field(default_factory=list)
+    greedy: list[bool] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether every model came out as it should."""
+        is_float32 = self.most == FLOAT32
+        return max(self.exact, default=0) <= self.most and (all(self.greedy) or not is_float32)
+
+
+FLOAT32 = 1e-4
+ROWS = [
+    Row("C engine", CEngine, "f32", FLOAT32),
+    Row("transformers", Transformers, "hf", FLOAT32),
+    Row("llama.cpp", LlamaCpp, "gguf", FLOAT32),
+    Row("llama2.c run", Llama2c, "llama2c", FLOAT32),
+    Row("llama.cpp", LlamaCpp, "gguf-f16", 5e-3),
+    Row("llama.cpp", LlamaCpp, "gguf-bf16", 5e-2),
+    Row("C engine", CEngine, "q8", 1e-1),
+    Row("llama.cpp", LlamaCpp, "gguf-q8_0", 1e-1),
+    Row("llama2.c runq", Llama2cInt8, "llama2c-q8", 1e-1),
+    Row("llama.cpp", LlamaCpp, "gguf-q4_0", 1e-1),
+]
+
+
+def export(source: Source, name: str, folder: Path) -> tuple[Path, Path]:
+    """Where a runtime finds the model, and the weight file with the weights as exported."""
+    back = folder / f"{name}.slm"
+    if name in ("f32", "q8"):
+        weight_type = WeightType[name.upper()]
+        weights.write(back, source.config, source.vocabulary, source.tensor, weight_type)
+        return back, back
+    foreign = folder / name
+    files = export_model(source, name, foreign)
+    models = [file for file in files if file.name in ("model.gguf", "model.bin")]
+    import_model(models[0] if models else foreign, back)
+    return foreign, back
+
+
+def compare(source: Source, ids: list[int], rows: list[Row], folder: Path) -> None:
+    """Enter one model into the rows."""
+    unrounded = PyTorch(export(source, "f32", folder)[1]).logits(ids)
+    for row in rows:
+        if not is_there(row.runtime):
+            continue
+        try:
+            path, back = export(source, row.format, folder)
+        except UserError:
+            continue  # the format cannot hold this shape
+        runtime, reference = row.runtime(path), PyTorch(back)
+        logits = runtime.logits(ids)
+        row.exact.append(difference(logits, reference.logits(ids)))
+        row.lossy.append(difference(logits, unrounded))
+        row.greedy.append(greedy(runtime, ids[:2], 5) == greedy(reference, ids[:2], 5))
+
+
+def compare_random(rows: list[Row]) -> None:
+    """Enter random models, half of them such as llama2.c can hold."""
+    quiet = settings(
+        max_examples=MODELS // 2,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    for shapes in (configs(divided=True), configs(plain=True)):
+
+        @seed(1)
+        @quiet
+        @given(shapes)
+        def enter(config: object) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                random = np.random.default_rng(config.dim)
+                ids = random.integers(3, config.vocab_size, config.context - 4).tolist()
+                compare(make_source(config), ids, rows, Path(folder))
+
+        enter()
+
+
+def print_table(title: str, rows: list[Row]) -> None:
+    """Print what was found, a line for each row."""
+    print(f"\n{title}")
+    print("largest difference of logits / largest logit, from PyTorch\n")
+    head = ("program", "format", "same weights", "allowed", "unrounded", "greedy", "")
+    line = "{:14} {:12} {:>12} {:>9} {:>10} {:>9} {}"
+    print(line.format(*head))
+    for row in rows:
+        name, words = row.name, (row.format,)
+        if not is_there(row.runtime):
+            print(line.format(name, *words, "not there", "", "", "", ""))
+        else:
+            found = f"{max(row.exact):.1e}", f"{row.most:.0e}", f"{max(row.lossy):.1e}"
+            equal = f"{sum(row.greedy)} of {len(row.greedy)}"
+            print(line.format(name, *words, *found, equal, "" if row.is_good else "TOO MUCH"))
+
+
+def print_stories(source: Source, folder: Path) -> bool:
+    """Print the greedy story of every program; whether they are equal."""
+    path, _ = export(source, "f32", folder)
+    engine = Engine(path)
+    story = engine.generate(PROMPT, temperature=0, tokens=source.config.context)
+    stories = {"C engine": PROMPT + "".join(story)}
+    prompt = [engine.bos_id, *engine.encode(PROMPT)]
+    ids = greedy_to_end(PyTorch(path), prompt, source.config.context, engine.eos_id)
+    stories["PyTorch"] = engine.decode(ids)
+    for row in ROWS[1:4]:
+        if is_there(row.runtime):
+            stories[row.name] = row.runtime(export(source, row.format, folder)[0]).tell(PROMPT)
+    print(f"\nThe greedy story:\n\n{stories['C engine']}\n")
+    for name, text in stories.items():
+        is_equal = text.strip() == stories["C engine"].strip()
+        print(f"{name:14} {'the same' if is_equal else f'another: {text!r}'}")
+    return len({text.strip() for text in stories.values()}) == 1
+
+
+def greedy_to_end(model: PyTorch, prompt: list[int], context: int, eos_id: int) -> list[int]:
+    """Prompt and greedy continuation up to EOS or the end of the context."""
+    ids = list(prompt)
+    while len(ids) < context and (following := int(model.logits(ids)[-1].argmax())) != eos_id:
+        ids.append(following)
+    return ids
+
+
+def fresh() -> list[Row]:
+    """Empty rows."""
+    return [Row(row.name, row.runtime, row.format, row.most) for row in ROWS]
+
+
+def main() -> int:
+    """Print everything; 1 if something is not as it should be."""
+    rows = fresh()
+    compare_random(rows)
+    print_table(f"{MODELS} random models", rows)
+    is_good = all(row.is_good for row in rows)
+    checkpoint = Path(sys.argv[1] if len(sys.argv) > 1 else f"models/{params.load().model}")
+    if not checkpoint.exists():
+        print(f"\n{checkpoint} is not trained: `dvc repro train` first for a story")
+        return 0 if is_good else 1
+    with tempfile.TemporaryDirectory() as folder:
+        source = open_source(checkpoint)
+        ids = np.random.default_rng(1).integers(3, source.config.vocab_size, 64).tolist()
+        trained = fresh()
+        compare(source, ids, trained, Path(folder))
+        print_table(f"The trained model {checkpoint}", trained)
+        is_good &= print_stories(source, Path(folder))
+    return 0 if is_good and all(row.is_good for row in trained) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
