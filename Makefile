@@ -45,7 +45,7 @@ plots: setup ## draw the loss of every size trained so far: metrics/losses.png
 	python -m storyllamas.pictures
 
 test: $(VENV)/installed-dev ## install what tests need and run them all
-	python -m pytest
+	python -m pytest --numprocesses auto --dist loadfile
 
 interop: $(VENV)/installed-interop ## compare with transformers, llama.cpp and, in LLAMA2C=FOLDER, llama2.c
 	python -m pytest tests/interop
