@@ -36,7 +36,8 @@ from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.progress import Progress
 from storyllamas.training.schedule import learning_rate
 
-MOST_LOG_ROWS = 1000
+# A row for every step, or in a long run for every few.
+MOST_LOG_ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -207,11 +208,10 @@ class _Trainer:
         return loss
 
     def _to_device(self, batch: tuple[Any, Any], first: int) -> tuple[Tensor, Tensor]:
+        """The micro-batch that begins at row `first`: inputs and targets."""
         rows = slice(first, first + self.job.recipe.micro_batch)
-        device = self.job.device.name
-        return torch.from_numpy(batch[0][rows]).to(device), torch.from_numpy(batch[1][rows]).to(
-            device
-        )
+        inputs, targets = (torch.from_numpy(part[rows]).to(self.job.device.name) for part in batch)
+        return inputs, targets
 
     def _log_step(self, loss: float, norm: float) -> None:
         self.steps_table.append(
