@@ -51,6 +51,7 @@ def draw(found: list[Run]) -> None:
     """Draw the losses to metrics/losses.png."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for color, run in zip(cycle(COLORS), found):
@@ -64,8 +65,9 @@ def draw(found: list[Run]) -> None:
         ylabel="nats a token (log scale)",
         yscale="log",
     )
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
     axes.grid(which="both", alpha=0.25)
     axes.legend()
     with atomic_file(TARGET) as file:

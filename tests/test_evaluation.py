@@ -1,0 +1,105 @@
+"""What evaluation reports, against PyTorch's own cross-entropy and against counting by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import engine_files
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from engine_files import BOS, EOS
+
+from storyllamas import evaluation
+from storyllamas.engine import Engine
+from storyllamas.evaluation import Story
+from storyllamas.model import Llama
+from storyllamas.params import Generation
+
+STORIES = [
+    "a b ab",
+    "é and so on, far beyond what a context of forty tokens can hold, at last",
+    "z",
+]
+HOW = Generation(temperature=1.0, top_p=0.9, tokens=12)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Llama]:
+    """The same random model in C and in PyTorch."""
+    config = engine_files.small_config()
+    tensors = engine_files.random_tensors(config)
+    path = tmp_path_factory.mktemp("evaluation") / "m.slm"
+    engine_files.write(path, config, tensors)
+    model = Llama(config).eval()
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+    return Engine(path), model
+
+
+@torch.no_grad()
+def nats(model: Llama, ids: list[int]) -> np.ndarray:
+    """Cross-entropy of each token after the first, in windows that share one token."""
+    context = model.config.context
+    parts = []
+    for start in range(0, len(ids) - 1, context):
+        window = torch.tensor(ids[start : start + context + 1])
+        parts.append(F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="none"))
+    return torch.cat(parts).double().numpy()
+
+
+def test_loss_and_bits_per_byte(pair: tuple[Engine, Llama]) -> None:
+    engine, model = pair
+    framed = [[BOS, *engine.encode(story), EOS] for story in STORIES]
+    assert max(map(len, framed)) > model.config.context + 1
+    each = [nats(model, ids) for ids in framed]
+    score = evaluation.score(engine, STORIES)
+    assert score.loss == pytest.approx(np.concatenate(each).mean(), rel=1e-5)
+    assert score.perplexity == pytest.approx(math.exp(score.loss))
+    of_text = sum(values[:-1].sum() for values in each)
+    text_bytes = sum(len(story.encode()) for story in STORIES)
+    assert score.bits_per_byte == pytest.approx(of_text / math.log(2) / text_bytes, rel=1e-5)
+
+
+def test_parity_sees_another_model(pair: tuple[Engine, Llama]) -> None:
+    engine, model = pair
+    same = evaluation.parity(engine, model, STORIES, ["a", ""])
+    assert same.logit_difference < 1e-5
+    assert same.greedy_agreement == 1
+    torch.manual_seed(0)
+    other = evaluation.parity(engine, Llama(model.config).eval(), STORIES, ["a", ""])
+    assert other.logit_difference > 0.5
+    assert other.greedy_agreement < 1
+
+
+def test_samples_are_told_from_their_seeds(pair: tuple[Engine, Llama]) -> None:
+    engine, _ = pair
+    told = evaluation.sample(engine, ["a b", "a b", ""], HOW, seed=5)
+    assert told == evaluation.sample(engine, ["a b", "a b", ""], HOW, seed=5)
+    assert told[0] != told[1]
+    assert told[1] == evaluation.sample(engine, ["a b"], HOW, seed=6)[0]
+    assert told[0].text.startswith("a b")
+    assert {story.stop for story in told} <= {"eos", "bos", "tokens"}
+
+
+def test_distinct_counts_ngrams_of_words() -> None:
+    stories = ["The cat sat", "the cat ran", "hi"]
+    assert evaluation.distinct(stories, 1) == 5 / 7
+    assert evaluation.distinct(stories, 2) == 3 / 4
+    assert evaluation.distinct(stories, 3) == 1
+    assert evaluation.distinct([], 2) == 0
+
+
+def test_the_page_quotes_every_line() -> None:
+    page = evaluation.samples_page(
+        "2m", ["Once", ""], [Story("Once\n\nx", "eos"), Story("y", "tokens")], 7
+    )
+    assert "## “Once”\n\n> Once\n>\n> x\n\nSeed 7, stopped at eos.\n" in page
+    assert "## No prompt\n\n> y\n\nSeed 8, stopped at tokens.\n" in page
+
+
+def test_speeds_are_positive(pair: tuple[Engine, Llama], tmp_path: Path) -> None:
+    engine, model = pair
+    assert evaluation.engine_speed(engine, 8) > 0
+    assert evaluation.pytorch_speed(model, [BOS], 4) > 0
