@@ -1,5 +1,6 @@
 /* sampler.c: pick the next token. What each step means is written at sl_options. */
 
+#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 
@@ -70,16 +71,19 @@ int sl_check_options(const sl_options *o) {
 
 /* ---- Picking --------------------------------------------------------------------------------- */
 
+/* Kept finite, which everything after it relies on. */
+static float penalized(float logit, float penalty) {
+    const float changed = logit > 0 ? logit / penalty : logit * penalty;
+    return fmaxf(fminf(changed, FLT_MAX), -FLT_MAX);
+}
+
 static void penalize(const sl_options *options, float *logits, const int32_t *recent, size_t count,
                      uint8_t *marks) {
     for (size_t i = 0; i < count; i++) {
         float *logit = &logits[recent[i]];
         if (marks[recent[i]]) continue;
         marks[recent[i]] = 1;
-        if (*logit > 0)
-            *logit /= options->repetition_penalty;
-        else
-            *logit *= options->repetition_penalty;
+        *logit = penalized(*logit, options->repetition_penalty);
     }
     for (size_t i = 0; i < count; i++) marks[recent[i]] = 0;
 }

@@ -289,6 +289,17 @@ def test_repetition_penalty(tmp_path: Path) -> None:
     assert tell(below, [BOS], **greedy, repetition_window=1).ids == [20, 21] * 4
 
 
+@pytest.mark.parametrize("rules", [{}, {"top_p": 1}, {"top_p": 1, "min_p": 0.1}, {"top_k": 5}])
+def test_a_penalty_that_overflows_leaves_the_largest(
+    tmp_path: Path, rules: dict[str, float]
+) -> None:
+    row = np.full(VOCAB_SIZE, -9, np.float32)
+    row[[20, 21]] = [4, 5]
+    engine = Engine(engine_files.write_chain(tmp_path / "m.slm", lambda _: row))
+    story = tell(engine, [BOS, 20], repetition_penalty=1e-38, temperature=1, tokens=4, **rules)
+    assert story.ids == [20] * 4
+
+
 def test_same_seed_same_story(small: Engine) -> None:
     def told(seed: int) -> list[int]:
         return tell(small, temperature=1, seed=seed).ids
