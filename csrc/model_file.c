@@ -58,6 +58,8 @@ static int refuse(const char *path, const char *reason) {
 
 static int map_file(sl_model *model, const char *path) {
     const int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0 && errno == ENOENT)
+        return sl_fail(SL_ERROR_FILE, "weight file %s does not exist: run `dvc repro` first", path);
     if (file < 0)
         return sl_fail(SL_ERROR_FILE, "weight file %s cannot be opened: %s", path, strerror(errno));
     int status = SL_OK;
