@@ -258,10 +258,12 @@ def _utf8(text: str) -> bytes:
 
 
 def _id_array(ids: Sequence[int]) -> npt.NDArray[np.int32]:
-    try:
-        return np.asarray(ids, np.int32).reshape(-1)
-    except OverflowError:
-        raise UserError("a token id does not fit 32 bits: give ids of the vocabulary") from None
+    """The ids as int32; NumPy alone would cut fractions off and wrap what does not fit."""
+    given = np.asarray(ids).reshape(-1)
+    is_whole = given.dtype.kind in "iu" or len(given) == 0
+    if not is_whole or (given != given.astype(np.int32)).any():
+        raise UserError("a token id is not whole or does not fit 32 bits: give a vocabulary's ids")
+    return given.astype(np.int32)
 
 
 def _ids(array: npt.NDArray[np.int32]) -> Any:

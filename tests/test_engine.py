@@ -444,6 +444,9 @@ def test_ids_out_of_range(small: Engine) -> None:
         for bad in (-1, VOCAB_SIZE):
             with pytest.raises(UserError, match=f"token id {bad} is not in 0 … {VOCAB_SIZE - 1}"):
                 call([BOS, bad])
+    for bad_ids in ([BOS, 2**32 + 5], np.array([BOS, 2**32 + 5]), [BOS, 2**63], [BOS, 1.5]):
+        with pytest.raises(UserError, match="a token id is not whole or does not fit 32 bits"):
+            small.score(bad_ids)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="there are 0 tokens and must be 1 to 40"):
         small.logits([])
     with pytest.raises(UserError, match="there are 41 tokens and must be 1 to 40"):
