@@ -186,6 +186,8 @@ static command parse(int argc, char **argv) {
     opterr = 0;
     for (int option; (option = getopt_long(argc, argv, shorts, longs, NULL)) != -1;) {
         if (option == ':') fail("%s needs a value; --help explains", argv[optind - 1]);
+        if (option == '?' && optopt < MIN_P && !strchr(shorts, optopt)) /* perhaps within "-nx" */
+            fail("-%c is no option; --help lists them", optopt);
         if (option == '?') fail("%s is no option; --help lists them", argv[optind - 1]);
         parse_option(&c, option, optarg);
     }

@@ -171,6 +171,8 @@ WHOLE = "and must be a whole number from"
         (["a", "b"], '"b" is one argument too many: put the prompt in quotes'),
         (["--colour"], "--colour is no option; --help lists them"),
         (["-x"], "-x is no option; --help lists them"),
+        (["-xn", "5"], "-x is no option; --help lists them"),
+        (["--help=yes"], "--help=yes is no option; --help lists them"),
         (["--seed"], "--seed needs a value; --help explains"),
         (["b" * 200], "the prompt has 202 tokens and the model's context is 120"),
     ],
