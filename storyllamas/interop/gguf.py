@@ -25,7 +25,7 @@ from storyllamas.interop.source import (
 )
 from storyllamas.interop.vocabulary import check, package
 from storyllamas.tiles import Float32
-from storyllamas.weights import Vocabulary
+from storyllamas.weights import PieceType, Vocabulary
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 
@@ -168,16 +168,10 @@ def read(path: Path) -> Source:
     gguf = package("gguf", "gguf")
     reader = _open(gguf, path)
     where = str(path)
-    values = {
-        name: field.contents()
-        for name, field in reader.fields.items()
-        if not name.startswith("tokenizer.ggml.")
-    }
-    tokenizer = {
-        name: field.contents()
-        for name, field in reader.fields.items()
-        if name.startswith("tokenizer.ggml.")
-    }
+    try:
+        values = {name: field.contents() for name, field in reader.fields.items()}
+    except (ValueError, IndexError) as error:
+        raise UserError(f"a field of {path} is damaged: {error}") from None
     found = {
         tensor.name: tuple(int(size) for size in reversed(tensor.shape))
         for tensor in reader.tensors
@@ -201,7 +195,7 @@ def read(path: Path) -> Source:
             ) from None
         return value.astype(np.float32).reshape(parts(config)[name].shape)
 
-    return Source(config, _vocabulary(where, tokenizer), stack(config, part))
+    return Source(config, _vocabulary(where, values), stack(config, part))
 
 
 def _open(gguf: Any, path: Path) -> Any:
@@ -273,13 +267,16 @@ def _vocabulary(where: str, values: Mapping[str, Any]) -> Vocabulary:
         raise UserError(f"the tokenizer in {where} normalizes text, which cannot be represented")
     ids = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
     ids = {field: values.get(IDS[field], default) for field, default in ids.items()}
-    types = np.array(values[f"{prefix}token_type"], np.uint8)
-    vocabulary = Vocabulary(
-        pieces=[piece.encode() for piece in values[f"{prefix}tokens"]],
-        scores=np.array(values[f"{prefix}scores"], np.float32),
-        types=types,
-        **ids,
-        dummy_prefix=values.get(f"{prefix}add_space_prefix", True),
-        byte_fallback=6 in types,
-    )
+    try:
+        types = np.array(values[f"{prefix}token_type"], np.uint8)
+        vocabulary = Vocabulary(
+            pieces=[piece.encode() for piece in values[f"{prefix}tokens"]],
+            scores=np.array(values[f"{prefix}scores"], np.float32),
+            types=types,
+            **{field: int(value) for field, value in ids.items()},
+            dummy_prefix=bool(values.get(f"{prefix}add_space_prefix", True)),
+            byte_fallback=PieceType.BYTE in types,
+        )
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise UserError(f"the tokenizer in {where} is damaged: {error}") from None
     return check(where, vocabulary)

@@ -14,6 +14,7 @@ from storyllamas.errors import UserError
 from storyllamas.weights import PieceType, Vocabulary
 
 SPACE = "\u2581"
+PIECE_TYPES = tuple(PieceType)
 MERGEABLE = (PieceType.NORMAL, PieceType.USER_DEFINED, PieceType.UNUSED)
 
 
@@ -38,8 +39,19 @@ def byte_piece(byte: int) -> bytes:
 
 def check(where: str, vocabulary: Vocabulary) -> Vocabulary:
     """Refuse a tokenizer that the C engine would, naming the piece; return it otherwise."""
+    count = len(vocabulary.pieces)
+    if not count == len(vocabulary.scores) == len(vocabulary.types):
+        raise UserError(
+            f"the tokenizer in {where} has {count} pieces, {len(vocabulary.scores)} scores and "
+            f"{len(vocabulary.types)} types"
+        )
     seen: set[bytes] = set()
     for index, piece in enumerate(vocabulary.pieces):
+        if vocabulary.types[index] not in PIECE_TYPES:
+            raise UserError(
+                f"piece {index} of the tokenizer in {where} has type {vocabulary.types[index]}: "
+                "use 1 to 6"
+            )
         kind = PieceType(vocabulary.types[index])
         if not piece:
             raise UserError(f"piece {index} of the tokenizer in {where} is empty")

@@ -1,0 +1,180 @@
+"""GGUF files that are damaged, or say what cannot be represented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from random_models import make_config, make_source
+
+from storyllamas.errors import UserError
+from storyllamas.interop.convert import export_model, import_model, open_foreign
+from storyllamas.interop.source import Source
+
+gguf = pytest.importorskip("gguf")
+
+
+def edit(path: Path, fields: dict[str, Any], tensors: dict[str, np.ndarray] | None = None) -> None:
+    """Write a GGUF file again with other fields (None: without) and tensors (empty: without)."""
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(path.with_suffix(".new"), "llama")
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in fields or name == "general.architecture":
+            continue
+        kind = field.types[0]
+        sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), kind, sub)
+    for name, value in fields.items():
+        if isinstance(value, str):
+            writer.add_string(name, value)
+        elif isinstance(value, list):
+            writer.add_array(name, value)
+        elif isinstance(value, bool):
+            writer.add_bool(name, value)
+        elif isinstance(value, float):
+            writer.add_float32(name, value)
+        elif value is not None:
+            writer.add_uint32(name, value)
+    all_tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+    for name, tensor in (all_tensors | (tensors or {})).items():
+        if tensor.size:
+            writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    export_model(make_source(make_config(layers=1, tied=False)), "gguf", tmp_path)
+    return tmp_path / "model.gguf"
+
+
+def test_the_header_is_llama_s(model: Path) -> None:
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(model).fields.items()}
+    expected = {
+        "general.architecture": "llama",
+        "general.file_type": 0,
+        "llama.context_length": 32,
+        "llama.embedding_length": 32,
+        "llama.attention.head_count_kv": 2,
+        "llama.rope.dimension_count": 8,
+        "llama.rope.freq_base": 10000.0,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_space_prefix": True,
+    }
+    assert {name: fields[name] for name in expected} == expected
+    assert fields["tokenizer.ggml.token_type"][:4] == [2, 3, 3, 6]
+    assert "FROM ./model.gguf" in (model.parent / "Modelfile").read_text()
+    assert "num_ctx 32" in (model.parent / "Modelfile").read_text()
+
+
+def test_what_a_header_may_leave_out(model: Path) -> None:
+    names = ["attention.key_length", "attention.value_length", "vocab_size", "rope.freq_base"]
+    before = open_foreign(model).config
+    edit(model, {f"llama.{name}": None for name in names} | {"llama.expert_count": 0})
+    assert open_foreign(model).config == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"llama.rope.scaling.type": "linear"}, r"llama\.rope\.scaling\.type in .* is 'linear'"),
+        ({"llama.attention.sliding_window": 64}, r"llama\.attention\.sliding_window in .* is 64"),
+        ({"llama.expert_count": 8}, r"llama\.expert_count in .* is 8"),
+        ({"llama.rope.dimension_count": 4}, "rope.dimension_count in .* is 4 and must be .* 8"),
+        ({"llama.attention.head_count": 0}, "llama.attention.head_count in .* is 0"),
+        ({"llama.attention.head_count_kv": 3}, "head_count_kv in .* is 3 and must divide"),
+        ({"llama.feed_forward_length": [96]}, r"feed_forward_length in .* is \[96\]"),
+        ({"llama.block_count": 2}, "no tensor blk.1.attn_norm.weight"),
+        ({"llama.block_count": None}, "does not say llama.block_count"),
+        ({"llama.attention.layer_norm_rms_epsilon": 0.0}, "epsilon in .* is 0.0"),
+        ({"llama.embedding_length": 64}, "shape"),
+        ({"tokenizer.ggml.model": "gpt2"}, r"tokenizer\.ggml\.model in .* is 'gpt2'"),
+        ({"tokenizer.ggml.scores": None}, r"does not say tokenizer\.ggml\.scores"),
+        ({"tokenizer.ggml.bos_token_id": 4000}, "bos_id of the tokenizer in .* is 4000"),
+        ({"tokenizer.ggml.tokens": ["a"] * 400}, "is there twice"),
+    ],
+)
+def test_headers_that_are_refused(model: Path, fields: dict[str, Any], sentence: str) -> None:
+    edit(model, fields)
+    with pytest.raises(UserError, match=sentence):
+        import_model(model, model.with_name("out.slm"))
+    assert not model.with_name("out.slm").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "sentence"),
+    [
+        ("blk.0.attn_q.bias", np.zeros(32, np.float32), r"has a tensor blk\.0\.attn_q\.bias"),
+        ("rope_freqs.weight", np.ones(4, np.float32), r"rope_freqs\.weight"),
+        ("blk.0.ffn_up.weight", np.zeros((96, 31), np.float32), "shape .96, 31."),
+        ("output_norm.weight", np.zeros(0, np.float32), r"no tensor output_norm\.weight"),
+        ("output_norm.weight", np.full(32, np.nan, np.float32), "not finite"),
+        ("output_norm.weight", np.zeros(32, np.int32), "type I32"),
+    ],
+)
+def test_tensors_that_are_refused(
+    model: Path, name: str, tensor: np.ndarray, sentence: str
+) -> None:
+    edit(model, {}, {name: tensor})
+    with pytest.raises(UserError, match=sentence):
+        import_model(model, model.with_name("out.slm"))
+
+
+def test_another_architecture(model: Path) -> None:
+    data = model.read_bytes()
+    model.write_bytes(data.replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0qwen2", 1))
+    with pytest.raises(UserError, match="architecture 'qwen2'"):
+        open_foreign(model)
+
+
+def test_every_cut_and_lie_is_noticed(model: Path) -> None:
+    good = model.read_bytes()
+    random = np.random.default_rng(0)
+    for size in [*range(4, 64), *random.integers(64, len(good), 60).tolist(), len(good) - 1]:
+        model.write_bytes(good[:size])
+        with pytest.raises(UserError, match=r"model\.gguf"):
+            open_foreign(model)
+    for offset in (8, 16):  # counts of tensors and of fields
+        model.write_bytes(good[:offset] + b"\xff" * 7 + b"\x7f" + good[offset + 8 :])
+        with pytest.raises(UserError, match=r"model\.gguf"):
+            open_foreign(model)
+    model.write_bytes(good[:4] + b"\7\0\0\0" + good[8:])
+    with pytest.raises(UserError, match="version 7"):
+        open_foreign(model)
+
+
+def test_no_flipped_bit_of_the_header_does_worse_than_a_sentence(model: Path) -> None:
+    good = model.read_bytes()
+    random = np.random.default_rng(1)
+    refused = 0
+    for place in random.integers(4, 18_000, 150).tolist():
+        bad = bytearray(good)
+        bad[place] ^= 1 << int(random.integers(8))
+        model.write_bytes(bad)
+        try:
+            open_foreign(model)
+        except UserError:
+            refused += 1
+    assert refused > 20
+
+
+def test_weights_beyond_the_type(tmp_path: Path) -> None:
+    source = make_source(make_config())
+
+    def large(name: str) -> np.ndarray:
+        return source.tensor(name) * np.float32(1e6)
+
+    large_source = Source(source.config, source.vocabulary, large)
+    with pytest.raises(UserError, match=r"embedding\.weight has a weight of .* use f32 or bf16"):
+        export_model(large_source, "gguf-f16", tmp_path / "out")
+    export_model(large_source, "gguf-bf16", tmp_path / "out")

@@ -1,0 +1,113 @@
+"""The command line, as its users call it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "interop"))
+from random_models import make_config, make_source
+
+from storyllamas import cli, weights
+from storyllamas.engine import Engine
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    source = make_source(make_config())
+    path = tmp_path / "model.slm"
+    weights.write(path, source.config, source.vocabulary, source.tensor)
+    return path
+
+
+def run(*arguments: object) -> object:
+    """The exit status, or the error that stands for one."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    return ended.value.code
+
+
+def test_generate_tells_the_engine_s_story(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "min_p": 0.01, "seed": 5, "tokens": 12}
+    story = Engine(model).generate("a b", **options)
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    assert run("generate", "--model", model, "--prompt", "a b", *words) == 0
+    out, err = capsys.readouterr()
+    assert out == "a b" + "".join(story) + "\n"
+    assert err == f"{story.tokens} tokens, stopped at {story.stop}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--temperature", "-1"], "error: temperature is -1"),
+        (["--seed", "-1"], "error: seed is -1"),
+        (["--tokens", "0"], "error: tokens is 0"),
+        (["--top-p", "0"], "error: top_p is 0"),
+        (["--prompt", "a" * 200], "error: the prompt"),
+        (["--prompt", "\udcff"], "error: the text is not valid Unicode"),
+    ],
+)
+def test_generate_refuses_in_one_sentence(
+    model: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert str(run("generate", "--model", model, *arguments)).startswith(sentence)
+    assert capsys.readouterr().out == ""
+
+
+def test_info(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", model, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["parameters"] == make_config().parameters
+    assert (facts["weight_type"], facts["norm_eps"], facts["eos_id"]) == ("f32", 1e-5, 2)
+    assert run("info", model) == 0
+    assert f"bytes        {model.stat().st_size:,}\n" in capsys.readouterr().out
+
+
+def test_evaluate(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stories = tmp_path / "stories.txt"
+    stories.write_text("a bc\n<|endoftext|>\nde f\n")
+    assert run("evaluate", "--model", model, "--stories", stories, "--json") == 0
+    both = json.loads(capsys.readouterr().out)
+    assert both["loss"] > 0
+    command = ("evaluate", "--model", model, "--stories", stories, "--count", 1, "--json")
+    assert run(*command) == 0
+    assert json.loads(capsys.readouterr().out) != both
+    assert run("evaluate", "--model", model, "--stories", tmp_path / "none").startswith("error: ")
+
+
+def test_export_and_import(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = tmp_path / "out", tmp_path / "back.slm"
+    assert run("export", "--model", model, "--to", "llama2c", folder) == 0
+    listed = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == [str(folder / "model.bin"), str(folder / "tokenizer.bin")]
+    assert run("import", folder / "model.bin", "--out", out) == 0
+    assert out.read_bytes() == model.read_bytes()
+    command = ("import", folder / "model.bin", "--out", out, "--type", "q8", "--group-size", 16)
+    assert run(*command) == 0
+    assert weights.read(out).group_size == 16
+    assert "it needs no import" in str(run("import", model, "--out", out))
+    assert "error: " in str(run("import", tmp_path / "none", "--out", out))
+    assert "cannot be written" in str(run("export", "--model", model, "--to", "llama2c", model))
+    assert run("export", "--model", model, "--to", "onnx", folder) == 2
+
+
+def test_without_params_a_model_must_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (
+        run("generate")
+        == "error: there is no params.yaml here to name a model: give one with --model"
+    )
+
+
+def test_help_reads_like_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    for command in ("generate", "info", "evaluate", "export", "import"):
+        assert f"  storyllamas {command} " in text
+        assert run(command, "--help") == 0
