@@ -104,7 +104,7 @@ def test_layers_override_in_order(raw: dict[str, Any]) -> None:
     [
         (lambda text: text + "model: 7m\n", "gives 'model' twice"),
         (lambda text: "a: [1\n" + text, "is not YAML"),
-        (lambda text: text.replace("steps: null", "steps: [1, 2]", 1), "train.steps is [1, 2]"),
+        (lambda text: text.replace("  steps:\n", "  steps: [1, 2]\n", 1), "train.steps is [1, 2]"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path: Path, edit: Callable[[str], str], named: str) -> None:
@@ -123,5 +123,5 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_a_rate_may_be_written_without_a_point(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text()
     file = tmp_path / "params.yaml"
-    file.write_text(text.replace("learning_rate: null", "learning_rate: 2e-3", 1))
+    file.write_text(text.replace("learning_rate:\n", "learning_rate: 2e-3\n", 1))
     assert params.load(file).recipe.learning_rate == 2e-3

@@ -201,7 +201,7 @@ def test_a_killed_repro_goes_on_to_the_same_files(workspace: Workspace) -> None:
 
 def test_a_misspelt_parameter_stops_the_run(workspace: Workspace) -> None:
     text = (workspace.folder / "params.yaml").read_text()
-    (workspace.folder / "params.yaml").write_text(text.replace("  steps: null", "  step: 5"))
+    (workspace.folder / "params.yaml").write_text(text.replace("  steps:\n", "  step: 5\n"))
     output = workspace.run("dvc", "repro", code=255)
     assert "error: train.step is unknown" in output
     assert "Traceback" not in output
