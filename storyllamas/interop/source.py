@@ -35,6 +35,9 @@ from storyllamas.weights import Vocabulary
 LARGEST_DIMENSION = 1 << 20
 """The most that the C engine takes."""
 
+LARGEST_LAYERS = 1 << 12
+"""Enough for any model; a damaged header's millions would take minutes to walk through."""
+
 OPTIONAL = ("rope_theta", "norm_eps", "tied")
 """Fields of `ModelConfig` that a header may leave at their defaults."""
 
@@ -165,10 +168,10 @@ def _check_field(field: str, what: str, value: object) -> None:
     if field in ("rope_theta", "norm_eps"):
         if not (isinstance(value, int | float) and 0 < value < math.inf):
             raise UserError(f"{what} is {value!r} and must be a number above 0")
-    elif not (isinstance(value, int) and 0 < value <= LARGEST_DIMENSION) and field != "tied":
-        raise UserError(
-            f"{what} is {value!r} and must be a whole number from 1 to {LARGEST_DIMENSION}"
-        )
+        return
+    largest = LARGEST_LAYERS if field == "layers" else LARGEST_DIMENSION
+    if not (isinstance(value, int) and 0 < value <= largest) and field != "tied":
+        raise UserError(f"{what} is {value!r} and must be a whole number from 1 to {largest}")
 
 
 def rounded(value: float) -> float:
