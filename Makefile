@@ -2,7 +2,9 @@
 
 PYTHON ?= python3
 VENV := .venv
-export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+BIN := $(VENV)/bin
+# DVC's stages find `python` there.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 SIZE := $(shell sed -n 's/^model: *\([^ \#]*\).*/\1/p' params.yaml)
 
 # interop: a checkout of llama2.c, if there is one.
@@ -11,13 +13,20 @@ export LLAMA2C := $(abspath $(LLAMA2C))
 endif
 
 # run-c: what is given is passed on, the rest is the program's own default.
-MODEL ?= models/$(SIZE)/export/f32.slm
+ifeq ($(origin MODEL),undefined)
+MODEL := models/$(SIZE)/export/f32.slm
+endif
 PROMPT ?= Once upon a time
+# As they were typed: a dollar sign is a dollar sign.
+override MODEL := $(value MODEL)
+override PROMPT := $(value PROMPT)
 export MODEL PROMPT
 SETTINGS = $(if $(SEED),--seed "$$SEED") $(if $(TEMPERATURE),--temperature "$$TEMPERATURE") \
 	$(if $(TOP_K),--top-k "$$TOP_K") $(if $(TOP_P),--top-p "$$TOP_P") \
 	$(if $(MIN_P),--min-p "$$MIN_P") $(if $(TOKENS),--tokens "$$TOKENS")
 export SEED TEMPERATURE TOP_K TOP_P MIN_P TOKENS
+
+.DELETE_ON_ERROR:
 
 .PHONY: help setup story engine run-c plots test interop lint format clean
 
@@ -31,7 +40,7 @@ help: ## print this
 setup: $(VENV)/installed ## install everything, with the engine, into .venv
 
 story: setup ## train the model of params.yaml (minutes the first time) and tell a story
-	dvc repro
+	$(BIN)/dvc repro
 	@echo
 	@$(MAKE) --no-print-directory run-c
 
@@ -42,45 +51,46 @@ run-c: engine ## tell a story with the C program
 	@csrc/build/run "$$MODEL" $(SETTINGS) --prompt "$$PROMPT"
 
 plots: setup ## draw the loss of every size trained so far: metrics/losses.png
-	python -m storyllamas.pictures
+	$(BIN)/python -m storyllamas.pictures
 
 test: $(VENV)/installed-dev ## install what tests need and run them all
-	python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 interop: $(VENV)/installed-interop ## compare with transformers, llama.cpp and, in LLAMA2C=FOLDER, llama2.c
-	python -m pytest tests/interop
-	python tests/interop/table.py
+	$(BIN)/python -m pytest tests/interop
+	$(BIN)/python tests/interop/table.py
 
 lint: $(VENV)/installed-dev ## check format, lint and types, as CI does
-	ruff format --check .
-	ruff check .
-	mypy
-	clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h')
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h')
 
 format: $(VENV)/installed-dev ## format Python and C
-	ruff format .
-	ruff check --fix .
-	clang-format -i $$(git ls-files '*.c' '*.h')
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $$(git ls-files '*.c' '*.h')
 
 clean: ## remove builds and caches; keeps models, data and .venv
 	$(MAKE) -C csrc clean
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find storyllamas stages tests -name __pycache__ -prune -exec rm -rf {} +
+	find . -name '.*.tmp' -not -path './.git/*' -not -path './$(VENV)/*' -delete
 
 ENGINE_SOURCES := setup.py storyllamas/engine_build.py $(wildcard csrc/*.[ch] csrc/kernels/*.[ch])
 
-$(VENV)/bin/python:
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt $(ENGINE_SOURCES)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+$(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt $(ENGINE_SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
 	@touch $@
 
 # llama-cpp-python is built from its source package, which takes some minutes and needs a compiler.
 $(VENV)/installed-interop: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[interop]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[interop]'
 	@touch $@

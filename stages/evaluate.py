@@ -36,7 +36,7 @@ def main() -> None:
     engine = engines.get("f32") or next(iter(engines.values()))
     compared = stories[: how.parity_stories]
     report["parity"] = asdict(evaluation.parity(engine, model, compared, how.prompts))
-    speed = evaluation.pytorch_speed(model, [engine.info["bos_id"]], how.speed_tokens)
+    speed = evaluation.pytorch_speed(model, [engine.bos_id], how.speed_tokens)
     report["pytorch"] = {"tokens_per_second": round(speed)}
     told = evaluation.sample(engine, [""] * how.samples, generation, chosen.seed)
     texts = [story.text for story in told]

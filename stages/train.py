@@ -3,12 +3,15 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from stages import PARENT
 from storyllamas import params, tokenizer, tokens
 from storyllamas.atomic import write_json
-from storyllamas.errors import exit_on_user_error
+from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.training import device
 from storyllamas.training.checkpoint import save_model
 from storyllamas.training.loop import Job, training_run
+
+TIMES = ("seconds", "tokens_per_second")
 
 
 @exit_on_user_error
@@ -24,13 +27,20 @@ def main() -> None:
         valid=tokens.read("data/tokens/valid.bin", digest),
         device=device.choose(chosen.compute),
     )
-    with training_run(job, Path("metrics"), chosen.compute.checkpoint_seconds) as result:
+    if job.train.vocab_size != job.config.vocab_size:
+        raise UserError(
+            f"tokenizer.vocab_size is {job.config.vocab_size} and data/tokens/train.bin has "
+            f"{job.train.vocab_size} pieces: run `dvc repro`, which makes it anew"
+        )
+    seconds = chosen.compute.checkpoint_seconds
+    with training_run(job, Path("metrics"), seconds, PARENT) as result:
         about = {"size": chosen.model, "recipe": chosen.recipe_name, "seed": chosen.seed}
         details = {
             "corpus": chosen.corpus.source,
             "hyperparameters": asdict(chosen.recipe),
             "tokenizer_sha256": digest.hex(),
-            "training": result.metrics,
+            # Without how long it took: the same bits are the same file.
+            "training": {k: v for k, v in result.metrics.items() if k not in TIMES},
         }
         folder = Path("models") / chosen.model
         save_model(folder, job.config, result.tensors, {**about, **details})

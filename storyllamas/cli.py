@@ -249,5 +249,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         # The reader has had enough, as `storyllamas generate | head -1` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        raise UserError(f"{error.filename or 'a file'} cannot be used: {error.strerror}") from None

@@ -18,7 +18,11 @@ class UserError(Exception):
 
 
 def exit_on_user_error(main: Callable[P, object]) -> Callable[P, NoReturn]:
-    """Wrap an entry point: a `UserError` becomes `error: …` on stderr and exit status 1."""
+    """Wrap an entry point, so that it ends in an exit status instead of a traceback.
+
+    A `UserError`, or a file or folder that the system refuses, becomes `error: …` on stderr and
+    status 1; Ctrl-C is status 130.
+    """
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> NoReturn:
@@ -26,6 +30,10 @@ def exit_on_user_error(main: Callable[P, object]) -> Callable[P, NoReturn]:
             main(*args, **kwargs)
         except UserError as error:
             sys.exit(f"error: {error}")
+        except OSError as error:
+            sys.exit(f"error: {error.filename or 'a file'} cannot be used: {error.strerror}")
+        except KeyboardInterrupt:
+            sys.exit(130)
         sys.exit(0)
 
     return wrapped

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from storyllamas.engine import Engine
+from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.params import Generation
 
@@ -40,7 +41,13 @@ class Score:
 
 
 def score(engine: Engine, stories: Sequence[str]) -> Score:
-    """Score stories with the C engine, on two threads."""
+    """Score stories with the C engine, on two threads.
+
+    Raises:
+        UserError: the model has no piece that begins or ends a story.
+    """
+    if min(engine.bos_id, engine.eos_id) < 0:
+        raise UserError("the model has no BOS or no EOS: stories cannot be framed for scoring")
     with ThreadPoolExecutor(2) as pool:
         each = list(pool.map(lambda story: _log_probabilities(engine, story), stories))
     loss = -sum(every.sum() for every, _ in each) / sum(len(every) for every, _ in each)
@@ -55,10 +62,9 @@ def _log_probabilities(
     np.ndarray[tuple[int], np.dtype[np.float64]], np.ndarray[tuple[int], np.dtype[np.bool_]]
 ]:
     """Natural log-probability of each token after BOS, and whether it is text: both [tokens]."""
-    info = engine.info
-    ids = [info["bos_id"], *engine.encode(story), info["eos_id"]]
-    every = np.concatenate([engine.score(window) for window in _windows(ids, info["context"])])
-    return every, np.array(ids[1:]) != info["eos_id"]
+    ids = [engine.bos_id, *engine.encode(story), engine.eos_id]
+    every = np.concatenate([engine.score(window) for window in _windows(ids, engine.context)])
+    return every, np.array(ids[1:]) != engine.eos_id
 
 
 def _windows(ids: list[int], context: int) -> Iterator[list[int]]:
@@ -83,7 +89,7 @@ class Parity:
 @torch.no_grad()
 def parity(engine: Engine, model: Llama, stories: Sequence[str], prompts: Sequence[str]) -> Parity:
     """Compare the logits on stories and the greedy stories that continue prompts."""
-    bos_id, eos_id = engine.info["bos_id"], engine.info["eos_id"]
+    bos_id, eos_id = engine.bos_id, engine.eos_id
     differences = []
     for story in stories:
         ids = [bos_id, *engine.encode(story)][: model.config.context]
@@ -92,19 +98,18 @@ def parity(engine: Engine, model: Llama, stories: Sequence[str], prompts: Sequen
         differences.append(float(difference / np.abs(expected).max()))
     equal = []
     for text in prompts:
-        told = engine.generate(text, temperature=0, tokens=model.config.context)
-        _exhaust(told)
-        equal.append(told.ids == greedy(model, [bos_id, *engine.encode(text)], eos_id))
+        prompt = [bos_id, *engine.encode(text)]
+        equal.append(engine.greedy(prompt) == greedy(model, prompt, (bos_id, eos_id)))
     return Parity(max(differences), sum(equal) / len(equal))
 
 
 @torch.no_grad()
-def greedy(model: Llama, prompt: list[int], eos_id: int) -> list[int]:
-    """The likeliest continuation, up to EOS or the end of the context, by the PyTorch model."""
+def greedy(model: Llama, prompt: list[int], ends: tuple[int, ...]) -> list[int]:
+    """The likeliest continuation, up to one of `ends` or the context's end, by PyTorch."""
     ids = list(prompt)
     while len(ids) < model.config.context:
         following = int(model(torch.tensor([ids]))[0, -1].argmax())
-        if following == eos_id:
+        if following in ends:
             break
         ids.append(following)
     return ids[len(prompt) :]

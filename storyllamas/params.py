@@ -224,6 +224,12 @@ def parse(raw: object) -> Params:
             f"recipes.{file.recipe}.sizes has no {file.model}: add it, or use one of "
             f"{', '.join(_recipe_sizes(file, file.recipe))}"
         )
+    context = file.sizes[file.model].context
+    if file.evaluation.speed_tokens >= context:
+        raise UserError(
+            f"evaluation.speed_tokens is {file.evaluation.speed_tokens}: use less than "
+            f"sizes.{file.model}.context ({context})"
+        )
     return Params(
         model=file.model,
         recipe_name=file.recipe,
@@ -283,25 +289,27 @@ def _recipe_sizes(file: _File, name: str) -> dict[str, Any]:
 
 
 def _lay_recipe(file: _File, name: str, model: str) -> Recipe:
-    """Defaults, the size's values and, for the chosen recipe, `train`: the later win."""
+    """Defaults, the size's values and, for the chosen run, `train`: the later win."""
+    chosen = (name, model) == (file.recipe, file.model)
+    missing = f"recipes.{name}.sizes.{model}"
     layers = {
         f"recipes.{name}.defaults": file.recipes[name].get("defaults", {}),
-        f"recipes.{name}.sizes.{model}": file.recipes[name]["sizes"][model],
+        missing: file.recipes[name]["sizes"][model],
     }
-    if name == file.recipe:
+    if chosen:
         layers["train"] = {key: value for key, value in file.train.items() if value is not None}
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for prefix, layer in layers.items():
         values |= layer
         origin |= {key: f"{prefix}.{key}" for key in layer}
-    missing = f"recipes.{name}.sizes.{model}"
     recipe: Recipe = _validate(Recipe, values, origin, missing)
-    window = recipe.micro_batch * file.sizes[model].context
-    if recipe.tokens_per_step % window:
+    context = file.sizes[model].context
+    window = recipe.micro_batch * context
+    if chosen and recipe.tokens_per_step % window:
         raise UserError(
             f"{origin['tokens_per_step']} is {recipe.tokens_per_step}: use a multiple of "
-            f"micro_batch * context ({recipe.micro_batch} * {file.sizes[model].context} = {window})"
+            f"micro_batch * context ({recipe.micro_batch} * {context} = {window})"
         )
     return recipe
 

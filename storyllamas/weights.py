@@ -32,6 +32,7 @@ raises the version.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -80,7 +81,9 @@ HEADER = struct.Struct(
     "4Q"  # 104 tokenizer_offset, tokenizer_bytes, tensors_offset, tensors_bytes
 )
 CHECKSUM_OFFSET = 24
-LARGEST_DIMENSION = 1 << 24
+LARGEST_DIMENSION = 1 << 20
+LARGEST_CONTEXT = 1 << 17
+LARGEST_GROUP = 1 << 14
 
 
 class Header(NamedTuple):
@@ -285,8 +288,10 @@ def write(
         )
     if weight_type == WeightType.F32:
         group_size = 0
-    elif group_size <= 0 or group_size % TILE_COLUMNS:
-        raise UserError(f"group_size is {group_size}: use a positive multiple of {TILE_COLUMNS}")
+    elif not 0 < group_size <= LARGEST_GROUP or group_size % TILE_COLUMNS:
+        raise UserError(
+            f"group_size is {group_size}: use a multiple of {TILE_COLUMNS} up to {LARGEST_GROUP}"
+        )
     shapes = tensor_shapes(config)
     tokenizer = _tokenizer_section(vocabulary)
     tensors_offset = HEADER_BYTES + round_up(len(tokenizer), ALIGNMENT)
@@ -389,6 +394,8 @@ def _checked_header(source: Path, data: npt.NDArray[np.uint8]) -> Header:
             f"weight file {source} is {len(data)} bytes long and its header says "
             f"{header.file_bytes}: it was cut short or appended to; export it again"
         )
+    if len(data) % ALIGNMENT:
+        raise _damaged(source, f"its length is not a multiple of {ALIGNMENT} bytes")
     checksum = Checksum()
     start = data[:HEADER_BYTES].copy()
     start[CHECKSUM_OFFSET : CHECKSUM_OFFSET + 8] = 0
@@ -405,14 +412,17 @@ def _checked_header(source: Path, data: npt.NDArray[np.uint8]) -> Header:
 def _contradiction(header: Header) -> str:
     """What in a header cannot be, or nothing; a checksum holds for any header that was made up."""
     shape = header[5:13]
-    if min(shape) < 1 or max(shape) > LARGEST_DIMENSION:
+    if min(shape) < 1 or max(shape) > LARGEST_DIMENSION or header.context > LARGEST_CONTEXT:
         return "a dimension is out of range"
+    if not (0 < header.rope_theta < math.inf and 0 <= header.norm_eps < math.inf):
+        return "its rope_theta or norm_eps is out of range"
     if header.heads % header.kv_heads or header.head_dim % 2:
         return "its heads do not fit together"
     if header.weight_type not in list(WeightType):
         return f"it has no weight type {header.weight_type}"
     quantized = header.weight_type != WeightType.F32
-    if bool(header.group_size) != quantized or header.group_size % TILE_COLUMNS:
+    whole = header.group_size <= LARGEST_GROUP and header.group_size % TILE_COLUMNS == 0
+    if bool(header.group_size) != quantized or not whole:
         return f"its group size is {header.group_size}"
     if header.flags & ~(TIED | DUMMY_PREFIX | BYTE_FALLBACK) or header.zero:
         return "it has an unknown flag"

@@ -63,6 +63,7 @@ def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
         ("sizes/7m/kv_heads", 3, "sizes.7m.kv_heads is 3: use a divisor of heads (8)"),
         ("sizes/2m/head_dim", 33, "sizes.2m.head_dim is 33"),
         ("sizes/2m/dims", 1, "sizes.2m.dims is unknown: use one of dim"),
+        ("evaluation/speed_tokens", 256, "evaluation.speed_tokens is 256: use less than"),
         ("train/steps", 0, "train.steps is 0"),
         ("train/step", 5, "train.step is unknown"),
         ("train/learning_rate", float("nan"), "train.learning_rate is nan"),
@@ -90,6 +91,12 @@ def test_every_key_is_needed(raw: dict[str, Any]) -> None:
     for key in raw:
         with pytest.raises(UserError, match=f"{key} is missing"):
             params.parse({name: value for name, value in raw.items() if name != key})
+
+
+def test_only_the_chosen_run_must_fill_its_steps(raw: dict[str, Any]) -> None:
+    raw["sizes"]["2m"]["context"] = 192
+    raw["train"]["tokens_per_step"] = 3072
+    assert params.parse(raw).recipe.tokens_per_step == 3072
 
 
 def test_layers_override_in_order(raw: dict[str, Any]) -> None:

@@ -59,8 +59,9 @@ def results(folder: Path) -> list[bytes]:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     folder = tmp_path_factory.mktemp("unbroken")
-    os.environ["STORYLLAMAS_STATE"] = str(folder / "state")
-    process = start(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORYLLAMAS_STATE", str(folder / "state"))
+        process = start(folder)
     output = finish(process)
     assert process.returncode == 0, output
     assert not list(folder.glob("state/runs/*/*.safetensors"))
@@ -139,6 +140,21 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert results(tmp_path) == unbroken
 
 
+def test_damaged_checkpoints_do_not_push_out_a_whole_one(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (10, 30, 40):
+        folder.save(State(step, {"x": torch.tensor([step])}, {}))
+    for file in tmp_path.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    assert folder.latest() is None
+    for step in (5, 6, 7):
+        folder.save(State(step, {"x": torch.tensor([step])}, {"a": step}))
+    latest = folder.latest()
+    assert latest is not None
+    assert (latest.step, latest.tensors["x"].item(), latest.notes) == (7, 7, {"a": 7})
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
 def test_a_second_process_waits_for_the_first(
     tmp_path: Path, state_root: Path, unbroken: list[bytes]
 ) -> None:
@@ -176,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, state_root: Pat
         broken = {k: torch.full_like(v, torch.nan) for k, v in state.tensors.items()}
         folder.save(State(5, broken, state.notes))
     with (
-        pytest.raises(UserError, match="the loss of step 6 is nan"),
+        pytest.raises(UserError, match="the loss after 5 steps is nan"),
         training_run(job, tmp_path / "logs", 0),
     ):
         pass

@@ -51,7 +51,7 @@ def write(path: Path, weight_type: WeightType = WeightType.F32, **changes: objec
     return tensors
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     dim=st.integers(1, 70),
     heads=st.integers(1, 3),
@@ -165,7 +165,7 @@ def test_another_version_is_refused_by_number(tmp_path: Path) -> None:
         weights.read(path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(field=st.integers(5, 26), value=st.integers(-(2**31), 2**63 - 1))
 def test_a_header_that_lies_is_refused_though_its_checksum_holds(
     tmp_path_factory: pytest.TempPathFactory, field: int, value: int
@@ -189,7 +189,8 @@ def test_a_header_that_lies_is_refused_though_its_checksum_holds(
     # A theta, an epsilon, a context, a special id or what the tokenizer does may be another one.
     special = 17 <= field <= 20 and -1 <= value < VOCAB_SIZE
     tokenizer = field == 21 and value in (0, 2, 4, 6)
-    free = field in (11, 13, 14) or special or tokenizer
+    padded = field == 8 and value == 1  # so few key and value rows end in the same tile
+    free = (field == 11 and value <= 1 << 17) or field in (13, 14) or special or tokenizer or padded
     if fields[field] == before or free:
         return
     with pytest.raises(UserError, match=r"is damaged \("):

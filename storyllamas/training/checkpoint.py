@@ -10,10 +10,10 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -89,19 +89,24 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes out; one that was killed lets go by itself."""
+        with self._open_lock():
+            yield
+
+    def _open_lock(self) -> IO[str]:
+        """The lock file, open and locked."""
         lock = self.path / "lock"
         while True:
             self.path.mkdir(parents=True, exist_ok=True)
-            with lock.open("w") as file:
+            with suppress(FileNotFoundError):
+                file = lock.open("w")
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     print(f"waiting for the process that trains this run ({lock})", flush=True)
                     fcntl.flock(file, fcntl.LOCK_EX)
-                # Who held it may have finished the run and removed the folder.
-                if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                    yield
-                    return
+                # Who held it may have finished the run and removed the folder: then again.
+                if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                    return file
 
     def save(self, state: State) -> None:
         """Add a state, then remove the oldest beyond `KEPT`.
@@ -123,6 +128,7 @@ class RunFolder:
             if file.stem.rpartition("-")[2] == f"{zlib.crc32(data):08x}":
                 return _parse_state(data)
             print(f"{file} is damaged: going back to the one before it", flush=True)
+            file.unlink()
         return None
 
     def remove(self) -> None:

@@ -13,10 +13,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupt:
     """Turns the first signal into a question that the loop asks; a second one acts as usual."""
 
-    def __init__(self) -> None:
+    def __init__(self, parent: int | None = None) -> None:
+        """Watch also for the end of the process `parent`, if that is DVC."""
         self.asked = False
-        self._parent = os.getppid()
-        self._under_dvc = "DVC_STAGE" in os.environ
+        self._parent = parent if "DVC_STAGE" in os.environ else None
 
     def __enter__(self) -> Interrupt:
         self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
@@ -29,11 +29,12 @@ class Interrupt:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(number, self._before[signal.Signals(number)])
-        print("\nfinishing this step; once more to stop at once", flush=True)
+        # Not print, which must not be entered again if the signal came in the middle of one.
+        os.write(1, b"\nfinishing this step; once more to stop at once\n")
 
     def check_parent(self) -> None:
         """Stop if DVC was killed: its next run would otherwise wait for this orphan."""
-        if self._under_dvc and os.getppid() != self._parent:
+        if self._parent is not None and os.getppid() != self._parent:
             raise SystemExit("dvc is gone: stopping; the next run goes on from the last checkpoint")
 
     def leave(self, step: int) -> NoReturn:

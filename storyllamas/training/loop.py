@@ -71,7 +71,8 @@ class Job:
                 "seed": self.seed,
                 "data": [_file_digest(self.train.path), _file_digest(self.valid.path)],
                 "device": dataclasses.asdict(self.device),
-                "machine": [platform.machine(), torch.__version__],
+                "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
+                "torch": torch.__version__,
                 "code": [_file_digest(path) for path in code],
             }
         )
@@ -91,7 +92,9 @@ class Result:
 
 
 @contextmanager
-def training_run(job: Job, logs: Path, checkpoint_seconds: float) -> Iterator[Result]:
+def training_run(
+    job: Job, logs: Path, checkpoint_seconds: float, parent: int | None = None
+) -> Iterator[Result]:
     """Train to the end, from the last checkpoint of the same run if there is one.
 
     Its checkpoints are removed when the block, which keeps the result somewhere, ends well.
@@ -100,6 +103,7 @@ def training_run(job: Job, logs: Path, checkpoint_seconds: float) -> Iterator[Re
         job: what to train.
         logs: folder of the tables steps.csv and validation.csv, written while it goes on.
         checkpoint_seconds: time between two checkpoints.
+        parent: the process that waits for this one; where that is DVC and it is gone, stop.
 
     Raises:
         UserError: the loss is not finite.
@@ -108,7 +112,7 @@ def training_run(job: Job, logs: Path, checkpoint_seconds: float) -> Iterator[Re
     folder = RunFolder(state.root() / "runs" / job.key())
     with folder.locked():
         trainer = _Trainer(job, logs, folder.latest())
-        yield trainer.run(folder, checkpoint_seconds)
+        yield trainer.run(folder, checkpoint_seconds, Interrupt(parent))
         folder.remove()
 
 
@@ -135,12 +139,12 @@ class _Trainer:
             logs / "validation.csv", VALIDATION_COLUMNS, rows["validation"]
         )
 
-    def run(self, folder: RunFolder, checkpoint_seconds: float) -> Result:
+    def run(self, folder: RunFolder, checkpoint_seconds: float, interrupt: Interrupt) -> Result:
         recipe = self.job.recipe
         log_every = math.ceil(recipe.steps / MOST_LOG_ROWS)
         begun, resumed_at = time.monotonic() - self.seconds, self.step
         saved = time.monotonic()
-        with Interrupt() as interrupt, Progress(recipe.steps, self.step) as progress:
+        with interrupt, Progress(recipe.steps, self.step) as progress:
             while self.step < recipe.steps:
                 loss, norm = self._train_step(interrupt)
                 self.step += 1
@@ -179,12 +183,8 @@ class _Trainer:
         limit = recipe.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
         mean = total.item()
-        if not (math.isfinite(mean) and math.isfinite(norm)):
-            raise UserError(
-                f"the loss of step {self.step + 1} is {mean} and its gradient's norm {norm}: "
-                f"lower train.learning_rate (it is {recipe.learning_rate:g}); "
-                "the last good checkpoint is kept"
-            )
+        self._check_finite("loss", mean)
+        self._check_finite("norm of the gradient", norm)
         self.optimizers.step(learning_rate(self.step, recipe))
         return mean, norm
 
@@ -199,6 +199,7 @@ class _Trainer:
             with self.job.device.autocast():
                 total += self.model.loss(inputs, targets).item() * len(inputs)
         loss = total / len(tokens)
+        self._check_finite("validation loss", loss)
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, self.step
             self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
@@ -206,6 +207,14 @@ class _Trainer:
             {"step": self.step, "tokens": self._tokens_seen(), "loss": loss}
         )
         return loss
+
+    def _check_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            rate = self.job.recipe.learning_rate
+            raise UserError(
+                f"the {name} after {self.step} steps is {value}: lower train.learning_rate "
+                f"(it is {rate:g}); the last checkpoint with finite losses is kept"
+            )
 
     def _to_device(self, batch: tuple[Any, Any], first: int) -> tuple[Tensor, Tensor]:
         """The micro-batch that begins at row `first`: inputs and targets."""
