@@ -24,6 +24,7 @@ from storyllamas.model import Llama
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+torch.set_num_threads(1)  # more only wait for each other on models as small as these
 
 
 class PyTorch:
@@ -99,8 +100,8 @@ class LlamaCpp:
             logits_all=True,
             type_k=f32,
             type_v=f32,
-            n_threads=2,
-            n_threads_batch=2,
+            n_threads=1,
+            n_threads_batch=1,
             verbose=False,
         )
 

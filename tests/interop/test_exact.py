@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,12 @@ from runtimes import (
 
 from storyllamas import weights
 from storyllamas.config import ModelConfig
+from storyllamas.corpus import files
+from storyllamas.engine import Engine
 from storyllamas.interop.convert import export_model, import_model
+from storyllamas.interop.source import Source
 from storyllamas.interop.vocabulary import SPACE
+from storyllamas.tokenizer import Tokenizer, train
 
 FLOAT32 = 1e-4
 
@@ -138,21 +143,45 @@ def texts() -> list[str]:
     return ["".join(character() for _ in range(chance.randint(1, 30))) for _ in range(1500)]
 
 
-@pytest.mark.parametrize(
+TOKENIZERS = pytest.mark.parametrize(
     ("runtime", "name", "most"),
     [
         pytest.param(Transformers, "hf", None, marks=needed(Transformers)),
         pytest.param(LlamaCpp, "gguf", None, marks=needed(LlamaCpp)),
-        pytest.param(Llama2c, "llama2c", 150, marks=needed(Llama2c)),
+        pytest.param(Llama2c, "llama2c", 150, marks=needed(Llama2c)),  # slow
     ],
 )
+
+
+@TOKENIZERS
 def test_token_ids(tmp_path: Path, runtime: type, name: str, most: int | None) -> None:
     config = make_config(vocab_size=1500)
     source = make_source(config)
     export_model(source, name, tmp_path / name)
     weights.write(tmp_path / "model.slm", config, source.vocabulary, source.tensor)
-    ours, other = CEngine(tmp_path / "model.slm")._engine, runtime(tmp_path / name)
+    ours, other = Engine(tmp_path / "model.slm"), runtime(tmp_path / name)
     for text in texts()[:most]:
         if runtime is Llama2c and SPACE in text:
             continue  # llama2.c takes U+2581 for a character like others, SentencePiece for a space
         assert other.encode(text) == [1, *ours.encode(text)], repr(text)
+
+
+@pytest.fixture(scope="module")
+def trained(tinystories: Path) -> Source:
+    """A model with a tokenizer of real stories."""
+    stories = islice(files.read(tinystories / "TinyStories-train.txt"), 4000)
+    vocabulary = Tokenizer(train(stories, 4096)).vocabulary()
+    model = make_source(make_config(vocab_size=4096))
+    return Source(model.config, vocabulary, model.tensor)
+
+
+@TOKENIZERS
+def test_token_ids_of_real_stories(
+    tmp_path: Path, tinystories: Path, trained: Source, runtime: type, name: str, most: int | None
+) -> None:
+    export_model(trained, name, tmp_path / name)
+    weights.write(tmp_path / "model.slm", trained.config, trained.vocabulary, trained.tensor)
+    ours, other = Engine(tmp_path / "model.slm"), runtime(tmp_path / name)
+    for file in ("TinyStories-valid.txt", "TinyStories-train.txt"):
+        for story in islice(files.read(tinystories / file), most):
+            assert other.encode(story) == [1, *ours.encode(story)], repr(story)
