@@ -131,7 +131,7 @@ class Evaluation:
 class Generation:
     """How sample stories are drawn."""
 
-    temperature: Annotated[float, Field(ge=0, le=100)]
+    temperature: Annotated[float, Field(ge=0, le=1000)]
     top_p: Annotated[float, Field(gt=0, le=1)]
     tokens: Count
 
