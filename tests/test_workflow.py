@@ -87,6 +87,7 @@ class Workspace:
     def options(self) -> dict:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("STORYLLAMAS")}
         environment |= {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        environment["SHELL"] = "/bin/sh"  # some stay as the parent of the command that they run
         environment |= {f"GIT_{who}_{what}": "a@example.com" for who in ("AUTHOR", "COMMITTER")
                         for what in ("NAME", "EMAIL")}  # fmt: skip
         return {
