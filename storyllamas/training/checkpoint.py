@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -23,6 +21,7 @@ from storyllamas.atomic import atomic_file, write_json
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
+from storyllamas.state import locked
 from storyllamas.weights import tensor_shapes
 
 KEPT = 2
@@ -86,27 +85,9 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep other processes out; one that was killed lets go by itself."""
-        with self._open_lock():
-            yield
-
-    def _open_lock(self) -> IO[str]:
-        """The lock file, open and locked."""
-        lock = self.path / "lock"
-        while True:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):
-                file = lock.open("w")
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    print(f"waiting for the process that trains this run ({lock})", flush=True)
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                # Who held it may have finished the run and removed the folder: then again.
-                if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                    return file
+        return locked(self.path / "lock", "the process that trains this run")
 
     def save(self, state: State) -> None:
         """Add a state, then remove the oldest beyond `KEPT`.
