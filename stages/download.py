@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from storyllamas import params
-from storyllamas.atomic import atomic_file
+from storyllamas.atomic import atomic_file, write_json
 from storyllamas.corpus import files, sources
+from storyllamas.corpus.cleaning import Cleaner
 from storyllamas.errors import exit_on_user_error
 
 
 @exit_on_user_error
 def main() -> None:
-    """Write data/corpus/train.txt and data/corpus/valid.txt, both or neither."""
+    """Write data/corpus/train.txt and data/corpus/valid.txt, both or neither, and their counts."""
     chosen = params.load()
     split = sources.split(chosen.corpus, chosen.seed)
+    cleaner = Cleaner(chosen.corpus.clean)
     with (
         atomic_file("data/corpus/train.txt") as train,
         atomic_file("data/corpus/valid.txt") as valid,
     ):
-        train_stories = files.write(train, split.train)
-        valid_stories = files.write(valid, split.valid)
-    print(f"{train_stories:,} stories to train on, {valid_stories:,} to validate on")
-    if split.counts.empty or split.counts.replaced:
-        print(
-            f"{split.counts.empty:,} empty stories skipped, "
-            f"{split.counts.replaced:,} invalid bytes replaced by U+FFFD"
+        # Validation first: the cleaner compares the training stories with it.
+        files.write(valid, cleaner.valid(split.valid))
+        files.write(train, cleaner.train(split.train))
+    parts = {"train": cleaner.train_counts, "valid": cleaner.valid_counts}
+    read = {"empty": split.counts.empty, "replaced": split.counts.replaced}
+    write_json("metrics/corpus.json", {part: asdict(met) for part, met in parts.items()} | read)
+    for part, met in parts.items():
+        print(f"{part}: {met.stories:,} stories, {met.text_bytes:,} bytes of text")
+        _print_counts(
+            {
+                "repaired": met.repaired,
+                "dropped: too short": met.short,
+                "dropped: also in valid": met.shared,
+                "dropped: came before": met.duplicates,
+            }
         )
+    _print_counts(
+        {
+            "empty stories skipped": split.counts.empty,
+            "invalid bytes replaced by U+FFFD": split.counts.replaced,
+        }
+    )
+
+
+def _print_counts(counts: dict[str, int]) -> None:
+    """Those that are not zero."""
+    for what, count in counts.items():
+        if count:
+            print(f"{count:>12,} {what}")
 
 
 if __name__ == "__main__":

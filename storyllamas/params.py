@@ -25,6 +25,16 @@ _strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, config=_strict)
+class Clean:
+    """What is changed and dropped on the way from the source to the corpus files."""
+
+    repair_encoding: bool
+    shortest: Annotated[int, Field(ge=0)]
+    drop_shared: bool
+    drop_duplicates: bool
+
+
+@dataclass(frozen=True, config=_strict)
 class Corpus:
     """Where the stories come from."""
 
@@ -33,6 +43,7 @@ class Corpus:
     stories: Count
     valid_stories: Count
     valid_share: Annotated[float, Field(gt=0, le=0.5)]
+    clean: Clean
 
 
 @dataclass(frozen=True, config=_strict)

@@ -8,11 +8,12 @@ import pytest
 
 from storyllamas.corpus import sources
 from storyllamas.errors import UserError
-from storyllamas.params import Corpus
+from storyllamas.params import Clean, Corpus
 
 
 def corpus(source: Path | str, valid_share: float = 0.1, edition: str = "v1") -> Corpus:
-    return Corpus(str(source), edition, 50, 5, valid_share)
+    clean = Clean(False, 0, False, False)
+    return Corpus(str(source), edition, 50, 5, valid_share, clean)
 
 
 def put(folder: Path, name: str, *stories: str) -> Path:

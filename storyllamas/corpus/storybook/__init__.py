@@ -9,11 +9,11 @@ what a story says.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
 
+from storyllamas.corpus.fingerprints import Fingerprints, fingerprint
 from storyllamas.corpus.storybook.cast import draw_cast
 from storyllamas.corpus.storybook.grammar import Grammar, Teller, polish
 from storyllamas.corpus.storybook.plot import Plot, blocks, plots, read, table
@@ -41,7 +41,7 @@ def story(seed: int, index: int) -> str:
 def tell(plot: Plot, teller: Teller) -> str:
     """A story of the given plot, with one of its casts."""
     number = teller.below(_CASTS)
-    casting = Teller(random.Random(_digest(f"{plot.name} {number}")), teller.slots)
+    casting = Teller(random.Random(fingerprint(f"{plot.name} {number}")), teller.slots)
     draw_cast(casting, plot.cast, _TABLES)
     return polish(plot.text.text(teller))
 
@@ -62,25 +62,17 @@ def split(train: int, valid: int, seed: int) -> tuple[Iterator[str], Iterator[st
         return itertools.islice(distinct(filter(belongs, _candidates(seed))), count)
 
     return (
-        side(lambda text: _digest(text) % _VALID_SHARE != 0, train),
-        side(lambda text: _digest(text) % _VALID_SHARE == 0, valid),
+        side(lambda text: fingerprint(text) % _VALID_SHARE != 0, train),
+        side(lambda text: fingerprint(text) % _VALID_SHARE == 0, valid),
     )
 
 
 def distinct(texts: Iterable[str]) -> Iterator[str]:
     """The texts without those that came before."""
-    seen: set[int] = set()
-    for text in texts:
-        digest = _digest(text)
-        if digest not in seen:
-            seen.add(digest)
-            yield text
+    seen = Fingerprints()
+    return (text for text in texts if seen.add(fingerprint(text)))
 
 
 def _candidates(seed: int) -> Iterator[str]:
     told = (story(seed, index) for index in itertools.count())
     return (text for text in told if SHORTEST <= len(text) <= LONGEST)
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
