@@ -77,7 +77,7 @@ clean: ## remove builds and caches; keeps models, data and .venv
 	find storyllamas stages tests -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '.*.tmp' -not -path './.git/*' -not -path './$(VENV)/*' -delete
 
-ENGINE_SOURCES := setup.py storyllamas/engine_build.py $(wildcard csrc/*.[ch] csrc/kernels/*.[ch])
+ENGINE_SOURCES := setup.py storyllamas/engine_build.py $(wildcard csrc/*.[ch] csrc/*/*.[ch])
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

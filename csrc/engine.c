@@ -232,7 +232,8 @@ int sl_start(sl_session *s, const char *prompt, size_t length, const sl_options 
     size_t count;
     rewind_session(s);
     if (begins) s->ids[0] = info->bos_id;
-    status = sl_encode(s->model, prompt, length, s->ids + begins, info->context - begins, &count);
+    status = sl_encode(&s->model->tokenizer, NULL, prompt, length, s->ids + begins,
+                       info->context - begins, &count);
     if (count + begins > info->context) return refuse_long_prompt(count + begins, info->context);
     return status ? status : begin(s, count + begins, options);
 }

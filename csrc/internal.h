@@ -7,67 +7,12 @@
 
 #include "kernels/kernels.h"
 #include "storyllamas.h"
+#include "tokenizer/tokenizer.h"
 
 /* ---- error.c --------------------------------------------------------------------------------- */
 
 /* Set the thread's error sentence and return the code. */
 int sl_fail(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-/* ---- tokenizer.c ----------------------------------------------------------------------------- */
-
-enum {
-    SL_PIECE_NORMAL = 1,
-    SL_PIECE_UNKNOWN,
-    SL_PIECE_CONTROL,
-    SL_PIECE_USER_DEFINED,
-    SL_PIECE_UNUSED,
-    SL_PIECE_BYTE
-};
-
-/* A vocabulary, ready to use. scores to text are given, the rest is made by sl_tokenizer_index. */
-typedef struct {
-    uint32_t size;
-    const float *scores;
-    const uint32_t *offsets; /* [size + 1] into text */
-    const uint8_t *types;
-    const char *text;
-    int32_t unk_id;
-    bool dummy_prefix;
-    bool byte_fallback;
-
-    uint32_t *slots;       /* hash table of the pieces that text can merge to: id + 1, 0 is free */
-    uint32_t slot_mask;    /* number of slots, a power of two, minus 1 */
-    int32_t *user_defined; /* ids by first byte, then longest first */
-    uint32_t user_starts[257];  /* those that begin with byte b: user_starts[b … b + 1] */
-    int32_t byte_ids[256];      /* -1: there is none */
-    uint32_t longest_mergeable; /* bytes of the longest piece in slots */
-    uint32_t longest;           /* bytes of the longest piece */
-    bool has_unused;
-} sl_tokenizer;
-
-/* Check a vocabulary piece by piece and build its tables. */
-int sl_tokenizer_index(sl_tokenizer *tokenizer, const char *path);
-void sl_tokenizer_free(sl_tokenizer *tokenizer);
-
-/* Length of the valid UTF-8 character that text begins with; 0 if it begins with none, -1 if it
- * ends before that is certain. length is at least 1. */
-int sl_utf8_character(const char *text, size_t length);
-
-/* A text coming in token by token. Start with zeros. */
-typedef struct {
-    char pending[4]; /* bytes that may yet become a character */
-    uint32_t pending_count;
-    bool begun; /* the dummy prefix is behind */
-} sl_decoder;
-
-/* Most bytes that one call of sl_decoder_next or sl_decoder_end writes. */
-size_t sl_decoder_bound(const sl_tokenizer *tokenizer);
-
-/* Write the text that a token completes; returns its length. */
-size_t sl_decoder_next(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32_t id, char *text);
-
-/* Write U+FFFD for every byte still pending; returns the length. */
-size_t sl_decoder_end(sl_decoder *decoder, char *text);
 
 /* ---- model_file.c ---------------------------------------------------------------------------- */
 

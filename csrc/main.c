@@ -217,7 +217,8 @@ static void print_prompt_ids(const sl_model *model, const char *prompt) {
     int32_t *ids = malloc(capacity * sizeof *ids);
     size_t count;
     if (!ids) fail("not enough memory for the prompt");
-    check(sl_encode(model, prompt, strlen(prompt), ids, capacity, &count));
+    const sl_tokenizer *tokenizer = sl_model_tokenizer(model);
+    check(sl_encode(tokenizer, NULL, prompt, strlen(prompt), ids, capacity, &count));
     const int32_t bos_id = sl_model_info(model)->bos_id;
     if (bos_id >= 0) printf("%" PRId32 " ", bos_id);
     for (size_t i = 0; i < count; i++) printf("%" PRId32 " ", ids[i]);

@@ -252,23 +252,18 @@ static int take_tokenizer(sl_model *model, const header *head, cursor *at, const
     if (head->tokenizer_bytes < tables) return refuse(path, "its tokenizer is cut short");
     if (head->tensors_offset != at->position)
         return refuse(path, "tensors_offset is not the end of the tokenizer");
-    sl_tokenizer *tokenizer = &model->tokenizer;
-    tokenizer->size = head->vocab_size;
-    tokenizer->scores = (const float *)section;
-    tokenizer->offsets = (const uint32_t *)(section + size * sizeof(float));
-    tokenizer->types = section + size * (sizeof(float) + sizeof(uint32_t)) + sizeof(uint32_t);
-    tokenizer->text = (const char *)section + tables;
-    tokenizer->unk_id = head->unk_id;
-    tokenizer->dummy_prefix = head->flags & FLAG_DUMMY_PREFIX;
-    tokenizer->byte_fallback = head->flags & FLAG_BYTE_FALLBACK;
-    const uint64_t text_bytes = head->tokenizer_bytes - tables;
-    if (tokenizer->offsets[0] != 0) return refuse(path, "its first piece is not at offset 0");
-    for (uint64_t i = 0; i < size; i++)
-        if (tokenizer->offsets[i] > tokenizer->offsets[i + 1])
-            return refuse(path, "the offsets of its pieces run backwards");
-    if (tokenizer->offsets[size] != text_bytes)
-        return refuse(path, "its pieces do not end with the tokenizer");
-    return sl_tokenizer_index(tokenizer, path);
+    const sl_vocabulary vocabulary = {
+        .size = head->vocab_size,
+        .scores = (const float *)section,
+        .offsets = (const uint32_t *)(section + size * sizeof(float)),
+        .types = section + size * (sizeof(float) + sizeof(uint32_t)) + sizeof(uint32_t),
+        .text = (const char *)section + tables,
+        .text_bytes = (size_t)(head->tokenizer_bytes - tables),
+        .unk_id = head->unk_id,
+        .dummy_prefix = (head->flags & FLAG_DUMMY_PREFIX) != 0,
+        .byte_fallback = (head->flags & FLAG_BYTE_FALLBACK) != 0,
+    };
+    return sl_tokenizer_index(&model->tokenizer, &vocabulary, path);
 }
 
 static int take_tensors(sl_model *model, const header *head, cursor *at, const char *path) {
@@ -386,4 +381,8 @@ void sl_model_close(sl_model *model) {
 
 const sl_info *sl_model_info(const sl_model *model) {
     return &model->info;
+}
+
+const sl_tokenizer *sl_model_tokenizer(const sl_model *model) {
+    return &model->tokenizer;
 }

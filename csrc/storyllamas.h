@@ -58,6 +58,8 @@ extern "C" {
 
 typedef struct sl_model sl_model;
 typedef struct sl_session sl_session;
+typedef struct sl_tokenizer sl_tokenizer;
+typedef struct sl_word_cache sl_word_cache;
 
 enum {
     SL_OK = 0,
@@ -112,22 +114,61 @@ SL_API const sl_info *sl_model_info(const sl_model *model);
 
 /* ---- Text and tokens ------------------------------------------------------------------------- */
 
+/* The tokenizer of a model, valid as long as the model. */
+SL_API const sl_tokenizer *sl_model_tokenizer(const sl_model *model);
+
+/* A SentencePiece byte-pair encoding. Arrays and text as in the weight file, see below. */
+typedef struct {
+    uint32_t size;           /* pieces; 1 … 2^20 */
+    const float *scores;     /* [size] merge priority; the highest merges first */
+    const uint32_t *offsets; /* [size + 1] piece i is text[offsets[i] … offsets[i + 1] - 1] */
+    const uint8_t *types;    /* [size] */
+    const char *text;        /* [text_bytes] */
+    size_t text_bytes;
+    int32_t unk_id;        /* -1: there is none */
+    int32_t dummy_prefix;  /* 1: a space is put before a text */
+    int32_t byte_fallback; /* 1: a character that no piece covers becomes its bytes */
+} sl_vocabulary;
+
+/* A tokenizer without a model. The arrays are checked, as those of a weight file, and copied. Any
+ * number of threads may share a tokenizer. */
+SL_API int sl_tokenizer_open(sl_tokenizer **tokenizer, const sl_vocabulary *vocabulary);
+
+/* Also of NULL. */
+SL_API void sl_tokenizer_close(sl_tokenizer *tokenizer);
+
+/* Memory for the ids of words met before: 4 MiB, whatever the text. It makes encoding of much text
+ * many times faster and never changes an id. One thread at a time may use it, with the tokenizer
+ * that it was made for; close that one after it. */
+SL_API int sl_word_cache_new(sl_word_cache **cache, const sl_tokenizer *tokenizer);
+
+/* Also of NULL. */
+SL_API void sl_word_cache_free(sl_word_cache *cache);
+
 /* Write the ids of a text, as SentencePiece numbers them, without BOS and EOS.
  *
- * text[length] is UTF-8, NUL bytes allowed; no text has no ids. Control pieces spelt out in the
- * text, such as "<s>", are plain text. *count becomes the number of ids; where it exceeds capacity
- * the call fails with SL_ERROR_ARGUMENT and the first capacity ids are written. 3 * (length + 1)
- * ids are always enough. Takes O(length log length) time. */
-SL_API int sl_encode(const sl_model *model, const char *text, size_t length, int32_t *ids,
-                     size_t capacity, size_t *count);
+ * cache may be NULL. text[length] is UTF-8, NUL bytes allowed, at most 2^30 bytes; no text has no
+ * ids. Control pieces spelt out in the text, such as "<s>", are plain text. *count becomes the
+ * number of ids; where it exceeds capacity the call fails with SL_ERROR_ARGUMENT and the first
+ * capacity ids are written. 3 * (length + 1) ids are always enough. What is in ids[] after the last
+ * id is undefined. Takes linear time, and O(n log n) of a word of n bytes. */
+SL_API int sl_encode(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
+                     size_t length, int32_t *ids, size_t capacity, size_t *count);
+
+/* The same of many stories, one after the other: story i is text[offsets[i] … offsets[i + 1] - 1],
+ * for i below stories. Before the ids of each stands bos_id and behind them eos_id, unless they are
+ * negative, so that 3 * bytes + 5 * stories ids are always enough. */
+SL_API int sl_encode_stories(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
+                             const uint64_t *offsets, size_t stories, int32_t bos_id,
+                             int32_t eos_id, int32_t *ids, size_t capacity, size_t *count);
 
 /* Write the text of ids[count] as valid UTF-8, without a final NUL.
  *
  * Control pieces have no text, the unknown piece is " \u2047 ", byte pieces join to characters, and
  * a byte that is part of none becomes U+FFFD. If the tokenizer puts a space before a text, that one
  * is left out. *length becomes the number of bytes; where it exceeds capacity the call fails with
- * SL_ERROR_ARGUMENT. */
-SL_API int sl_decode(const sl_model *model, const int32_t *ids, size_t count, char *text,
+ * SL_ERROR_ARGUMENT. What is in text[] after the last byte is undefined. */
+SL_API int sl_decode(const sl_tokenizer *tokenizer, const int32_t *ids, size_t count, char *text,
                      size_t capacity, size_t *length);
 
 /* ---- Stories --------------------------------------------------------------------------------- */

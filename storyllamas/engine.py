@@ -19,11 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from storyllamas.errors import UserError
-
-try:
-    from storyllamas._engine import ffi, lib
-except ImportError:
-    raise UserError("the C engine is not built: run `python -m storyllamas.engine_build`") from None
+from storyllamas.fast_tokenizer import FastTokenizer
+from storyllamas.native import check, ffi, ids_pointer, lib, string, utf8, whole_ids
 
 
 class Engine:
@@ -34,6 +31,7 @@ class Engine:
         context: most positions that the model attends to.
         bos_id: the piece that begins a story, or -1.
         eos_id: the piece that ends a story, or -1.
+        tokenizer: the model's.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -43,13 +41,14 @@ class Engine:
             UserError: it is missing, not a weight file, or damaged.
         """
         handle = ffi.new("sl_model **")
-        _check(lib.sl_model_open(handle, os.fsencode(path)))
+        check(lib.sl_model_open(handle, os.fsencode(path)))
         self._model = ffi.gc(handle[0], lib.sl_model_close)
         self._idle: list[Any] = []  # sessions that nobody uses; append and pop are atomic
         self.info = _info(lib.sl_model_info(self._model))
         self.context: int = self.info["context"]
         self.bos_id: int = self.info["bos_id"]
         self.eos_id: int = self.info["eos_id"]
+        self.tokenizer = FastTokenizer(lib.sl_model_tokenizer(self._model), self._model)
 
     def generate(
         self,
@@ -105,14 +104,14 @@ class Engine:
                 _set_option(options, name, value)
         session = self._take_session()
         if isinstance(prompt, str):
-            text = _utf8(prompt)
+            text = utf8(prompt)
             status = lib.sl_start(session, text, len(text), ffi.addressof(options))
         else:
-            ids = _id_array(prompt)
-            status = lib.sl_start_ids(session, _ids(ids), len(ids), ffi.addressof(options))
+            ids = whole_ids(prompt)
+            status = lib.sl_start_ids(session, ids_pointer(ids), len(ids), ffi.addressof(options))
         if status:
             self._idle.append(session)
-        _check(status)
+        check(status)
         return Story(self, session)
 
     def greedy(self, prompt: Sequence[int]) -> list[int]:
@@ -124,12 +123,7 @@ class Engine:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, as SentencePiece numbers them, without BOS and EOS."""
-        data = _utf8(text)
-        ids = np.empty(3 * (len(data) + 1), np.int32)
-        count = ffi.new("size_t *")
-        _check(lib.sl_encode(self._model, data, len(data), _ids(ids), len(ids), count))
-        encoded: list[int] = ids[: count[0]].tolist()
-        return encoded
+        return self.tokenizer.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; control pieces such as BOS and EOS have none.
@@ -137,16 +131,7 @@ class Engine:
         Raises:
             UserError: an id is not in the vocabulary.
         """
-        array = _id_array(ids)
-        length = ffi.new("size_t *")
-        capacity = 16 * len(array)
-        while True:
-            text = ffi.new("char[]", capacity + 1)
-            status = lib.sl_decode(self._model, _ids(array), len(array), text, capacity, length)
-            if length[0] <= capacity:
-                _check(status)
-                return bytes(ffi.buffer(text, length[0])).decode()
-            capacity = length[0]
+        return self.tokenizer.decode(ids)
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits [n, vocab_size] of the token after each of n ids, n from 1 to the context.
@@ -154,11 +139,11 @@ class Engine:
         Raises:
             UserError: there are too few or too many ids, or one is not in the vocabulary.
         """
-        array = _id_array(ids)
+        array = whole_ids(ids)
         logits = np.empty((len(array), self.info["vocab_size"]), np.float32)
         pointer = ffi.from_buffer("float[]", logits)
         with self._session() as session:
-            _check(lib.sl_logits(session, _ids(array), len(array), pointer))
+            check(lib.sl_logits(session, ids_pointer(array), len(array), pointer))
         return logits
 
     def score(self, ids: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -170,11 +155,11 @@ class Engine:
         Raises:
             UserError: there are too few or too many ids, or one is not in the vocabulary.
         """
-        array = _id_array(ids)
+        array = whole_ids(ids)
         scores = np.empty(max(len(array) - 1, 0), np.float64)
         pointer = ffi.from_buffer("double[]", scores)
         with self._session() as session:
-            _check(lib.sl_score(session, _ids(array), len(array), pointer))
+            check(lib.sl_score(session, ids_pointer(array), len(array), pointer))
         return scores
 
     def _take_session(self) -> Any:
@@ -182,7 +167,7 @@ class Engine:
             return self._idle.pop()
         except IndexError:
             handle = ffi.new("sl_session **")
-            _check(lib.sl_session_new(handle, self._model))
+            check(lib.sl_session_new(handle, self._model))
             return ffi.gc(handle[0], lib.sl_session_free)
 
     @contextmanager
@@ -221,10 +206,10 @@ class Story(Iterator[str]):
         """The next piece of text, never empty."""
         piece = ffi.new("sl_piece *")
         while self._session is not None:
-            _check(lib.sl_next(self._session, piece))
+            check(lib.sl_next(self._session, piece))
             text = bytes(ffi.buffer(piece.text, piece.length)).decode()
             if piece.stop:
-                self.stop = _string(lib.sl_stop_name(piece.stop))
+                self.stop = string(lib.sl_stop_name(piece.stop))
                 self.close()
             else:
                 self.ids.append(piece.id)
@@ -237,37 +222,6 @@ class Story(Iterator[str]):
         if self._session is not None:
             self._engine._idle.append(self._session)
             self._session = None
-
-
-def _string(text: Any) -> str:
-    return bytes(ffi.string(text)).decode(errors="replace")
-
-
-def _check(status: int) -> None:
-    if status:
-        raise UserError(_string(lib.sl_error()))
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"the text is not valid Unicode: character {error.start} is half of a surrogate pair"
-        ) from None
-
-
-def _id_array(ids: Sequence[int]) -> npt.NDArray[np.int32]:
-    """The ids as int32; NumPy alone would cut fractions off and wrap what does not fit."""
-    given = np.asarray(ids).reshape(-1)
-    is_whole = given.dtype.kind in "iu" or len(given) == 0
-    if not is_whole or (given != given.astype(np.int32)).any():
-        raise UserError("a token id is not whole or does not fit 32 bits: give a vocabulary's ids")
-    return given.astype(np.int32)
-
-
-def _ids(array: npt.NDArray[np.int32]) -> Any:
-    return ffi.from_buffer("int32_t[]", array)
 
 
 def _set_option(options: Any, name: str, value: float) -> None:
@@ -290,7 +244,7 @@ def _info(info: Any) -> dict[str, Any]:
     names = {lib.SL_F32: "f32", lib.SL_Q8: "q8"}
     return _fields(info) | {
         "weight_type": names[info.weight_type],
-        "kernels": _string(info.kernels),
+        "kernels": string(info.kernels),
         "tied": bool(info.tied),
     }
 

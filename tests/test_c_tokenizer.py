@@ -16,8 +16,9 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from storyllamas.engine import Engine, ffi, lib
+from storyllamas.engine import Engine
 from storyllamas.errors import UserError
+from storyllamas.native import ffi, lib
 from storyllamas.weights import PieceType, Vocabulary
 
 SPACE = "\u2581"
@@ -275,7 +276,7 @@ def encode_bytes(engine: Engine, data: bytes, capacity: int = 100) -> int:
     ids = ffi.new("int32_t[]", capacity + 1)
     ids[capacity] = -77
     count = ffi.new("size_t *")
-    status: int = lib.sl_encode(engine._model, data, len(data), ids, capacity, count)
+    status: int = lib.sl_encode(lib.sl_model_tokenizer(engine._model), ffi.NULL, data, len(data), ids, capacity, count)
     assert ids[capacity] == -77  # nothing beyond the room that there is
     return status
 

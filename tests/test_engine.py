@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from storyllamas import weights
 from storyllamas.config import ModelConfig
-from storyllamas.engine import DEFAULTS, Engine, Story, ffi, lib
+from storyllamas.engine import DEFAULTS, Engine, Story
+from storyllamas.native import ffi, lib
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.tiles import WeightType

@@ -18,23 +18,29 @@ static uint32_t integer(uint32_t below) {
 
 /* Texts are random bytes or letters; every buffer is exactly as long as it says. */
 static void use_text(const sl_model *model) {
+    const sl_tokenizer *tokenizer = sl_model_tokenizer(model);
+    sl_word_cache *caches[2] = {NULL};
+    if (sl_word_cache_new(&caches[1], tokenizer)) return;
     for (int round = 0; round < 20; round++) {
         const size_t length = integer(40);
         char *text = malloc(length + 1), *back = malloc(16 * length + 64);
         const int is_letters = (int)integer(2);
+        sl_word_cache *cache = caches[integer(2)];
         for (size_t i = 0; i < length; i++)
             text[i] = is_letters ? "ab \n"[integer(4)] : (char)integer(256);
         size_t capacity = integer(80), count, back_length;
         int32_t *ids = malloc((capacity + 1) * sizeof *ids);
-        const int status = sl_encode(model, text, length, ids, capacity, &count);
-        if (!status && sl_decode(model, ids, count, back, 16 * length + 64, &back_length)) abort();
+        const int status = sl_encode(tokenizer, cache, text, length, ids, capacity, &count);
+        if (!status && sl_decode(tokenizer, ids, count, back, 16 * length + 64, &back_length))
+            abort();
         for (size_t i = 0; i < capacity; i++)
             ids[i] = (int32_t)integer(sl_model_info(model)->vocab_size + 2) - 1;
-        sl_decode(model, ids, capacity, back, 16 * length + 64, &back_length);
+        sl_decode(tokenizer, ids, capacity, back, 16 * length + 64, &back_length);
         free(text);
         free(back);
         free(ids);
     }
+    sl_word_cache_free(caches[1]);
 }
 
 static void use_session(const sl_model *model) {

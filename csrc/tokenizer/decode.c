@@ -1,0 +1,165 @@
+/* decode.c: from ids back to text. */
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../internal.h"
+
+#define REPLACEMENT "\xef\xbf\xbd" /* U+FFFD */
+#define UNKNOWN " \xe2\x81\x87 "   /* U+2047, what the unknown piece decodes to */
+
+enum { REPLACEMENT_BYTES = 3, UNKNOWN_BYTES = 5, SHORT = 16 };
+
+/* ---- What pieces decode to ------------------------------------------------------------------- */
+
+/* Write a piece with its U+2581 as spaces. */
+static size_t write_piece(const char *piece, size_t length, char *text) {
+    char *out = text;
+    for (size_t i = 0; i < length;) {
+        if (length - i >= SL_SPACE_BYTES && memcmp(piece + i, SL_SPACE, SL_SPACE_BYTES) == 0) {
+            *out++ = ' ';
+            i += SL_SPACE_BYTES;
+        } else {
+            *out++ = piece[i++];
+        }
+    }
+    return (size_t)(out - text);
+}
+
+static size_t write_decoded(const sl_tokenizer *tokenizer, int32_t id, char *text) {
+    switch (sl_piece_type(tokenizer, id)) {
+    case SL_PIECE_CONTROL:
+    case SL_PIECE_BYTE:
+        return 0;
+    case SL_PIECE_UNKNOWN:
+        memcpy(text, UNKNOWN, UNKNOWN_BYTES);
+        return UNKNOWN_BYTES;
+    default:
+        return write_piece(sl_piece_text(tokenizer, id), sl_piece_length(tokenizer, id), text);
+    }
+}
+
+bool sl_index_decoded(sl_tokenizer *tokenizer) {
+    const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
+    tokenizer->decoded = calloc(vocabulary->size, sizeof *tokenizer->decoded);
+    tokenizer->decoded_text = malloc((size_t)vocabulary->text_bytes + UNKNOWN_BYTES + SHORT);
+    if (!tokenizer->decoded || !tokenizer->decoded_text) return false;
+    uint32_t start = 0;
+    for (int32_t id = 0; id < (int32_t)vocabulary->size; id++) {
+        const size_t length = write_decoded(tokenizer, id, tokenizer->decoded_text + start);
+        tokenizer->decoded[id] = (sl_decoded){start, (uint32_t)length};
+        start += (uint32_t)length;
+    }
+    memset(tokenizer->decoded_text + start, 0, SHORT); /* read with the last piece, see append */
+    return true;
+}
+
+/* ---- Token by token -------------------------------------------------------------------------- */
+
+size_t sl_decoder_bound(const sl_tokenizer *tokenizer) {
+    const size_t longest =
+        tokenizer->longest > UNKNOWN_BYTES ? tokenizer->longest : (size_t)UNKNOWN_BYTES;
+    return longest + sizeof(((sl_decoder *)0)->pending) * REPLACEMENT_BYTES;
+}
+
+/* Write the characters that the pending bytes complete, and U+FFFD for bytes that no further one
+ * can save. */
+static size_t write_pending(sl_decoder *decoder, char *text) {
+    char *out = text;
+    while (decoder->pending_count) {
+        const int size = sl_utf8_character(decoder->pending, decoder->pending_count);
+        if (size < 0) break;
+        const size_t taken = size ? (size_t)size : 1;
+        if (size)
+            out = (char *)memcpy(out, decoder->pending, taken) + taken;
+        else
+            out = (char *)memcpy(out, REPLACEMENT, REPLACEMENT_BYTES) + REPLACEMENT_BYTES;
+        decoder->pending_count -= (uint32_t)taken;
+        memmove(decoder->pending, decoder->pending + taken, decoder->pending_count);
+    }
+    return (size_t)(out - text);
+}
+
+size_t sl_decoder_end(sl_decoder *decoder, char *text) {
+    const size_t length = decoder->pending_count * (size_t)REPLACEMENT_BYTES;
+    for (uint32_t i = 0; i < decoder->pending_count; i++)
+        memcpy(text + i * REPLACEMENT_BYTES, REPLACEMENT, REPLACEMENT_BYTES);
+    decoder->pending_count = 0;
+    return length;
+}
+
+/* Whether the piece begins with the space that the tokenizer put before the text. */
+static bool has_prefix(const sl_tokenizer *tokenizer, int32_t id) {
+    return tokenizer->vocabulary.dummy_prefix && sl_piece_type(tokenizer, id) != SL_PIECE_UNKNOWN &&
+           sl_piece_length(tokenizer, id) >= SL_SPACE_BYTES &&
+           memcmp(sl_piece_text(tokenizer, id), SL_SPACE, SL_SPACE_BYTES) == 0;
+}
+
+size_t sl_decoder_next(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32_t id, char *text) {
+    const uint8_t type = sl_piece_type(tokenizer, id);
+    if (type == SL_PIECE_BYTE) {
+        const int byte = sl_byte_of(sl_piece_text(tokenizer, id), sl_piece_length(tokenizer, id));
+        decoder->pending[decoder->pending_count++] = (char)byte;
+        decoder->begun = true; /* whatever comes next, the byte's text comes before it */
+        return write_pending(decoder, text);
+    }
+    const size_t pending = sl_decoder_end(decoder, text);
+    if (type == SL_PIECE_CONTROL) return pending;
+    const uint32_t prefix = !decoder->begun && has_prefix(tokenizer, id);
+    const uint32_t length = tokenizer->decoded[id].length - prefix;
+    decoder->begun = true;
+    memcpy(text + pending, tokenizer->decoded_text + tokenizer->decoded[id].start + prefix, length);
+    return pending + length;
+}
+
+/* ---- At once --------------------------------------------------------------------------------- */
+
+typedef struct {
+    char *bytes;
+    size_t capacity;
+    size_t length; /* may pass capacity */
+} text_out;
+
+/* What does not fit is left out. Of a short text a fixed number of bytes is copied, which is faster
+ * and overwritten by what follows; at least that many can be read. */
+static void append(text_out *out, const char *text, size_t length) {
+    if (length <= SHORT && out->length + SHORT <= out->capacity)
+        memcpy(out->bytes + out->length, text, SHORT);
+    else if (out->length + length <= out->capacity)
+        memcpy(out->bytes + out->length, text, length);
+    out->length += length;
+}
+
+static int decode(const sl_tokenizer *tokenizer, const int32_t *ids, size_t count, char *part,
+                  text_out *out) {
+    sl_decoder decoder = {0};
+    for (size_t i = 0; i < count; i++) {
+        const int32_t id = ids[i];
+        if (id < 0 || (uint32_t)id >= tokenizer->vocabulary.size)
+            return sl_fail(SL_ERROR_ARGUMENT, "token id %" PRId32 " is not in 0 … %" PRIu32, id,
+                           tokenizer->vocabulary.size - 1);
+        const sl_decoded piece = tokenizer->decoded[id];
+        if (piece.length && decoder.begun && !decoder.pending_count)
+            append(out, tokenizer->decoded_text + piece.start, piece.length);
+        else
+            append(out, part, sl_decoder_next(&decoder, tokenizer, id, part));
+    }
+    append(out, part, sl_decoder_end(&decoder, part));
+    return SL_OK;
+}
+
+int sl_decode(const sl_tokenizer *tokenizer, const int32_t *ids, size_t count, char *text,
+              size_t capacity, size_t *length) {
+    *length = 0;
+    char *part = calloc(1, sl_decoder_bound(tokenizer) + SHORT);
+    if (!part) return sl_fail(SL_ERROR_MEMORY, "not enough memory to decode");
+    text_out out = {text, capacity, 0};
+    int status = decode(tokenizer, ids, count, part, &out);
+    free(part);
+    *length = out.length;
+    if (!status && out.length > capacity)
+        status = sl_fail(SL_ERROR_ARGUMENT, "the text has %zu bytes and there is room for %zu",
+                         out.length, capacity);
+    return status;
+}

@@ -1,0 +1,152 @@
+/* encode.c: cut a text into words and put their ids together. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "../internal.h"
+#include "word_cache.h"
+
+enum {
+    LARGEST_TEXT = 1 << 30,
+    IDS_OF_KEPT = SL_SPACE_BYTES * (SL_WORD_BYTES + 1) /* most ids of a word that fits the cache */
+};
+
+/* Bytes up to the first border that no merge crosses; text[left] is not empty. */
+static size_t word_length(const sl_tokenizer *tokenizer, const char *text, size_t left) {
+    const uint8_t *bytes = (const uint8_t *)text;
+    size_t length = 1;
+    while (length < left && tokenizer->joins[bytes[length - 1]][bytes[length]]) length++;
+    return length;
+}
+
+/* Put all ids of a word that the cache holds. */
+static void put_word(sl_id_list *list, const sl_word *word) {
+    if (list->count + SL_WORD_IDS <= list->capacity &&
+        (word->ids[0] != list->unk_id || word->ids[0] != list->last)) {
+        memcpy(list->ids + list->count, word->ids, sizeof word->ids);
+        list->count += word->count;
+        list->last = word->ids[word->count - 1];
+    } else {
+        for (int i = 0; i < word->count; i++) sl_put(list, word->ids[i]);
+    }
+}
+
+/* Encode a word that its place does not hold, and keep it there if its ids fit. */
+static int learn_word(const sl_tokenizer *tokenizer, bool prefix, const char *text, size_t length,
+                      const sl_word_key *key, sl_word *word, sl_id_list *list) {
+    int32_t ids[IDS_OF_KEPT];
+    sl_id_list found = {ids, IDS_OF_KEPT, 0, -1, list->unk_id};
+    const int status = sl_merge(tokenizer, prefix, text, length, &found);
+    if (status) return status;
+    for (size_t i = 0; i < found.count; i++) sl_put(list, ids[i]);
+    if (found.count > SL_WORD_IDS) return SL_OK;
+    memcpy(word->parts, key->parts, sizeof word->parts);
+    memcpy(word->ids, ids, found.count * sizeof *ids);
+    word->length = key->length;
+    word->count = (uint8_t)found.count;
+    return SL_OK;
+}
+
+/* Encode the first word of a text, before which the tokenizer puts a space. */
+static int put_first(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
+                     size_t length, sl_id_list *list) {
+    if (!cache || length >= SL_WORD_BYTES) return sl_merge(tokenizer, true, text, length, list);
+    char spaced[SL_WORD_BYTES] = " ";
+    memcpy(spaced + 1, text, length);
+    const sl_word_key key = sl_make_key(spaced, length + 1, sizeof spaced);
+    sl_word *word = sl_word_place(cache, &key);
+    if (!sl_word_is(word, &key)) return learn_word(tokenizer, true, text, length, &key, word, list);
+    put_word(list, word);
+    return SL_OK;
+}
+
+static int put_text(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
+                    size_t length, sl_id_list *list) {
+    int status = SL_OK;
+    size_t at = 0;
+    list->last = -1;
+    if (tokenizer->vocabulary.dummy_prefix && length) {
+        at = word_length(tokenizer, text, length);
+        status = put_first(tokenizer, cache, text, at, list);
+    }
+    for (size_t size; at < length && !status; at += size) {
+        size = word_length(tokenizer, text + at, length - at);
+        if (!cache || size > SL_WORD_BYTES) {
+            status = sl_merge(tokenizer, false, text + at, size, list);
+            continue;
+        }
+        const sl_word_key key = sl_make_key(text + at, size, length - at);
+        sl_word *word = sl_word_place(cache, &key);
+        if (sl_word_is(word, &key))
+            put_word(list, word);
+        else
+            status = learn_word(tokenizer, false, text + at, size, &key, word, list);
+    }
+    return status;
+}
+
+/* ---- The public face ------------------------------------------------------------------------- */
+
+static int check_cache(const sl_tokenizer *tokenizer, const sl_word_cache *cache) {
+    if (cache && cache->tokenizer != tokenizer)
+        return sl_fail(SL_ERROR_ARGUMENT, "the cache of words was made for another tokenizer");
+    return SL_OK;
+}
+
+static int check_text(const char *text, size_t length) {
+    if (length > LARGEST_TEXT)
+        return sl_fail(SL_ERROR_ARGUMENT, "the text has %zu bytes: give at most %d at once", length,
+                       LARGEST_TEXT);
+    const size_t valid = sl_utf8_valid(text, length);
+    if (valid < length)
+        return sl_fail(SL_ERROR_TEXT, "the text is not valid UTF-8 at byte %zu (0x%02x)", valid,
+                       (unsigned)(uint8_t)text[valid]);
+    return SL_OK;
+}
+
+static sl_id_list empty_list(const sl_tokenizer *tokenizer, int32_t *ids, size_t capacity) {
+    return (sl_id_list){ids, capacity, 0, -1, tokenizer->vocabulary.unk_id};
+}
+
+static int check_room(const sl_id_list *list) {
+    if (list->count > list->capacity)
+        return sl_fail(SL_ERROR_ARGUMENT, "the text has %zu ids and there is room for %zu",
+                       list->count, list->capacity);
+    return SL_OK;
+}
+
+int sl_encode(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text, size_t length,
+              int32_t *ids, size_t capacity, size_t *count) {
+    *count = 0;
+    int status = check_cache(tokenizer, cache);
+    if (status || (status = check_text(text, length))) return status;
+    sl_id_list list = empty_list(tokenizer, ids, capacity);
+    status = put_text(tokenizer, cache, text, length, &list);
+    *count = list.count;
+    return status ? status : check_room(&list);
+}
+
+static void put_special(sl_id_list *list, int32_t id) {
+    list->last = -1;
+    if (id >= 0) sl_put(list, id);
+}
+
+int sl_encode_stories(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
+                      const uint64_t *offsets, size_t stories, int32_t bos_id, int32_t eos_id,
+                      int32_t *ids, size_t capacity, size_t *count) {
+    *count = 0;
+    int status = check_cache(tokenizer, cache);
+    sl_id_list list = empty_list(tokenizer, ids, capacity);
+    for (size_t i = 0; i < stories && !status; i++) {
+        if (offsets[i] > offsets[i + 1])
+            return sl_fail(SL_ERROR_ARGUMENT, "the offsets of the stories run backwards at %zu", i);
+        const char *story = text + offsets[i];
+        const size_t length = (size_t)(offsets[i + 1] - offsets[i]);
+        put_special(&list, bos_id);
+        status = check_text(story, length);
+        if (!status) status = put_text(tokenizer, cache, story, length, &list);
+        put_special(&list, eos_id);
+    }
+    *count = list.count;
+    return status ? status : check_room(&list);
+}
