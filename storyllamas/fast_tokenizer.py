@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from storyllamas.native import Ids, check, ffi, ids_pointer, lib, utf8, whole_ids
-from storyllamas.weights import Vocabulary
+
+if TYPE_CHECKING:
+    from storyllamas.weights import Vocabulary
 
 
 class FastTokenizer:

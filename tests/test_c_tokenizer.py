@@ -1,12 +1,18 @@
-"""The C tokenizer gives SentencePiece's ids, on any text and any kind of vocabulary."""
+"""The C tokenizer gives SentencePiece's ids, on any text and any kind of vocabulary.
+
+With the cache of words, whose places fill up and change hands in the course of a test, and without.
+"""
 
 from __future__ import annotations
 
 import io
+import itertools
 import random
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import engine_files
@@ -18,6 +24,7 @@ from hypothesis import strategies as st
 
 from storyllamas.engine import Engine
 from storyllamas.errors import UserError
+from storyllamas.fast_tokenizer import FastTokenizer
 from storyllamas.native import ffi, lib
 from storyllamas.weights import PieceType, Vocabulary
 
@@ -141,14 +148,28 @@ class Pair:
             dim=2, layers=1, heads=1, kv_heads=1, head_dim=2, hidden=1, vocab_size=len(known.pieces)
         )
         tensors = engine_files.random_tensors(config)
-        self.ours = Engine(engine_files.write(folder / "model.slm", config, tensors, known))
+        self.engine = Engine(engine_files.write(folder / "model.slm", config, tensors, known))
+        self.ours = FastTokenizer.of(known)
+        self.vocabulary = known
         self.pieces = known.pieces
         self.types = set(known.types.tolist())
 
     def check(self, text: str) -> None:
         expected = self.theirs.encode(text)
         assert self.ours.encode(text) == expected
+        assert encode_without_cache(self.ours, text) == expected
         assert self.ours.decode(expected) == self.theirs.decode(expected)
+
+
+def encode_without_cache(tokenizer: FastTokenizer, text: str) -> list[int]:
+    data = text.encode()
+    ids = ffi.new("int32_t[]", 3 * (len(data) + 1))
+    count = ffi.new("size_t *")
+    assert (
+        lib.sl_encode(tokenizer._handle, ffi.NULL, data, len(data), ids, len(ids), count)
+        == lib.SL_OK
+    )
+    return ffi.unpack(ids, count[0])
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -241,7 +262,46 @@ def test_every_valid_character(pair: Pair) -> None:
     pair.check("".join(map(chr, points)))
 
 
-def test_every_story(tinystories: Path, tmp_path: Path) -> None:
+def test_the_engine_has_its_models_tokenizer(pair: Pair) -> None:
+    for text in ("", *SENTENCES):
+        assert pair.engine.encode(text) == pair.theirs.encode(text)
+        assert (
+            pair.engine.decode(pair.theirs.encode(text)) == text or PieceType.BYTE not in pair.types
+        )
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(stories=st.lists(texts, max_size=8), bos_id=st.integers(-1, 2), eos_id=st.integers(-1, 2))
+def test_many_stories_at_once(pair: Pair, stories: list[str], bos_id: int, eos_id: int) -> None:
+    expected = []
+    for story in stories:
+        expected += [bos_id] * (bos_id >= 0) + pair.theirs.encode(story) + [eos_id] * (eos_id >= 0)
+    ids = pair.ours.encode_stories([story.encode() for story in stories], bos_id, eos_id)
+    assert ids.tolist() == expected
+
+
+def test_more_words_than_the_cache_has_places(pair: Pair) -> None:
+    """Each comes again after others have taken its place; some are longer than the cache keeps."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdehot", k=draw.randint(1, 30))) for _ in range(90_000)]
+    text = " ".join(words + words)
+    expected = encode_without_cache(pair.ours, text)
+    assert pair.ours.encode(text) == expected
+    part = " ".join(words[:2000])
+    assert encode_without_cache(pair.ours, part) == pair.theirs.encode(part)
+
+
+def test_threads_share_a_tokenizer(pair: Pair) -> None:
+    texts = [f"{sentence} {index}" for index in range(20) for sentence in SENTENCES]
+    expected = pair.theirs.encode(texts)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            assert list(pool.map(pair.ours.encode, texts)) == expected
+            framed = pool.map(pair.ours.encode_stories, [[text.encode()] for text in texts])
+            assert [ids.tolist() for ids in framed] == expected
+
+
+def test_every_story(tinystories: Path) -> None:
     from storyllamas import tokenizer
 
     stories = [
@@ -249,19 +309,18 @@ def test_every_story(tinystories: Path, tmp_path: Path) -> None:
         for name in ("TinyStories-train.txt", "TinyStories-valid.txt")
         for story in (tinystories / name).read_text(encoding="utf-8").split("<|endoftext|>")
     ]
-    both = Pair(tokenizer.train(stories[:1000], 4096), tmp_path)
-    expected = both.theirs.encode(stories)
-    different = [
-        story
-        for story, ids in zip(stories, expected, strict=True)
-        if both.ours.encode(story) != ids or both.ours.decode(ids) != both.theirs.decode(ids)
-    ]
-    assert different == []
+    trained = tokenizer.Tokenizer(tokenizer.train(stories[:1000], 4096))
+    ours = FastTokenizer.of(trained.vocabulary())
+    expected = [trained.encode(story) for story in stories]
+    assert [ours.encode(story) for story in stories] == expected
+    assert [ours.decode(ids) for ids in expected] == list(map(trained.decode, expected))
+    together = ours.encode_stories([story.encode() for story in stories])
+    assert together.tolist() == list(itertools.chain(*expected))
 
 
 def test_time_grows_no_faster_than_the_text(pair: Pair) -> None:
     """Texts of one kind of letter merge the most; a quadratic loop would take hours here."""
-    for unit in ("a", "ab", "the cat "):
+    for unit in ("a", "ab", "the cat ", " "):
         text = unit * (1 << 20 >> len(unit).bit_length())
         began = time.process_time()
         ids = pair.ours.encode(text)
@@ -269,14 +328,21 @@ def test_time_grows_no_faster_than_the_text(pair: Pair) -> None:
         assert pair.ours.decode(ids) == text or PieceType.BYTE not in pair.types
 
 
+@pytest.mark.parametrize("length", [22, 23, 24, 25, 63, 64, 65, 1000])
+def test_words_about_as_long_as_what_is_kept(pair: Pair, length: int) -> None:
+    for text in ("b" * length, " " * length, "é" * (length // 2), "a " + "x" * length):
+        pair.check(text)
+        pair.check(f"{text} {text}")
+
+
 # ---- Refusals ------------------------------------------------------------------------------------
 
 
-def encode_bytes(engine: Engine, data: bytes, capacity: int = 100) -> int:
+def encode_bytes(tokenizer: FastTokenizer, data: bytes, capacity: int = 100) -> int:
     ids = ffi.new("int32_t[]", capacity + 1)
     ids[capacity] = -77
     count = ffi.new("size_t *")
-    status: int = lib.sl_encode(lib.sl_model_tokenizer(engine._model), ffi.NULL, data, len(data), ids, capacity, count)
+    status: int = lib.sl_encode(tokenizer._handle, ffi.NULL, data, len(data), ids, capacity, count)
     assert ids[capacity] == -77  # nothing beyond the room that there is
     return status
 
@@ -323,3 +389,47 @@ def test_ids_outside_the_vocabulary(pair: Pair) -> None:
             pair.ours.decode([4, bad])
     with pytest.raises(UserError, match="does not fit 32 bits"):
         pair.ours.decode([2**40])
+
+
+def test_a_cache_is_of_one_tokenizer(pair: Pair) -> None:
+    other = FastTokenizer.of(pair.vocabulary)
+    ids, count = ffi.new("int32_t[]", 9), ffi.new("size_t *")
+    with other._cache() as cache:
+        status = lib.sl_encode(pair.ours._handle, cache, b"a", 1, ids, 9, count)
+    assert status == lib.SL_ERROR_ARGUMENT
+    assert last_error() == "the cache of words was made for another tokenizer"
+
+
+def test_stories_out_of_order_and_in_too_little_room(pair: Pair) -> None:
+    def encode(offsets: list[int], capacity: int) -> int:
+        ids, count = ffi.new("int32_t[]", capacity), ffi.new("size_t *")
+        status: int = lib.sl_encode_stories(
+            *(pair.ours._handle, ffi.NULL, b"Tom and Lily", offsets, len(offsets) - 1),
+            *(1, 2, ids, capacity, count),
+        )
+        return status
+
+    assert encode([0, 3, 12], 60) == lib.SL_OK
+    assert encode([0, 12, 3], 60) == lib.SL_ERROR_ARGUMENT
+    assert last_error() == "the offsets of the stories run backwards at 1"
+    assert encode([0, 3, 12], 4) == lib.SL_ERROR_ARGUMENT
+    assert last_error().endswith("ids and there is room for 4")
+    with pytest.raises(UserError, match=r"not valid UTF-8 at byte 1 \(0xff\)"):
+        pair.ours.encode_stories([b"Tom", b"a\xff"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pieces": []}, "it has no pieces or too many"),
+        ({"scores": np.full(265, np.nan, np.float32)}, "piece 0 has no finite score"),
+        ({"types": np.zeros(265, np.uint8)}, "piece 0 has an unknown type"),
+        ({"unk_id": 265}, "unk_id is out of range"),
+        ({"unk_id": 3}, "piece 0 is of type unknown but is not unk_id"),
+        ({"pieces": [b"a"] * 265}, "piece 3 is a byte piece but does not spell a byte"),
+    ],
+)
+def test_a_vocabulary_that_contradicts_itself(changes: dict[str, object], words: str) -> None:
+    vocabulary = replace(engine_files.make_vocabulary(), **changes)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"^the vocabulary is damaged: {words}$"):
+        FastTokenizer.of(vocabulary)

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from storyllamas import weights
 from storyllamas.config import ModelConfig
 from storyllamas.engine import DEFAULTS, Engine, Story
-from storyllamas.native import ffi, lib
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
+from storyllamas.native import ffi, lib
 from storyllamas.tiles import WeightType
 
 Float32 = npt.NDArray[np.float32]
