@@ -28,7 +28,7 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P TOKENS
 
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story engine run-c plots test interop lint format clean
+.PHONY: help setup story engine run-c plots corpus test interop lint format clean
 
 help: ## print this
 	@echo "StoryLlamas: train a small Llama on your machine and have it tell stories in C."
@@ -52,6 +52,9 @@ run-c: engine ## tell a story with the C program
 
 plots: setup ## draw the loss of every size trained so far: metrics/losses.png
 	$(BIN)/python -m storyllamas.pictures
+
+corpus: setup ## print and draw what is in the corpus in use: metrics/corpus.png
+	$(BIN)/storyllamas corpus --picture metrics/corpus.png
 
 test: $(VENV)/installed-dev ## install what tests need and run them all
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile

@@ -1,4 +1,4 @@
-"""The command line: `storyllamas generate | info | evaluate | export | import`."""
+"""The command line: `storyllamas generate | info | evaluate | corpus | export | import`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,16 @@ examples:
   storyllamas generate --model models/30m/export/q8.slm --temperature 0
   storyllamas info models/2m/export/q8.slm
   storyllamas evaluate --stories data/corpus/valid.txt
+  storyllamas corpus data/corpus --picture corpus.png
   storyllamas export --to gguf-q8_0 my-story-model
   storyllamas import stories15M.bin --out stories15M.slm
+"""
+
+CORPUS = """\
+Print how many stories a corpus has, how long they are, which words they use and how they begin,
+how many came before or were decoded wrongly, characters beyond ASCII, and three at random.
+
+A folder with train.txt and valid.txt is read as these two parts, another as one.
 """
 
 EXPORT = """\
@@ -127,6 +135,21 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         print(f"{name:14} {value:.4f}")
 
 
+def _corpus(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from storyllamas.corpus import sources
+    from storyllamas.survey import facts, picture, screen
+
+    found = facts.survey(sources.parts(arguments.corpus, arguments.edition), arguments.seed)
+    if arguments.picture:
+        picture.draw(found, arguments.picture)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False))
+    else:
+        screen.show(found, Console(highlight=False))
+
+
 def _export(arguments: argparse.Namespace) -> None:
     model = open_source(arguments.model or _default_checkpoint())
     for path in convert.export_model(model, arguments.to, arguments.folder):
@@ -205,6 +228,27 @@ def _parser() -> argparse.ArgumentParser:
         help="score the first so many (default: %(default)s)",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+    corpus = command("corpus", _corpus, "print what is in a corpus: look before you train", CORPUS)
+    corpus.add_argument(
+        "corpus",
+        nargs="?",
+        type=Path,
+        default=Path("data/corpus"),
+        metavar="FILE_OR_FOLDER",
+        help="as corpus.source of params.yaml (default: %(default)s, the corpus in use)",
+    )
+    corpus.add_argument(
+        "--edition",
+        choices=["v1", "v2-gpt4"],
+        default="v1",
+        help="of TinyStories, in a folder with both (default: %(default)s)",
+    )
+    corpus.add_argument(
+        "--seed", type=int, default=1, help="of the random stories (default: %(default)s)"
+    )
+    corpus.add_argument("--picture", type=Path, metavar="FILE", help="draw it, too, as a PNG")
+    corpus.add_argument("--json", action="store_true", help="print JSON")
 
     export = command("export", _export, "write a model for another program", EXPORT)
     export.add_argument(

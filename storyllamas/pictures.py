@@ -9,16 +9,23 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 
 from storyllamas.atomic import atomic_file
 from storyllamas.errors import UserError, exit_on_user_error
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TARGET = Path("metrics/losses.png")
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -49,30 +56,44 @@ def runs() -> list[Run]:
 
 def draw(found: list[Run]) -> None:
     """Draw the losses to metrics/losses.png."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
     from matplotlib.ticker import LogLocator
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for color, run in zip(cycle(COLORS), found):
-        axes.plot(*run.train, color=color, alpha=0.3, linewidth=0.8)
-        lowest = min(run.validation[1])
-        label = f"{run.size}, {run.recipe}: validation {lowest:.3f}"
-        axes.plot(*run.validation, color=color, linewidth=1.8, label=label)
-    axes.set(
-        title="Loss on stories: training (faint) and validation",
-        xlabel="step",
-        ylabel="nats a token (log scale)",
-        yscale="log",
-    )
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
-    axes.grid(which="both", alpha=0.25)
-    axes.legend()
-    with atomic_file(TARGET) as file:
-        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
-    plt.close(figure)
+    with drawing(TARGET) as (_, (axes,)):
+        for color, run in zip(cycle(COLORS), found):
+            axes.plot(*run.train, color=color, alpha=0.3, linewidth=0.8)
+            lowest = min(run.validation[1])
+            label = f"{run.size}, {run.recipe}: validation {lowest:.3f}"
+            axes.plot(*run.validation, color=color, linewidth=1.8, label=label)
+        axes.set(
+            title="Loss on stories: training (faint) and validation",
+            xlabel="step",
+            ylabel="nats a token (log scale)",
+            yscale="log",
+        )
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.grid(which="both", alpha=0.25)
+        axes.legend()
+
+
+@contextmanager
+def drawing(
+    target: str | os.PathLike[str], columns: int = 1, size: tuple[float, float] = (8, 5)
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure, `size` in inches, and its axes side by side; written as a PNG at the end."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    # A dollar sign in a story is no formula.
+    with mpl.rc_context({"text.parse_math": False}):
+        figure, axes = plt.subplots(1, columns, figsize=size, layout="constrained", squeeze=False)
+        try:
+            yield figure, list(axes[0])
+            with atomic_file(target) as file:
+                figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+        finally:
+            plt.close(figure)
 
 
 def _revisions() -> Iterator[str]:

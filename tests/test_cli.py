@@ -108,6 +108,6 @@ def test_without_params_a_model_must_be_named(
 def test_help_reads_like_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     text = capsys.readouterr().out
-    for command in ("generate", "info", "evaluate", "export", "import"):
+    for command in ("generate", "info", "evaluate", "corpus", "export", "import"):
         assert f"  storyllamas {command} " in text
         assert run(command, "--help") == 0

@@ -52,6 +52,21 @@ def split(corpus: Corpus, seed: int) -> Split:
     )
 
 
+def parts(path: Path, edition: str = "v1") -> dict[str, Iterator[str]]:
+    """The stories of a file or folder, nothing held out: training and validation, or all as one.
+
+    Raises:
+        UserError: there are no stories; some of it only while reading.
+    """
+    if not path.is_dir():
+        return {path.name: files.read(path)}
+    pair = _find_pair(path, edition)
+    if not pair:
+        return {path.name: chain.from_iterable(map(files.read, _text_files(path)))}
+    split = _pair(*pair)
+    return {"train": split.train, "valid": split.valid}
+
+
 def _pair(train: Path, valid: Path) -> Split:
     counts = Counts()
     return Split(files.read(train, counts), files.read(valid, counts), counts)
