@@ -33,6 +33,11 @@ static size_t larger(size_t a, size_t b) {
     return a > b ? a : b;
 }
 
+/* Groups of an input to a quantized matrix; none where nothing is quantized. */
+static size_t count_groups(size_t columns, size_t group_size) {
+    return group_size ? (columns + group_size - 1) / group_size : 0;
+}
+
 static void lay_out(sl_session *s, arena *a) {
     const sl_model *model = s->model;
     const sl_info *info = &model->info;
@@ -40,8 +45,10 @@ static void lay_out(sl_session *s, arena *a) {
     const size_t attention = (size_t)info->heads * info->head_dim;
     const size_t widest = larger(larger(info->dim, info->hidden), attention);
     const size_t qkv = attention + 2 * (size_t)info->kv_heads * info->head_dim;
-    const size_t group_size = info->group_size;
-    const size_t groups = group_size ? (widest + group_size - 1) / group_size : 0;
+    const size_t groups = larger(count_groups(widest, info->group_size),
+                                 count_groups(info->dim, info->embedding_group_size));
+    /* The last group of an input may reach beyond it. */
+    const size_t rounded = widest + larger(info->group_size, info->embedding_group_size);
 
     s->keys = carve(a, heads, sl_padded_rows(context) * info->head_dim, sizeof *s->keys);
     s->values = carve(a, heads, context * info->head_dim, sizeof *s->values);
@@ -51,7 +58,7 @@ static void lay_out(sl_session *s, arena *a) {
     s->gate_up = carve(a, SL_CHUNK, sl_padded_rows(2 * (size_t)info->hidden), sizeof *s->gate_up);
     s->output = carve(a, SL_CHUNK, sl_padded_rows(info->dim), sizeof *s->output);
     s->logits = carve(a, SL_CHUNK, sl_padded_rows(info->vocab_size), sizeof *s->logits);
-    s->quantized_values = carve(a, SL_CHUNK, groups * group_size, sizeof *s->quantized_values);
+    s->quantized_values = carve(a, SL_CHUNK, groups ? rounded : 0, sizeof *s->quantized_values);
     s->quantized_scales = carve(a, SL_CHUNK, groups, sizeof *s->quantized_scales);
     s->quantized_sums = carve(a, SL_CHUNK, groups, sizeof *s->quantized_sums);
     s->scores = carve(a, 1, sl_padded_rows(context), sizeof *s->scores);

@@ -20,6 +20,8 @@ typedef struct {
     const void *tiles;
     uint32_t rows;
     uint32_t columns;
+    uint32_t type;       /* SL_F32, SL_Q8 or SL_Q4 */
+    uint32_t group_size; /* columns that share a scale; 0 for SL_F32 */
 } sl_matrix;
 
 typedef struct {
@@ -43,6 +45,11 @@ struct sl_model {
     sl_matrix classifier;
     float *rotary; /* [context][head_dim / 2] of cosine and sine */
 };
+
+/* Groups of a row of a quantized matrix. */
+static inline size_t sl_groups(const sl_matrix *matrix) {
+    return ((size_t)matrix->columns + matrix->group_size - 1) / matrix->group_size;
+}
 
 /* Rows of a result: whole tiles. */
 static inline size_t sl_padded_rows(size_t rows) {

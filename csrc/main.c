@@ -254,13 +254,19 @@ static void print_story(const command *c, const sl_model *model, sl_session *ses
 
 /* ---- Looking and measuring ------------------------------------------------------------------- */
 
+static void print_type(const char *what, uint32_t type, uint32_t group_size) {
+    if (type == SL_F32)
+        printf("%-13s f32\n", what);
+    else
+        printf("%-13s %s, a scale for %" PRIu32 " columns\n", what, type == SL_Q8 ? "q8" : "q4",
+               group_size);
+}
+
 static void print_info(const sl_info *info) {
     printf("parameters    %" PRIu64 "\n", info->parameters);
     printf("file          %" PRIu64 " bytes\n", info->file_bytes);
-    if (info->weight_type == SL_Q8)
-        printf("weights       q8, a scale for %" PRIu32 " columns\n", info->group_size);
-    else
-        printf("weights       f32\n");
+    print_type("weights", info->weight_type, info->group_size);
+    print_type("embedding", info->embedding_type, info->embedding_group_size);
     printf("dim           %" PRIu32 "\n", info->dim);
     printf("layers        %" PRIu32 "\n", info->layers);
     printf("heads         %" PRIu32 "\n", info->heads);

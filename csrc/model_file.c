@@ -19,7 +19,7 @@
 #endif
 
 enum {
-    VERSION = 1,
+    VERSION = 2,
     HEADER_BYTES = 256,
     ALIGNMENT = 64,
     LANES = 8,
@@ -42,9 +42,10 @@ typedef struct {
     float rope_theta, norm_eps;
     uint32_t weight_type, group_size;
     int32_t unk_id, bos_id, eos_id, pad_id;
-    uint32_t flags, zero;
+    uint32_t flags, embedding_type;
     uint64_t tokenizer_offset, tokenizer_bytes, tensors_offset, tensors_bytes;
-    uint8_t reserved[120];
+    uint32_t embedding_group_size;
+    uint8_t reserved[116];
 } header;
 
 _Static_assert(sizeof(header) == HEADER_BYTES, "the header has no padding");
@@ -176,31 +177,39 @@ static int check_dimensions(const header *head, const char *path) {
     return SL_OK;
 }
 
+static int check_type(uint32_t type, uint32_t group_size, const char *path) {
+    if (type == SL_F32)
+        return group_size ? refuse(path, "a group size of f32 weights is not 0") : SL_OK;
+    if (type != SL_Q8 && type != SL_Q4) return refuse(path, "a weight type is unknown");
+    const uint32_t multiple = type == SL_Q8 ? SL_TILE_COLUMNS : 2 * SL_TILE_COLUMNS;
+    if (group_size == 0 || group_size > LARGEST_GROUP || group_size % multiple)
+        return sl_fail(SL_ERROR_FORMAT,
+                       "weight file %s is damaged: its group size is %" PRIu32
+                       " and must be a multiple of %" PRIu32 " up to %d; export it again",
+                       path, group_size, multiple, LARGEST_GROUP);
+    return SL_OK;
+}
+
 static bool is_special_id(const header *head, int32_t id) {
     return id >= -1 && id < (int64_t)head->vocab_size;
 }
 
 static int check_header(const header *head, const char *path) {
     if (head->header_bytes != HEADER_BYTES) return refuse(path, "header_bytes is not 256");
-    const int status = check_dimensions(head, path);
+    int status = check_dimensions(head, path);
     if (status) return status;
     if (!(isfinite(head->rope_theta) && head->rope_theta > 0))
         return refuse(path, "rope_theta is not a positive number");
     if (!(isfinite(head->norm_eps) && head->norm_eps >= 0))
         return refuse(path, "norm_eps is negative or not a number");
-    if (head->weight_type != SL_F32 && head->weight_type != SL_Q8)
-        return refuse(path, "weight_type is unknown");
-    if (head->weight_type == SL_F32 && head->group_size)
-        return refuse(path, "group_size of f32 weights is not 0");
-    if (head->weight_type == SL_Q8 && (head->group_size == 0 || head->group_size > LARGEST_GROUP ||
-                                       head->group_size % SL_TILE_COLUMNS))
-        return refuse(path, "group_size is not a multiple of 4 from 4 to 16384");
+    if ((status = check_type(head->weight_type, head->group_size, path))) return status;
+    if ((status = check_type(head->embedding_type, head->embedding_group_size, path)))
+        return status;
     if (!is_special_id(head, head->unk_id)) return refuse(path, "unk_id is out of range");
     if (!is_special_id(head, head->bos_id)) return refuse(path, "bos_id is out of range");
     if (!is_special_id(head, head->eos_id)) return refuse(path, "eos_id is out of range");
     if (!is_special_id(head, head->pad_id)) return refuse(path, "pad_id is out of range");
     if (head->flags & ~(uint32_t)FLAGS) return refuse(path, "it sets an unknown flag");
-    if (head->zero) return refuse(path, "a reserved field is not zero");
     for (size_t i = 0; i < sizeof head->reserved; i++)
         if (head->reserved[i]) return refuse(path, "a reserved byte of the header is not zero");
     return SL_OK;
@@ -235,13 +244,19 @@ static const float *take_vector(cursor *at, uint32_t size) {
     return take(at, size, sizeof(float));
 }
 
-static sl_matrix take_matrix(cursor *at, const sl_info *info, uint64_t rows, uint32_t columns) {
-    uint64_t row_bytes = sizeof(float) * (uint64_t)columns;
-    if (info->weight_type == SL_Q8) {
-        const uint64_t groups = (columns + (uint64_t)info->group_size - 1) / info->group_size;
-        row_bytes = groups * (sizeof(float) + info->group_size);
-    }
-    return (sl_matrix){take(at, sl_padded_rows(rows), row_bytes), (uint32_t)rows, columns};
+static uint64_t tile_bytes(const sl_matrix *matrix) {
+    if (matrix->type == SL_F32) return sizeof(float) * SL_TILE_ROWS * (uint64_t)matrix->columns;
+    const size_t groups = sl_groups(matrix), group_size = matrix->group_size;
+    return matrix->type == SL_Q8 ? sl_q8_tile_bytes(groups, group_size)
+                                 : sl_q4_tile_bytes(groups, group_size);
+}
+
+/* Take a matrix, stored as `like` is, which has no rows and columns yet. */
+static sl_matrix take_matrix(cursor *at, sl_matrix like, uint64_t rows, uint32_t columns) {
+    like.rows = (uint32_t)rows;
+    like.columns = columns;
+    like.tiles = take(at, sl_padded_rows(rows) / SL_TILE_ROWS, tile_bytes(&like));
+    return like;
 }
 
 static int take_tokenizer(sl_model *model, const header *head, cursor *at, const char *path) {
@@ -271,21 +286,24 @@ static int take_tensors(sl_model *model, const header *head, cursor *at, const c
     const uint64_t attention = (uint64_t)info->heads * info->head_dim;
     const uint64_t qkv = attention + 2 * (uint64_t)info->kv_heads * info->head_dim;
     const uint64_t start = at->position;
+    const sl_matrix stored = {.type = info->weight_type, .group_size = info->group_size};
+    const sl_matrix embedding = {.type = info->embedding_type,
+                                 .group_size = info->embedding_group_size};
     model->layers = calloc(info->layers, sizeof *model->layers);
     if (!model->layers) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
-    model->embedding = take_matrix(at, info, info->vocab_size, info->dim);
+    model->embedding = take_matrix(at, embedding, info->vocab_size, info->dim);
     for (uint32_t i = 0; i < info->layers; i++) {
         sl_layer *layer = &model->layers[i];
         layer->attention_norm = take_vector(at, info->dim);
-        layer->qkv = take_matrix(at, info, qkv, info->dim);
-        layer->output = take_matrix(at, info, info->dim, (uint32_t)attention);
+        layer->qkv = take_matrix(at, stored, qkv, info->dim);
+        layer->output = take_matrix(at, stored, info->dim, (uint32_t)attention);
         layer->feed_forward_norm = take_vector(at, info->dim);
-        layer->gate_up = take_matrix(at, info, 2 * (uint64_t)info->hidden, info->dim);
-        layer->down = take_matrix(at, info, info->dim, info->hidden);
+        layer->gate_up = take_matrix(at, stored, 2 * (uint64_t)info->hidden, info->dim);
+        layer->down = take_matrix(at, stored, info->dim, info->hidden);
     }
     model->norm = take_vector(at, info->dim);
     model->classifier = model->embedding;
-    if (!info->tied) model->classifier = take_matrix(at, info, info->vocab_size, info->dim);
+    if (!info->tied) model->classifier = take_matrix(at, embedding, info->vocab_size, info->dim);
     if (at->failure) return refuse(path, at->failure);
     if (at->position != at->bytes) return refuse(path, "something follows its last tensor");
     if (head->tensors_bytes != at->position - start)
@@ -314,6 +332,8 @@ static void describe(sl_model *model, const header *head) {
         .norm_eps = head->norm_eps,
         .weight_type = head->weight_type,
         .group_size = head->group_size,
+        .embedding_type = head->embedding_type,
+        .embedding_group_size = head->embedding_group_size,
         .unk_id = head->unk_id,
         .bos_id = head->bos_id,
         .eos_id = head->eos_id,

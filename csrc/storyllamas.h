@@ -77,7 +77,7 @@ SL_API const char *sl_error(void);
 
 /* ---- Models ---------------------------------------------------------------------------------- */
 
-enum { SL_F32 = 0, SL_Q8 = 1 };
+enum { SL_F32 = 0, SL_Q8 = 1, SL_Q4 = 2 };
 
 typedef struct {
     uint32_t dim;      /* width of the residual stream */
@@ -88,11 +88,13 @@ typedef struct {
     uint32_t hidden;   /* width of the feed-forward layer */
     uint32_t context;  /* most positions that the model attends to */
     uint32_t vocab_size;
-    float rope_theta;     /* base of the rotary frequencies */
-    float norm_eps;       /* added to the mean square in RMSNorm */
-    uint32_t weight_type; /* SL_F32 or SL_Q8 */
-    uint32_t group_size;  /* columns that share a scale; 0 for SL_F32 */
-    int32_t unk_id;       /* -1: there is none; likewise below */
+    float rope_theta;        /* base of the rotary frequencies */
+    float norm_eps;          /* added to the mean square in RMSNorm */
+    uint32_t weight_type;    /* of the layers' matrices: SL_F32, SL_Q8 or SL_Q4 */
+    uint32_t group_size;     /* columns that share a scale; 0 for SL_F32 */
+    uint32_t embedding_type; /* of the embedding and the classifier */
+    uint32_t embedding_group_size;
+    int32_t unk_id; /* -1: there is none; likewise below */
     int32_t bos_id;
     int32_t eos_id;
     int32_t pad_id;
@@ -264,7 +266,7 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
 
 /* cffi: end */
 
-/* The weight file, version 1
+/* The weight file, version 2
  * --------------------------
  *
  * Everything is little-endian. The sections and every tensor start at a multiple of 64 bytes, the
@@ -272,23 +274,24 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *
  *     offset  type    field
  *          0  u8[8]   magic: 89 53 4c 4d 0d 0a 1a 0a ("\x89SLM\r\n\x1a\n")
- *          8  u32     version: 1
+ *          8  u32     version: 2
  *         12  u32     header_bytes: 256
  *         16  u64     file_bytes: the length of the file
  *         24  u64     checksum: of the whole file, with this field taken as zero
  *         32  u32[8]  dim, layers, heads, kv_heads, head_dim, hidden, context, vocab_size
  *         64  f32     rope_theta
  *         68  f32     norm_eps
- *         72  u32     weight_type: SL_F32 or SL_Q8
- *         76  u32     group_size: a multiple of 4 for q8, 0 for f32
+ *         72  u32     weight_type, of the layers' matrices: SL_F32, SL_Q8 or SL_Q4
+ *         76  u32     group_size: a multiple of 4 for q8 and of 8 for q4, up to 16384; 0 for f32
  *         80  i32[4]  unk_id, bos_id, eos_id, pad_id; -1 for none
  *         96  u32     flags: 1 tied classifier, 2 dummy prefix, 4 byte fallback; the rest zero
- *        100  u32     zero
+ *        100  u32     embedding_type, of the embedding and the classifier: likewise
  *        104  u64     tokenizer_offset: 256
  *        112  u64     tokenizer_bytes: without the padding after it
  *        120  u64     tensors_offset: the end of the tokenizer, rounded up to 64
  *        128  u64     tensors_bytes: with the padding after each tensor
- *        136  u8[120] zero
+ *        136  u32     embedding_group_size: likewise
+ *        140  u8[116] zero
  *
  *     tokenizer, V pieces
  *          f32 scores[V]         merge priority; the highest merges first
@@ -311,10 +314,15 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  * A vector is plain f32. A matrix is cut into tiles of 16 rows, R rounded up with rows of zeros:
  *
  *     f32   f32 [tile][column][16 rows]
- *     q8    [tile][group] { f32 scale[16 rows]; u8 weight[group_size / 4][16 rows][4 columns] }
+ *     q8    [tile] { bf16 scale[groups][16 rows], rounded up to 64 bytes with zeros;
+ *                    u8   weight[groups][group_size / 4][16 rows][4 columns] }
+ *     q4    [tile] { bf16 scale[groups][16 rows], rounded up to 64 bytes with zeros;
+ *                    u8   weight[groups][group_size / 8][16 rows][4 bytes] }
  *
- * A q8 weight is scale * (byte - 128). Its columns are rounded up to whole groups with bytes of
- * 128.
+ * A q8 weight is scale * (byte - 128). Byte j of the four in block k of a q4 row holds column
+ * 8k + j in its low and 8k + 4 + j in its high four bits; a q4 weight is scale * (those - 8), and
+ * its scale may be negative. A bf16 is the upper half of an f32. Columns are rounded up to whole
+ * groups with zero weights: bytes of 128, halves of 8.
  *
  * Checksum: u64 word i of the file goes to lane i mod 8, where a += word and then b += a, both
  * modulo 2^64 (Fletcher). The lanes' a and b, in order, are then folded: from

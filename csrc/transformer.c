@@ -5,26 +5,33 @@
 
 #include "internal.h"
 
+static int q8_weight(const sl_tile *tile, size_t lane, size_t column) {
+    const size_t block = column / SL_TILE_COLUMNS, j = column % SL_TILE_COLUMNS;
+    return tile->weights[(block * SL_TILE_ROWS + lane) * SL_TILE_COLUMNS + j] - 128;
+}
+
+static int q4_weight(const sl_tile *tile, size_t lane, size_t column) {
+    const size_t half = column / SL_TILE_COLUMNS, j = column % SL_TILE_COLUMNS;
+    const uint8_t byte = tile->weights[(half / 2 * SL_TILE_ROWS + lane) * SL_TILE_COLUMNS + j];
+    return (half % 2 ? byte >> 4 : byte & 15) - 8;
+}
+
 /* Write row `row` of a matrix to x[columns]. */
-static void read_row(const sl_model *model, const sl_matrix *matrix, size_t row, float *x) {
+static void read_row(const sl_matrix *matrix, size_t row, float *x) {
     const size_t tile = row / SL_TILE_ROWS, lane = row % SL_TILE_ROWS, columns = matrix->columns;
-    if (model->info.weight_type == SL_F32) {
+    if (matrix->type == SL_F32) {
         const float *w = (const float *)matrix->tiles + tile * SL_TILE_ROWS * columns + lane;
         for (size_t c = 0; c < columns; c++) x[c] = w[c * SL_TILE_ROWS];
         return;
     }
-    const size_t group_size = model->info.group_size;
-    const size_t scale_bytes = SL_TILE_ROWS * sizeof(float);
-    const size_t group_bytes = scale_bytes + SL_TILE_ROWS * group_size;
-    const size_t groups = (columns + group_size - 1) / group_size;
+    const size_t group_size = matrix->group_size, groups = sl_groups(matrix);
+    const bool is_q4 = matrix->type == SL_Q4;
+    const size_t tile_bytes =
+        is_q4 ? sl_q4_tile_bytes(groups, group_size) : sl_q8_tile_bytes(groups, group_size);
+    const sl_tile t = sl_tile_at((const uint8_t *)matrix->tiles + tile * tile_bytes, groups);
     for (size_t c = 0; c < columns; c++) {
-        const size_t g = c / group_size, within = c % group_size;
-        const uint8_t *group = (const uint8_t *)matrix->tiles + (tile * groups + g) * group_bytes;
-        const size_t block = within / SL_TILE_COLUMNS * SL_TILE_COLUMNS * SL_TILE_ROWS;
-        const size_t at = block + lane * SL_TILE_COLUMNS + within % SL_TILE_COLUMNS;
-        float scale;
-        memcpy(&scale, group + lane * sizeof scale, sizeof scale);
-        x[c] = scale * (float)(group[scale_bytes + at] - 128);
+        const float scale = sl_from_bf16(t.scales[c / group_size * SL_TILE_ROWS + lane]);
+        x[c] = scale * (float)(is_q4 ? q4_weight(&t, lane, c) : q8_weight(&t, lane, c));
     }
 }
 
@@ -32,8 +39,8 @@ static void read_row(const sl_model *model, const sl_matrix *matrix, size_t row,
 static void multiply(sl_session *s, const sl_matrix *matrix, float *y, const float *x, size_t n) {
     const sl_kernels *kernels = s->model->kernels;
     const size_t rows = sl_padded_rows(matrix->rows), columns = matrix->columns;
-    const size_t tile_count = rows / SL_TILE_ROWS, group_size = s->model->info.group_size;
-    if (s->model->info.weight_type == SL_F32) {
+    const size_t tile_count = rows / SL_TILE_ROWS;
+    if (matrix->type == SL_F32) {
         kernels->matmul_f32(y, rows, matrix->tiles, tile_count, columns, x, columns, n);
         return;
     }
@@ -41,11 +48,14 @@ static void multiply(sl_session *s, const sl_matrix *matrix, float *y, const flo
         .values = s->quantized_values,
         .scales = s->quantized_scales,
         .sums = s->quantized_sums,
-        .groups = (columns + group_size - 1) / group_size,
-        .group_size = group_size,
+        .groups = sl_groups(matrix),
+        .group_size = matrix->group_size,
     };
     for (size_t i = 0; i < n; i++) kernels->quantize(&q, i, x + i * columns, columns);
-    kernels->matmul_q8(y, rows, matrix->tiles, tile_count, &q, n);
+    if (matrix->type == SL_Q8)
+        kernels->matmul_q8(y, rows, matrix->tiles, tile_count, &q, n);
+    else
+        kernels->matmul_q4(y, rows, matrix->tiles, tile_count, &q, n);
 }
 
 /* input[n][dim] = RMSNorm(x[n][dim]) (Zhang & Sennrich 2019, arXiv:1910.07467). */
@@ -121,8 +131,7 @@ static void gate(sl_session *s, size_t n) {
 void sl_forward(sl_session *s, const int32_t *ids, size_t n, size_t wanted) {
     const sl_model *model = s->model;
     const size_t dim = model->info.dim;
-    for (size_t i = 0; i < n; i++)
-        read_row(model, &model->embedding, (size_t)ids[i], s->x + i * dim);
+    for (size_t i = 0; i < n; i++) read_row(&model->embedding, (size_t)ids[i], s->x + i * dim);
     for (size_t l = 0; l < model->info.layers; l++) {
         const sl_layer *layer = &model->layers[l];
         normalize(s, s->x, layer->attention_norm, n);

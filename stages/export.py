@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from storyllamas import params
@@ -15,7 +16,8 @@ def main() -> None:
     chosen = params.load()
     checkpoint = Path("models") / chosen.model
     how = chosen.export
-    paths = export(checkpoint, checkpoint / "export", how.types, how.group_size, how.formats)
+    group_sizes = asdict(how.group_size)
+    paths = export(checkpoint, checkpoint / "export", how.types, group_sizes, how.formats)
     for path in paths:
         print(f"{path}: {path.stat().st_size:,} bytes")
 

@@ -14,7 +14,7 @@ from storyllamas import weights
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.interop import convert
 from storyllamas.interop.source import open_source, rounded
-from storyllamas.tiles import WeightType
+from storyllamas.weight_header import GROUP_SIZES, VERSION, storage
 
 DESCRIPTION = """\
 Tell stories with a small Llama model, run by the C engine.
@@ -99,12 +99,16 @@ def _info(arguments: argparse.Namespace) -> None:
         name: rounded(value) if isinstance(value, float) else value
         for name, value in dataclasses.asdict(file.config).items()
     }
+    layers, embedding = file.storage
     facts = {
         "file": str(file.path),
-        "version": weights.VERSION,
+        "version": VERSION,
         "bytes": file.file_bytes,
-        "weight_type": file.weight_type.name.lower(),
-        "group_size": file.group_size,
+        "weight_type": layers.type.name.lower(),
+        "group_size": layers.group_size,
+        "embedding_type": embedding.type.name.lower(),
+        "embedding_group_size": embedding.group_size,
+        "bits_per_weight": rounded(8 * file.tensors_bytes / file.config.parameters),
         "parameters": file.config.parameters,
         **config,
     }
@@ -114,7 +118,7 @@ def _info(arguments: argparse.Namespace) -> None:
         print(json.dumps(facts, indent=2))
         return
     for name, value in facts.items():
-        print(f"{name:12} {value:,}" if type(value) is int else f"{name:12} {value}")
+        print(f"{name:20} {value:,}" if type(value) is int else f"{name:20} {value}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -157,10 +161,9 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    weight_type = WeightType[arguments.type.upper()]
-    convert.import_model(
-        arguments.source, arguments.out, weight_type, arguments.group_size, arguments.tokenizer
-    )
+    given = {arguments.type: arguments.group_size} if arguments.group_size else {}
+    how = storage(arguments.type, given)
+    convert.import_model(arguments.source, arguments.out, how, arguments.tokenizer)
     print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
 
 
@@ -267,16 +270,16 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument("--out", type=Path, required=True, metavar="FILE", help="weight file")
     bring.add_argument(
         "--type",
-        choices=[each.name.lower() for each in WeightType],
+        choices=GROUP_SIZES,
         default="f32",
         help="how matrices are stored (default: %(default)s, exact)",
     )
     bring.add_argument(
         "--group-size",
         type=_positive,
-        default=64,
         metavar="N",
-        help="weights that share a scale in q8, a multiple of 4 (default: %(default)s)",
+        help="weights that share a scale: in q8 a multiple of 4 (default: "
+        f"{GROUP_SIZES['q8']}), in q4 one of 8 (default: {GROUP_SIZES['q4']})",
     )
     bring.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="tokenizer.bin of a llama2.c checkpoint"

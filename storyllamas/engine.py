@@ -27,7 +27,8 @@ class Engine:
     """A weight file, open for telling stories and for measuring.
 
     Attributes:
-        info: every field of `sl_info` in csrc/storyllamas.h, by name; weight_type is "f32" or "q8".
+        info: every field of `sl_info` in csrc/storyllamas.h, by name; weight_type and
+            embedding_type are "f32", "q8" or "q4".
         context: most positions that the model attends to.
         bos_id: the piece that begins a story, or -1.
         eos_id: the piece that ends a story, or -1.
@@ -241,9 +242,10 @@ def _fields(struct: Any) -> dict[str, Any]:
 
 
 def _info(info: Any) -> dict[str, Any]:
-    names = {lib.SL_F32: "f32", lib.SL_Q8: "q8"}
+    names = {lib.SL_F32: "f32", lib.SL_Q8: "q8", lib.SL_Q4: "q4"}
     return _fields(info) | {
         "weight_type": names[info.weight_type],
+        "embedding_type": names[info.embedding_type],
         "kernels": string(info.kernels),
         "tied": bool(info.tied),
     }

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from storyllamas import weights
 from storyllamas.interop.convert import export_model
 from storyllamas.interop.source import open_source
-from storyllamas.tiles import WeightType
+from storyllamas.weight_header import storage
 
 
 def export(
-    checkpoint: Path, folder: Path, types: Iterable[str], group_size: int, formats: Iterable[str]
+    checkpoint: Path,
+    folder: Path,
+    types: Iterable[str],
+    group_sizes: Mapping[str, int],
+    formats: Iterable[str],
 ) -> list[Path]:
     """Write a checkpoint as folder/TYPE.slm for each type and folder/FORMAT/… for each format.
 
@@ -20,7 +24,7 @@ def export(
         checkpoint: folder that training wrote; the tokenizer lies in it or in the one above.
         folder: where the files go.
         types: names of `WeightType` in lower case.
-        group_size: weights that share a scale where the type has scales.
+        group_sizes: weights that share a scale, for each type that has scales.
         formats: names in `interop.convert.FORMATS`.
 
     Returns:
@@ -34,10 +38,8 @@ def export(
     paths = []
     for name in types:
         path = folder / f"{name}.slm"
-        weight_type = WeightType[name.upper()]
-        weights.write(
-            path, source.config, source.vocabulary, source.tensor, weight_type, group_size
-        )
+        how = storage(name, group_sizes)
+        weights.write(path, source.config, source.vocabulary, source.tensor, how)
         paths.append(path)
     for name in formats:
         paths += export_model(source, name, folder / name)

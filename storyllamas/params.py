@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
+from storyllamas.tiles import LARGEST_GROUP
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -108,11 +109,19 @@ class Compute:
 
 
 @dataclass(frozen=True, config=_strict)
+class GroupSize:
+    """How many weights share a scale, for each type that has scales."""
+
+    q8: Annotated[int, Field(ge=4, le=LARGEST_GROUP, multiple_of=4)]
+    q4: Annotated[int, Field(ge=8, le=LARGEST_GROUP, multiple_of=8)]
+
+
+@dataclass(frozen=True, config=_strict)
 class Export:
     """Which weight files are written, and which other programs' files."""
 
-    types: Annotated[list[Literal["f32", "q8"]], Field(min_length=1)]
-    group_size: Annotated[int, Field(ge=4, le=16384, multiple_of=4)]
+    types: Annotated[list[Literal["f32", "q8", "q4"]], Field(min_length=1)]
+    group_size: GroupSize
     formats: list[
         Literal[
             "hf",

@@ -1,7 +1,7 @@
 """The flat weight file (`.slm`): one file holds a model's shape, its tokenizer and its weights.
 
 Everything is little-endian and laid out as the C engine's kernels read it, so that the engine maps
-the file and starts. Layout, version 1:
+the file and starts. Layout, version 2:
 
     header      256 bytes, see `HEADER`; bytes that no field names are zero
     tokenizer   f32 scores[vocab_size]; u32 offsets[vocab_size + 1]; u8 types[vocab_size];
@@ -13,12 +13,16 @@ The tokenizer section and every tensor start at a multiple of 64 bytes, and the 
 the gaps are zero. A vector (an RMSNorm weight) is plain f32. A matrix of R rows and C columns maps
 C inputs to R outputs and is cut into tiles of 16 rows, R padded up with zero rows:
 
-    f32   [tile][column][16 rows]                           f32
-    q8    [tile][group] { f32 scale[16 rows];
-                          u8  [group_size / 4][16 rows][4 columns] }
+    f32   [tile][column][16 rows]   f32
+    q8    [tile] { bf16 scale[groups][16 rows], padded to 64 bytes with zeros;
+                   u8   weight[groups][group_size / 4][16 rows][4 columns] }
+    q4    [tile] { bf16 scale[groups][16 rows], padded to 64 bytes with zeros;
+                   u8   weight[groups][group_size / 8][16 rows][4 bytes] }
 
-q8 is symmetric: weight = scale * (byte - 128), byte in 1…255, scale = max|weight| / 127 of the
-row's group. Columns are padded up to a multiple of group_size with zero weights (byte 128).
+A q8 weight is scale * (byte - 128), byte in 1…255. Byte j of the four in block k of a q4 row holds
+column 8k + j in its low and 8k + 4 + j in its high four bits; a q4 weight is scale * (those - 8).
+Columns are padded up to whole groups with zero weights (bytes of 128, halves of 8). The embedding
+and the classifier may be stored as another type than the layers' matrices.
 
 The query, key and value matrices are stacked in that order into one (`attention.qkv`), and gate
 and up into one (`feed_forward.gate_up`). Rotary positions turn neighbouring pairs (2i, 2i + 1) of
@@ -32,7 +36,6 @@ raises the version.
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -40,90 +43,29 @@ from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from storyllamas.atomic import atomic_file
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
-from storyllamas.tiles import (
-    TILE_COLUMNS,
-    Array,
-    Float32,
-    WeightType,
-    pack,
-    round_up,
-    tensor_bytes,
-    unpack,
+from storyllamas.quantize import Float32
+from storyllamas.tiles import ALIGNMENT, UInt8, pack, round_up, tensor_bytes, unpack
+from storyllamas.weight_header import (
+    BYTE_FALLBACK,
+    CHECKSUM_OFFSET,
+    DUMMY_PREFIX,
+    F32,
+    HEADER,
+    HEADER_BYTES,
+    MAGIC,
+    TIED,
+    VERSION,
+    Checksum,
+    Header,
+    Storage,
 )
-
-MAGIC = b"\x89SLM\r\n\x1a\n"
-VERSION = 1
-HEADER_BYTES = 256
-ALIGNMENT = 64
-
-TIED = 1 << 0
-DUMMY_PREFIX = 1 << 1
-BYTE_FALLBACK = 1 << 2
-
-HEADER = struct.Struct(
-    "<"
-    "8s"  #   0 magic
-    "2I"  #   8 version, header_bytes
-    "2Q"  #  16 file_bytes, checksum
-    "8I"  #  32 dim, layers, heads, kv_heads, head_dim, hidden, context, vocab_size
-    "2f"  #  64 rope_theta, norm_eps
-    "2I"  #  72 weight_type (see WeightType), group_size (0 for f32)
-    "4i"  #  80 unk_id, bos_id, eos_id, pad_id (-1: there is none)
-    "2I"  #  96 flags (TIED, DUMMY_PREFIX, BYTE_FALLBACK; the rest zero), zero
-    "4Q"  # 104 tokenizer_offset, tokenizer_bytes, tensors_offset, tensors_bytes
-)
-CHECKSUM_OFFSET = 24
-LARGEST_DIMENSION = 1 << 20
-LARGEST_CONTEXT = 1 << 17
-LARGEST_GROUP = 1 << 14
-
-
-class Header(NamedTuple):
-    """The fields of `HEADER` by name."""
-
-    magic: bytes
-    version: int
-    header_bytes: int
-    file_bytes: int
-    checksum: int
-    dim: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    context: int
-    vocab_size: int
-    rope_theta: float
-    norm_eps: float
-    weight_type: int
-    group_size: int
-    unk_id: int
-    bos_id: int
-    eos_id: int
-    pad_id: int
-    flags: int
-    zero: int
-    tokenizer_offset: int
-    tokenizer_bytes: int
-    tensors_offset: int
-    tensors_bytes: int
-
-    def config(self) -> ModelConfig:
-        """The model's shape."""
-        return ModelConfig(
-            *(self.dim, self.layers, self.heads, self.kv_heads, self.head_dim, self.hidden),
-            *(self.context, self.vocab_size, self.rope_theta, self.norm_eps),
-            tied=bool(self.flags & TIED),
-        )
 
 
 class PieceType(IntEnum):
@@ -155,50 +97,13 @@ class Vocabulary:
 
     pieces: list[bytes]
     scores: Float32
-    types: npt.NDArray[np.uint8]
+    types: UInt8
     unk_id: int = 0
     bos_id: int = 1
     eos_id: int = 2
     pad_id: int = -1
     dummy_prefix: bool = True
     byte_fallback: bool = True
-
-
-class Checksum:
-    """Fletcher's checksum in eight 64-bit lanes, folded by multiplying and shifting.
-
-    Word i of the data (u64, little-endian) goes to lane i mod 8, where a += word and then b += a,
-    both modulo 2^64. The digest starts at h = FOLD_START and folds a and b of lane 0, then of lane
-    1, …: h = (h ^ x) * FOLD_FACTOR modulo 2^64, then h ^= h >> 32.
-    Additions only, so that it runs at the speed of memory in C and in NumPy.
-    """
-
-    LANES = 8
-    FOLD_START = 0xCBF29CE484222325
-    FOLD_FACTOR = 0x100000001B3
-
-    def __init__(self) -> None:
-        self._a = np.zeros(self.LANES, np.uint64)
-        self._b = np.zeros(self.LANES, np.uint64)
-
-    def update(self, data: bytes | memoryview) -> None:
-        """Add data; its length is a multiple of 64 bytes."""
-        words = np.frombuffer(data, "<u8").reshape(-1, self.LANES)
-        for start in range(0, len(words), 1 << 16):
-            block = words[start : start + (1 << 16)]
-            count = len(block)
-            weight = np.arange(count, 0, -1, dtype=np.uint64)[:, None]
-            self._b += np.uint64(count) * self._a + (weight * block).sum(0, dtype=np.uint64)
-            self._a += block.sum(0, dtype=np.uint64)
-
-    def digest(self) -> int:
-        """The 64-bit checksum of everything added so far."""
-        value = self.FOLD_START
-        for a, b in zip(self._a.tolist(), self._b.tolist(), strict=True):
-            for part in (a, b):
-                value = ((value ^ part) * self.FOLD_FACTOR) % (1 << 64)
-                value ^= value >> 32
-        return value
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -220,12 +125,10 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _aligned_bytes(
-    shapes: dict[str, tuple[int, ...]], weight_type: WeightType, group_size: int
-) -> dict[str, int]:
+def _aligned_bytes(shapes: dict[str, tuple[int, ...]], storage: Storage) -> dict[str, int]:
     """Bytes from the start of each tensor to the start of the next."""
     return {
-        name: round_up(tensor_bytes(shape, weight_type, group_size), ALIGNMENT)
+        name: round_up(tensor_bytes(shape, storage.of(name)), ALIGNMENT)
         for name, shape in shapes.items()
     }
 
@@ -264,8 +167,7 @@ def write(
     config: ModelConfig,
     vocabulary: Vocabulary,
     tensor: Callable[[str], Float32],
-    weight_type: WeightType = WeightType.F32,
-    group_size: int = 64,
+    storage: Storage = F32,
 ) -> None:
     """Write a weight file, one tensor in memory at a time; the file appears only when whole.
 
@@ -274,28 +176,22 @@ def write(
         config: the model's shape.
         vocabulary: its tokenizer, of `config.vocab_size` pieces.
         tensor: gives the float32 tensor of a name in `tensor_shapes`.
-        weight_type: how matrices are stored.
-        group_size: columns that share a scale, a multiple of 4; without meaning for f32.
+        storage: how matrices are stored.
 
     Raises:
-        UserError: a tensor or the tokenizer does not have the shape that `config` says, or a
-            weight is not finite.
+        UserError: a tensor or the tokenizer does not have the shape that `config` says, a weight
+            is not finite, or a group size is impossible.
     """
     if len(vocabulary.pieces) != config.vocab_size:
         raise UserError(
             f"the tokenizer has {len(vocabulary.pieces)} pieces but the model's vocab_size is "
             f"{config.vocab_size}: export a model with the tokenizer that it was trained with"
         )
-    if weight_type == WeightType.F32:
-        group_size = 0
-    elif not 0 < group_size <= LARGEST_GROUP or group_size % TILE_COLUMNS:
-        raise UserError(
-            f"group_size is {group_size}: use a multiple of {TILE_COLUMNS} up to {LARGEST_GROUP}"
-        )
+    storage.check()
     shapes = tensor_shapes(config)
     tokenizer = _tokenizer_section(vocabulary)
     tensors_offset = HEADER_BYTES + round_up(len(tokenizer), ALIGNMENT)
-    tensors_bytes = sum(_aligned_bytes(shapes, weight_type, group_size).values())
+    tensors_bytes = sum(_aligned_bytes(shapes, storage).values())
     flags = (
         TIED * config.tied
         | DUMMY_PREFIX * vocabulary.dummy_prefix
@@ -305,9 +201,11 @@ def write(
         *(MAGIC, VERSION, HEADER_BYTES, tensors_offset + tensors_bytes, 0),
         *(config.dim, config.layers, config.heads, config.kv_heads, config.head_dim),
         *(config.hidden, config.context, config.vocab_size, config.rope_theta, config.norm_eps),
-        *(weight_type, group_size),
+        *storage.layers,
         *(vocabulary.unk_id, vocabulary.bos_id, vocabulary.eos_id, vocabulary.pad_id),
-        *(flags, 0, HEADER_BYTES, len(tokenizer), tensors_offset, tensors_bytes),
+        *(flags, storage.embedding.type),
+        *(HEADER_BYTES, len(tokenizer), tensors_offset, tensors_bytes),
+        storage.embedding.group_size,
     )
     with atomic_file(path) as file:
         writer = _Writer(file)
@@ -319,7 +217,7 @@ def write(
                 raise UserError(f"tensor {name} has shape {value.shape}: the model needs {shape}")
             if not np.isfinite(value).all():
                 raise UserError(f"tensor {name} has a weight that is not finite: train it again")
-            writer.section(pack(value, weight_type, group_size))
+            writer.section(pack(value, storage.of(name)))
         writer.finish()
 
 
@@ -330,18 +228,18 @@ class WeightFile:
     path: Path
     config: ModelConfig
     vocabulary: Vocabulary
-    weight_type: WeightType
-    group_size: int
+    storage: Storage
     file_bytes: int
-    _data: npt.NDArray[np.uint8]
+    tensors_bytes: int
+    _data: UInt8
     _offsets: dict[str, int]
 
     def tensor(self, name: str) -> Float32:
         """The tensor of that name as float32, dequantized if need be."""
         shape = tensor_shapes(self.config)[name]
-        start = self._offsets[name]
-        size = tensor_bytes(shape, self.weight_type, self.group_size)
-        return unpack(self._data[start : start + size], shape, self.weight_type, self.group_size)
+        start, encoding = self._offsets[name], self.storage.of(name)
+        size = tensor_bytes(shape, encoding)
+        return unpack(self._data[start : start + size], shape, encoding)
 
     def tensors(self) -> Iterator[tuple[str, Float32]]:
         """Every tensor with its name, in the order of the file."""
@@ -363,23 +261,23 @@ def read(path: str | os.PathLike[str]) -> WeightFile:
     except (OSError, ValueError) as error:
         raise UserError(f"weight file {source} cannot be read: {error}") from None
     header = _checked_header(source, data)
-    config, weight_type = header.config(), WeightType(header.weight_type)
-    sizes = _aligned_bytes(tensor_shapes(config), weight_type, header.group_size)
+    config, storage = header.config(), header.storage()
+    sizes = _aligned_bytes(tensor_shapes(config), storage)
     starts = accumulate(sizes.values(), initial=header.tensors_offset)
     section = data[header.tokenizer_offset :][: header.tokenizer_bytes]
     return WeightFile(
         path=source,
         config=config,
         vocabulary=_read_vocabulary(source, header, section),
-        weight_type=weight_type,
-        group_size=header.group_size,
+        storage=storage,
         file_bytes=len(data),
+        tensors_bytes=header.tensors_bytes,
         _data=data,
         _offsets=dict(zip(sizes, starts, strict=False)),
     )
 
 
-def _checked_header(source: Path, data: npt.NDArray[np.uint8]) -> Header:
+def _checked_header(source: Path, data: UInt8) -> Header:
     """The header, once magic, version, size and checksum hold and it does not contradict itself."""
     if len(data) < HEADER_BYTES or data[: len(MAGIC)].tobytes() != MAGIC:
         raise UserError(f"{source} is not a StoryLlamas weight file: give one that export wrote")
@@ -403,34 +301,16 @@ def _checked_header(source: Path, data: npt.NDArray[np.uint8]) -> Header:
     checksum.update(data[HEADER_BYTES:].data)
     if checksum.digest() != header.checksum:
         raise _damaged(source, "its checksum does not match")
-    problem = _contradiction(header)
+    problem = header.contradiction() or _misplaced(header)
     if problem:
         raise _damaged(source, problem)
     return header
 
 
-def _contradiction(header: Header) -> str:
-    """What in a header cannot be, or nothing; a checksum holds for any header that was made up."""
-    shape = header[5:13]
-    if min(shape) < 1 or max(shape) > LARGEST_DIMENSION or header.context > LARGEST_CONTEXT:
-        return "a dimension is out of range"
-    if not (0 < header.rope_theta < math.inf and 0 <= header.norm_eps < math.inf):
-        return "its rope_theta or norm_eps is out of range"
-    if header.heads % header.kv_heads or header.head_dim % 2:
-        return "its heads do not fit together"
-    if header.weight_type not in list(WeightType):
-        return f"it has no weight type {header.weight_type}"
-    quantized = header.weight_type != WeightType.F32
-    whole = header.group_size <= LARGEST_GROUP and header.group_size % TILE_COLUMNS == 0
-    if bool(header.group_size) != quantized or not whole:
-        return f"its group size is {header.group_size}"
-    if header.flags & ~(TIED | DUMMY_PREFIX | BYTE_FALLBACK) or header.zero:
-        return "it has an unknown flag"
-    if header.layers * ALIGNMENT > header.file_bytes:
-        return "it has fewer bytes than layers"
-    shapes = tensor_shapes(header.config())
-    weight_type = WeightType(header.weight_type)
-    tensors_bytes = sum(_aligned_bytes(shapes, weight_type, header.group_size).values())
+def _misplaced(header: Header) -> str:
+    """Which section is not where the shape of the model puts it, or nothing."""
+    sizes = _aligned_bytes(tensor_shapes(header.config()), header.storage())
+    tensors_bytes = sum(sizes.values())
     tensors_offset = HEADER_BYTES + round_up(header.tokenizer_bytes, ALIGNMENT)
     expected = (HEADER_BYTES, tensors_offset, tensors_bytes, tensors_offset + tensors_bytes)
     found = (header.tokenizer_offset, header.tensors_offset, header.tensors_bytes)
@@ -439,7 +319,7 @@ def _contradiction(header: Header) -> str:
     return ""
 
 
-def _read_vocabulary(source: Path, header: Header, section: Array) -> Vocabulary:
+def _read_vocabulary(source: Path, header: Header, section: UInt8) -> Vocabulary:
     count = header.vocab_size
     if len(section) < 9 * count + 4:
         raise _damaged(source, "its tokenizer is cut short")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from storyllamas import weights
 from storyllamas.config import ModelConfig
-from storyllamas.tiles import WeightType
+from storyllamas.weight_header import storage
 from storyllamas.weights import PieceType, Vocabulary
 
 UNK, BOS, EOS = 0, 1, 2
@@ -54,14 +54,14 @@ def write(
     config: ModelConfig,
     tensors: dict[str, npt.NDArray[np.float32]],
     vocabulary: Vocabulary | None = None,
-    weight_type: WeightType = WeightType.F32,
-    group_size: int = 8,
+    weight_type: str = "f32",
+    group_sizes: Mapping[str, int] = {"q8": 8, "q4": 8},
 ) -> Path:
     words = config.vocab_size - 259
     if vocabulary is None:
         extra = [f"w{index}".encode() for index in range(max(0, words - len(WORDS)))]
         vocabulary = make_vocabulary((WORDS + extra)[:words])
-    weights.write(path, config, vocabulary, tensors.__getitem__, weight_type, group_size)
+    weights.write(path, config, vocabulary, tensors.__getitem__, storage(weight_type, group_sizes))
     return path
 
 

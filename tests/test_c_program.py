@@ -18,9 +18,8 @@ import pytest
 from conftest import ROOT
 from engine_files import BOS, EOS, small_config, word_id
 
-from storyllamas import weights
 from storyllamas.engine import DEFAULTS, Engine
-from storyllamas.tiles import WeightType
+from storyllamas.weight_header import GROUP_SIZES, Checksum
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -126,8 +125,11 @@ def test_info(run: Run, model: Path, tmp_path: Path) -> None:
     assert (told["dim"], told["layers"], told["context"]) == ("24", "2", "120")
     assert told["weights"] == "f32"
     tensors = engine_files.random_tensors(config)
-    q8 = engine_files.write(tmp_path / "q8.slm", config, tensors, None, WeightType.Q8)
-    assert "q8, a scale for 8 columns" in run(q8, "--info").stdout
+    sizes = {"q8": 12, "q4": 16}
+    q4 = engine_files.write(tmp_path / "q4.slm", config, tensors, None, "q4", sizes)
+    shown = run(q4, "--info").stdout
+    assert "weights       q4, a scale for 16 columns\n" in shown
+    assert "embedding     q8, a scale for 12 columns\n" in shown
 
 
 def test_bench(run: Run, model: Path) -> None:
@@ -218,9 +220,9 @@ FIELDS = {  # offset and format of what the header holds
     "head_dim": (48, "I"), "hidden": (52, "I"), "context": (56, "I"), "vocab_size": (60, "I"),
     "rope_theta": (64, "f"), "norm_eps": (68, "f"), "weight_type": (72, "I"),
     "group_size": (76, "I"), "unk_id": (80, "i"), "bos_id": (84, "i"), "eos_id": (88, "i"),
-    "pad_id": (92, "i"), "flags": (96, "I"), "zero": (100, "I"), "tokenizer_offset": (104, "Q"),
-    "tokenizer_bytes": (112, "Q"), "tensors_offset": (120, "Q"), "tensors_bytes": (128, "Q"),
-    "reserved": (200, "B"),
+    "pad_id": (92, "i"), "flags": (96, "I"), "embedding_type": (100, "I"),
+    "tokenizer_offset": (104, "Q"), "tokenizer_bytes": (112, "Q"), "tensors_offset": (120, "Q"),
+    "tensors_bytes": (128, "Q"), "embedding_group_size": (136, "I"), "reserved": (200, "B"),
 }  # fmt: skip
 SIZE = small_config().vocab_size
 SCORES, OFFSETS, TYPES = 256, 256 + 4 * SIZE, 256 + 8 * SIZE + 4
@@ -233,7 +235,7 @@ def sealed(data: bytes | bytearray) -> bytes:
     data = bytearray(data)
     if len(data) >= 256 and len(data) % 64 == 0:
         data[24:32] = bytes(8)
-        checksum = weights.Checksum()
+        checksum = Checksum()
         checksum.update(bytes(data))
         data[24:32] = struct.pack("<Q", checksum.digest())
     return bytes(data)
@@ -256,10 +258,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     config = small_config(tied=False)
     tensors = engine_files.random_tensors(config)
     return {
-        kind.name.lower(): engine_files.write(
-            folder / "m.slm", config, tensors, None, kind
-        ).read_bytes()
-        for kind in WeightType
+        kind: engine_files.write(folder / "m.slm", config, tensors, None, kind).read_bytes()
+        for kind in GROUP_SIZES
     }
 
 
@@ -280,11 +280,12 @@ def open_files(build: Path, folder: Path, contents: list[bytes]) -> list[str]:
 
 def test_each_lie_has_its_sentence(build: Path, files: dict[str, bytes], tmp_path: Path) -> None:
     """What stands behind the checksum is checked too: every one of these has a good checksum."""
-    good, q8 = files["f32"], files["q8"]
+    good, q8, q4 = files["f32"], files["q8"], files["q4"]
     range_ = "and must be 1 to 1048576"
     lies = [
         (good, "ok"),
         (q8, "ok"),
+        (q4, "ok"),
         (b"", "weight file FILE is empty"),
         (good[:5], "is not a StoryLlamas weight file"),
         (b"no weights " * 9, "is not a StoryLlamas weight file"),
@@ -293,7 +294,7 @@ def test_each_lie_has_its_sentence(build: Path, files: dict[str, bytes], tmp_pat
         (good + bytes(64), f"is {len(good) + 64} bytes long and its header says {len(good)}"),
         (with_field(good[:-1], "file_bytes", len(good) - 1), "not a multiple of 64 bytes"),
         (good[:1000] + b"!" + good[1001:], "its checksum does not match"),
-        (with_field(good, "version", 2), "has version 2 and this program reads version 1"),
+        (with_field(good, "version", 1), "has version 1 and this program reads version 2"),
         (with_field(good, "header_bytes", 512), "header_bytes is not 256"),
         *[
             (with_field(good, name, value), f"its {name} is {value} {range_}")
@@ -308,15 +309,22 @@ def test_each_lie_has_its_sentence(build: Path, files: dict[str, bytes], tmp_pat
           for value in (0, -1, math.nan, math.inf)],
         *[(with_field(good, "norm_eps", value), "norm_eps is negative or not a number")
           for value in (-1, math.nan, math.inf)],
-        (with_field(good, "weight_type", 2), "weight_type is unknown"),
-        (with_field(good, "group_size", 64), "group_size of f32 weights is not 0"),
-        *[(with_field(q8, "group_size", value), "group_size is not a multiple of 4 from 4 to 16384")
-          for value in (0, 6, 16388, 2**32 - 4)],
+        *[(with_field(good, name, value), "a weight type is unknown")
+          for name in ("weight_type", "embedding_type") for value in (3, 2**32 - 1)],
+        *[(with_field(good, name, 64), "a group size of f32 weights is not 0")
+          for name in ("group_size", "embedding_group_size")],
+        *[(with_field(data, name, value),
+           f"its group size is {value} and must be a multiple of {multiple} up to 16384")
+          for data, name, multiple in ((q8, "group_size", 4), (q4, "group_size", 8),
+                                       (q4, "embedding_group_size", 4))
+          for value in (0, 6, multiple + 2, 16384 + multiple, 2**32 - multiple)],
+        (with_field(q4, "group_size", 4), "its group size is 4 and must be a multiple of 8"),
+        *[(with_field(data, "weight_type", other), "the padding between sections is not zero")
+          for data, other in ((q8, 2), (q4, 1))],
         *[(with_field(good, name, value), f"{name} is out of range")
           for name in ("unk_id", "bos_id", "eos_id", "pad_id")
           for value in (-2, SIZE, 2**31 - 1)],
         (with_field(good, "flags", 8), "it sets an unknown flag"),
-        (with_field(good, "zero", 1), "a reserved field is not zero"),
         (with_field(good, "reserved", 1), "a reserved byte of the header is not zero"),
         (with_field(good, "tokenizer_offset", 320), "tokenizer_offset is not the end of the head"),
         *[(with_field(good, "tokenizer_bytes", value), "its sections do not fit the file")
@@ -379,7 +387,7 @@ def mutated(good: bytes, source: random.Random) -> bytes:
     return sealed(data)
 
 
-@pytest.mark.parametrize("kind", ["f32", "q8"])
+@pytest.mark.parametrize("kind", GROUP_SIZES)
 def test_no_file_misleads_the_library(
     build: Path, files: dict[str, bytes], tmp_path: Path, kind: str
 ) -> None:

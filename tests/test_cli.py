@@ -13,6 +13,7 @@ from random_models import make_config, make_source
 
 from storyllamas import cli, weights
 from storyllamas.engine import Engine
+from storyllamas.weight_header import storage
 
 
 @pytest.fixture
@@ -62,9 +63,10 @@ def test_info(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("info", model, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["parameters"] == make_config().parameters
+    assert facts["bits_per_weight"] == pytest.approx(32, rel=0.01)
     assert (facts["weight_type"], facts["norm_eps"], facts["eos_id"]) == ("f32", 1e-5, 2)
     assert run("info", model) == 0
-    assert f"bytes        {model.stat().st_size:,}\n" in capsys.readouterr().out
+    assert f"bytes                {model.stat().st_size:,}\n" in capsys.readouterr().out
 
 
 def test_evaluate(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,9 +88,10 @@ def test_export_and_import(model: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert listed == [str(folder / "model.bin"), str(folder / "tokenizer.bin")]
     assert run("import", folder / "model.bin", "--out", out) == 0
     assert out.read_bytes() == model.read_bytes()
-    command = ("import", folder / "model.bin", "--out", out, "--type", "q8", "--group-size", 16)
+    command = ("import", folder / "model.bin", "--out", out, "--type", "q4", "--group-size", 16)
     assert run(*command) == 0
-    assert weights.read(out).group_size == 16
+    assert weights.read(out).storage == storage("q4", {"q4": 16})
+    assert "group size of q4 is 12: use a multiple of 8" in str(run(*command[:-1], 12))
     assert "it needs no import" in str(run("import", model, "--out", out))
     assert "error: " in str(run("import", tmp_path / "none", "--out", out))
     assert "cannot be written" in str(run("export", "--model", model, "--to", "llama2c", model))

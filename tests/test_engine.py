@@ -28,7 +28,7 @@ from storyllamas.engine import DEFAULTS, Engine, Story
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.native import ffi, lib
-from storyllamas.tiles import WeightType
+from storyllamas.weight_header import GROUP_SIZES
 
 Float32 = npt.NDArray[np.float32]
 VOCAB_SIZE = small_config().vocab_size
@@ -98,15 +98,26 @@ def test_logits_are_pytorchs(
     )
 
 
+@pytest.mark.parametrize("weight_type", ["q8", "q4"])
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(config=shapes(), group_size=st.sampled_from([4, 12, 32, 64]), seed=st.integers(0, 99))
-def test_q8_is_its_weights_on_rounded_activations(
-    config: ModelConfig, group_size: int, seed: int, tmp_path_factory: pytest.TempPathFactory
+@given(
+    config=shapes(),
+    q8=st.sampled_from([4, 12, 32, 64]),
+    q4=st.sampled_from([8, 24, 32, 64]),
+    seed=st.integers(0, 99),
+)
+def test_quantized_logits_are_its_weights_on_rounded_activations(
+    weight_type: str,
+    config: ModelConfig,
+    q8: int,
+    q4: int,
+    seed: int,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Only the rounding of activations, at most 1/254 of a group's largest, is not PyTorch's."""
-    path = tmp_path_factory.mktemp("q8") / "m.slm"
+    path = tmp_path_factory.mktemp(weight_type) / "m.slm"
     tensors = engine_files.random_tensors(config, seed)
-    engine_files.write(path, config, tensors, None, WeightType.Q8, group_size)
+    engine_files.write(path, config, tensors, None, weight_type, {"q8": q8, "q4": q4})
     rounded = dict(weights.read(path).tensors())
     ids = np.random.default_rng(seed).integers(0, config.vocab_size, config.context).tolist()
     expected = torch_logits(torch_model(config, rounded), ids)
@@ -462,7 +473,7 @@ def test_output_that_is_not_finite(tmp_path: Path) -> None:
     config = small_config()
     tensors = engine_files.random_tensors(config)
     tensors["layers.1.feed_forward.gate_up.weight"] *= np.float32(1e30)
-    for weight_type in WeightType:
+    for weight_type in GROUP_SIZES:
         path = engine_files.write(tmp_path / "m.slm", config, tensors, None, weight_type)
         engine = Engine(path)
         for call in (engine.logits, engine.score, engine.greedy):
@@ -509,8 +520,14 @@ def test_info(small: Engine, tmp_path: Path) -> None:
     expected = {name: getattr(config, name) for name in config.__dataclass_fields__}
     expected |= {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1, "group_size": 0}
     expected |= {"parameters": config.parameters, "weight_type": "f32"}
+    expected |= {"embedding_type": "f32", "embedding_group_size": 0}
     assert expected.items() <= small.info.items()
     assert small.info["file_bytes"] == (tmp_path / "m.slm").stat().st_size
+    tensors, sizes = engine_files.random_tensors(config), {"q8": 12, "q4": 16}
+    q4 = Engine(engine_files.write(tmp_path / "q4.slm", config, tensors, None, "q4", sizes))
+    expected = {"weight_type": "q4", "group_size": 16}
+    expected |= {"embedding_type": "q8", "embedding_group_size": 12}
+    assert expected.items() <= q4.info.items()
 
 
 def test_defaults_are_the_headers(spread: tuple[Engine, object]) -> None:

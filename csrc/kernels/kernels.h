@@ -9,10 +9,42 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 enum { SL_TILE_ROWS = 16, SL_TILE_COLUMNS = 4 };
 
-/* Rows of activations rounded to 8 bits, as q8 weights are: x = scale * value, value in -127 … 127,
+/* A tile of a quantized matrix, whose weights start at a multiple of 64 bytes. */
+typedef struct {
+    const uint16_t *scales; /* [groups][16 rows] bf16 */
+    const uint8_t *weights; /* q8: [columns / 4][16 rows][4]; q4: [columns / 8][16 rows][4] */
+} sl_tile;
+
+static inline size_t sl_scale_bytes(size_t groups) {
+    return (groups * SL_TILE_ROWS * sizeof(uint16_t) + 63) / 64 * 64;
+}
+
+static inline size_t sl_q8_tile_bytes(size_t groups, size_t group_size) {
+    return sl_scale_bytes(groups) + groups * group_size * SL_TILE_ROWS;
+}
+
+static inline size_t sl_q4_tile_bytes(size_t groups, size_t group_size) {
+    return sl_scale_bytes(groups) + groups * group_size * SL_TILE_ROWS / 2;
+}
+
+/* The tile that starts at `tile`. */
+static inline sl_tile sl_tile_at(const uint8_t *tile, size_t groups) {
+    return (sl_tile){(const uint16_t *)(const void *)tile, tile + sl_scale_bytes(groups)};
+}
+
+/* The float whose upper half is a bf16. */
+static inline float sl_from_bf16(uint16_t bf16) {
+    const uint32_t bits = (uint32_t)bf16 << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Rows of activations rounded to 8 bits: x = scale * value, value in -127 … 127,
  * one scale for each group_size columns. Columns are rounded up to whole groups with zeros. */
 typedef struct {
     int8_t *values; /* [n][groups * group_size] */
@@ -31,6 +63,10 @@ typedef struct {
 
     /* y[n][16 tiles] = the quantized x[n] times the transposed matrix of q8 tiles. */
     void (*matmul_q8)(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
+                      const sl_quantized *x, size_t n);
+
+    /* The same of q4 tiles; x has a group_size that is a multiple of 8. */
+    void (*matmul_q4)(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n);
 
     /* Row i of q = x[columns]. */

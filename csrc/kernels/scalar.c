@@ -13,6 +13,7 @@
 typedef float float4 __attribute__((vector_size(16)));
 typedef int32_t int4 __attribute__((vector_size(16)));
 typedef int16_t short8 __attribute__((vector_size(16)));
+typedef uint16_t ushort4 __attribute__((vector_size(8)));
 
 enum { ROWS = SL_TILE_ROWS, VECTORS = ROWS / 4 };
 
@@ -43,37 +44,83 @@ static int4 dot_pairs(int4 a, int4 b) {
     return ((products << 16) >> 16) + (products >> 16);
 }
 
-/* The dot products of a group's 16 rows with q[group_size]. Each 32 bits of w are four columns of a
- * row, taken apart into the first and third and the second and fourth. */
-static void dot_group(int4 dot[VECTORS], const int4 *w, const int8_t *q, size_t group_size) {
-    memset(dot, 0, VECTORS * sizeof *dot);
-    for (size_t c = 0; c < group_size; c += SL_TILE_COLUMNS, w += VECTORS) {
-        const int4 even = repeat_pair(q[c], q[c + 2]), odd = repeat_pair(q[c + 1], q[c + 3]);
-        for (size_t v = 0; v < VECTORS; v++)
-            dot[v] += dot_pairs(w[v] & 0x00ff00ff, even) + dot_pairs(w[v] >> 8 & 0x00ff00ff, odd);
+/* Add to the 16 sums the dot products of q[4] with the bytes of w, four columns for each row, taken
+ * apart into the first and third and the second and fourth. */
+static inline void add_dot(int4 dot[VECTORS], const int4 w[VECTORS], const int8_t *q) {
+    const int4 even = repeat_pair(q[0], q[2]), odd = repeat_pair(q[1], q[3]);
+    for (size_t v = 0; v < VECTORS; v++)
+        dot[v] += dot_pairs(w[v] & 0x00ff00ff, even) + dot_pairs(w[v] >> 8 & 0x00ff00ff, odd);
+}
+
+/* The dot products of a group's 16 rows, 128 added to their weights, with q[group_size]. */
+static inline void dot_q8(int4 dot[VECTORS], const uint8_t *weights, const int8_t *q,
+                          size_t group_size) {
+    const int4 *w = (const int4 *)weights;
+    for (size_t c = 0; c < group_size; c += 4, w += VECTORS) add_dot(dot, w, q + c);
+}
+
+/* The same with 8 added to weights of four bits. */
+static inline void dot_q4(int4 dot[VECTORS], const uint8_t *weights, const int8_t *q,
+                          size_t group_size) {
+    const int4 *w = (const int4 *)weights;
+    for (size_t c = 0; c < group_size; c += 8, w += VECTORS) {
+        int4 low[VECTORS], high[VECTORS];
+        for (size_t v = 0; v < VECTORS; v++) {
+            low[v] = w[v] & 0x0f0f0f0f;
+            high[v] = w[v] >> 4 & 0x0f0f0f0f;
+        }
+        add_dot(dot, low, q + c);
+        add_dot(dot, high, q + c + 4);
+    }
+}
+
+/* sum += dot times the scales of 16 rows, times x_scale. */
+static inline void add_scaled(float4 sum[VECTORS], const int4 dot[VECTORS], const uint16_t *scales,
+                              float x_scale) {
+    for (size_t v = 0; v < VECTORS; v++) {
+        ushort4 half;
+        memcpy(&half, scales + 4 * v, sizeof half);
+        const float4 scale = (float4)(__builtin_convertvector(half, int4) << 16);
+        sum[v] += scale * x_scale * __builtin_convertvector(dot[v], float4);
+    }
+}
+
+typedef void dot_group(int4 dot[VECTORS], const uint8_t *weights, const int8_t *q,
+                       size_t group_size);
+
+/* Both products with quantized weights: `bias` was added to them, a tile takes tile_bytes and a
+ * group's weights group_bytes. */
+static inline void matmul(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
+                          const sl_quantized *x, size_t n, dot_group *dot_of, int32_t bias,
+                          size_t tile_bytes, size_t group_bytes) {
+    for (size_t t = 0; t < tile_count; t++) {
+        const sl_tile tile = sl_tile_at(tiles + t * tile_bytes, x->groups);
+        for (size_t i = 0; i < n; i++) {
+            const int8_t *values = x->values + i * x->groups * x->group_size;
+            float4 sum[VECTORS] = {0};
+            for (size_t g = 0; g < x->groups; g++) {
+                const int32_t excess = bias * x->sums[i * x->groups + g];
+                int4 dot[VECTORS] = {0};
+                dot_of(dot, tile.weights + g * group_bytes, values + g * x->group_size,
+                       x->group_size);
+                for (size_t v = 0; v < VECTORS; v++) dot[v] -= excess;
+                add_scaled(sum, dot, tile.scales + g * ROWS, x->scales[i * x->groups + g]);
+            }
+            memcpy(y + i * y_stride + t * ROWS, sum, sizeof sum);
+        }
     }
 }
 
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    const size_t group_bytes = ROWS * (sizeof(float) + x->group_size);
-    for (size_t tile = 0; tile < tile_count; tile++) {
-        for (size_t i = 0; i < n; i++) {
-            const uint8_t *group = tiles + tile * x->groups * group_bytes;
-            float4 sum[VECTORS] = {0};
-            for (size_t g = i * x->groups; g < (i + 1) * x->groups; g++, group += group_bytes) {
-                const float4 *scale = (const float4 *)group;
-                const int32_t bias = 128 * x->sums[g]; /* weights are stored with 128 added */
-                int4 dot[VECTORS];
-                dot_group(dot, (const int4 *)(scale + VECTORS), x->values + g * x->group_size,
-                          x->group_size);
-                for (size_t v = 0; v < VECTORS; v++)
-                    sum[v] +=
-                        scale[v] * x->scales[g] * __builtin_convertvector(dot[v] - bias, float4);
-            }
-            memcpy(y + i * y_stride + tile * ROWS, sum, sizeof sum);
-        }
-    }
+    matmul(y, y_stride, tiles, tile_count, x, n, dot_q8, 128,
+           sl_q8_tile_bytes(x->groups, x->group_size), ROWS * x->group_size);
+}
+
+static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
+                      const sl_quantized *x, size_t n) {
+    matmul(y, y_stride, tiles, tile_count, x, n, dot_q4, 8,
+           sl_q4_tile_bytes(x->groups, x->group_size), ROWS * x->group_size / 2);
 }
 
 /* The largest |x|; NaN if there is one. Compared as integers, which order magnitudes the same. */
@@ -165,6 +212,7 @@ const sl_kernels sl_kernels_scalar = {
     .name = "scalar",
     .matmul_f32 = matmul_f32,
     .matmul_q8 = matmul_q8,
+    .matmul_q4 = matmul_q4,
     .quantize = quantize,
     .rmsnorm = rmsnorm,
     .rotate = rotate,

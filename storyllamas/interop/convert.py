@@ -11,7 +11,7 @@ from storyllamas.atomic import atomic_folder
 from storyllamas.errors import UserError
 from storyllamas.interop import gguf, huggingface, llama2c
 from storyllamas.interop.source import Source
-from storyllamas.tiles import WeightType
+from storyllamas.weight_header import F32, MAGIC, Storage
 
 FORMATS: dict[str, Callable[[Source, Path], None]] = {
     "hf": huggingface.write,
@@ -46,8 +46,7 @@ def export_model(source: Source, name: str, folder: Path) -> list[Path]:
 def import_model(
     path: Path,
     out: Path,
-    weight_type: WeightType = WeightType.F32,
-    group_size: int = 64,
+    storage: Storage = F32,
     tokenizer: Path | None = None,
 ) -> None:
     """Write a model of another program as a weight file.
@@ -55,15 +54,14 @@ def import_model(
     Args:
         path: a llama2.c checkpoint, a GGUF file, or a Hugging Face folder.
         out: the weight file.
-        weight_type: how it stores matrices.
-        group_size: columns that share a scale where the type has scales.
+        storage: how it stores matrices.
         tokenizer: a llama2.c checkpoint's tokenizer.bin; None: the one beside it.
 
     Raises:
         UserError: the model is damaged or cannot be represented.
     """
     source = open_foreign(path, tokenizer)
-    weights.write(out, source.config, source.vocabulary, source.tensor, weight_type, group_size)
+    weights.write(out, source.config, source.vocabulary, source.tensor, storage)
 
 
 def open_foreign(path: Path, tokenizer: Path | None = None) -> Source:
@@ -76,9 +74,9 @@ def open_foreign(path: Path, tokenizer: Path | None = None) -> Source:
         return huggingface.read(path)
     try:
         with path.open("rb") as file:
-            start = file.read(len(weights.MAGIC))
+            start = file.read(len(MAGIC))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if start == weights.MAGIC:
+    if start == MAGIC:
         raise UserError(f"{path} is a weight file of StoryLlamas: it needs no import")
     return gguf.read(path) if start[:4] == b"GGUF" else llama2c.read(path, tokenizer)

@@ -24,7 +24,7 @@ from storyllamas.interop.source import (
     stack,
 )
 from storyllamas.interop.vocabulary import check, package
-from storyllamas.tiles import Float32
+from storyllamas.quantize import Float32
 from storyllamas.weights import PieceType, Vocabulary
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")

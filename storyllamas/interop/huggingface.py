@@ -33,7 +33,7 @@ from storyllamas.interop.vocabulary import (
     from_sentencepiece,
     to_sentencepiece,
 )
-from storyllamas.tiles import Float32
+from storyllamas.quantize import Float32
 from storyllamas.weights import PieceType, Vocabulary
 
 PARTS = {

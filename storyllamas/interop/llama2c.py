@@ -28,7 +28,7 @@ from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop.source import Source, make_config, parts, stack
 from storyllamas.interop.vocabulary import SPACE, byte_piece, check
-from storyllamas.tiles import Float32, quantize
+from storyllamas.quantize import Float32, to_integers
 from storyllamas.weights import PieceType, Vocabulary
 
 MAGIC = 0x616B3432  # "ak42"
@@ -143,7 +143,9 @@ def _int8_blocks(source: Source) -> Iterator[bytes]:
         if part.ndim == 1:
             yield part.astype("<f4").tobytes()
         else:
-            scales, integers = quantize(part, group_size)
+            grouped = part.reshape(len(part), -1, group_size)
+            scales = np.abs(grouped).max(axis=2) / np.float32(127)
+            integers = to_integers(grouped, scales, -127, 127)
             yield integers.tobytes()
             yield scales.astype("<f4").tobytes()
 

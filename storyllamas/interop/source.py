@@ -29,7 +29,7 @@ from storyllamas import tokenizer, weights
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop.safetensors_file import TensorFiles
-from storyllamas.tiles import Float32
+from storyllamas.quantize import Float32
 from storyllamas.weights import Vocabulary
 
 LARGEST_DIMENSION = 1 << 20

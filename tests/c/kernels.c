@@ -76,49 +76,88 @@ static void free_quantized(sl_quantized *q) {
     free(q->sums);
 }
 
-/* Extreme bytes come often, to find sums that overflow. */
-static double matmul_q8(const sl_kernels *k) {
-    const size_t tiles = 1 + integer(3), group_size = 4 * (1 + integer(20));
-    const size_t groups = 1 + integer(5), n = 1 + integer(4), rows = tiles * ROWS;
-    const size_t group_bytes = ROWS * (sizeof(float) + group_size);
-    uint8_t *w = allocate(tiles * groups * group_bytes);
-    float *y = reals(n * rows);
-    sl_quantized q = quantized(n, groups, group_size);
-    for (size_t i = 0; i < tiles * groups * group_bytes; i++)
-        w[i] = (uint8_t)(integer(2) ? 255 : 1 + integer(255));
-    for (size_t g = 0; g < tiles * groups; g++)
-        for (size_t r = 0; r < ROWS; r++) {
-            const float scale = real();
-            memcpy(w + g * group_bytes + r * sizeof scale, &scale, sizeof scale);
+/* A quantized matrix of random bits: `bits` a weight, `bias` added to it. */
+typedef struct {
+    size_t tiles, groups, group_size, bits;
+    int bias;
+    size_t scale_bytes, tile_bytes;
+    uint8_t *data;
+} quantized_matrix;
+
+/* Extreme values come often, to find sums that overflow; q8 has no byte of zero. */
+static quantized_matrix random_matrix(size_t bits) {
+    quantized_matrix m = {.tiles = 1 + integer(3), .groups = 1 + integer(5), .bits = bits};
+    m.group_size = 32 / bits * (1 + integer(20));
+    m.bias = 1 << (bits - 1);
+    m.scale_bytes = (m.groups * ROWS * 2 + 63) / 64 * 64;
+    m.tile_bytes = m.scale_bytes + m.groups * m.group_size * ROWS * bits / 8;
+    m.data = allocate(m.tiles * m.tile_bytes);
+    for (size_t i = 0; i < m.tiles * m.tile_bytes; i++)
+        m.data[i] = (uint8_t)(integer(2) ? 255 : 1 + integer(255));
+    for (size_t t = 0; t < m.tiles; t++)
+        for (size_t s = 0; s < m.groups * ROWS; s++) {
+            const uint16_t scale = (uint16_t)(integer(2) << 15 | (0x3f80 - integer(0x300)));
+            memcpy(m.data + t * m.tile_bytes + 2 * s, &scale, sizeof scale);
         }
-    for (size_t g = 0; g < n * groups; g++) {
+    return m;
+}
+
+/* The documented place of a weight, from the layout's indices one by one. */
+static double weight_at(const quantized_matrix *m, size_t row, size_t column) {
+    const uint8_t *tile = m->data + row / ROWS * m->tile_bytes, *w = tile + m->scale_bytes;
+    const size_t r = row % ROWS, g = column / m->group_size, within = column % m->group_size;
+    uint16_t bf16;
+    memcpy(&bf16, tile + 2 * (g * ROWS + r), sizeof bf16);
+    const uint32_t bits = (uint32_t)bf16 << 16;
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    int value;
+    if (m->bits == 8) {
+        value = w[((g * (m->group_size / 4) + within / 4) * ROWS + r) * 4 + within % 4];
+    } else {
+        const uint8_t both =
+            w[((g * (m->group_size / 8) + within / 8) * ROWS + r) * 4 + within % 4];
+        value = within % 8 < 4 ? both % 16 : both / 16;
+    }
+    return (double)scale * (value - m->bias);
+}
+
+static double matmul_quantized(const sl_kernels *k, size_t bits) {
+    quantized_matrix m = random_matrix(bits);
+    const size_t n = 1 + integer(4), rows = m.tiles * ROWS, columns = m.groups * m.group_size;
+    const size_t y_stride = rows + integer(3) * 4;
+    float *y = reals(n * y_stride);
+    sl_quantized q = quantized(n, m.groups, m.group_size);
+    for (size_t g = 0; g < n * m.groups; g++) {
         q.sums[g] = 0;
-        for (size_t c = 0; c < group_size; c++) {
+        for (size_t c = 0; c < m.group_size; c++) {
             const int value = integer(2) ? -127 : (int)integer(255) - 127;
-            q.values[g * group_size + c] = (int8_t)value;
+            q.values[g * m.group_size + c] = (int8_t)value;
             q.sums[g] += value;
         }
     }
-    k->matmul_q8(y, rows, w, tiles, &q, n);
+    (bits == 8 ? k->matmul_q8 : k->matmul_q4)(y, y_stride, m.data, m.tiles, &q, n);
     double error = 0;
     for (size_t i = 0; i < n; i++)
         for (size_t r = 0; r < rows; r++) {
             double sum = 0;
-            for (size_t c = 0; c < groups * group_size; c++) {
-                const size_t g = c / group_size, within = c % group_size;
-                const uint8_t *group = w + (r / ROWS * groups + g) * group_bytes;
-                const size_t at = (within / 4 * ROWS + r % ROWS) * 4 + within % 4;
-                float scale;
-                memcpy(&scale, group + r % ROWS * sizeof scale, sizeof scale);
-                sum += (double)scale * (group[ROWS * sizeof scale + at] - 128) *
-                       (double)q.scales[i * groups + g] * q.values[i * groups * group_size + c];
-            }
-            error = larger(fabs(sum - (double)y[i * rows + r]), error);
+            for (size_t c = 0; c < columns; c++)
+                sum += weight_at(&m, r, c) * (double)q.scales[i * m.groups + c / m.group_size] *
+                       q.values[i * columns + c];
+            error = larger(fabs(sum - (double)y[i * y_stride + r]), error);
         }
-    free(w);
+    free(m.data);
     free(y);
     free_quantized(&q);
-    return error / (127.0 * 127.0 * (double)(groups * group_size));
+    return error / (127.0 * m.bias * (double)columns);
+}
+
+static double matmul_q8(const sl_kernels *k) {
+    return matmul_quantized(k, 8);
+}
+
+static double matmul_q4(const sl_kernels *k) {
+    return matmul_quantized(k, 4);
 }
 
 /* The error is half a step at most; a step is the group's largest magnitude over 127. */
@@ -238,13 +277,10 @@ static const struct {
     double (*error)(const sl_kernels *);
     double bound;
 } tests[] = {
-    {"matmul_f32", matmul_f32, 1e-6},
-    {"matmul_q8", matmul_q8, 1e-6},
-    {"quantize", quantize, 0.501 / 127},
-    {"rmsnorm", rmsnorm, 2e-6},
-    {"rotate", rotate, 1e-6},
-    {"attention", attention, 1e-5},
-    {"swiglu", swiglu, 1e-6},
+    {"matmul_f32", matmul_f32, 1e-6}, {"matmul_q8", matmul_q8, 1e-6},
+    {"matmul_q4", matmul_q4, 1e-6},   {"quantize", quantize, 0.501 / 127},
+    {"rmsnorm", rmsnorm, 2e-6},       {"rotate", rotate, 1e-6},
+    {"attention", attention, 1e-5},   {"swiglu", swiglu, 1e-6},
 };
 
 int main(int argc, char **argv) {

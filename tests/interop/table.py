@@ -33,7 +33,7 @@ from storyllamas.engine import Engine
 from storyllamas.errors import UserError
 from storyllamas.interop.convert import export_model, import_model
 from storyllamas.interop.source import Source, open_source
-from storyllamas.tiles import WeightType
+from storyllamas.weight_header import GROUP_SIZES, storage
 
 MODELS = 20
 PROMPT = "Once upon a time"
@@ -76,6 +76,7 @@ ROWS = [
     Row("C engine", CEngine, "q8", 1e-1),
     Row("llama.cpp", LlamaCpp, "gguf-q8_0", 1e-1),
     Row("llama2.c runq", Llama2cInt8, "llama2c-q8", 1e-1),
+    Row("C engine", CEngine, "q4", 1e-1),
     Row("llama.cpp", LlamaCpp, "gguf-q4_0", 1e-1),
 ]
 
@@ -83,9 +84,8 @@ ROWS = [
 def export(source: Source, name: str, folder: Path) -> tuple[Path, Path]:
     """Where a runtime finds the model, and the weight file with the weights as exported."""
     back = folder / f"{name}.slm"
-    if name in ("f32", "q8"):
-        weight_type = WeightType[name.upper()]
-        weights.write(back, source.config, source.vocabulary, source.tensor, weight_type)
+    if name in GROUP_SIZES:
+        weights.write(back, source.config, source.vocabulary, source.tensor, storage(name))
         return back, back
     foreign = folder / name
     files = export_model(source, name, foreign)

@@ -16,7 +16,9 @@ from storyllamas import params, weights
 from storyllamas.errors import UserError
 from storyllamas.interop.convert import FORMATS, export_model, import_model
 from storyllamas.interop.source import Source, open_source, parts
-from storyllamas.weights import WeightType, tensor_shapes
+from storyllamas.tiles import tensor_bytes
+from storyllamas.weight_header import F32
+from storyllamas.weights import tensor_shapes
 
 pytest.importorskip("gguf")
 pytest.importorskip("google.protobuf")
@@ -87,10 +89,8 @@ def test_one_tensor_at_a_time(tmp_path: Path, name: str) -> None:
     there_and_back(open_source(tmp_path / "before.slm"), name, tmp_path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    largest = max(
-        weights.tensor_bytes(s, WeightType.F32, 0) for s in tensor_shapes(config).values()
-    )
-    checksum = 5_000_000  # what `weights.Checksum` works on at once
+    largest = max(tensor_bytes(shape, F32.layers) for shape in tensor_shapes(config).values())
+    checksum = 5_000_000  # what `Checksum` works on at once
     assert peak < 6 * largest + checksum < (tmp_path / "before.slm").stat().st_size / 2
 
 

@@ -1,0 +1,107 @@
+"""Rounding matrices to 8 and 4 bits: groups of columns share a scale, which is a bfloat16.
+
+A weight becomes scale * integer. The scale is rounded to bfloat16 before the integers are chosen,
+so that they make up for it. Everything here is deterministic.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+Int8 = npt.NDArray[np.int8]
+
+Q4_LEVELS = (-8, -7.75, -7.5, -7.25, -7, -6.75, -6.5, -6.25, -6, -8.25, -8.5, -8.75, -9)
+"""What a group's largest weight becomes in the search for its scale, before it is rounded and
+clipped; of equally good ones the first wins."""
+
+_BLOCK = 1 << 16  # weights that the search looks at together, so that they stay in the cache
+
+
+def bfloat16_nearest(x: Float32) -> Float32:
+    """The nearest bfloat16 of finite numbers, of two the even one, as float32."""
+    bits = x.view(np.uint32)
+    return _cut(bits + np.uint32(0x7FFF) + (bits >> 16 & 1))
+
+
+def bfloat16_up(x: Float32) -> Float32:
+    """The smallest bfloat16 that is no smaller, of finite numbers that are not negative."""
+    return _cut(x.view(np.uint32) + np.uint32(0xFFFF))
+
+
+def _cut(bits: npt.NDArray[np.uint32]) -> Float32:
+    cut: Float32 = (bits & np.uint32(0xFFFF0000)).view(np.float32)
+    return cut
+
+
+def to_integers(grouped: Float32, scales: Float32, lowest: int, highest: int) -> Int8:
+    """The integers in lowest…highest that times their scale are nearest.
+
+    Args:
+        grouped: [..., groups, group_size] weights.
+        scales: [..., groups]; where it is zero, so are the integers.
+        lowest: the smallest integer.
+        highest: the largest integer.
+    """
+    divisor = np.where(scales == 0, np.float32(np.inf), scales)[..., None]
+    return np.clip(np.rint(grouped / divisor), lowest, highest).astype(np.int8)
+
+
+def quantize_q8(weight: Float32, group_size: int) -> tuple[Float32, Int8]:
+    """Round a matrix to 8 bits; no weight is clipped.
+
+    Args:
+        weight: [rows, columns], columns a multiple of group_size.
+        group_size: columns that share a scale.
+
+    Returns:
+        scales [rows, groups], at least max|weight| / 127 of the group, and integers in -127…127
+        [rows, groups, group_size].
+    """
+    grouped = weight.reshape(len(weight), -1, group_size)
+    scales = bfloat16_up(np.abs(grouped).max(axis=2) / np.float32(127))
+    return scales, to_integers(grouped, scales, -127, 127)
+
+
+def quantize_q4(weight: Float32, group_size: int) -> tuple[Float32, Int8]:
+    """Round a matrix to 4 bits with the scales that make each group's squared error small.
+
+    The search is that of llama.cpp's `make_qx_quants`: the group's largest weight becomes each of
+    `Q4_LEVELS` in turn, and of the integers that this gives those win whose best scale (least
+    squares) leaves the smallest error. A scale is negative where the largest weight is positive,
+    since -8 reaches further than 7. Measured on trained weights, a search over every scale of
+    either sign leaves 0.1 % less error, and plain rounding, the largest weight at -8, 8 % more.
+
+    Args:
+        weight: [rows, columns], columns a multiple of group_size.
+        group_size: columns that share a scale.
+
+    Returns:
+        scales [rows, groups] and integers in -8…7 [rows, groups, group_size].
+    """
+    groups = weight.reshape(-1, group_size)
+    each = max(1, _BLOCK // group_size)
+    scales = np.concatenate(
+        [_search_q4(groups[start : start + each]) for start in range(0, len(groups), each)]
+    )
+    grouped, scales = weight.reshape(len(weight), -1, group_size), scales.reshape(len(weight), -1)
+    return scales, to_integers(grouped, scales, -8, 7)
+
+
+def _search_q4(groups: Float32) -> Float32:
+    """The best scale of each group [groups, group_size], a bfloat16."""
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
+    unit = np.where(largest == 0, np.float32(1), largest)
+    # Relative to the largest weight, no square overflows or vanishes.
+    relative = groups / unit[:, None]
+    most, scales = np.full(len(groups), -1, np.float32), np.zeros(len(groups), np.float32)
+    for level in Q4_LEVELS:
+        integers = np.clip(np.rint(relative * np.float32(level)), -8, 7)
+        product = np.einsum("gc,gc->g", relative, integers)
+        square = np.einsum("gc,gc->g", integers, integers)
+        # The best scale is product / square, which takes product^2 / square off the error.
+        gain = product * product / np.maximum(square, 1)
+        np.copyto(scales, product / np.maximum(square, 1), where=gain > most)
+        np.maximum(most, gain, out=most)
+    return bfloat16_nearest(scales * largest)
