@@ -41,6 +41,7 @@ class Corpus:
 
     source: Annotated[str, Field(min_length=1)]
     edition: Literal["v1", "v2-gpt4"]
+    mirror: str
     stories: Count
     valid_stories: Count
     valid_share: Annotated[float, Field(gt=0, le=0.5)]

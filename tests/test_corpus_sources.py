@@ -13,7 +13,7 @@ from storyllamas.params import Clean, Corpus
 
 def corpus(source: Path | str, valid_share: float = 0.1, edition: str = "v1") -> Corpus:
     clean = Clean(False, 0, False, False)
-    return Corpus(str(source), edition, 50, 5, valid_share, clean)
+    return Corpus(str(source), edition, "", 50, 5, valid_share, clean)
 
 
 def put(folder: Path, name: str, *stories: str) -> Path:
@@ -91,7 +91,7 @@ def test_a_source_that_does_not_exist_is_named_with_what_would_do() -> None:
 
 def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "picture.png").touch()
-    with pytest.raises(UserError, match=r"no \.txt file"):
+    with pytest.raises(UserError, match="no file of stories"):
         sources.split(corpus(tmp_path), seed=1)
 
 

@@ -2,168 +2,87 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
-import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
 import yaml
+from hub import Fault, Hub, serving
+
+from storyllamas.corpus.tinystories import FILES, PUBLISHED, REVISION
+from storyllamas.corpus.transfer import Published
 
 ROOT = Path(__file__).resolve().parent.parent
-REVISION = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
-PREFIX = f"/datasets/roneneldan/TinyStories/resolve/{REVISION}/"
-# huggingface_hub writes 10 MiB at a time: a broken download leaves a trace only above that.
-LARGE = 24 << 20
-
-
-def stories(count: int, name: str) -> bytes:
-    return b"".join(
-        b"%s %d said\nhello.\n<|endoftext|>\n" % (name.encode(), i) for i in range(count)
-    )
-
-
-@dataclass
-class Hub:
-    """What the server has, how it misbehaves, and what it was asked."""
-
-    files: dict[str, bytes]
-    endpoint: str = ""
-    size_error: int = 0
-    digest_error: bool = False
-    status: int = 200
-    cut_at: int | None = None
-    stall: bool = False
-    cdn: bool = False
-    gets: list[tuple[str, str | None]] = field(default_factory=list)
+TRAIN, VALID = FILES["v1"]
+# The stage, with other published files and less patience.
+RUN = """
+import json, sys
+from storyllamas.corpus import tinystories
+from storyllamas.corpus.transfer import Patience, Published
+for name, values in json.loads(sys.argv[1]).items():
+    tinystories.PUBLISHED[name] = Published(*values)
+tinystories.PATIENCE = Patience(pauses=(0.01, 0.02), silence=5)
+from stages.download import main
+main()
+"""
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    hub = Hub(
-        {
-            "TinyStories-train.txt": stories(300, "Tom"),
-            "TinyStories-valid.txt": stories(20, "Sue"),
-            "TinyStoriesV2-GPT4-train.txt": stories(100, "Ben"),
-            "TinyStoriesV2-GPT4-valid.txt": stories(10, "Amy"),
-        }
-    )
-    released = threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_HEAD(self) -> None:
-            data = self._find(PREFIX)
-            if data is None:
-                return
-            if hub.cdn:
-                self.send_response(302)
-                location = hub.endpoint.replace("127.0.0.1", "localhost") + "/cdn/"
-                self.send_header("Location", location + self.path.removeprefix(PREFIX))
-                self.send_header("Content-Length", "0")
-            else:
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.send_header("Accept-Ranges", "bytes")
-            digest = hashlib.sha256(data + b"!" * hub.digest_error).hexdigest()
-            self.send_header("ETag", '"of-the-pointer"')
-            self.send_header("X-Linked-Etag", f'"{digest}"')
-            self.send_header("X-Linked-Size", str(len(data) + hub.size_error))
-            self.send_header("X-Repo-Commit", REVISION)
-            self.end_headers()
-
-        def do_GET(self) -> None:
-            data = self._find("/cdn/" if hub.cdn else PREFIX)
-            if data is None:
-                return
-            asked = self.headers.get("Range")
-            hub.gets.append((self.path.rsplit("/", 1)[1], asked))
-            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked else 0
-            self.send_response(206 if asked else 200)
-            if asked:
-                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-            self.send_header("Content-Length", str(len(data) - start))
-            self.end_headers()
-            if hub.cut_at is None:
-                self.wfile.write(data[start:])
-                return
-            self.wfile.write(data[start : hub.cut_at])
-            hub.cut_at = None
-            if hub.stall:
-                released.wait()
-            self.close_connection = True
-
-        def _find(self, prefix: str) -> bytes | None:
-            data = hub.files.get(self.path.removeprefix(prefix))
-            if hub.status == 200 and data is not None:
-                return data
-            self.send_response(404 if hub.status == 200 else hub.status)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return None
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield hub
-    released.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving() as hub:
+        yield hub
 
 
 class Stage:
-    """`python -m stages.download` in a folder of its own."""
+    """The stage in a folder of its own, for the files that `hub` publishes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, hub: Hub) -> None:
         self.folder = folder
+        self.hub = hub
+        self.published = hub.published()
+        self.environment: dict[str, str] = {}
         self.configure(source="tinystories")
 
     def configure(self, **corpus: object) -> None:
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
         params["corpus"] |= corpus
+        self.folder.mkdir(exist_ok=True)
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params))
 
-    def start(self, endpoint: str) -> subprocess.Popen[str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "STORY"))}
-        environment |= {
+    def start(self) -> subprocess.Popen[str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "STORY"))}
+        environment = {
             "PYTHONPATH": str(ROOT),
-            "HF_ENDPOINT": endpoint,
+            "HF_ENDPOINT": self.hub.endpoint,
             "HF_HOME": str(self.folder / "hf"),
             "NO_PROXY": "127.0.0.1,localhost",
         }
+        published = {name: astuple(values) for name, values in self.published.items()}
         return subprocess.Popen(
-            [sys.executable, "-m", "stages.download"],
+            [sys.executable, "-c", RUN, json.dumps(published)],
             cwd=self.folder,
-            env=environment,
+            env=kept | environment | self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def succeeds(self, endpoint: str) -> str:
-        process = self.start(endpoint)
-        output, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
+    def succeeds(self, *faults: Fault) -> str:
+        self.hub.faults[:] = faults
+        output = finished(self.start())
+        assert self.corpus() == (self.hub.files[TRAIN], self.hub.files[VALID])
         return output
 
-    def fails(self, endpoint: str) -> str:
+    def fails(self, *faults: Fault) -> str:
         """Run to an error of one sentence that leaves no corpus; return the sentence."""
-        process = self.start(endpoint)
+        self.hub.faults[:] = faults
+        process = self.start()
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 1, errors
         assert errors.startswith("error: ")
@@ -175,114 +94,176 @@ class Stage:
         folder = self.folder / "data/corpus"
         return (folder / "train.txt").read_bytes(), (folder / "valid.txt").read_bytes()
 
+    def kept(self, name: str) -> Path:
+        return self.folder / ".storyllamas/downloads" / REVISION / name
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    return output
+
+
+def wait_for_bytes(path: Path, count: int) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists() or path.stat().st_size < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
+def stage(tmp_path: Path, hub: Hub) -> Stage:
+    return Stage(tmp_path, hub)
 
 
-@pytest.mark.parametrize("cdn", [False, True])
-@pytest.mark.parametrize(
-    ("edition", "prefix"), [("v1", "TinyStories"), ("v2-gpt4", "TinyStoriesV2-GPT4")]
-)
-def test_downloads_both_files_once(
-    hub: Hub, stage: Stage, edition: str, prefix: str, cdn: bool
-) -> None:
-    hub.cdn = cdn
+@pytest.mark.parametrize("edition", ["v1", "v2-gpt4"])
+def test_downloads_both_files_once(hub: Hub, stage: Stage, edition: str) -> None:
+    hub.cdn = edition == "v1"
     stage.configure(source="tinystories", edition=edition)
-    stage.succeeds(hub.endpoint)
-    names = [f"{prefix}-train.txt", f"{prefix}-valid.txt"]
-    assert stage.corpus() == tuple(hub.files[name] for name in names)
-    assert hub.gets == [(name, None) for name in names]
-    stage.succeeds(hub.endpoint)
-    assert len(hub.gets) == 2
+    for _ in range(2):
+        finished(stage.start())
+        assert stage.corpus() == tuple(hub.files[name] for name in FILES[edition])
+        assert hub.gets == [(name, 0) for name in FILES[edition]]
 
 
-def test_killed_download_goes_on_where_it_stopped(hub: Hub, stage: Stage) -> None:
-    name = "TinyStories-train.txt"
-    hub.files[name] = stories(LARGE // 30, "Tom")
-    hub.cut_at, hub.stall = LARGE // 2, True
-    process = stage.start(hub.endpoint)
-    kept = 0
-    deadline = time.monotonic() + 30
-    while not kept and time.monotonic() < deadline:
-        time.sleep(0.02)
-        kept = sum(path.stat().st_size for path in stage.folder.rglob("*.partial"))
+@pytest.mark.parametrize("cut", [1, 54_321])
+def test_a_killed_download_goes_on_where_it_stopped(hub: Hub, stage: Stage, cut: int) -> None:
+    hub.cdn = True
+    hub.faults.append(Fault(cut_at=cut, then="stall"))
+    process = stage.start()
+    wait_for_bytes(stage.kept(f"{TRAIN}.partial"), cut)
     process.kill()
     process.communicate()
-    assert 0 < kept < len(hub.files[name])
-
-    stage.succeeds(hub.endpoint)
-    first, second, _ = hub.gets
-    assert first == (name, None)
-    assert second[0] == name
-    assert int(re.fullmatch(r"bytes=(\d+)-", second[1])[1]) >= kept
-    assert stage.corpus()[0] == hub.files[name]
+    stage.succeeds()
+    assert hub.gets == [(TRAIN, 0), (TRAIN, cut), (VALID, 0)]
 
 
-def test_broken_connection_is_taken_up_again(hub: Hub, stage: Stage) -> None:
-    hub.files["TinyStories-train.txt"] = stories(LARGE // 30, "Tom")
-    hub.cut_at = LARGE // 2
-    stage.succeeds(hub.endpoint)
-    assert stage.corpus()[0] == hub.files["TinyStories-train.txt"]
+def test_two_processes_do_not_load_one_file(hub: Hub, tmp_path: Path) -> None:
+    hub.faults.append(Fault(cut_at=1000, then="hold"))
+    pair = [Stage(tmp_path / name, hub) for name in "ab"]
+    for stage in pair:
+        stage.environment["STORYLLAMAS_STATE"] = str(tmp_path / "state")
+    first = pair[0].start()
+    wait_for_bytes(tmp_path / "state/downloads" / REVISION / f"{TRAIN}.partial", 1000)
+    second = pair[1].start()
+    assert second.stdout.readline().startswith("waiting for the process that loads")
+    hub.go.set()
+    finished(first)
+    finished(second)
+    assert sorted(hub.gets) == [(TRAIN, 0), (VALID, 0)]
+    assert pair[0].corpus() == pair[1].corpus() == (hub.files[TRAIN], hub.files[VALID])
 
 
-@pytest.mark.parametrize("size_error", [-1, 1])
-def test_wrong_size_is_refused(hub: Hub, stage: Stage, size_error: int) -> None:
-    hub.size_error = size_error
-    assert "size" in stage.fails(hub.endpoint)
-    hub.size_error = 0
-    stage.succeeds(hub.endpoint)
-    assert stage.corpus()[0] == hub.files["TinyStories-train.txt"]
+def test_a_busy_server_is_said_and_asked_again(stage: Stage) -> None:
+    output = stage.succeeds(Fault(status=503), Fault(cut_at=77), Fault(status=429))
+    lines = [line for line in output.splitlines() if "going on in" in line]
+    size = len(stage.hub.files[TRAIN])
+    assert lines[0].startswith(f"{TRAIN}: HTTP status 503 at byte 0 of {size:,}; going on in 0 s")
+    assert [line.split()[-4:] for line in lines] == [
+        ["(try", "1", "of", "2)"],
+        ["(try", "1", "of", "2)"],
+        ["(try", "2", "of", "2)"],
+    ]
 
 
-def test_wrong_content_is_refused_and_not_resumed(hub: Hub, stage: Stage) -> None:
-    hub.digest_error = True
-    assert "SHA-256" in stage.fails(hub.endpoint)
-    hub.digest_error = False
-    stage.succeeds(hub.endpoint)
+def test_a_server_that_stays_broken_is_named_with_its_status(stage: Stage) -> None:
+    sentence = stage.fails(*[Fault(status=503)] * 3)
+    assert f"{TRAIN} could not be downloaded from {stage.hub.endpoint} (HTTP status 503" in sentence
 
 
-def test_partial_file_of_something_else_is_refused(hub: Hub, stage: Stage) -> None:
-    partial = stage.folder / ".storyllamas/downloads" / REVISION / "TinyStories-train.txt.partial"
-    partial.parent.mkdir(parents=True)
-    partial.write_bytes(b"x" * 100)
-    assert "SHA-256" in stage.fails(hub.endpoint)
-    stage.succeeds(hub.endpoint)
-    assert stage.corpus()[0] == hub.files["TinyStories-train.txt"]
-
-
-def test_partial_file_that_is_too_long_is_begun_anew(hub: Hub, stage: Stage) -> None:
-    partial = stage.folder / ".storyllamas/downloads" / REVISION / "TinyStories-train.txt.partial"
-    partial.parent.mkdir(parents=True)
-    partial.write_bytes(b"x" * (len(hub.files["TinyStories-train.txt"]) + 1))
-    stage.succeeds(hub.endpoint)
-    assert stage.corpus()[0] == hub.files["TinyStories-train.txt"]
-
-
-def test_hubs_own_cache_is_looked_into_first(hub: Hub, stage: Stage) -> None:
-    cache = stage.folder / "hf/hub/datasets--roneneldan--TinyStories"
-    snapshot = cache / "snapshots" / REVISION
-    snapshot.mkdir(parents=True)
-    for name in ("TinyStories-train.txt", "TinyStories-valid.txt"):
-        (snapshot / name).write_bytes(hub.files[name])
-    stage.succeeds("http://127.0.0.1:9")
-    assert stage.corpus()[1] == hub.files["TinyStories-valid.txt"]
+def test_wrong_content_is_refused_and_kept_aside(hub: Hub, stage: Stage) -> None:
+    wrong = hub.files[TRAIN].replace(b"Tom", b"Tim")
+    sentence = stage.fails(Fault(body=wrong))
+    bad = stage.kept(f"{TRAIN}.bad")
+    for words in ("SHA-256", str(bad.relative_to(stage.folder)), "try again to begin anew"):
+        assert words in sentence
+    assert bad.read_bytes() == wrong
+    stage.succeeds()
 
 
 def test_missing_file_is_named_with_its_status(hub: Hub, stage: Stage) -> None:
-    del hub.files["TinyStories-valid.txt"]
-    sentence = stage.fails(hub.endpoint)
-    assert "TinyStories-valid.txt" in sentence
+    del hub.files[VALID]
+    sentence = stage.fails()
+    assert VALID in sentence
     assert "404" in sentence
 
 
-def test_broken_server_is_named_with_its_status(hub: Hub, stage: Stage) -> None:
-    hub.status = 503
-    assert "503" in stage.fails(hub.endpoint)
-
-
 def test_without_a_server_the_sentence_says_what_to_do(stage: Stage) -> None:
-    sentence = stage.fails("http://127.0.0.1:9")
-    for way_out in ("storybook", "HF_ENDPOINT", "folder", "http://127.0.0.1:9"):
+    stage.hub.endpoint = "http://127.0.0.1:9"
+    sentence = stage.fails()
+    for way_out in ("storybook", "HF_ENDPOINT", "corpus.mirror", "folder", stage.hub.endpoint):
         assert way_out in sentence
+
+
+def test_a_lack_of_room_is_said_before_anything_is_asked_for(hub: Hub, stage: Stage) -> None:
+    size = 1 << 60
+    stage.published[TRAIN] = Published(size, "0" * 64)
+    sentence = stage.fails()
+    # Room for the download and for the corpus made of it.
+    assert f"{2 * (size + len(hub.files[VALID])):,} are needed" in sentence
+    assert hub.gets == []
+
+
+def cache_file(stage: Stage, name: str, data: bytes) -> None:
+    path = stage.folder / "hf/hub/datasets--roneneldan--TinyStories/snapshots" / REVISION / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def test_the_hubs_own_cache_is_looked_into_first(hub: Hub, stage: Stage) -> None:
+    for name in (TRAIN, VALID):
+        cache_file(stage, name, hub.files[name])
+    stage.succeeds()
+    assert hub.gets == []
+
+
+def test_a_damaged_file_in_the_hubs_cache_is_not_taken(hub: Hub, stage: Stage) -> None:
+    cache_file(stage, TRAIN, hub.files[TRAIN][:-9])
+    cache_file(stage, VALID, hub.files[VALID])
+    assert "is not the published file" in stage.succeeds()
+    assert hub.gets == [(TRAIN, 0)]
+
+
+def test_a_mirror_behind_a_url(hub: Hub, stage: Stage) -> None:
+    url = f"http://me:secret@{hub.endpoint.removeprefix('http://')}/mirror/"
+    stage.configure(source="tinystories", mirror=url)
+    wrong = b"!" + hub.files[TRAIN][1:]
+    sentence = stage.fails(Fault(body=wrong))
+    assert "SHA-256" in sentence
+    assert f"from {hub.endpoint}/mirror/" in sentence
+    assert "secret" not in sentence
+    stage.environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    stage.succeeds(Fault(cut_at=100))
+    assert hub.gets == [(TRAIN, 0), (TRAIN, 0), (TRAIN, 100), (VALID, 0)]
+
+
+def test_a_mirror_in_a_folder(hub: Hub, stage: Stage, tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    stage.configure(source="tinystories", mirror=str(mirror))
+    (mirror / TRAIN).write_bytes(hub.files[TRAIN])
+    sentence = stage.fails()
+    assert f"{mirror / VALID} is refused (No such file or directory)" in sentence
+    (mirror / VALID).write_bytes(hub.files[VALID][::-1])
+    assert "SHA-256" in stage.fails()
+    (mirror / VALID).write_bytes(hub.files[VALID])
+    stage.succeeds()
+    assert hub.gets == []
+
+
+def test_a_proxy_is_asked(hub: Hub, stage: Stage) -> None:
+    stage.environment = {
+        "HTTP_PROXY": hub.endpoint,
+        "http_proxy": hub.endpoint,
+        "HF_ENDPOINT": "http://hub.invalid",
+        "NO_PROXY": "",
+        "no_proxy": "",
+    }
+    stage.succeeds()
+    assert hub.hosts == ["hub.invalid"] * 2
+
+
+def test_what_is_published_is_pinned() -> None:
+    assert set(PUBLISHED) == {name for names in FILES.values() for name in names}
+    assert len({values.sha256 for values in PUBLISHED.values()}) == 4
+    assert all(int(values.sha256, 16) and len(values.sha256) == 64 for values in PUBLISHED.values())

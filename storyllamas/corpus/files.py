@@ -69,7 +69,17 @@ def read(
     """
     counts = Counts() if counts is None else counts
     before = counts.stories
-    for raw in _pieces(Path(path), span):
+    start, end = span or (0, None)
+    with open_binary(Path(path)) as file:
+        file.seek(start)
+        yield from stories(pieces(Path(path), file, end), counts)
+    if span is None and counts.stories == before:
+        raise empty(path)
+
+
+def stories(pieces: Iterable[bytes], counts: Counts) -> Iterator[str]:
+    """Clean the raw bytes of stories, count them, and yield those that are not empty."""
+    for raw in pieces:
         story = _clean(raw, counts)
         if story:
             counts.stories += 1
@@ -77,8 +87,6 @@ def read(
             yield story
         else:
             counts.empty += 1
-    if span is None and counts.stories == before:
-        raise empty(path)
 
 
 def empty(path: str | os.PathLike[str]) -> UserError:
@@ -100,7 +108,7 @@ def spans(path: str | os.PathLike[str], size: int) -> Iterator[Span]:
 
     Reading the spans one after the other gives the same stories as reading the file.
     """
-    with _open(Path(path)) as file:
+    with open_binary(Path(path)) as file:
         total = file.seek(0, os.SEEK_END)
         start = 0
         while start < total:
@@ -114,7 +122,7 @@ def sample(path: str | os.PathLike[str], size: int) -> Iterator[str]:
 
     The choice depends on the file and the size only.
     """
-    with _open(Path(path)) as file:
+    with open_binary(Path(path)) as file:
         total = os.fstat(file.fileno()).st_size
     seen = taken = 0
     for story in read(path):
@@ -125,31 +133,35 @@ def sample(path: str | os.PathLike[str], size: int) -> Iterator[str]:
             yield story
 
 
-def _pieces(path: Path, span: Span | None) -> Iterator[bytes]:
-    """The raw bytes between separators; what follows the last only if it is not blank."""
-    with _open(path) as file:
-        start, end = span or (0, os.fstat(file.fileno()).st_size)
-        file.seek(start)
-        tail = b""
-        while start < end:
-            chunk = file.read(min(_CHUNK_BYTES, end - start))
-            if not chunk:
-                break
-            if start == 0:
-                _check_is_text(path, chunk)
-            start += len(chunk)
-            *whole, tail = (tail + chunk).split(SEPARATOR)
-            yield from whole
-            if len(tail) > MAX_STORY_BYTES:
-                raise UserError(
-                    f"{path} has a story above {MAX_STORY_BYTES >> 20} MiB: "
-                    f"separate its stories by {SEPARATOR.decode()}"
-                )
+def pieces(path: Path, file: BinaryIO, end: int | None = None) -> Iterator[bytes]:
+    """Yield the raw bytes between separators; what follows the last only if it is not blank.
+
+    Args:
+        path: what errors name.
+        file: is read from where it stands.
+        end: where reading stops; at the end of the file if None.
+    """
+    position, tail = file.tell(), b""
+    while end is None or position < end:
+        chunk = file.read(_CHUNK_BYTES if end is None else min(_CHUNK_BYTES, end - position))
+        if not chunk:
+            break
+        if position == 0:
+            _check_is_text(path, chunk)
+        position += len(chunk)
+        *whole, tail = (tail + chunk).split(SEPARATOR)
+        yield from whole
+        if len(tail) > MAX_STORY_BYTES:
+            raise UserError(
+                f"{path} has a story above {MAX_STORY_BYTES >> 20} MiB: "
+                f"separate its stories by {SEPARATOR.decode()}"
+            )
     if tail.strip():
         yield tail
 
 
-def _open(path: Path) -> BinaryIO:
+def open_binary(path: Path) -> BinaryIO:
+    """Open a file of stories; one that cannot be read is a `UserError`."""
     try:
         return path.open("rb")
     except FileNotFoundError:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from storyllamas import state
-from storyllamas.corpus import files, storybook, tinystories
+from storyllamas.corpus import formats, storybook, tinystories
 from storyllamas.corpus.files import Counts
 from storyllamas.errors import UserError
 from storyllamas.params import Corpus
@@ -26,11 +27,12 @@ class Split(NamedTuple):
 def split(corpus: Corpus, seed: int) -> Split:
     """Open the corpus that `corpus.source` names.
 
-    A folder is searched for a training and a validation file, those of `corpus.edition` or
-    train.txt and valid.txt. Where it has no such pair, all its .txt files are taken, in the order
-    of their names, and `corpus.valid_share` of the stories are held out, chosen by a hash of the
-    story and the seed, so that equal stories are on the same side. A single file is held out of in
-    the same way.
+    A folder is searched for training and validation files: those of `corpus.edition`, or
+    train.txt and valid.txt in any form of `formats` and in any number of parts, also one folder
+    below, in `data`. Where it has no such pair, all its files of stories are taken, in the order of
+    their names, and `corpus.valid_share` of the stories are held out, chosen by a hash of the story
+    and the seed, so that equal stories are on the same side. A single file is held out of in the
+    same way.
 
     Raises:
         UserError: the source does not exist, cannot be downloaded, or has too few stories; some of
@@ -39,11 +41,13 @@ def split(corpus: Corpus, seed: int) -> Split:
     if corpus.source == "storybook":
         return Split(*storybook.split(corpus.stories, corpus.valid_stories, seed), Counts())
     if corpus.source == "tinystories":
-        return _pair(*tinystories.download(corpus.edition, state.root() / "downloads"))
+        folder = state.root() / "downloads"
+        train, valid = tinystories.download(corpus.edition, folder, corpus.mirror)
+        return _pair([train], [valid])
     source = Path(corpus.source)
     if source.is_dir():
         pair = _find_pair(source, corpus.edition)
-        return _pair(*pair) if pair else _hold_out(_text_files(source), corpus, seed)
+        return _pair(*pair) if pair else _hold_out(_story_files(source), corpus, seed)
     if source.exists():
         return _hold_out([source], corpus, seed)
     raise UserError(
@@ -59,31 +63,55 @@ def parts(path: Path, edition: str = "v1") -> dict[str, Iterator[str]]:
         UserError: there are no stories; some of it only while reading.
     """
     if not path.is_dir():
-        return {path.name: files.read(path)}
+        return {path.name: _read([path], Counts())}
     pair = _find_pair(path, edition)
     if not pair:
-        return {path.name: chain.from_iterable(map(files.read, _text_files(path)))}
+        return {path.name: _read(_story_files(path), Counts())}
     split = _pair(*pair)
     return {"train": split.train, "valid": split.valid}
 
 
-def _pair(train: Path, valid: Path) -> Split:
+def _pair(train: list[Path], valid: list[Path]) -> Split:
     counts = Counts()
-    return Split(files.read(train, counts), files.read(valid, counts), counts)
+    return Split(_read(train, counts), _read(valid, counts), counts)
 
 
-def _find_pair(folder: Path, edition: str) -> tuple[Path, Path] | None:
-    for train, valid in (tinystories.FILES[edition], ("train.txt", "valid.txt")):
-        if (folder / train).is_file() and (folder / valid).is_file():
-            return folder / train, folder / valid
+def _read(paths: list[Path], counts: Counts) -> Iterator[str]:
+    return chain.from_iterable(formats.read(path, counts) for path in paths)
+
+
+def _find_pair(folder: Path, edition: str) -> tuple[list[Path], list[Path]] | None:
+    names = [name.removesuffix(".txt") for name in tinystories.FILES[edition]]
+    for place in (folder, folder / "data"):
+        for train_name, valid_name in (names, ("train", "valid(?:ation)?")):
+            train, valid = _parts(place, train_name), _parts(place, valid_name)
+            if train and valid:
+                return train, valid
     return None
 
 
-def _text_files(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.glob("*.txt") if path.is_file())
+def _parts(folder: Path, name: str) -> list[Path]:
+    """The files of that name, whole or, as Hugging Face numbers them, in parts; one form only."""
+    for suffix in formats.SUFFIXES:
+        for pattern in (name, rf"{name}-\d+-of-\d+(?:-[0-9a-f]+)?"):
+            pattern = pattern + re.escape(suffix)
+            if paths := [path for path in _files(folder) if re.fullmatch(pattern, path.name)]:
+                return paths
+    return []
+
+
+def _story_files(folder: Path) -> list[Path]:
+    paths = [path for path in _files(folder) if path.name.lower().endswith(formats.SUFFIXES)]
     if not paths:
-        raise UserError(f"corpus.source is {folder}, which has no .txt file: put stories in one")
+        raise UserError(
+            f"corpus.source is {folder}, which has no file of stories: put one there whose name "
+            f"ends in {', '.join(formats.SUFFIXES)}"
+        )
     return paths
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.is_file())
 
 
 def _hold_out(paths: list[Path], corpus: Corpus, seed: int) -> Split:
@@ -95,9 +123,8 @@ def _hold_out(paths: list[Path], corpus: Corpus, seed: int) -> Split:
         return int.from_bytes(digest, "little") < threshold
 
     def stories(part: str, keep: Callable[[str], bool], counts: Counts) -> Iterator[str]:
-        kept = filter(keep, chain.from_iterable(files.read(path, counts) for path in paths))
         return _some(
-            kept,
+            filter(keep, _read(paths, counts)),
             f"corpus.valid_share is {corpus.valid_share}, which leaves no {part} story of "
             f"{corpus.source}: give more stories or another share",
         )

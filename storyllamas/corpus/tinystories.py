@@ -1,20 +1,20 @@
 """TinyStories (Eldan and Li, 2023, https://arxiv.org/abs/2305.07759), from Hugging Face.
 
-`HF_ENDPOINT` names a mirror; the hub's cache on this machine is looked into first. A download that
-was broken off goes on where it stopped.
+`HF_ENDPOINT` names a mirror that is laid out as the hub; `corpus.mirror` a folder, here or behind
+a URL, that has the files themselves. The hub's cache on this machine is looked into first. From
+wherever a file comes, it must be the published one, byte for byte.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
-import httpx2
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.file_download import HfFileMetadata, http_get
-from huggingface_hub.utils.sha import sha_fileobj
+from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
 
+from storyllamas.corpus import transfer
+from storyllamas.corpus.transfer import Patience, Published, TransferError
 from storyllamas.errors import UserError
 
 REPOSITORY = "roneneldan/TinyStories"
@@ -23,77 +23,105 @@ FILES = {
     "v1": ("TinyStories-train.txt", "TinyStories-valid.txt"),
     "v2-gpt4": ("TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"),
 }
+PUBLISHED = {
+    "TinyStories-train.txt": Published(
+        1_924_281_556, "c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f"
+    ),
+    "TinyStories-valid.txt": Published(
+        19_447_282, "94e431816c4cce81ff71e4408ff8d3bda9a42e8d2663986697c3954288cb38b4"
+    ),
+    "TinyStoriesV2-GPT4-train.txt": Published(
+        2_227_753_162, "6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443"
+    ),
+    "TinyStoriesV2-GPT4-valid.txt": Published(
+        22_502_601, "6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d"
+    ),
+}
+PATIENCE = Patience()
 
 
-def download(edition: str, folder: Path) -> tuple[Path, Path]:
+def download(edition: str, folder: Path, mirror: str = "") -> tuple[Path, Path]:
     """Bring the training and the validation file of an edition onto this machine.
 
     Args:
         edition: a key of `FILES`.
         folder: where the files, whole or begun, are kept.
+        mirror: the URL of a folder or the path of one that has the files; empty: the hub.
 
     Raises:
-        UserError: a file cannot be had, or is not what the hub says it is.
+        UserError: a file cannot be had, or is not the published one, or would not fit the disk.
     """
-    train, valid = FILES[edition]
-    return _fetch(train, folder / REVISION), _fetch(valid, folder / REVISION)
+    names = FILES[edition]
+    folder = folder / REVISION
+    found = {name: _find(name, folder, mirror) for name in names}
+    _require_space(folder, found)
+    train, valid = (found[name] or _fetch(name, folder, mirror) for name in names)
+    return train, valid
 
 
-def _fetch(name: str, folder: Path) -> Path:
+def _find(name: str, folder: Path, mirror: str) -> Path | None:
+    """The file, if it is on this machine already."""
+    if (folder / name).exists():
+        return folder / name
+    if mirror and not _is_url(mirror):
+        return _checked(Path(mirror) / name)
     cached = try_to_load_from_cache(REPOSITORY, name, revision=REVISION, repo_type="dataset")
-    if isinstance(cached, str):
-        return Path(cached)
-    target = folder / name
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{name}.partial"
-        try:
-            _resume(name, partial)
-        except (httpx2.HTTPError, OSError) as error:
-            raise _explained(name, error) from None
-        partial.replace(target)
-    return target
+    if not isinstance(cached, str):
+        return None
+    if reason := transfer.difference(Path(cached), PUBLISHED[name]):
+        print(f"{cached} is not the published file ({reason}) and is left alone", flush=True)
+        return None
+    return Path(cached)
 
 
-def _resume(name: str, partial: Path) -> None:
-    """Download what `partial` lacks of a file, and check its size and, if known, its SHA-256.
-
-    `hf_hub_download` begins anew in a new process; its own `http_get` goes on.
-    """
-    url = hf_hub_url(REPOSITORY, name, repo_type="dataset", revision=REVISION)
-    metadata = get_hf_file_metadata(url, token=False)
-    with partial.open("ab") as file:
-        if metadata.size is not None and file.tell() > metadata.size:
-            file.truncate(0)
-            file.seek(0)
-        http_get(
-            metadata.location,
-            file,
-            resume_size=file.tell(),
-            expected_size=metadata.size,
-            displayed_filename=name,
+def _checked(path: Path) -> Path:
+    try:
+        reason = transfer.difference(path, PUBLISHED[path.name])
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise UserError(
+            f"{path} is refused ({reason}): let corpus.mirror be a URL or a folder that has "
+            f"{path.name} as published, or leave it empty"
         )
-    _check_digest(partial, metadata)
+    return path
 
 
-def _check_digest(partial: Path, metadata: HfFileMetadata) -> None:
-    """The ETag of a large file is its SHA-256."""
-    if not re.fullmatch("[0-9a-f]{64}", metadata.etag or ""):
-        return
-    with partial.open("rb") as file:
-        digest = sha_fileobj(file).hex()
-    if digest != metadata.etag:
-        partial.unlink()
-        raise OSError(f"its SHA-256 is {digest}, not {metadata.etag}")
+def _fetch(name: str, folder: Path, mirror: str) -> Path:
+    hub = hf_hub_url(REPOSITORY, name, repo_type="dataset", revision=REVISION)
+    url = f"{mirror.rstrip('/')}/{name}" if mirror else hub
+    try:
+        transfer.fetch(url, folder / name, PUBLISHED[name], PATIENCE)
+    except TransferError as error:
+        raise _explained(name, mirror, error) from None
+    return folder / name
 
 
-def _explained(name: str, error: Exception) -> UserError:
-    if isinstance(error, HfHubHTTPError):
-        reason = f"HTTP status {error.response.status_code}"
-    else:
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+def _explained(name: str, mirror: str, error: TransferError) -> UserError:
+    place = re.sub("//[^/@]*@", "//", mirror) or constants.ENDPOINT
+    again = "go on where it stopped" if error.resumable else "begin anew"
     return UserError(
-        f"{name} could not be downloaded from {constants.ENDPOINT} ({reason}): try again to go on "
-        "where it stopped, set HF_ENDPOINT to a mirror, or set corpus.source to storybook or to a "
+        f"{name} could not be downloaded from {place} ({error}): try again to {again}, set "
+        "corpus.mirror or HF_ENDPOINT to another place, or set corpus.source to storybook or to a "
         f"folder that holds {name}"
     )
+
+
+def _require_space(folder: Path, found: dict[str, Path | None]) -> None:
+    """Refuse to begin what cannot end: the download and the corpus, where that is on one disk."""
+    missing = [name for name, path in found.items() if path is None]
+    needed = sum(transfer.remaining(folder / name, PUBLISHED[name]) for name in missing)
+    existing = transfer.existing(folder)
+    if existing.stat().st_dev == Path().stat().st_dev:
+        needed += sum(PUBLISHED[name].size for name in found)
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"the disk of {existing} has room for {free:,} bytes, and {needed:,} are needed for "
+            "what is yet to be downloaded and the corpus made of it: make room, or run where "
+            "there is some"
+        )
+
+
+def _is_url(mirror: str) -> bool:
+    return "://" in mirror
