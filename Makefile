@@ -28,12 +28,12 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P TOKENS
 
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story engine run-c plots corpus test interop lint format clean
+.PHONY: help setup story engine run-c plots corpus vocab-table test interop lint format clean
 
 help: ## print this
 	@echo "StoryLlamas: train a small Llama on your machine and have it tell stories in C."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make run-c PROMPT=\"One day\" SEED=7 TEMPERATURE=0.8 TOP_P=0.9 TOKENS=256 MODEL=FILE"
 
@@ -55,6 +55,9 @@ plots: setup ## draw the loss of every size trained so far: metrics/losses.png
 
 corpus: setup ## print and draw what is in the corpus in use: metrics/corpus.png
 	$(BIN)/storyllamas corpus --picture metrics/corpus.png
+
+vocab-table: setup ## compare sizes of the vocabulary on the corpus in use: metrics/vocabulary.*
+	$(BIN)/python -m storyllamas.survey.vocabularies
 
 test: $(VENV)/installed-dev ## install what tests need and run them all
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile

@@ -183,7 +183,7 @@ class Params:
     model: str
     recipe_name: str
     seed: int
-    size: Size
+    sizes: dict[str, Size]
     recipe: Recipe
     corpus: Corpus
     tokenizer: Tokenizer
@@ -193,9 +193,18 @@ class Params:
     evaluation: Evaluation
     generation: Generation
 
+    @property
+    def size(self) -> Size:
+        """The chosen size."""
+        return self.sizes[self.model]
+
     def model_config(self) -> ModelConfig:
         """The chosen size as a model's full shape."""
-        size = self.size
+        return self.model_config_of(self.model)
+
+    def model_config_of(self, name: str) -> ModelConfig:
+        """A size, a key of `sizes`, as a model's full shape."""
+        size = self.sizes[name]
         return ModelConfig(
             dim=size.dim,
             layers=size.layers,
@@ -255,7 +264,7 @@ def parse(raw: object) -> Params:
         model=file.model,
         recipe_name=file.recipe,
         seed=file.seed,
-        size=file.sizes[file.model],
+        sizes=file.sizes,
         recipe=recipes[file.recipe, file.model],
         corpus=file.corpus,
         tokenizer=file.tokenizer,

@@ -22,6 +22,18 @@ from storyllamas.errors import UserError
 from storyllamas.weights import PieceType, Vocabulary
 
 
+class ImpossibleVocabularyError(UserError):
+    """A text has too few different words for a vocabulary, or too many characters.
+
+    Attributes:
+        nearest: the size nearest to the one asked for that the text allows.
+    """
+
+    def __init__(self, message: str, nearest: int) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+
+
 class Tokenizer:
     """A trained tokenizer.
 
@@ -96,9 +108,9 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def train(stories: Iterable[str], vocab_size: int) -> bytes:
-    """Learn a tokenizer; the same stories give the same bytes.
+    """Learn a tokenizer; the same stories give the same bytes, on any machine.
 
-    The text is held in memory.
+    The text is held in memory: for stories, about four times its size.
 
     Args:
         stories: the text to learn from.
@@ -108,8 +120,8 @@ def train(stories: Iterable[str], vocab_size: int) -> bytes:
         The SentencePiece model file.
 
     Raises:
-        UserError: the text has too few different words for so many pieces, or too many different
-            characters for so few.
+        ImpossibleVocabularyError: the text has too few different words for so many pieces, or too
+            many different characters for so few.
     """
     lines = (line for story in stories for line in story.split("\n") if line)
     model = io.BytesIO()
@@ -126,7 +138,8 @@ def train(stories: Iterable[str], vocab_size: int) -> bytes:
             split_digits=True,
             allow_whitespace_only_pieces=True,
             max_sentence_length=2**30,  # a longer line would be left out without a word
-            num_threads=1,  # the number is written into the model, which should not depend on it
+            # What is learned does not depend on it, but it is written into the model.
+            num_threads=1,
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -147,13 +160,15 @@ def _explained(error: RuntimeError, vocab_size: int) -> Exception:
     """SentencePiece's two complaints about the vocabulary's size as sentences for the user."""
     name = f"tokenizer.vocab_size is {vocab_size}"
     if found := re.search(r"set it to a value <= (\d+)", str(error)):
-        return UserError(
+        return ImpossibleVocabularyError(
             f"{name} and the corpus can fill only {found[1]}: "
-            f"use at most {found[1]}, or more training stories"
+            f"use at most {found[1]}, or more training stories",
+            int(found[1]),
         )
     if found := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
-        return UserError(
+        return ImpossibleVocabularyError(
             f"{name} and the bytes and different characters of the corpus alone are {found[1]}: "
-            f"use at least {found[1]}"
+            f"use at least {found[1]}",
+            int(found[1]),
         )
     return error

@@ -118,6 +118,7 @@ def test_sample_is_spread_evenly_and_as_long_as_asked(path: Path, size: int) -> 
     numbers = [int(story.split()[1]) for story in sample]
     quarters = [sum(i // 250 == quarter for i in numbers) for quarter in range(4)]
     assert max(quarters) - min(quarters) <= 1 + len(sample) // 20
+    assert list(files.sample(path, size)) == sample
 
 
 def test_memory_does_not_grow_with_the_file(path: Path) -> None:

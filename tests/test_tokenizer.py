@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,6 +137,24 @@ def test_training_is_deterministic_and_silent(
 ) -> None:
     assert tokenizer.train(STORIES, 400) == model
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("threads", [2, 8])
+def test_threads_change_nothing_that_is_learned(
+    model: bytes, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = sentencepiece.SentencePieceTrainer.train
+
+    def with_threads(**how: object) -> None:
+        train(**how | {"num_threads": threads})
+
+    monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", with_threads)
+    other = tokenizer.train(STORIES, 400)
+    assert other != model  # the number stands in it
+    expected, found = (Tokenizer(each).vocabulary() for each in (model, other))
+    assert found.pieces == expected.pieces
+    assert found.scores.tolist() == expected.scores.tolist()
+    assert found.types.tolist() == expected.types.tolist()
 
 
 def test_a_long_line_is_learned_from_like_any_other() -> None:

@@ -120,7 +120,9 @@ def spans(path: str | os.PathLike[str], size: int) -> Iterator[Span]:
 def sample(path: str | os.PathLike[str], size: int) -> Iterator[str]:
     """Yield stories spread evenly over a file, about `size` bytes of text in all (0: every story).
 
-    The choice depends on the file and the size only.
+    Read in order, a story is taken where what was taken before is less than its share of what was
+    read, this story included: the first one, and then one whenever the share of `size` in the file
+    asks for more. The choice depends on the file and the size only.
     """
     with open_binary(Path(path)) as file:
         total = os.fstat(file.fileno()).st_size
