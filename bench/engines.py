@@ -1,0 +1,204 @@
+"""The engines that are compared, and how each is started."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from bench import build
+from storyllamas.errors import UserError
+from storyllamas.tiles import WeightType
+
+OURS = "StoryLlamas"
+AUTO = 0
+"""As many threads as the engine chooses."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One program on one type of weights.
+
+    Attributes:
+        name: of the program.
+        weights: f32, q8 or as the program calls its type.
+        format: what it reads, see `models.prepare`.
+        bits: 32, 8 or 4 a weight; engines with the same are compared.
+        threads: the counts that it is measured with.
+        command: of its worker, from the model's path in the folder of exports and a thread count.
+        missing: why it cannot be measured; empty if it can.
+        needs: further formats that its own is made of.
+        can_batch: whether it tells many stories at once.
+    """
+
+    name: str
+    weights: str
+    format: str
+    bits: int
+    threads: tuple[int, ...]
+    command: Callable[[Path, int], list[str]]
+    missing: str = ""
+    needs: frozenset[str] = field(default=frozenset())
+    can_batch: bool = True
+
+    def does(self, task: str, threads: int) -> bool:
+        """Whether it is asked for a task; for many stories at once with all its threads only."""
+        return task != "batch" or (self.can_batch and threads in (AUTO, max(self.threads)))
+
+    @property
+    def label(self) -> str:
+        """Program and weights."""
+        return f"{self.name} {self.weights}"
+
+
+class Worker:
+    """A running engine, see worker.h.
+
+    Pause it while it has nothing to do: threads that wait for work may take time from others.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            command, cwd=build.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def resume(self) -> None:
+        """Let it run."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def pause(self) -> None:
+        """Stop it."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def ask(self, request: str) -> dict[str, Any]:
+        """The answer to a request.
+
+        Raises:
+            UserError: the program has ended.
+        """
+        pipe, answers = self._process.stdin, self._process.stdout
+        assert pipe
+        assert answers
+        try:
+            pipe.write(request + "\n")
+            pipe.flush()
+            line = answers.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise UserError(f"{self._process.args} ended at the request {request!r}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def available() -> list[Engine]:
+    """Every engine, those that are missing too."""
+    return [*_ours(), *_llama2c(), *_llama_cpp(), *_ctranslate2(), *_transformers()]
+
+
+def thread_counts() -> tuple[int, ...]:
+    """One and two, where there are two cores."""
+    return (1, 2)[: os.cpu_count() or 1]
+
+
+def _ours() -> list[Engine]:
+    program = build.engine_worker()
+    bits = {"F32": 32, "Q8": 8, "Q4": 4}
+    return [
+        Engine(
+            *(OURS, name.lower(), name.lower(), bits[name], thread_counts()),
+            lambda path, threads: [str(program), str(path.with_suffix(".slm")), str(threads)],
+        )
+        for name in WeightType.__members__
+    ]
+
+
+def _llama2c() -> list[Engine]:
+    checkout = os.environ.get("LLAMA2C", "")
+    missing = "" if checkout else "give its checkout: make bench LLAMA2C=FOLDER"
+    folder = Path(checkout)
+    if checkout and not (folder / "run.c").exists():
+        raise UserError(f"LLAMA2C is {checkout}, which has no run.c: it must be its checkout")
+
+    def engine(weights: str, source: str, format: str, bits: int) -> Engine:
+        programs = {
+            threads: build.llama2c_worker(folder, source, threads > 1)
+            for threads in (thread_counts() if checkout else ())
+        }
+        return Engine(
+            *("llama2.c", weights, format, bits, thread_counts()),
+            lambda path, threads: [str(programs[threads]), str(path / "model.bin"), str(threads)],
+            missing,
+        )
+
+    return [engine("f32", "run.c", "llama2c", 32), engine("int8", "runq.c", "llama2c-q8", 8)]
+
+
+def _llama_cpp() -> list[Engine]:
+    missing = _missing_package("llama_cpp", "llama-cpp-python") or _missing_package("gguf", "gguf")
+    program = Path() if missing else build.llama_cpp_worker()
+    types = [("f32", "gguf", 32), ("q8_0", "gguf-q8_0", 8), ("q4_0", "gguf-q4_0", 4)]
+    return [
+        Engine(
+            *("llama.cpp", weights, format, bits, thread_counts()),
+            lambda path, threads: [str(program), str(path / "model.gguf"), str(threads)],
+            missing,
+        )
+        for weights, format, bits in types
+    ]
+
+
+def _ctranslate2() -> list[Engine]:
+    missing = _missing_package("ctranslate2", "ctranslate2") or _missing_package(
+        "transformers", "transformers"
+    )
+
+    def engine(weights: str, type: str, bits: int, *words: str) -> Engine:
+        return Engine(
+            *("CTranslate2", weights, f"ct2-{type}", bits, thread_counts()),
+            lambda path, threads: _module("ctranslate2", path, threads, *words),
+            missing,
+            frozenset({"hf"}),
+        )
+
+    greedy = engine("int8, greedy", "int8", 8, "greedy")
+    return [engine("f32", "float32", 32), engine("int8", "int8", 8), greedy]
+
+
+def _transformers() -> list[Engine]:
+    return [
+        Engine(
+            *("transformers", "f32", "hf", 32, thread_counts()),
+            lambda path, threads: _module("transformers", path, threads),
+            _missing_package("transformers", "transformers"),
+            can_batch=False,
+        )
+    ]
+
+
+def _module(name: str, path: Path, threads: int, *words: str) -> list[str]:
+    return [sys.executable, "-m", f"bench.peers.{name}", str(path), str(threads), *words]
+
+
+def _missing_package(module: str, distribution: str) -> str:
+    return "" if importlib.util.find_spec(module) else f"{distribution} is not installed"

@@ -1,0 +1,122 @@
+"""The same weights for every engine."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from string import ascii_letters, digits
+
+import numpy as np
+import torch
+import yaml
+
+from bench.build import BUILD, ROOT
+from storyllamas import params, weights
+from storyllamas.config import ModelConfig
+from storyllamas.interop.convert import export_model
+from storyllamas.interop.source import Source, open_source
+from storyllamas.model import Llama
+from storyllamas.tiles import WeightType
+from storyllamas.weights import PieceType, Vocabulary
+
+SEED = 1
+SPREAD = 3.66
+"""Standard deviation of random logits. Among 4,096 normal ones the next token is then as uncertain
+as to a model that was trained on TinyStories: ln 4096 - SPREAD² / 2 = 1.6 nats."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model whose files are ready.
+
+    Attributes:
+        size: its name in params.yaml.
+        config: its shape.
+        about: what its weights are.
+        folder: where its files are, FORMAT.slm or FORMAT/… for each format.
+    """
+
+    size: str
+    config: ModelConfig
+    about: str
+    folder: Path
+
+    def weight_bytes(self, weight_type: str) -> int:
+        """Bytes of all tensors in the weight file of a type.
+
+        A token reads them all, where the classifier is the embedding.
+        """
+        with (self.folder / f"{weight_type}.slm").open("rb") as file:
+            fields = weights.HEADER.unpack(file.read(weights.HEADER.size))
+        return weights.Header(*fields).tensors_bytes
+
+
+def prepare(size: str, formats: set[str]) -> Model:
+    """Export a size in every format wanted, trained where it has been.
+
+    Args:
+        size: a key of `sizes` in params.yaml.
+        formats: types of weight files, names of `interop.convert.FORMATS`, and "ct2" with a type.
+    """
+    checkpoint = ROOT / "models" / size
+    if (checkpoint / "config.json").exists():
+        source, about = open_source(checkpoint), "trained"
+        about = f"trained, recipe {source.about.get('recipe', 'unknown')}"
+    else:
+        source, about = _random_source(_shape(size)), f"random weights of seed {SEED}"
+    model = Model(size, source.config, about, BUILD / "models" / size)
+    for name in sorted(formats):
+        _export(source, name, model.folder)
+    return model
+
+
+def _shape(size: str) -> ModelConfig:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    return params.parse(raw | {"model": size}).model_config()
+
+
+def _export(source: Source, name: str, folder: Path) -> None:
+    if name.upper() in WeightType.__members__:
+        weight_type = WeightType[name.upper()]
+        path = folder / f"{name}.slm"
+        weights.write(path, source.config, source.vocabulary, source.tensor, weight_type)
+    elif name.startswith("ct2-"):
+        _convert_to_ctranslate2(folder / "hf", folder / name, name.removeprefix("ct2-"))
+    else:
+        export_model(source, name, folder / name)
+
+
+def _convert_to_ctranslate2(source: Path, target: Path, weight_type: str) -> None:
+    from ctranslate2.converters import TransformersConverter
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    shutil.rmtree(target, ignore_errors=True)
+    TransformersConverter(str(source)).convert(str(target), quantization=weight_type)
+
+
+def _random_source(config: ModelConfig) -> Source:
+    """Initial weights, but for a last norm that makes the logits as spread as `SPREAD`."""
+    torch.manual_seed(SEED)
+    tensors = dict(Llama(config).state_dict())
+    embedding = tensors["embedding.weight"]
+    tensors["norm.weight"].fill_(SPREAD / float(embedding.std()) / math.sqrt(config.dim))
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return Source(config, _vocabulary(config.vocab_size), arrays.__getitem__)
+
+
+def _vocabulary(size: int) -> Vocabulary:
+    """Special and byte pieces as in Llama, then letters and merges of two and three of them."""
+    letters = ["\u2581", *ascii_letters, *digits]
+    merged = ("".join(piece) for length in (2, 3) for piece in product(letters, repeat=length))
+    specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces = [*specials, *letters, *merged][:size]
+    types = [PieceType.UNKNOWN, *[PieceType.CONTROL] * 2, *[PieceType.BYTE] * 256]
+    types += [PieceType.NORMAL] * (size - len(specials))
+    scores = np.minimum(len(specials) - np.arange(size), 0)
+    return Vocabulary(
+        [piece.encode() for piece in pieces], scores.astype(np.float32), np.array(types, np.uint8)
+    )

@@ -1,0 +1,1 @@
+"""Other engines as workers, see ../worker.h."""

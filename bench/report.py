@@ -1,0 +1,305 @@
+"""What was measured, as RESULTS.md."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+
+from bench.engines import AUTO, OURS, Engine
+from bench.limits import Limit, Machine
+from bench.measure import BATCH_STEPS, PROMPT, STORIES, Cell, Greedy, Start, story_steps
+from bench.models import Model
+
+TASKS = {
+    "story": "One story",
+    "prompt": f"A prompt of {PROMPT} tokens",
+    "batch": f"{STORIES} stories at once",
+}
+RIVALS = ("llama.cpp", "llama2.c")
+
+
+@dataclass
+class Results:
+    """All that one run measured.
+
+    Attributes:
+        machine: the limits.
+        engines: all of them, those that are missing too.
+        models: by size, the smallest first.
+        cells: by size.
+        greedy: by size.
+        start: of the largest size.
+        memory: of the smallest size.
+        rounds: how often each was measured.
+    """
+
+    machine: Machine
+    engines: list[Engine]
+    models: dict[str, Model]
+    cells: dict[str, list[Cell]]
+    greedy: dict[str, list[Greedy]]
+    start: list[Start]
+    memory: list[Start]
+    rounds: int
+
+    def speed(self, size: str, engine: Engine, task: str, threads: int) -> float:
+        """Tokens a second, the median of the rounds; 0 where it was not measured."""
+        wanted = (engine.label, task, threads)
+        for cell in self.cells[size]:
+            if (cell.engine.label, cell.task.name, cell.threads) == wanted:
+                return median(cell.speeds)
+        return 0.0
+
+    def best(self, size: str, engine: Engine, task: str) -> float:
+        """With the thread count that serves the engine best."""
+        return max(self.speed(size, engine, task, threads) for threads in engine.threads)
+
+    def limit(self, size: str, weight_type: str, threads: int, task: str) -> float:
+        """Tokens a second that the machine allows this engine."""
+        model = self.models[size]
+        limit = Limit(
+            self.machine, model.config, weight_type, model.weight_bytes(weight_type), threads
+        )
+        if task == "prompt":
+            return PROMPT / limit.prompt(PROMPT)
+        if task == "batch":
+            return STORIES / limit.batch(STORIES, BATCH_STEPS)
+        return 1 / limit.story(story_steps(model))
+
+
+def write(results: Results, path: Path) -> None:
+    """Write RESULTS.md."""
+    from storyllamas.atomic import write_text
+
+    write_text(path, markdown(results))
+
+
+def markdown(results: Results) -> str:
+    """All of it."""
+    sections = [
+        _head(results),
+        *(_task(results, task) for task in TASKS),
+        _comparison(results),
+        _shares(results),
+        _machine_limits(results),
+        _start_and_memory(results),
+        _sameness(results),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+# ---- Sections ------------------------------------------------------------------------------------
+
+
+def _head(results: Results) -> str:
+    models = "; ".join(f"{size}: {model.about}" for size, model in results.models.items())
+    largest = next(iter(results.models.values()))
+    missing = [f"- {e.label} is not there: {e.missing}" for e in results.engines if e.missing]
+    lines = [
+        "# Results",
+        "",
+        "Written by `make bench`. Speeds are tokens a second, medians of "
+        f"{results.rounds} interleaved rounds.",
+        "",
+        f"- Date: {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
+        f"- Machine: {processor()}, {os.cpu_count()} cores, {platform.system()} "
+        f"{platform.release()}",
+        f"- Compiler: {_first_line('cc', '--version')}",
+        f"- Weights: {models}",
+        f"- A story is BOS and {story_steps(largest)} tokens, sampled at temperature 1 and top-p "
+        "0.9, EOS not minded; CTranslate2 also greedily, since sampling takes it longer than a "
+        "small model",
+        f"- {STORIES} stories at once are {BATCH_STEPS} tokens each, with all threads",
+        "- Cells with several figures are for "
+        + " / ".join(
+            str(t) if t != AUTO else "the engine's own choice of" for t in _counts(results)
+        )
+        + " threads; llama2.c has no pass over a whole prompt",
+        *missing,
+        "",
+        "![Tokens a second by size and engine](speed.png)",
+    ]
+    return "\n".join(lines)
+
+
+def _task(results: Results, task: str) -> str:
+    def cell(engine: Engine, size: str) -> str:
+        speeds = [results.speed(size, engine, task, threads) for threads in engine.threads]
+        return " / ".join(number(speed) for speed in speeds if speed)
+
+    rows = [
+        [engine.name, engine.weights, *(cell(engine, size) for size in results.models)]
+        for engine in results.engines
+    ]
+    measured = [row for row in rows if any(row[2:])]
+    return _section(TASKS[task], ["engine", "weights", *results.models], measured)
+
+
+def _comparison(results: Results) -> str:
+    rows = []
+    for task, title in TASKS.items():
+        for ours in _ours(results):
+            rivals = [
+                e
+                for e in results.engines
+                if e.name in RIVALS and (e.bits, e.missing) == (ours.bits, "")
+            ]
+            ratios = [_ratio(results, size, task, ours, rivals) for size in results.models]
+            rows.append([title, ours.weights, *ratios])
+    return _section(
+        f"{OURS} beside the better of llama.cpp and llama2.c",
+        ["task", "weights", *results.models],
+        [row for row in rows if any(row[2:])],
+        "Each with weights of as many bits and with its better number of threads.",
+    )
+
+
+def _ratio(results: Results, size: str, task: str, ours: Engine, rivals: list[Engine]) -> str:
+    best = max((results.best(size, rival, task) for rival in rivals), default=0.0)
+    speed = results.best(size, ours, task)
+    return f"{speed / best:.2f} ×" if best and speed else ""
+
+
+def _shares(results: Results) -> str:
+    def cell(engine: Engine, size: str, task: str, threads: int) -> str:
+        speed = results.speed(size, engine, task, threads)
+        limit = results.limit(size, engine.weights, threads, task)
+        return f"{number(speed)} of {number(limit)}: {speed / limit:.0%}" if speed else ""
+
+    rows = [
+        [title, e.weights, str(threads), *(cell(e, size, task, threads) for size in results.models)]
+        for task, title in TASKS.items()
+        for e in _ours(results)
+        for threads in e.threads
+        if threads != AUTO
+    ]
+    return _section(
+        f"{OURS} beside the machine's limit",
+        ["task", "weights", "threads", *results.models],
+        [row for row in rows if any(row[3:])],
+        "A token of one story reads all weights, and the keys and values of the positions before "
+        "it; a prompt and many stories are bound by arithmetic. [limits.py](limits.py) has the "
+        "formulas.",
+    )
+
+
+def _machine_limits(results: Results) -> str:
+    found = results.machine.found
+    kinds = list(dict.fromkeys((row["threads"], row["pages"]) for row in found["bandwidth"]))
+    sizes = list(dict.fromkeys(row["megabytes"] for row in found["bandwidth"]))
+    values = {
+        (row["threads"], row["pages"], row["megabytes"]): row["bytes"] for row in found["bandwidth"]
+    }
+    rows = [
+        [str(threads), pages, *(f"{values[threads, pages, size] / 1e9:.0f}" for size in sizes)]
+        for threads, pages in kinds
+    ]
+    bandwidth = _section(
+        "The machine's limits",
+        ["threads", "pages", *(f"{size} MB" for size in sizes)],
+        rows,
+        "GB/s read of a buffer that is read over and over, by its size:",
+    )
+    peaks = [
+        [row["type"], str(row["threads"]), f"{row['operations'] / 1e9:.0f}"]
+        for row in found["peak"]
+    ]
+    arithmetic = "GOP/s, a multiplication and an addition being two operations:\n\n"
+    return f"{bandwidth}\n\n{arithmetic}{table(['type', 'threads', 'GOP/s'], peaks)}"
+
+
+def _start_and_memory(results: Results) -> str:
+    sizes = list(results.models)
+    starts = [[run.program, f"{1000 * run.first_byte:.1f}"] for run in results.start[:-1]]
+    peaks = [[run.program, f"{run.peak_bytes / 1e6:.2f}"] for run in results.memory]
+    return (
+        f"## Start and memory\n\nA new process on 8-bit weights of {sizes[-1]} that are in the "
+        f"page cache, milliseconds to the first token:\n\n{table(['program', 'ms'], starts)}\n\n"
+        f"Resident memory at most, telling a story with 8-bit weights of {sizes[0]}:\n\n"
+        f"{table(['program', 'MB'], peaks)}"
+    )
+
+
+def _sameness(results: Results) -> str:
+    rows = []
+    for engine in results.engines:
+        found = [
+            next((g for g in results.greedy[size] if g.engine.label == engine.label), None)
+            for size in results.models
+        ]
+        if any(found):
+            about = next(g.about for g in found if g).replace(" = 1 | ", ", ")
+            cells = (f"{g.equal} of {g.steps}" if g else "" for g in found)
+            rows.append([engine.name, engine.weights, *cells, about])
+    return _section(
+        "The same story",
+        ["engine", "weights", *results.models, "version"],
+        rows,
+        f"How many tokens of the greedy story, up to its end, are those of {OURS} f32 before one "
+        "is not. All float32 engines have to tell the same.",
+    )
+
+
+def deviating(results: Results) -> list[str]:
+    """The float32 engines that told another greedy story, with the size."""
+    return [
+        f"{g.engine.label} on {size}"
+        for size, found in results.greedy.items()
+        for g in found
+        if g.engine.bits == 32 and g.equal < g.steps
+    ]
+
+
+# ---- Parts ---------------------------------------------------------------------------------------
+
+
+def number(speed: float) -> str:
+    """A speed in three digits."""
+    if speed < 1000:
+        return f"{speed:.0f}"
+    return f"{speed / 1000:.{1 if speed < 99950 else 0}f}k"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], text: str = "") -> str:
+    """A heading, a text and a table; nothing where the table would be empty."""
+    if not rows:
+        return ""
+    return "\n\n".join(part for part in (f"## {title}", text, table(head, rows)) if part)
+
+
+def _ours(results: Results) -> list[Engine]:
+    return [engine for engine in results.engines if engine.name == OURS]
+
+
+def _counts(results: Results) -> tuple[int, ...]:
+    return _ours(results)[0].threads
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return _first_line("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+
+
+def _first_line(*command: str) -> str:
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:
+        return ""
+    return output.partition("\n")[0]
