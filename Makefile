@@ -7,7 +7,12 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SIZE := $(shell sed -n 's/^model: *\([^ \#]*\).*/\1/p' params.yaml)
 
-# interop: a checkout of llama2.c, if there is one.
+# bench: sizes in params.yaml, and how often each engine is asked.
+SIZES ?= 2m 7m 30m
+ROUNDS ?= 5
+PEERS := build/bench/peers
+
+# interop and bench: a checkout of llama2.c, if there is one.
 ifdef LLAMA2C
 export LLAMA2C := $(abspath $(LLAMA2C))
 endif
@@ -28,12 +33,12 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P TOKENS
 
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story engine run-c plots corpus vocab-table test interop lint format clean
+.PHONY: help setup story engine run-c plots corpus vocab-table test interop bench lint format clean
 
 help: ## print this
 	@echo "StoryLlamas: train a small Llama on your machine and have it tell stories in C."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make run-c PROMPT=\"One day\" SEED=7 TEMPERATURE=0.8 TOP_P=0.9 TOKENS=256 MODEL=FILE"
 
@@ -65,6 +70,9 @@ test: $(VENV)/installed-dev ## install what tests need and run them all
 interop: $(VENV)/installed-interop ## compare with transformers, llama.cpp and, in LLAMA2C=FOLDER, llama2.c
 	$(BIN)/python -m pytest tests/interop
 	$(BIN)/python tests/interop/table.py
+
+bench: $(PEERS)/installed ## measure speed, beside other engines and the machine's limits
+	$(PEERS)/bin/python -m bench --sizes $(SIZES) --rounds $(ROUNDS)
 
 lint: $(VENV)/installed-dev ## check format, lint and types, as CI does
 	$(BIN)/ruff format --check .
@@ -99,4 +107,18 @@ $(VENV)/installed-dev: $(VENV)/installed
 # llama-cpp-python is built from its source package, which takes some minutes and needs a compiler.
 $(VENV)/installed-interop: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[interop]'
+	@touch $@
+
+# What the engine is compared with, on top of .venv's packages; what cannot be had is left out.
+# llama-cpp-python is built from its source package, for this processor.
+$(PEERS)/installed: $(VENV)/installed bench/requirements.txt
+	$(BIN)/python -m venv --clear --without-pip $(PEERS)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$($(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/venv.pth
+	@sed '/^#/d' bench/requirements.txt | while read -r package; do \
+		echo "installing $$package"; \
+		CMAKE_ARGS=-DGGML_NATIVE=ON $(BIN)/python -m pip --python $(PEERS)/bin/python install \
+			--quiet --disable-pip-version-check -c constraints.txt "$$package" \
+			|| echo "$$package cannot be installed here: the results will say so"; \
+	done
 	@touch $@

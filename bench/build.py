@@ -13,7 +13,7 @@ from storyllamas.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
 BUILD = ROOT / "build" / "bench"
-ENGINE_SOURCES = sorted({*ROOT.glob("csrc/*.c"), *ROOT.glob("csrc/kernels/*.c")})
+ENGINE_SOURCES = sorted(ROOT.glob("csrc/**/*.c"))
 LIBRARY = [path for path in ENGINE_SOURCES if path.name != "main.c"]
 
 STANDARD = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-pthread"]
@@ -50,11 +50,6 @@ def engine_worker() -> Path:
 def engine_program() -> Path:
     """The command line, as `make engine` builds it."""
     return compiled("run", ENGINE_SOURCES, ENGINE)
-
-
-def engine_kernels() -> Path:
-    """Its kernels, alone."""
-    return compiled("kernels", [BENCH / "kernels.c", *LIBRARY], ENGINE)
 
 
 def limits() -> Path:

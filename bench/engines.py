@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import build
 from storyllamas.errors import UserError
-from storyllamas.tiles import WeightType
+from storyllamas.weight_header import GROUP_SIZES
 
 OURS = "StoryLlamas"
 AUTO = 0
@@ -66,6 +66,7 @@ class Worker:
     """
 
     def __init__(self, command: Sequence[str]) -> None:
+        self._name = " ".join(command)
         self._process = subprocess.Popen(
             command, cwd=build.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -106,7 +107,7 @@ class Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise UserError(f"{self._process.args} ended at the request {request!r}")
+            raise UserError(f"{self._name} ended at the request {request!r}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -123,13 +124,13 @@ def thread_counts() -> tuple[int, ...]:
 
 def _ours() -> list[Engine]:
     program = build.engine_worker()
-    bits = {"F32": 32, "Q8": 8, "Q4": 4}
+    bits = {"f32": 32, "q8": 8, "q4": 4}
     return [
         Engine(
-            *(OURS, name.lower(), name.lower(), bits[name], thread_counts()),
+            *(OURS, name, name, bits[name], thread_counts()),
             lambda path, threads: [str(program), str(path.with_suffix(".slm")), str(threads)],
         )
-        for name in WeightType.__members__
+        for name in GROUP_SIZES
     ]
 
 

@@ -19,7 +19,7 @@ from storyllamas.config import ModelConfig
 from storyllamas.interop.convert import export_model
 from storyllamas.interop.source import Source, open_source
 from storyllamas.model import Llama
-from storyllamas.tiles import WeightType
+from storyllamas.weight_header import GROUP_SIZES, storage
 from storyllamas.weights import PieceType, Vocabulary
 
 SEED = 1
@@ -49,9 +49,7 @@ class Model:
 
         A token reads them all, where the classifier is the embedding.
         """
-        with (self.folder / f"{weight_type}.slm").open("rb") as file:
-            fields = weights.HEADER.unpack(file.read(weights.HEADER.size))
-        return weights.Header(*fields).tensors_bytes
+        return weights.read(self.folder / f"{weight_type}.slm").tensors_bytes
 
 
 def prepare(size: str, formats: set[str]) -> Model:
@@ -79,10 +77,9 @@ def _shape(size: str) -> ModelConfig:
 
 
 def _export(source: Source, name: str, folder: Path) -> None:
-    if name.upper() in WeightType.__members__:
-        weight_type = WeightType[name.upper()]
+    if name in GROUP_SIZES:
         path = folder / f"{name}.slm"
-        weights.write(path, source.config, source.vocabulary, source.tensor, weight_type)
+        weights.write(path, source.config, source.vocabulary, source.tensor, storage(name))
     elif name.startswith("ct2-"):
         _convert_to_ctranslate2(folder / "hf", folder / name, name.removeprefix("ct2-"))
     else:
