@@ -12,6 +12,7 @@ from storyllamas.atomic import write_json, write_text
 from storyllamas.corpus import files
 from storyllamas.engine import Engine
 from storyllamas.errors import exit_on_user_error
+from storyllamas.rounding import six_digits
 from storyllamas.training.checkpoint import load_model
 
 
@@ -49,14 +50,7 @@ def main() -> None:
     shown = evaluation.sample(engine, how.prompts, generation, chosen.seed)
     page = evaluation.samples_page(chosen.model, how.prompts, shown, chosen.seed)
     write_text("metrics/samples.md", page)
-    write_json("metrics/eval.json", _rounded(report))
-
-
-def _rounded(value: Any) -> Any:
-    """Floats to six significant digits, in a nest of dictionaries."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    write_json("metrics/eval.json", six_digits(report))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ F: hidden, V: vocab_size.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -107,14 +108,18 @@ class Llama(nn.Module):
     """A Llama 3 language model (Llama Team 2024, arXiv:2407.21783).
 
     Its parameters have the names and shapes of `weights.tensor_shapes`. Matrices start normal with
-    deviation 0.02, those that write to the residual stream divided by the root of their number.
+    deviation 0.02; those that write to the residual stream divided by the root of their number or,
+    with `zero_outputs`, at zero, so that every layer begins as the identity.
     """
 
     rotary: Tensor
 
-    def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
+    def __init__(
+        self, config: ModelConfig, dropout: float = 0.0, zero_outputs: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
+        self._output_deviation = 0.0 if zero_outputs else 0.02 / math.sqrt(2 * config.layers)
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(Block(config, dropout) for _ in range(config.layers))
@@ -128,9 +133,19 @@ class Llama(nn.Module):
         if isinstance(module, nn.Embedding | nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, Attention):
-            nn.init.normal_(module.output.weight, std=0.02 / math.sqrt(2 * self.config.layers))
+            nn.init.normal_(module.output.weight, std=self._output_deviation)
         if isinstance(module, FeedForward):
-            nn.init.normal_(module.down.weight, std=0.02 / math.sqrt(2 * self.config.layers))
+            nn.init.normal_(module.down.weight, std=self._output_deviation)
+
+    def stacked(self) -> Iterator[tuple[Tensor, list[int]]]:
+        """Each weight in which matrices lie on top of each other, and the rows of every one."""
+        config = self.config
+        query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        for module in self.modules():
+            if isinstance(module, Attention):
+                yield module.qkv.weight, [query, key, key]
+            if isinstance(module, FeedForward):
+                yield module.gate_up.weight, [config.hidden, config.hidden]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, T, V] of the token after each of tokens [B, T], T at most the context."""

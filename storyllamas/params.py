@@ -87,11 +87,14 @@ class Recipe:
     steps: Count
     optimizer: Literal["adamw", "muon"]
     learning_rate: Rate
+    embedding_rate: Annotated[float, Field(gt=0, le=100)]
     weight_decay: Share
     dropout: Annotated[float, Field(ge=0, le=0.9)]
+    zero_outputs: bool
     beta1: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)]
     warmup: Share
+    hold: Share
     schedule: Literal["cosine", "linear"]
     final_rate: Share
     grad_clip: Annotated[float, Field(ge=0)]
@@ -225,13 +228,21 @@ def load(path: str | os.PathLike[str] = "params.yaml") -> Params:
     Raises:
         UserError: the file is missing or not YAML, or a value is unknown or impossible.
     """
+    return parse(read(path))
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """The parameters as they stand in the file, not checked.
+
+    Raises:
+        UserError: the file is missing or not YAML.
+    """
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_YamlLoader)
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_YamlLoader)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run from the folder that holds it") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    return parse(raw)
 
 
 def parse(raw: object) -> Params:

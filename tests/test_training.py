@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim import Muon
 from training_job import CONFIG, RECIPE, make_job
 
 from storyllamas.errors import UserError
@@ -212,7 +213,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_the_rate_rises_then_falls_to_its_end(schedule: str) -> None:
-    recipe = dataclasses.replace(RECIPE, schedule=schedule, steps=101, warmup=0.1)
+    recipe = dataclasses.replace(RECIPE, schedule=schedule, steps=101, warmup=0.1, hold=0.0)
     rates = [learning_rate(step, recipe) for step in range(101)]
     assert rates[0] == pytest.approx(recipe.learning_rate / 11)
     assert rates[10] == rates[11] == max(rates) == recipe.learning_rate
@@ -220,6 +221,11 @@ def test_the_rate_rises_then_falls_to_its_end(schedule: str) -> None:
     assert rates[-1] == pytest.approx(0.05 * recipe.learning_rate)
     middle = recipe.learning_rate * (0.05 + 0.95 / 2)
     assert rates[55] == pytest.approx(middle, rel=0.03)
+    held = dataclasses.replace(recipe, hold=0.5)
+    rates = [learning_rate(step, held) for step in range(101)]
+    assert set(rates[10:62]) == {recipe.learning_rate}
+    assert rates[61:] == sorted(set(rates[61:]), reverse=True)
+    assert rates[-1] == pytest.approx(0.05 * recipe.learning_rate)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -229,8 +235,8 @@ def test_every_parameter_moves_and_only_matrices_decay(optimizer: str, tied: boo
     recipe = dataclasses.replace(RECIPE, optimizer=optimizer, weight_decay=0.5)
     optimizers = Optimizers(model, recipe)
     groups = [group for one in optimizers._all for group in one.param_groups]
-    owned = [id(p) for group in groups for p in group["params"]]
-    assert sorted(owned) == sorted(id(p) for p in model.parameters())
+    owned = [p for group in groups for p in group["params"]]
+    assert sum(p.numel() for p in owned) == sum(p.numel() for p in model.parameters())
     for group in groups:
         for parameter in group["params"]:
             assert group["weight_decay"] == (0.5 if parameter.ndim == 2 else 0.0)
@@ -238,6 +244,51 @@ def test_every_parameter_moves_and_only_matrices_decay(optimizer: str, tied: boo
     model.loss(torch.arange(32)[None], torch.arange(32)[None]).backward()
     optimizers.step(1e-2)
     assert all((p != before[name]).any() for name, p in model.named_parameters())
+
+
+def test_muon_takes_stacked_matrices_apart() -> None:
+    model = Llama(CONFIG)
+    tokens = torch.randint(3, CONFIG.vocab_size, (4, 33), generator=torch.manual_seed(0))
+    model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    query, key = CONFIG.heads * CONFIG.head_dim, CONFIG.kv_heads * CONFIG.head_dim
+    layer = model.layers[1]
+    for weight, rows in (
+        (layer.attention.qkv.weight, [query, key, key]),
+        (layer.feed_forward.gate_up.weight, [CONFIG.hidden, CONFIG.hidden]),
+        (layer.feed_forward.down.weight, [CONFIG.dim]),
+    ):
+        model.zero_grad()
+        model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+        apart = [torch.nn.Parameter(part.clone()) for part in weight.detach().split(rows)]
+        for part, gradient in zip(apart, weight.grad.split(rows), strict=True):
+            part.grad = gradient.clone()
+        Muon(apart, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step()
+        Optimizers(model, RECIPE).step(1e-2)
+        assert torch.equal(weight, torch.cat(apart))
+        assert weight.grad is None
+
+
+def test_the_embedding_has_a_rate_of_its_own() -> None:
+    changes = []
+    for rate in (1.0, 3.0):
+        torch.manual_seed(0)
+        model = Llama(CONFIG)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        model.loss(torch.arange(32)[None], torch.arange(32)[None]).backward()
+        recipe = dataclasses.replace(RECIPE, weight_decay=0.0, embedding_rate=rate)
+        Optimizers(model, recipe).step(1e-2)
+        changes.append({name: p - before[name] for name, p in model.named_parameters()})
+    for name, change in changes[0].items():
+        factor = 1.0 if name.startswith("layers") and change.ndim == 2 else 3.0
+        assert torch.allclose(changes[1][name], factor * change, rtol=1e-3, atol=1e-7), name
+
+
+def test_zero_outputs_leave_the_embedding_alone_at_first() -> None:
+    model = Llama(CONFIG, zero_outputs=True)
+    tokens = torch.arange(32)[None]
+    expected = model.norm(model.embedding(tokens)) @ model.embedding.weight.T
+    assert torch.allclose(model(tokens), expected, atol=1e-6)
+    assert not torch.allclose(Llama(CONFIG)(tokens), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from storyllamas.rounding import six_digits
+
 Row = Mapping[str, float]
 
 STEP_COLUMNS = ("step", "tokens", "loss", "learning_rate", "gradient_norm")
@@ -29,8 +31,7 @@ class Table:
 
     def append(self, row: Row) -> None:
         """Add a row; numbers are rounded to six significant digits."""
-        rounded = {key: float(f"{value:.6g}") for key, value in row.items()}
-        rounded |= {key: value for key, value in row.items() if isinstance(value, int)}
+        rounded = six_digits(row)
         self.rows.append(rounded)
         self._writer.writerow(rounded)
         self._file.flush()

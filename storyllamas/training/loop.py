@@ -26,6 +26,7 @@ from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.params import Recipe
+from storyllamas.rounding import six_digits
 from storyllamas.tokens import TokenFile
 from storyllamas.training import checkpoint
 from storyllamas.training.checkpoint import RunFolder, State
@@ -122,7 +123,9 @@ class _Trainer:
     def __init__(self, job: Job, logs: Path, resumed: State | None) -> None:
         self.job = job
         torch.manual_seed(job.seed)
-        self.model = Llama(job.config, job.recipe.dropout).to(job.device.name)
+        self.model = Llama(job.config, job.recipe.dropout, job.recipe.zero_outputs).to(
+            job.device.name
+        )
         self.optimizers = Optimizers(self.model, job.recipe)
         windows = job.recipe.evaluate_windows, job.config.context
         self.validation_set = job.valid.first_windows(*windows)
@@ -276,7 +279,7 @@ class _Trainer:
             "steps": self.job.recipe.steps,
             "tokens": self._tokens_seen(),
             "train_loss": self.steps_table.rows[-1]["loss"],
-            "validation_loss": float(f"{self.best_loss:.6g}"),
+            "validation_loss": six_digits(self.best_loss),
             "best_step": self.best_step,
             "seconds": round(self.seconds, 1),
             "tokens_per_second": round(self._tokens_seen() / self.seconds),

@@ -2,14 +2,17 @@
 
 AdamW: Loshchilov & Hutter 2019, arXiv:1711.05101. Muon: Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon/, with the update's size matched to AdamW's as in
-Liu et al. 2025, arXiv:2502.16982, so that both take the same learning rate.
+Liu et al. 2025, arXiv:2502.16982, so that both take the same learning rate. It makes each matrix's
+update orthogonal, so the matrices that the model stacks into one are given to it apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from storyllamas.model import Llama
@@ -17,35 +20,47 @@ from storyllamas.params import Recipe
 
 
 class Optimizers:
-    """The optimizers of a model, stepped together at one learning rate."""
+    """The optimizers of a model, stepped together."""
 
     def __init__(self, model: Llama, recipe: Recipe) -> None:
         """Share out the parameters: every one belongs to one group of one optimizer.
 
-        RMSNorm weights, which are vectors, do not decay.
+        A group's `scale` is its learning rate over that of the step. RMSNorm weights, which are
+        vectors, do not decay.
         """
         hidden = [p for p in model.layers.parameters() if p.ndim == 2]
         vectors = [p for p in model.parameters() if p.ndim == 1]
         taken = {id(p) for p in [*hidden, *vectors]}
-        matrices = [p for p in model.parameters() if id(p) not in taken]
+        vocabulary = [p for p in model.parameters() if id(p) not in taken]
         decay = recipe.weight_decay
-        self._all: list[Optimizer] = []
-        if recipe.optimizer == "muon":
-            muon = Muon(hidden, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-            self._all.append(muon)
-        else:
-            matrices = [*hidden, *matrices]
-        groups = [
-            {"params": matrices, "weight_decay": decay},
-            {"params": vectors, "weight_decay": 0.0},
+        groups: list[dict[str, Any]] = [
+            {"params": vocabulary, "weight_decay": decay, "scale": recipe.embedding_rate},
+            {"params": vectors, "weight_decay": 0.0, "scale": recipe.embedding_rate},
         ]
+        self._all: list[Optimizer] = []
+        self._stacked: list[tuple[Tensor, list[nn.Parameter]]] = []
+        if recipe.optimizer == "muon":
+            self._stacked = [(whole, _apart(whole, rows)) for whole, rows in model.stacked()]
+            stacked = {id(whole) for whole, _ in self._stacked}
+            matrices = [p for p in hidden if id(p) not in stacked]
+            matrices += [part for _, parts in self._stacked for part in parts]
+            muon = {"params": matrices, "weight_decay": decay, "scale": 1.0}
+            self._all.append(Muon([muon], adjust_lr_fn="match_rms_adamw"))
+        else:
+            groups.append({"params": hidden, "weight_decay": decay, "scale": 1.0})
         self._all.append(AdamW(groups, betas=(recipe.beta1, recipe.beta2), fused=True))
 
     def step(self, learning_rate: float) -> None:
         """Move the weights, then forget the gradients."""
+        for whole, parts in self._stacked:
+            assert whole.grad is not None
+            gradients = torch.split(whole.grad, [len(part) for part in parts])
+            for part, gradient in zip(parts, gradients, strict=True):
+                part.grad = gradient
+            whole.grad = None
         for optimizer in self._all:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["scale"]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -65,6 +80,11 @@ class Optimizers:
             for index, key, tensor in _of(number, tensors):
                 state.setdefault(index, {})[key] = tensor
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _apart(whole: Tensor, rows: Sequence[int]) -> list[nn.Parameter]:
+    """The matrices that lie on top of each other in `whole`, each in its memory."""
+    return [nn.Parameter(part) for part in torch.split(whole.detach(), list(rows))]
 
 
 def _of(number: int, tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, str, Tensor]]:
