@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from storyllamas.corpus import sources
@@ -52,6 +55,38 @@ def test_folder_with_train_and_valid(tmp_path: Path) -> None:
     put(tmp_path, "valid.txt", "c")
     put(tmp_path, "notes.txt", "d")
     assert split(tmp_path) == (["a", "b"], ["c"])
+
+
+@pytest.mark.parametrize("place", ["", "data"])
+def test_folder_as_the_hub_lays_it_out(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / place
+    folder.mkdir(exist_ok=True)
+    for name, texts in {
+        "train-00001-of-00002-5852b56a2bd28fd9": ["c"],
+        "train-00000-of-00002-2d5a1467fff1081b": ["a", "b"],
+        "validation-00000-of-00001-869c898b519ad725": ["d"],
+        "training-00000-of-00001": ["e"],
+    }.items():
+        pq.write_table(pa.table({"text": texts}), folder / f"{name}.parquet")
+    assert split(tmp_path) == (["a", "b", "c"], ["d"])
+
+
+def test_a_pair_may_be_in_different_forms(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    (tmp_path / "valid.txt.gz").write_bytes(gzip.compress(b"c"))
+    (tmp_path / "train.jsonl.bak").write_text("d")
+    assert split(tmp_path) == (["a", "b"], ["c"])
+
+
+def test_files_of_any_form_are_held_out_of_together(tmp_path: Path) -> None:
+    put(tmp_path, "1.txt", *STORIES[:1000])
+    (tmp_path / "2.txt.gz").write_bytes(
+        gzip.compress("<|endoftext|>".join(STORIES[1000:]).encode())
+    )
+    (tmp_path / "picture.png").touch()
+    train, valid = split(tmp_path)
+    assert valid
+    assert sorted(train + valid, key=STORIES.index) == STORIES
 
 
 @pytest.mark.parametrize("as_folder", [False, True])

@@ -94,13 +94,15 @@ def _decompressed(path: Path, raw: BinaryIO) -> Iterator[BinaryIO]:
 def _json_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
     lines = iter(lambda: file.readline(MAX_STORY_BYTES), b"")
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        spelled = line.decode(errors="surrogateescape").strip(" \t\r\n\ufeff")
+        if not spelled:
             continue
         try:
-            row = json.loads(line.decode(errors="surrogateescape").lstrip("\ufeff"))
+            row = json.loads(spelled)
         except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else _phrase(error)
             raise UserError(
-                f"{path} is not JSON in line {number:,} ({_phrase(error)}): give one object a line"
+                f"{path} is not JSON in line {number:,} ({reason}): give one object a line"
             ) from None
         text = row.get("text") if isinstance(row, dict) else None
         if not isinstance(text, str):
@@ -121,9 +123,9 @@ def _parquet(path: Path, raw: BinaryIO) -> Iterator[bytes]:
     parquet = _package("pyarrow.parquet", path)
     row = 0
     try:
-        file = parquet.ParquetFile(raw, buffer_size=_CHUNK_BYTES)
+        file = parquet.ParquetFile(raw, buffer_size=_CHUNK_BYTES, pre_buffer=False)
         _check_schema(path, file.schema_arrow)
-        for batch in file.iter_batches(_ROWS, columns=["text"]):
+        for batch in file.iter_batches(_ROWS, columns=["text"], use_threads=False):
             column = batch.column(0).cast(pyarrow.large_binary())
             yield from (text or b"" for text in column.to_pylist())
             row += len(column)
