@@ -64,6 +64,8 @@ What a weight file cannot represent is refused by name: biases, rope scaling, ot
 """
 
 
+CORPUS_FOLDER = Path("data/corpus")
+
 OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "tokens")
 """Arguments of `generate` that `Engine.generate` takes; None is as it says there."""
 
@@ -145,7 +147,13 @@ def _corpus(arguments: argparse.Namespace) -> None:
     from storyllamas.corpus import sources
     from storyllamas.survey import facts, picture, screen
 
-    found = facts.survey(sources.parts(arguments.corpus, arguments.edition), arguments.seed)
+    if arguments.corpus is None and not CORPUS_FOLDER.is_dir():
+        raise UserError(
+            f"{CORPUS_FOLDER} does not exist: run `dvc repro download`, or name a file or folder"
+        )
+    parts = sources.parts(arguments.corpus or CORPUS_FOLDER, arguments.edition)
+    with screen.progress(parts) as watched:
+        found = facts.survey(watched, arguments.seed)
     if arguments.picture:
         picture.draw(found, arguments.picture)
     if arguments.json:
@@ -237,9 +245,8 @@ def _parser() -> argparse.ArgumentParser:
         "corpus",
         nargs="?",
         type=Path,
-        default=Path("data/corpus"),
         metavar="FILE_OR_FOLDER",
-        help="as corpus.source of params.yaml (default: %(default)s, the corpus in use)",
+        help=f"as corpus.source of params.yaml (default: {CORPUS_FOLDER}, the corpus in use)",
     )
     corpus.add_argument(
         "--edition",

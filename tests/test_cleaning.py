@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import ftfy
 import pytest
 import yaml
 from conftest import ROOT
@@ -113,6 +114,12 @@ def test_a_closing_quote_whose_last_byte_was_dropped_is_mended() -> None:
 )
 def test_sound_text_stays_as_it_is(text: str) -> None:
     assert repaired(text) == text
+
+
+@given(st.text("‘’“”–—… \n.aâ", max_size=12))
+def test_the_quick_look_misses_nothing_that_would_be_mended(text: str) -> None:
+    whole = cleaning._CLOSING_QUOTE_CUT_SHORT.sub("â€\x9d", text)
+    assert repaired(text) == ftfy.fix_encoding(whole, cleaning._ENCODING_ONLY)
 
 
 def test_real_stories_are_free_of_mojibake_afterwards(tinystories: Path) -> None:

@@ -28,6 +28,9 @@ _CONTINUATION = "".join(
 )
 _CLOSING_QUOTE_CUT_SHORT = re.compile(f"â€(?![{re.escape(_CONTINUATION)}])")
 
+# Most stories beyond ASCII have nothing but these, and wrong decoding leaves others among them.
+_SUSPICIOUS = re.compile(r"[^\x00-\x7f‘’“”–—…]")
+
 
 @dataclass
 class Counts:
@@ -109,6 +112,6 @@ def repaired(story: str) -> str:
 
     By ftfy, which leaves alone what makes sense as it stands; nothing else is changed.
     """
-    if story.isascii():
+    if story.isascii() or not _SUSPICIOUS.search(story):
         return story
     return fix_encoding(_CLOSING_QUOTE_CUT_SHORT.sub("â€\x9d", story), _ENCODING_ONLY)

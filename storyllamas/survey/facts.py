@@ -142,6 +142,7 @@ class _Reader:
         self._draw = draw
         self._wanted = samples
         self._samples: list[str] = []
+        self._stories = 0
         self._bytes = Lengths()
         self._lengths = Lengths()
         self._words = Tally()
@@ -151,6 +152,7 @@ class _Reader:
         self._mojibake = 0
 
     def add(self, story: str) -> None:
+        self._stories += 1
         data = story.encode()
         words = story.lower().translate(_TO_WORDS).split()
         self._sample(story)
@@ -168,7 +170,7 @@ class _Reader:
     def part(self) -> Part:
         counts = _words(self._words.counts)
         return Part(
-            stories=self._bytes.count,
+            stories=self._stories,
             text_bytes=self._bytes.total,
             words=self._lengths.total,
             distinct_words=self._words.distinct if self._words.forgot else len(counts),
@@ -192,7 +194,7 @@ class _Reader:
         if len(self._samples) < self._wanted:
             self._samples.append(story)
             return
-        place = self._draw.randrange(self._bytes.count + 1)
+        place = int(self._draw.random() * self._stories)
         if place < self._wanted:
             self._samples[place] = story
 

@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
 from rich.console import Console
 from rich.panel import Panel
+from rich.progress import (
+    FileSizeColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Column, Table
 from rich.text import Text
 
 from storyllamas.survey.facts import Character, Measured, Part, Survey
 
 _BAR = 40
+_STORIES_BETWEEN_UPDATES = 500
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+@contextmanager
+def progress(parts: Mapping[str, Iterable[str]]) -> Iterator[dict[str, Iterable[str]]]:
+    """The parts with a line of what was read of them; without it where stderr is no terminal."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("reading {task.description}"))
+    counted = (FileSizeColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+    hidden = not console.is_terminal
+    with Progress(*columns, *counted, console=console, transient=True, disable=hidden) as bar:
+
+        def watched(name: str, stories: Iterable[str]) -> Iterator[str]:
+            task = bar.add_task(name, total=None)
+            size = 0
+            for number, story in enumerate(stories):
+                yield story
+                size += len(story)
+                if number % _STORIES_BETWEEN_UPDATES == 0:
+                    bar.update(task, completed=size)
+            bar.update(task, completed=size)
+            bar.stop_task(task)
+
+        yield {
+            name: stories if hidden else watched(name, stories) for name, stories in parts.items()
+        }
 
 
 def show(survey: Survey, console: Console) -> None:
