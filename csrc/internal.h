@@ -7,6 +7,7 @@
 
 #include "kernels/kernels.h"
 #include "storyllamas.h"
+#include "threads.h"
 #include "tokenizer/tokenizer.h"
 
 /* ---- error.c --------------------------------------------------------------------------------- */
@@ -37,7 +38,7 @@ struct sl_model {
     sl_info info;
     sl_tokenizer tokenizer;
     const sl_kernels *kernels;
-    void *file; /* the mapping, file_bytes long */
+    void *file; /* [file_bytes], see sl_pages_open */
     size_t file_bytes;
     sl_matrix embedding;
     sl_layer *layers;
@@ -56,6 +57,14 @@ static inline size_t sl_padded_rows(size_t rows) {
     return (rows + SL_TILE_ROWS - 1) / SL_TILE_ROWS * SL_TILE_ROWS;
 }
 
+/* ---- matrix.c -------------------------------------------------------------------------------- */
+
+/* Bytes from one tile to the next. */
+size_t sl_tile_bytes(const sl_matrix *matrix);
+
+/* Write row `row` to x[columns]. */
+void sl_read_row(const sl_matrix *matrix, size_t row, float *x);
+
 /* ---- sampler.c ------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -72,26 +81,72 @@ typedef struct {
 /* Refuse options out of their range. */
 int sl_check_options(const sl_options *options);
 
-/* Pick a token from finite logits[count], which it may change. recent[recent_count] are the story's
- * tokens, candidates[count] is scratch and marks[count] is scratch that starts and ends zero. */
-int32_t sl_sample(const sl_options *options, sl_random *random, float *logits, size_t count,
-                  const int32_t *recent, size_t recent_count, sl_candidate *candidates,
-                  uint8_t *marks);
+/* Scratch of the sampler. */
+typedef struct {
+    sl_candidate *candidates; /* [vocab_size] */
+    int32_t *indices;         /* [vocab_size + 16] */
+    uint8_t *marks;           /* [vocab_size], zero between calls */
+} sl_sampler;
 
-/* ---- transformer.c --------------------------------------------------------------------------- */
+/* Pick a token from finite logits[count], which it changes. recent[recent_count] are the story's
+ * tokens. */
+int32_t sl_sample(const sl_kernels *kernels, const sl_options *options, sl_random *random,
+                  float *logits, size_t count, const int32_t *recent, size_t recent_count,
+                  const sl_sampler *sampler);
 
-enum { SL_CHUNK = 32 }; /* most tokens that go through the model at once */
+/* ---- Sessions: session.c, attention.c, transformer.c, story.c -------------------------------- */
+
+/* A sequence of tokens, its key-value cache and how it is told. */
+typedef struct {
+    /* The cache: for each layer and key-value head a matrix of keys, whose rows are positions, and
+     * one of transposed values, whose columns are; see attention.c. */
+    uint8_t *keys;
+    uint8_t *values;
+    size_t position; /* tokens in the cache */
+
+    /* The story, see story.c. */
+    sl_options options;
+    sl_random random;
+    sl_decoder decoder;
+    int32_t *ids; /* [context]; those from `position` on have not been through the model */
+    size_t id_count;
+    size_t prompt_count;
+    int32_t stop;
+    int32_t chosen; /* the token that is being told */
+    bool is_started;
+    bool ends_now; /* if it has stopped, then in this step */
+    float *logits; /* of the token after the last id; NULL: not known yet */
+    sl_sampler sampler;
+    char *text; /* [sl_decoder_bound] */
+} sl_story;
+
+/* Scratch of one thread in attention. */
+typedef struct {
+    float *scores;     /* [SL_QUERIES][context in whole tiles] */
+    float *output;     /* [SL_QUERIES][head_dim in whole tiles] */
+    uint16_t *queries; /* [SL_QUERIES][head_dim]; likewise below where the cache is bf16 */
+    uint16_t *shares;  /* [SL_QUERIES][context in whole tiles] */
+    uint16_t *key;     /* [head_dim]; then a value */
+} sl_attention;
+
+enum {
+    SL_CHUNK = 64,  /* most tokens that go through the model at once, if there are fewer stories */
+    SL_QUERIES = 8, /* most tokens whose queries are answered together */
+    SL_MOST_STORIES = 256, /* places of a session */
+};
 
 struct sl_session {
     const sl_model *model;
-    void *memory;    /* every array below */
-    size_t position; /* tokens in the cache */
+    sl_team *team; /* NULL: one thread */
+    size_t threads;
+    size_t rows;  /* most tokens that go through the model at once */
+    void *memory; /* every array below */
+    size_t memory_bytes;
 
-    /* The cache, for each layer and key or value head. */
-    float *keys;   /* f32 tiles, a row for each position */
-    float *values; /* [context][head_dim] */
+    sl_story *stories; /* [story_count] */
+    size_t story_count;
 
-    /* Scratch for SL_CHUNK tokens. Results of matrices have their rows padded to whole tiles. */
+    /* Scratch, for `rows` tokens. Results of matrices have their rows padded to whole tiles. */
     float *x;                 /* [dim] the residual stream */
     float *input;             /* [widest input of a matrix] */
     float *qkv;               /* [rows of qkv] */
@@ -101,29 +156,56 @@ struct sl_session {
     int8_t *quantized_values; /* [widest input of a matrix, in whole groups] */
     float *quantized_scales;  /* [groups of that] */
     int32_t *quantized_sums;
-    float *scores; /* [context] the attention of one head, for one token */
-
-    /* The story being told, see engine.c. */
-    sl_options options;
-    sl_random random;
-    sl_decoder decoder;
-    int32_t *ids; /* [context] */
-    size_t id_count;
-    size_t prompt_count;
-    int32_t stop;
-    bool is_started;
-    bool has_logits;          /* of the token after ids[id_count - 1] */
-    sl_candidate *candidates; /* [vocab_size] */
-    uint8_t *marks;           /* [vocab_size] */
-    char *text;               /* [sl_decoder_bound] */
+    sl_attention *attention; /* [threads] */
 };
 
-/* Put ids[n] through the model after the tokens in the cache, n at most SL_CHUNK, within the
- * context. session->logits then holds the logits after each of the last `wanted` tokens. The ids
- * are in range. */
-void sl_forward(sl_session *session, const int32_t *ids, size_t n, size_t wanted);
+/* Tokens of a story that go through the model together. */
+typedef struct {
+    sl_story *story;
+    const int32_t *ids; /* [count], in range; they come after the tokens in the story's cache */
+    size_t count;
+    size_t wanted; /* of the last so many the logits are wanted */
+} sl_run;
+
+/* Put the runs, each of another story and within the context, through the model: at most
+ * session->rows tokens. session->logits then holds the wanted logits, in the order of the runs. */
+void sl_forward(sl_session *session, const sl_run *runs, size_t count);
 
 /* Floats between two rows of session->logits. */
 size_t sl_logits_stride(const sl_model *model);
+
+/* Whether the cache is bf16 rather than f32: that of quantized models. */
+bool sl_cache_is_compact(const sl_model *model);
+
+/* Bytes of a story's keys, and of its values. */
+size_t sl_keys_bytes(const sl_model *model);
+size_t sl_values_bytes(const sl_model *model);
+
+/* Causal grouped-query attention of one run and key-value head: its keys and values join the cache
+ * and output[count][heads * head_dim] gets the results of the query heads that share it.
+ * qkv[count][qkv_stride] holds queries, keys and values before rotation. */
+void sl_attend(const sl_model *model, const sl_run *run, size_t layer, size_t kv_head, float *qkv,
+               size_t qkv_stride, float *output, const sl_attention *scratch);
+
+/* Forget a story. */
+void sl_rewind(sl_story *story);
+
+int sl_check_ids(const sl_model *model, const int32_t *ids, size_t count);
+
+/* Refuse logits that are not finite. */
+int sl_check_finite(const float *x, size_t count);
+
+/* ---- pages.c --------------------------------------------------------------------------------- */
+
+/* Zeroed memory at a page's start, which takes up space once it is used; on huge pages where `huge`
+ * and the system has them. NULL: there is not enough. */
+void *sl_pages_new(size_t bytes, bool huge);
+
+/* bytes as above; also of NULL. */
+void sl_pages_free(void *pages, size_t bytes);
+
+/* A whole file in memory, on the kind of pages that is asked for. What becomes *pages, also after
+ * an error, goes back with sl_pages_free. */
+int sl_pages_open(const char *path, int32_t kind, void **pages, size_t *bytes);
 
 #endif

@@ -16,11 +16,15 @@
 #include "storyllamas.h"
 
 static const sl_options defaults = SL_DEFAULTS;
+static const sl_model_options opening_defaults = SL_MODEL_DEFAULTS;
+static const sl_session_options session_defaults = SL_SESSION_DEFAULTS;
 
 typedef struct {
     const char *model;
     const char *prompt;
     sl_options options;
+    sl_model_options opening;
+    sl_session_options session;
     bool info;
     bool bench;
     bool ids;
@@ -71,13 +75,20 @@ static void print_help(void) {
         "      --repetition-penalty X   divide the logits of the last %" PRId32
         " tokens by X, above 0,\n"
         "                               up to 1000; 1 is off (%g)\n"
+        "      --threads N              compute on N threads; 0 is as many as serve best (%" PRIu32
+        ")\n"
+        "      --pages KIND             auto, shared (the file is mapped) or huge (it is copied "
+        "onto\n"
+        "                               huge pages, which is faster if it is large) (auto)\n"
         "      --ids                    print token ids, the prompt's too, instead of text\n"
         "      --info                   print what is in the weight file\n"
         "      --bench                  measure speed: medians of five runs\n"
         "  -z FILE                      ignored: the tokenizer is in the weight file\n"
         "  -h, --help                   print this\n"
         "\n"
-        "The short options are those of llama2.c.\n"
+        "The short options are those of llama2.c. The environment variable SL_KERNELS forces one "
+        "of\n"
+        "the instruction sets that --info lists.\n"
         "\n"
         "examples\n"
         "  run model.slm \"Once upon a time\"\n"
@@ -85,7 +96,7 @@ static void print_help(void) {
         "  run model.slm -t 0.8 -p 0.9 -s 42 -n 256 -i \"One day\"\n",
         defaults.tokens, defaults.seed, (double)defaults.temperature, defaults.top_k,
         (double)defaults.top_p, (double)defaults.min_p, defaults.repetition_window,
-        (double)defaults.repetition_penalty);
+        (double)defaults.repetition_penalty, session_defaults.threads);
 }
 
 static float parse_real(const char *name, const char *text) {
@@ -106,12 +117,20 @@ static uint64_t parse_integer(const char *name, const char *text, uint64_t least
     return value;
 }
 
+static int32_t parse_pages(const char *text) {
+    static const char *const names[] = {
+        [SL_PAGES_AUTO] = "auto", [SL_PAGES_SHARED] = "shared", [SL_PAGES_HUGE] = "huge"};
+    for (int32_t kind = SL_PAGES_AUTO; kind <= SL_PAGES_HUGE; kind++)
+        if (!strcmp(text, names[kind])) return kind;
+    fail("--pages is \"%s\" and must be auto, shared or huge", text);
+}
+
 static void set_prompt(command *c, const char *prompt) {
     if (c->prompt) fail("the prompt is given twice: \"%s\" and \"%s\"", c->prompt, prompt);
     c->prompt = prompt;
 }
 
-enum { MIN_P = 256, REPETITION_PENALTY, IDS, INFO, BENCH, TOP_P, TOKENS };
+enum { MIN_P = 256, REPETITION_PENALTY, IDS, INFO, BENCH, TOP_P, TOKENS, THREADS, PAGES };
 
 static void parse_option(command *c, int option, const char *value) {
     sl_options *o = &c->options;
@@ -148,6 +167,12 @@ static void parse_option(command *c, int option, const char *value) {
         o->top_p = parse_real("-p", value);
         if (o->top_p == 0) o->top_p = 1;
         break;
+    case THREADS:
+        c->session.threads = (uint32_t)parse_integer("--threads", value, 0, UINT32_MAX);
+        break;
+    case PAGES:
+        c->opening.pages = parse_pages(value);
+        break;
     case IDS:
         c->ids = true;
         break;
@@ -176,13 +201,16 @@ static command parse(int argc, char **argv) {
         {"top-p", required_argument, NULL, TOP_P},
         {"min-p", required_argument, NULL, MIN_P},
         {"repetition-penalty", required_argument, NULL, REPETITION_PENALTY},
+        {"threads", required_argument, NULL, THREADS},
+        {"pages", required_argument, NULL, PAGES},
         {"ids", no_argument, NULL, IDS},
         {"info", no_argument, NULL, INFO},
         {"bench", no_argument, NULL, BENCH},
         {"help", no_argument, NULL, 'h'},
         {0},
     };
-    command c = {.options = defaults};
+    command c = {.options = defaults, .opening = opening_defaults, .session = session_defaults};
+    c.opening.kernels = getenv("SL_KERNELS");
     opterr = 0;
     for (int option; (option = getopt_long(argc, argv, shorts, longs, NULL)) != -1;) {
         if (option == ':') fail("%s needs a value; --help explains", argv[optind - 1]);
@@ -280,7 +308,9 @@ static void print_info(const sl_info *info) {
     printf("norm epsilon  %g\n", (double)info->norm_eps);
     printf("special ids   unk %" PRId32 ", bos %" PRId32 ", eos %" PRId32 ", pad %" PRId32 "\n",
            info->unk_id, info->bos_id, info->eos_id, info->pad_id);
-    printf("kernels       %s\n", info->kernels);
+    printf("kernels       %s of", info->kernels);
+    for (size_t i = 0; sl_kernels_name(i); i++) printf(" %s", sl_kernels_name(i));
+    putchar('\n');
 }
 
 enum { RUNS = 5, BENCH_PROMPT = 128 };
@@ -323,8 +353,8 @@ int main(int argc, char **argv) {
     const command c = parse(argc, argv);
     sl_model *model;
     sl_session *session;
-    check(sl_model_open(&model, c.model));
-    check(sl_session_new(&session, model));
+    check(sl_model_open(&model, c.model, &c.opening));
+    check(sl_session_new(&session, model, &c.session));
     if (c.info)
         print_info(sl_model_info(model));
     else if (c.bench)

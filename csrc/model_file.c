@@ -1,16 +1,9 @@
-/* model_file.c: map a weight file and trust nothing in it. */
+/* model_file.c: open a weight file and trust nothing in it. */
 
-#define _POSIX_C_SOURCE 200809L
-
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "internal.h"
 
@@ -53,36 +46,6 @@ _Static_assert(offsetof(header, checksum) == 24, "the checksum stands at byte 24
 
 static int refuse(const char *path, const char *reason) {
     return sl_fail(SL_ERROR_FORMAT, "weight file %s is damaged: %s; export it again", path, reason);
-}
-
-/* ---- Mapping --------------------------------------------------------------------------------- */
-
-static int map_file(sl_model *model, const char *path) {
-    const int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0 && errno == ENOENT)
-        return sl_fail(SL_ERROR_FILE, "weight file %s does not exist: run `dvc repro` first", path);
-    if (file < 0)
-        return sl_fail(SL_ERROR_FILE, "weight file %s cannot be opened: %s", path, strerror(errno));
-    int status = SL_OK;
-    struct stat about;
-    if (fstat(file, &about)) {
-        status = sl_fail(SL_ERROR_FILE, "weight file %s cannot be read: %s", path, strerror(errno));
-    } else if (!S_ISREG(about.st_mode)) {
-        status = sl_fail(SL_ERROR_FILE, "weight file %s is not a regular file", path);
-    } else if (about.st_size == 0 || (uintmax_t)about.st_size > SIZE_MAX) {
-        status = sl_fail(SL_ERROR_FORMAT, "weight file %s is %s", path,
-                         about.st_size ? "larger than this machine's address space" : "empty");
-    } else {
-        model->file_bytes = (size_t)about.st_size;
-        model->file = mmap(NULL, model->file_bytes, PROT_READ, MAP_SHARED, file, 0);
-        if (model->file == MAP_FAILED) {
-            model->file = NULL;
-            status = sl_fail(SL_ERROR_FILE, "weight file %s cannot be mapped: %s", path,
-                             strerror(errno));
-        }
-    }
-    close(file);
-    return status;
 }
 
 /* ---- Header ---------------------------------------------------------------------------------- */
@@ -244,18 +207,11 @@ static const float *take_vector(cursor *at, uint32_t size) {
     return take(at, size, sizeof(float));
 }
 
-static uint64_t tile_bytes(const sl_matrix *matrix) {
-    if (matrix->type == SL_F32) return sizeof(float) * SL_TILE_ROWS * (uint64_t)matrix->columns;
-    const size_t groups = sl_groups(matrix), group_size = matrix->group_size;
-    return matrix->type == SL_Q8 ? sl_q8_tile_bytes(groups, group_size)
-                                 : sl_q4_tile_bytes(groups, group_size);
-}
-
 /* Take a matrix, stored as `like` is, which has no rows and columns yet. */
 static sl_matrix take_matrix(cursor *at, sl_matrix like, uint64_t rows, uint32_t columns) {
     like.rows = (uint32_t)rows;
     like.columns = columns;
-    like.tiles = take(at, sl_padded_rows(rows) / SL_TILE_ROWS, tile_bytes(&like));
+    like.tiles = take(at, sl_padded_rows(rows) / SL_TILE_ROWS, sl_tile_bytes(&like));
     return like;
 }
 
@@ -318,7 +274,6 @@ static void describe(sl_model *model, const header *head) {
     const uint64_t qkv = attention + 2 * (uint64_t)head->kv_heads * head->head_dim;
     const uint64_t layer = 2 * dim + dim * (qkv + attention + 3 * (uint64_t)head->hidden);
     const uint64_t tied = head->flags & FLAG_TIED;
-    model->kernels = sl_kernels_best();
     model->info = (sl_info){
         .dim = head->dim,
         .layers = head->layers,
@@ -363,8 +318,7 @@ static int make_rotary_table(sl_model *model, const char *path) {
 }
 
 static int load(sl_model *model, const char *path) {
-    int status = map_file(model, path);
-    if (status) return status;
+    int status;
     const header *head = model->file;
     if ((status = check_kind(model, head, path))) return status;
     if (checksum(model->file, model->file_bytes, head->checksum) != head->checksum)
@@ -379,12 +333,27 @@ static int load(sl_model *model, const char *path) {
     return make_rotary_table(model, path);
 }
 
-int sl_model_open(sl_model **model, const char *path) {
-    *model = calloc(1, sizeof **model);
-    if (!*model) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
-    const int status = load(*model, path);
+static int choose_kernels(sl_model *model, const char *name) {
+    const sl_kernels *const *set = sl_kernels_available();
+    while (*set && name && strcmp((*set)->name, name) != 0) set++;
+    if (!*set)
+        return sl_fail(SL_ERROR_ARGUMENT,
+                       "this processor has no kernels \"%s\": the best that it has are \"%s\"",
+                       name, (*sl_kernels_available())->name);
+    model->kernels = *set;
+    return SL_OK;
+}
+
+int sl_model_open(sl_model **model, const char *path, const sl_model_options *options) {
+    static const sl_model_options defaults = SL_MODEL_DEFAULTS;
+    if (!options) options = &defaults;
+    sl_model *m = *model = calloc(1, sizeof *m);
+    if (!m) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
+    int status = choose_kernels(m, options->kernels);
+    if (!status) status = sl_pages_open(path, options->pages, &m->file, &m->file_bytes);
+    if (!status) status = load(m, path);
     if (status) {
-        sl_model_close(*model);
+        sl_model_close(m);
         *model = NULL;
     }
     return status;
@@ -395,12 +364,18 @@ void sl_model_close(sl_model *model) {
     sl_tokenizer_free(&model->tokenizer);
     free(model->layers);
     free(model->rotary);
-    if (model->file) munmap(model->file, model->file_bytes);
+    sl_pages_free(model->file, model->file_bytes);
     free(model);
 }
 
 const sl_info *sl_model_info(const sl_model *model) {
     return &model->info;
+}
+
+const char *sl_kernels_name(size_t index) {
+    const sl_kernels *const *set = sl_kernels_available();
+    while (*set && index--) set++;
+    return *set ? (*set)->name : NULL;
 }
 
 const sl_tokenizer *sl_model_tokenizer(const sl_model *model) {

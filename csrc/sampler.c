@@ -88,127 +88,132 @@ static void penalize(const sl_options *options, float *logits, const int32_t *re
     for (size_t i = 0; i < count; i++) marks[recent[i]] = 0;
 }
 
-static size_t largest(const float *logits, size_t count) {
-    size_t best = 0;
-    for (size_t i = 1; i < count; i++)
-        if (logits[i] > logits[best]) best = i;
-    return best;
-}
-
 static bool comes_first(const sl_candidate *a, const sl_candidate *b) {
     return a->weight > b->weight || (a->weight == b->weight && a->id < b->id);
 }
 
-/* Let the candidate at the index sink to its place in the heap. */
-static void sink(sl_candidate *heap, size_t count, size_t at) {
-    const sl_candidate sinking = heap[at];
-    for (size_t child; (child = 2 * at + 1) < count; at = child) {
-        if (child + 1 < count && comes_first(&heap[child + 1], &heap[child])) child++;
-        if (!comes_first(&heap[child], &sinking)) break;
-        heap[at] = heap[child];
-    }
-    heap[at] = sinking;
+static void swap(sl_candidate *a, sl_candidate *b) {
+    const sl_candidate first = *a;
+    *a = *b;
+    *b = first;
 }
 
-/* Bring the most probable candidates to the end of the array, the very first last, until `most` of
- * them or the wanted weight is reached; returns how many. */
+/* Bring what comes before the middle one of candidates[count] to the front and that one behind
+ * them; returns its index. *weight becomes what those before it weigh. */
+static size_t part(sl_candidate *candidates, size_t count, double *weight) {
+    sl_candidate *last = &candidates[count - 1];
+    size_t before = 0;
+    *weight = 0;
+    swap(&candidates[count / 2], last);
+    for (size_t i = 0; i + 1 < count; i++)
+        if (comes_first(&candidates[i], last)) {
+            *weight += (double)candidates[i].weight;
+            swap(&candidates[i], &candidates[before++]);
+        }
+    swap(&candidates[before], last);
+    return before;
+}
+
+/* Bring the fewest most probable candidates that together have the wanted weight to the front, but
+ * at most `most` and at least one; returns how many. The least probable of them stands last. This
+ * is quickselect (Hoare 1961), by weight. */
 static size_t take(sl_candidate *candidates, size_t count, size_t most, double wanted) {
-    double sum = 0;
-    size_t taken = 0;
-    for (size_t i = count / 2; i-- > 0;) sink(candidates, count, i);
-    for (; taken < most && taken < count && sum < wanted; taken++) {
-        const size_t last = count - taken - 1;
-        const sl_candidate top = candidates[0];
-        candidates[0] = candidates[last];
-        sink(candidates, last, 0);
-        candidates[last] = top;
-        sum += (double)top.weight;
+    size_t first = 0, end = count;
+    while (end - first > 1) {
+        double weight;
+        const size_t middle = first + part(candidates + first, end - first, &weight);
+        const double rest = wanted - weight - (double)candidates[middle].weight;
+        if (middle > first && (weight >= wanted || middle >= most)) {
+            end = middle;
+        } else if (rest <= 0 || middle + 1 >= most) {
+            return middle + 1;
+        } else {
+            first = middle + 1;
+            wanted = rest;
+        }
     }
-    return taken;
+    return end;
 }
 
-/* Leave out the candidates below the floor; returns how many stay. */
-static size_t drop_below(sl_candidate *candidates, size_t count, double floor) {
-    size_t kept = 0;
-    for (size_t i = 0; i < count; i++)
-        if ((double)candidates[i].weight >= floor) candidates[kept++] = candidates[i];
-    return kept;
-}
-
-/* A run of candidates in the order in which they are laid end to end. */
-typedef struct {
-    const sl_candidate *first;
-    ptrdiff_t step;
-    size_t count;
-} run;
-
-static const sl_candidate *run_at(const run *r, size_t i) {
-    return r->first + (ptrdiff_t)i * r->step;
-}
-
-static double run_weight(const run *r) {
+static double weight_of(const sl_candidate *candidates, size_t count) {
     double sum = 0;
-    for (size_t i = 0; i < r->count; i++) sum += (double)run_at(r, i)->weight;
+    for (size_t i = 0; i < count; i++) sum += (double)candidates[i].weight;
     return sum;
 }
 
-/* Shorten a run to the fewest that have the wanted weight, without any below the floor. */
-static void cut(run *r, double wanted, double floor) {
-    double sum = 0;
-    size_t kept = 0;
-    for (; kept < r->count && sum < wanted && (double)run_at(r, kept)->weight >= floor; kept++)
-        sum += (double)run_at(r, kept)->weight;
-    r->count = kept;
+/* Make candidates of the tokens whose weight is at least the floor, by id; returns how many. */
+static size_t gather(const sl_kernels *kernels, const float *weights, size_t count, float floor,
+                     const sl_sampler *sampler) {
+    const size_t kept = kernels->select(sampler->indices, weights, count, floor);
+    for (size_t i = 0; i < kept; i++) {
+        const int32_t id = sampler->indices[i];
+        sampler->candidates[i] = (sl_candidate){weights[id], id};
+    }
+    return kept;
 }
 
-/* What the filters leave of the candidates, of which the most probable has weight 1. Only as many
- * as needed are sorted. */
-static run filter(const sl_options *options, sl_candidate *candidates, size_t count) {
+/* The float at or below x. */
+static float round_down(double x) {
+    const float nearest = (float)x;
+    return (double)nearest > x ? nextafterf(nearest, 0) : nearest;
+}
+
+/* Keep the candidates of at least a share of the weight of the most probable, which is 1. */
+static size_t drop_light(sl_candidate *candidates, size_t count, double floor) {
+    size_t kept = 0;
+    for (size_t i = 0; i < count; i++)
+        if ((double)candidates[i].weight >= floor) swap(&candidates[i], &candidates[kept++]);
+    return kept;
+}
+
+/* What the filters leave of the tokens, whose weights[count] add up to `total`; the most probable
+ * weighs 1. Returns how many candidates there are then, in no order. */
+static size_t filter(const sl_kernels *kernels, const sl_options *options, const float *weights,
+                     size_t count, double total, const sl_sampler *sampler) {
     const double top_p = (double)options->top_p, min_p = (double)options->min_p;
-    const bool has_top_p = options->top_p < 1;
-    run r = {candidates, 1, count};
-    if (!options->top_k && !has_top_p && min_p == 0) return r;
-    size_t most = count;
-    double wanted = INFINITY, floor = min_p;
-    if (options->top_k) {
-        most = (size_t)options->top_k;
-        if (has_top_p) floor = 0; /* top_p is a share of all that top_k leaves */
-    } else if (has_top_p) {
+    double floor = options->top_k ? 0 : min_p, wanted = top_p * total;
+    if (!options->top_k && top_p < 1) {
         /* What is lighter than this cannot matter: all such together are lighter than 1 - top_p. */
-        const double total = run_weight(&r), negligible = (1 - top_p) * total / (double)count;
-        wanted = top_p * total;
+        const double negligible = (1 - top_p) * total / (double)count;
         if (negligible > floor) floor = negligible;
     }
-    count = drop_below(candidates, count, floor);
-    r = (run){candidates + count - 1, -1, take(candidates, count, most, wanted)};
-    if (options->top_k && has_top_p) wanted = top_p * run_weight(&r);
-    cut(&r, wanted, min_p);
-    return r;
-}
-
-static int32_t draw(const run *r, double share) {
-    const double distance = share * run_weight(r);
-    double end = 0;
-    for (size_t i = 0; i < r->count; i++) {
-        end += (double)run_at(r, i)->weight;
-        if (distance < end) return run_at(r, i)->id;
+    sl_candidate *candidates = sampler->candidates;
+    size_t kept = gather(kernels, weights, count, round_down(floor), sampler);
+    if (options->top_k) {
+        kept = take(candidates, kept, (size_t)options->top_k, INFINITY);
+        wanted = top_p * weight_of(candidates, kept); /* a share of what top_k leaves */
     }
-    return run_at(r, r->count - 1)->id; /* rounding put it past the end */
+    if (top_p < 1) kept = take(candidates, kept, kept, wanted);
+    return min_p > 0 ? drop_light(candidates, kept, min_p) : kept;
 }
 
-int32_t sl_sample(const sl_options *options, sl_random *random, float *logits, size_t count,
-                  const int32_t *recent, size_t recent_count, sl_candidate *candidates,
-                  uint8_t *marks) {
+/* The candidate at a share of the way through all, laid end to end. */
+static int32_t draw(const sl_options *options, sl_candidate *candidates, size_t count,
+                    double share) {
+    const double distance = share * weight_of(candidates, count);
+    if (options->top_k || options->top_p < 1 || options->min_p > 0) {
+        const size_t taken = take(candidates, count, count, nextafter(distance, INFINITY));
+        return candidates[taken - 1].id;
+    }
+    double end = 0;
+    for (size_t i = 0; i < count; i++) {
+        end += (double)candidates[i].weight;
+        if (distance < end) return candidates[i].id;
+    }
+    return candidates[count - 1].id; /* rounding put it past the end */
+}
+
+int32_t sl_sample(const sl_kernels *kernels, const sl_options *options, sl_random *random,
+                  float *logits, size_t count, const int32_t *recent, size_t recent_count,
+                  const sl_sampler *sampler) {
     const size_t window = (size_t)options->repetition_window;
     const size_t seen = window < recent_count ? window : recent_count;
     if (options->repetition_penalty != 1)
-        penalize(options, logits, recent + recent_count - seen, seen, marks);
-    const size_t best = largest(logits, count);
+        penalize(options, logits, recent + recent_count - seen, seen, sampler->marks);
+    const size_t best = kernels->argmax(logits, count);
     if (options->temperature == 0) return (int32_t)best;
-    for (size_t i = 0; i < count; i++) {
-        const float distance = (logits[i] - logits[best]) / options->temperature;
-        candidates[i] = (sl_candidate){expf(distance), (int32_t)i};
-    }
-    const run kept = filter(options, candidates, count);
-    return draw(&kept, random_share(random));
+    const float scale = fminf(1.0f / options->temperature, FLT_MAX);
+    const float total = kernels->exponentials(logits, logits, count, logits[best], scale);
+    const size_t kept = filter(kernels, options, logits, count, (double)total, sampler);
+    return draw(options, sampler->candidates, kept, random_share(random));
 }

@@ -2,7 +2,8 @@
  *
  *     sl_model *model;
  *     sl_session *session;
- *     if (sl_model_open(&model, "model.slm") || sl_session_new(&session, model)) {
+ *     if (sl_model_open(&model, "model.slm", NULL) ||
+ *         sl_session_new(&session, model, NULL)) {
  *         fprintf(stderr, "%s\n", sl_error());
  *         return 1;
  *     }
@@ -52,6 +53,12 @@ extern "C" {
         .tokens = 256,                                                                             \
         .ignore_end = 0,                                                                           \
     }
+
+/* The best kernels, on the pages that suit the file. */
+#define SL_MODEL_DEFAULTS {.pages = SL_PAGES_AUTO, .kernels = NULL}
+
+/* A session for one story, on as many threads as serve best. */
+#define SL_SESSION_DEFAULTS {.threads = 0, .stories = 1}
 
 /* cffi reads from here to "cffi: end", preprocessor lines left out. */
 /* cffi: begin */
@@ -104,9 +111,27 @@ typedef struct {
     const char *kernels; /* the instruction set in use, such as "scalar" */
 } sl_info;
 
-/* Map a weight file and check all of it. The file must not be written to while it is open;
- * replacing it by another through a rename is fine. */
-SL_API int sl_model_open(sl_model **model, const char *path);
+/* Where the weights lie. Huge pages are worth up to 1.4 times the speed where a file is larger than
+ * the processor's caches, but they are a copy of it for each process. */
+enum {
+    SL_PAGES_AUTO = 0, /* huge pages from 8 MB on */
+    SL_PAGES_SHARED,   /* the file is mapped, and its memory shared by all processes */
+    SL_PAGES_HUGE      /* the file is copied, onto huge pages where the system has them */
+};
+
+typedef struct {
+    int32_t pages;       /* one of SL_PAGES_… */
+    const char *kernels; /* an instruction set, see sl_info; NULL: the best that there is */
+} sl_model_options;
+
+/* Open a weight file and check all of it; options may be NULL: SL_MODEL_DEFAULTS. Unless it is
+ * copied, the file must not be written to while it is open; replacing it by another through a
+ * rename is fine. */
+SL_API int sl_model_open(sl_model **model, const char *path, const sl_model_options *options);
+
+/* Names of the instruction sets that this processor runs, the fastest first. NULL from `index` on
+ * that is too high. */
+SL_API const char *sl_kernels_name(size_t index);
 
 /* Also of NULL. */
 SL_API void sl_model_close(sl_model *model);
@@ -212,10 +237,11 @@ enum {
     SL_STOP_TOKENS,   /* options.tokens are told */
     SL_STOP_CONTEXT,  /* prompt and story fill the context */
     SL_STOP_CALLBACK, /* the callback of sl_generate asked for it */
+    SL_IDLE,          /* no story has been begun */
     SL_STOPS
 };
 
-/* "eos", "bos", "tokens", "context" or "callback". */
+/* "running", "eos", "bos", "tokens", "context", "callback" or "idle". */
 SL_API const char *sl_stop_name(int32_t stop);
 
 /* What sl_next tells. A character that is split into several tokens comes whole with the last of
@@ -227,7 +253,15 @@ typedef struct {
     int32_t stop;     /* SL_RUNNING or why the story ends here */
 } sl_piece;
 
-SL_API int sl_session_new(sl_session **session, const sl_model *model);
+/* The story of a session does not depend on any of these. */
+typedef struct {
+    uint32_t threads; /* that compute together, the caller's among them; 0: as many as serve best */
+    uint32_t stories; /* places for stories that are told together; 1 and up */
+} sl_session_options;
+
+/* options may be NULL: SL_SESSION_DEFAULTS. */
+SL_API int sl_session_new(sl_session **session, const sl_model *model,
+                          const sl_session_options *options);
 
 /* Also of NULL. */
 SL_API void sl_session_free(sl_session *session);
@@ -253,6 +287,32 @@ SL_API size_t sl_story_tokens(const sl_session *session);
 typedef int (*sl_tell)(void *data, const sl_piece *piece);
 SL_API int sl_generate(sl_session *session, const char *prompt, size_t length,
                        const sl_options *options, sl_tell tell, void *data, int32_t *stop);
+
+/* ---- Many stories at once -------------------------------------------------------------------- */
+
+/* A session with several places tells a token of each place's story in one step, which reads the
+ * weights once for all of them. Stories begin and end at any time, each with its own prompt, seed
+ * and options, and each is the one that it would have been alone:
+ *
+ *     sl_join(session, place, prompt, length, &options);      for some places
+ *     while (!sl_step(session, pieces))
+ *         for every place: use pieces[place]; if it has stopped, perhaps join another
+ *
+ * sl_start, sl_next and the others that name no place are about place 0. */
+
+/* Begin a story at a place, 0 … stories - 1, in place of the one that is there. Its prompt goes
+ * through the model with the next step. Errors are those of sl_start. */
+SL_API int sl_join(sl_session *session, size_t place, const char *prompt, size_t length,
+                   const sl_options *options);
+
+/* The same with ids[count]; see sl_start_ids. */
+SL_API int sl_join_ids(sl_session *session, size_t place, const int32_t *ids, size_t count,
+                       const sl_options *options);
+
+/* Tell the next token of every place: pieces[stories], one for each place as sl_next tells it;
+ * where no story has been begun its stop is SL_IDLE. On SL_ERROR_NUMBER the story whose logits are
+ * not finite is idle and the others can go on. */
+SL_API int sl_step(sl_session *session, sl_piece *pieces);
 
 /* ---- Measuring ------------------------------------------------------------------------------- */
 

@@ -1,153 +1,200 @@
-/* transformer.c: the Llama 3 architecture (Llama Team 2024, arXiv:2407.21783), a chunk of tokens of
- * one sequence at a time. */
+/* transformer.c: the Llama 3 architecture (Llama Team 2024, arXiv:2407.21783), some tokens of some
+ * stories at a time.
+ *
+ * A pass is a row of steps. The threads share out each step: the multiplications by tiles of the
+ * matrix, attention by story and head, and the rest by tokens. */
 
 #include <string.h>
 
 #include "internal.h"
 
-static int q8_weight(const sl_tile *tile, size_t lane, size_t column) {
-    const size_t block = column / SL_TILE_COLUMNS, j = column % SL_TILE_COLUMNS;
-    return tile->weights[(block * SL_TILE_ROWS + lane) * SL_TILE_COLUMNS + j] - 128;
+/* Where a pass is. */
+typedef struct {
+    sl_session *s;
+    const sl_run *runs;
+    size_t run_count;
+    size_t n; /* tokens; of the last steps, wanted ones */
+    size_t layer;
+    const float *norm;       /* the RMSNorm at hand */
+    const sl_matrix *matrix; /* the matrix at hand, or whose input is being prepared */
+    float *result;           /* [n][padded rows] */
+} pass;
+
+/* ---- Tokens ---------------------------------------------------------------------------------- */
+
+static bool is_quantized(const sl_matrix *matrix) {
+    return matrix->type != SL_F32;
 }
 
-static int q4_weight(const sl_tile *tile, size_t lane, size_t column) {
-    const size_t half = column / SL_TILE_COLUMNS, j = column % SL_TILE_COLUMNS;
-    const uint8_t byte = tile->weights[(half / 2 * SL_TILE_ROWS + lane) * SL_TILE_COLUMNS + j];
-    return (half % 2 ? byte >> 4 : byte & 15) - 8;
-}
-
-/* Write row `row` of a matrix to x[columns]. */
-static void read_row(const sl_matrix *matrix, size_t row, float *x) {
-    const size_t tile = row / SL_TILE_ROWS, lane = row % SL_TILE_ROWS, columns = matrix->columns;
-    if (matrix->type == SL_F32) {
-        const float *w = (const float *)matrix->tiles + tile * SL_TILE_ROWS * columns + lane;
-        for (size_t c = 0; c < columns; c++) x[c] = w[c * SL_TILE_ROWS];
-        return;
-    }
-    const size_t group_size = matrix->group_size, groups = sl_groups(matrix);
-    const bool is_q4 = matrix->type == SL_Q4;
-    const size_t tile_bytes =
-        is_q4 ? sl_q4_tile_bytes(groups, group_size) : sl_q8_tile_bytes(groups, group_size);
-    const sl_tile t = sl_tile_at((const uint8_t *)matrix->tiles + tile * tile_bytes, groups);
-    for (size_t c = 0; c < columns; c++) {
-        const float scale = sl_from_bf16(t.scales[c / group_size * SL_TILE_ROWS + lane]);
-        x[c] = scale * (float)(is_q4 ? q4_weight(&t, lane, c) : q8_weight(&t, lane, c));
-    }
-}
-
-/* y[n][padded rows] = x[n][columns] times the transposed matrix. */
-static void multiply(sl_session *s, const sl_matrix *matrix, float *y, const float *x, size_t n) {
-    const sl_kernels *kernels = s->model->kernels;
-    const size_t rows = sl_padded_rows(matrix->rows), columns = matrix->columns;
-    const size_t tile_count = rows / SL_TILE_ROWS;
-    if (matrix->type == SL_F32) {
-        kernels->matmul_f32(y, rows, matrix->tiles, tile_count, columns, x, columns, n);
-        return;
-    }
-    const sl_quantized q = {
+/* The quantized input of a matrix. */
+static sl_quantized quantized(const sl_session *s, const sl_matrix *matrix) {
+    return (sl_quantized){
         .values = s->quantized_values,
         .scales = s->quantized_scales,
         .sums = s->quantized_sums,
         .groups = sl_groups(matrix),
         .group_size = matrix->group_size,
     };
-    for (size_t i = 0; i < n; i++) kernels->quantize(&q, i, x + i * columns, columns);
-    if (matrix->type == SL_Q8)
-        kernels->matmul_q8(y, rows, matrix->tiles, tile_count, &q, n);
-    else
-        kernels->matmul_q4(y, rows, matrix->tiles, tile_count, &q, n);
 }
 
-/* input[n][dim] = RMSNorm(x[n][dim]) (Zhang & Sennrich 2019, arXiv:1910.07467). */
-static void normalize(sl_session *s, const float *x, const float *weight, size_t n) {
-    const sl_info *info = &s->model->info;
-    for (size_t i = 0; i < n; i++)
-        s->model->kernels->rmsnorm(s->input + i * info->dim, x + i * info->dim, weight, info->dim,
-                                   info->norm_eps);
+/* Make token i's input[columns] ready for the matrix at hand. */
+static void prepare(const pass *p, size_t i) {
+    const sl_session *s = p->s;
+    if (!is_quantized(p->matrix)) return;
+    const sl_quantized q = quantized(s, p->matrix);
+    s->model->kernels->quantize(&q, i, s->input + i * p->matrix->columns, p->matrix->columns);
 }
 
-/* x += output, whose rows are padded. */
-static void add_output(sl_session *s, size_t n) {
-    const size_t dim = s->model->info.dim, stride = sl_padded_rows(dim);
-    for (size_t i = 0; i < n; i++)
-        for (size_t d = 0; d < dim; d++) s->x[i * dim + d] += s->output[i * stride + d];
+static void prepare_tokens(void *context, size_t first, size_t end, size_t thread) {
+    (void)thread;
+    for (size_t i = first; i < end; i++) prepare(context, i);
 }
 
-/* The cache of one key or value head: its first key in f32 tiles, its first value. */
-static float *cached_keys(const sl_session *s, size_t layer, size_t head) {
-    const sl_info *info = &s->model->info;
-    const size_t head_floats = sl_padded_rows(info->context) * info->head_dim;
-    return s->keys + (layer * info->kv_heads + head) * head_floats;
+/* RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467). */
+static void normalize(const pass *p, size_t i, const float *x) {
+    const sl_info *info = &p->s->model->info;
+    p->s->model->kernels->rmsnorm(p->s->input + i * info->dim, x, p->norm, info->dim,
+                                  info->norm_eps);
+    prepare(p, i);
 }
 
-static float *cached_values(const sl_session *s, size_t layer, size_t head) {
-    const sl_info *info = &s->model->info;
-    const size_t head_floats = (size_t)info->context * info->head_dim;
-    return s->values + (layer * info->kv_heads + head) * head_floats;
+/* The input of the first layer. */
+static void embed_tokens(void *context, size_t first, size_t end, size_t thread) {
+    (void)thread;
+    const pass *p = context;
+    const size_t dim = p->s->model->info.dim;
+    size_t i = 0;
+    for (size_t r = 0; r < p->run_count; r++)
+        for (size_t t = 0; t < p->runs[r].count; t++, i++) {
+            if (i < first || i >= end) continue;
+            float *x = p->s->x + i * dim;
+            sl_read_row(&p->s->model->embedding, (size_t)p->runs[r].ids[t], x);
+            normalize(p, i, x);
+        }
 }
 
-/* Turn the queries and keys of one token and put its keys and values into the cache. */
-static void remember(sl_session *s, size_t layer, size_t position, float *qkv) {
-    const sl_info *info = &s->model->info;
-    const size_t head_dim = info->head_dim;
-    float *key = qkv + info->heads * head_dim;
-    const float *value = key + info->kv_heads * head_dim;
-    const float *table = s->model->rotary + position * head_dim;
-    s->model->kernels->rotate(qkv, info->heads + info->kv_heads, head_dim, table);
-    const size_t tile = position / SL_TILE_ROWS, lane = position % SL_TILE_ROWS;
-    for (size_t h = 0; h < info->kv_heads; h++, key += head_dim, value += head_dim) {
-        float *keys = cached_keys(s, layer, h) + tile * SL_TILE_ROWS * head_dim + lane;
-        for (size_t d = 0; d < head_dim; d++) keys[d * SL_TILE_ROWS] = key[d];
-        memcpy(cached_values(s, layer, h) + position * head_dim, value, head_dim * sizeof *value);
-    }
-}
-
-/* Causal grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245). */
-static void attend(sl_session *s, size_t layer, size_t n) {
-    const sl_info *info = &s->model->info;
-    const size_t head_dim = info->head_dim, sharing = info->heads / info->kv_heads;
-    const size_t width = info->heads * head_dim;
-    const size_t stride = sl_padded_rows(s->model->layers[layer].qkv.rows);
-    for (size_t i = 0; i < n; i++) remember(s, layer, s->position + i, s->qkv + i * stride);
-    for (size_t h = 0; h < info->heads; h++) {
-        const float *keys = cached_keys(s, layer, h / sharing);
-        const float *values = cached_values(s, layer, h / sharing);
-        for (size_t i = 0; i < n; i++)
-            s->model->kernels->attention(s->input + i * width + h * head_dim,
-                                         s->qkv + i * stride + h * head_dim, keys, values,
-                                         s->position + i + 1, head_dim, s->scores);
+/* Add a layer's output to the residual stream, and normalize it for what comes next. */
+static void add_tokens(void *context, size_t first, size_t end, size_t thread) {
+    (void)thread;
+    const pass *p = context;
+    const size_t dim = p->s->model->info.dim, stride = sl_padded_rows(dim);
+    for (size_t i = first; i < end; i++) {
+        float *x = p->s->x + i * dim;
+        for (size_t d = 0; d < dim; d++) x[d] += p->s->output[i * stride + d];
+        if (p->norm) normalize(p, i, x);
     }
 }
 
 /* SwiGLU (Shazeer 2020, arXiv:2002.05202). */
-static void gate(sl_session *s, size_t n) {
-    const size_t hidden = s->model->info.hidden, stride = sl_padded_rows(2 * hidden);
-    for (size_t i = 0; i < n; i++) {
-        const float *row = s->gate_up + i * stride;
-        s->model->kernels->swiglu(s->input + i * hidden, row, row + hidden, hidden);
+static void gate_tokens(void *context, size_t first, size_t end, size_t thread) {
+    (void)thread;
+    const pass *p = context;
+    const size_t hidden = p->s->model->info.hidden, stride = sl_padded_rows(2 * hidden);
+    for (size_t i = first; i < end; i++) {
+        const float *row = p->s->gate_up + i * stride;
+        p->s->model->kernels->swiglu(p->s->input + i * hidden, row, row + hidden, hidden);
+        prepare(p, i);
     }
 }
 
-void sl_forward(sl_session *s, const int32_t *ids, size_t n, size_t wanted) {
-    const sl_model *model = s->model;
-    const size_t dim = model->info.dim;
-    for (size_t i = 0; i < n; i++) read_row(&model->embedding, (size_t)ids[i], s->x + i * dim);
-    for (size_t l = 0; l < model->info.layers; l++) {
-        const sl_layer *layer = &model->layers[l];
-        normalize(s, s->x, layer->attention_norm, n);
-        multiply(s, &layer->qkv, s->qkv, s->input, n);
-        attend(s, l, n);
-        multiply(s, &layer->output, s->output, s->input, n);
-        add_output(s, n);
-        normalize(s, s->x, layer->feed_forward_norm, n);
-        multiply(s, &layer->gate_up, s->gate_up, s->input, n);
-        gate(s, n);
-        multiply(s, &layer->down, s->output, s->input, n);
-        add_output(s, n);
+/* Do a step for all tokens, whose result is the input of `matrix`. */
+static void for_tokens(pass *p, sl_task step, const float *norm, const sl_matrix *matrix) {
+    p->norm = norm;
+    p->matrix = matrix;
+    sl_share(p->s->team, p->n, 1, step, p);
+}
+
+/* ---- Matrices and attention ------------------------------------------------------------------ */
+
+static void multiply_tiles(void *context, size_t first, size_t end, size_t thread) {
+    (void)thread;
+    const pass *p = context;
+    const sl_matrix *matrix = p->matrix;
+    const sl_kernels *kernels = p->s->model->kernels;
+    const size_t stride = sl_padded_rows(matrix->rows), columns = matrix->columns;
+    float *y = p->result + first * SL_TILE_ROWS;
+    const uint8_t *tiles = (const uint8_t *)matrix->tiles + first * sl_tile_bytes(matrix);
+    const size_t count = end - first;
+    if (!is_quantized(matrix)) {
+        kernels->matmul_f32(y, stride, (const float *)(const void *)tiles, SL_TILE_ROWS * columns,
+                            count, columns, p->s->input, columns, p->n);
+        return;
     }
-    s->position += n;
-    normalize(s, s->x + (n - wanted) * dim, model->norm, wanted);
-    multiply(s, &model->classifier, s->logits, s->input, wanted);
+    const sl_quantized q = quantized(p->s, matrix);
+    if (matrix->type == SL_Q8)
+        kernels->matmul_q8(y, stride, tiles, count, &q, p->n);
+    else
+        kernels->matmul_q4(y, stride, tiles, count, &q, p->n);
+}
+
+/* result = the transposed matrix at hand times its input. */
+static void multiply(pass *p, float *result) {
+    enum { GRAIN = 4 }; /* tiles that kernels take together */
+    p->result = result;
+    const size_t tiles = sl_padded_rows(p->matrix->rows) / SL_TILE_ROWS;
+    sl_share(p->s->team, tiles, GRAIN, multiply_tiles, p);
+}
+
+static void attend_heads(void *context, size_t first, size_t end, size_t thread) {
+    const pass *p = context;
+    const sl_session *s = p->s;
+    const sl_info *info = &s->model->info;
+    const size_t stride = sl_padded_rows(s->model->layers[p->layer].qkv.rows);
+    const size_t width = (size_t)info->heads * info->head_dim;
+    size_t item = 0, token = 0;
+    for (size_t r = 0; r < p->run_count; token += p->runs[r++].count)
+        for (size_t h = 0; h < info->kv_heads; h++, item++)
+            if (item >= first && item < end)
+                sl_attend(s->model, &p->runs[r], p->layer, h, s->qkv + token * stride, stride,
+                          s->input + token * width, &s->attention[thread]);
+}
+
+/* ---- The pass -------------------------------------------------------------------------------- */
+
+/* Move the tokens whose logits are wanted to the front of x; returns how many. */
+static size_t gather_wanted(const pass *p) {
+    const size_t dim = p->s->model->info.dim;
+    size_t wanted = 0, end = 0;
+    for (size_t r = 0; r < p->run_count; r++) {
+        end += p->runs[r].count;
+        for (size_t i = end - p->runs[r].wanted; i < end; i++, wanted++)
+            memmove(p->s->x + wanted * dim, p->s->x + i * dim, dim * sizeof(float));
+    }
+    return wanted;
+}
+
+static void normalize_tokens(void *context, size_t first, size_t end, size_t thread) {
+    (void)thread;
+    const pass *p = context;
+    for (size_t i = first; i < end; i++) normalize(p, i, p->s->x + i * p->s->model->info.dim);
+}
+
+void sl_forward(sl_session *s, const sl_run *runs, size_t count) {
+    const sl_model *model = s->model;
+    pass p = {.s = s, .runs = runs, .run_count = count};
+    for (size_t r = 0; r < count; r++) p.n += runs[r].count;
+    for_tokens(&p, embed_tokens, model->layers[0].attention_norm, &model->layers[0].qkv);
+    for (p.layer = 0; p.layer < model->info.layers; p.layer++) {
+        const sl_layer *layer = &model->layers[p.layer];
+        const bool is_last = p.layer + 1 == model->info.layers;
+        multiply(&p, s->qkv);
+        sl_share(s->team, count * model->info.kv_heads, 1, attend_heads, &p);
+        for_tokens(&p, prepare_tokens, NULL, &layer->output);
+        multiply(&p, s->output);
+        for_tokens(&p, add_tokens, layer->feed_forward_norm, &layer->gate_up);
+        multiply(&p, s->gate_up);
+        for_tokens(&p, gate_tokens, NULL, &layer->down);
+        multiply(&p, s->output);
+        if (is_last)
+            for_tokens(&p, add_tokens, NULL, NULL);
+        else
+            for_tokens(&p, add_tokens, layer[1].attention_norm, &layer[1].qkv);
+    }
+    for (size_t r = 0; r < count; r++) runs[r].story->position += runs[r].count;
+    p.n = gather_wanted(&p);
+    if (p.n == 0) return;
+    for_tokens(&p, normalize_tokens, model->norm, &model->classifier);
+    multiply(&p, s->logits);
 }
 
 size_t sl_logits_stride(const sl_model *model) {

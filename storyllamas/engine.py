@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count, takewhile
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,18 @@ import numpy.typing as npt
 from storyllamas.errors import UserError
 from storyllamas.fast_tokenizer import FastTokenizer
 from storyllamas.native import check, ffi, ids_pointer, lib, string, utf8, whole_ids
+
+PAGES = {
+    "auto": lib.SL_PAGES_AUTO,
+    "shared": lib.SL_PAGES_SHARED,
+    "huge": lib.SL_PAGES_HUGE,
+}
+
+
+def kernel_sets() -> list[str]:
+    """Names of the instruction sets that this processor runs, the fastest first."""
+    names = (lib.sl_kernels_name(index) for index in count())
+    return [string(name) for name in takewhile(lambda name: bool(name), names)]
 
 
 class Engine:
@@ -35,14 +48,33 @@ class Engine:
         tokenizer: the model's.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int = 0,
+        pages: str = "auto",
+        kernels: str | None = None,
+    ) -> None:
         """Open a weight file and check all of it.
 
+        Args:
+            path: the file.
+            threads: that compute a story together, 1 … 64; 0: as many as serve best.
+            pages: shared (the file is mapped), huge (it is copied onto huge pages) or auto.
+            kernels: one of `kernel_sets()`; None: the best.
+
         Raises:
-            UserError: it is missing, not a weight file, or damaged.
+            UserError: it is missing, not a weight file, or damaged, or an option is unknown.
         """
+        if pages not in PAGES:
+            raise UserError(f"pages is {pages!r} and must be one of {', '.join(PAGES)}")
         handle = ffi.new("sl_model **")
-        check(lib.sl_model_open(handle, os.fsencode(path)))
+        name = ffi.NULL if kernels is None else ffi.new("char[]", utf8(kernels))
+        opening = ffi.new("sl_model_options *", {"pages": PAGES[pages], "kernels": name})
+        check(lib.sl_model_open(handle, os.fsencode(path), opening))
+        self._session_options = ffi.new("sl_session_options *", {"stories": 1})
+        _set_option(self._session_options, "threads", threads)
         self._model = ffi.gc(handle[0], lib.sl_model_close)
         self._idle: list[Any] = []  # sessions that nobody uses; append and pop are atomic
         self.info = _info(lib.sl_model_info(self._model))
@@ -168,7 +200,7 @@ class Engine:
             return self._idle.pop()
         except IndexError:
             handle = ffi.new("sl_session **")
-            check(lib.sl_session_new(handle, self._model))
+            check(lib.sl_session_new(handle, self._model, self._session_options))
             return ffi.gc(handle[0], lib.sl_session_free)
 
     @contextmanager

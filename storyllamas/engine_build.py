@@ -41,7 +41,8 @@ def ffibuilder() -> FFI:
         sources=[path.relative_to(ROOT).as_posix() for path in sources],
         depends=[path.relative_to(ROOT).as_posix() for path in CSRC.rglob("*.h")],
         include_dirs=["csrc"],
-        extra_compile_args=["-std=c11", "-O3", "-fvisibility=hidden"],
+        extra_compile_args=["-std=c11", "-O3", "-fvisibility=hidden", "-pthread"],
+        extra_link_args=["-pthread"],
         libraries=["m"],
     )
     return builder

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from storyllamas import weights
 from storyllamas.config import ModelConfig
+from storyllamas.model import Llama
 from storyllamas.weight_header import storage
 from storyllamas.weights import PieceType, Vocabulary
 
@@ -109,3 +111,15 @@ def write_sequence(path: Path, story: list[int], context: int = 40) -> Path:
         return row
 
     return write_chain(path, logits, context=context)
+
+
+def torch_model(config: ModelConfig, tensors: dict[str, npt.NDArray[np.float32]]) -> Llama:
+    model = Llama(config).eval()
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+    return model
+
+
+@torch.no_grad()
+def torch_logits(model: Llama, ids: list[int]) -> npt.NDArray[np.float32]:
+    logits: npt.NDArray[np.float32] = model(torch.tensor([ids]))[0].numpy()
+    return logits

@@ -16,9 +16,16 @@ import engine_files
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from conftest import ROOT
-from engine_files import BOS, EOS, FIRST_BYTE, small_config, word_id
+from engine_files import (
+    BOS,
+    EOS,
+    FIRST_BYTE,
+    small_config,
+    torch_logits,
+    torch_model,
+    word_id,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,24 +33,11 @@ from storyllamas import weights
 from storyllamas.config import ModelConfig
 from storyllamas.engine import DEFAULTS, Engine, Story
 from storyllamas.errors import UserError
-from storyllamas.model import Llama
 from storyllamas.native import ffi, lib
 from storyllamas.weight_header import GROUP_SIZES
 
 Float32 = npt.NDArray[np.float32]
 VOCAB_SIZE = small_config().vocab_size
-
-
-def torch_model(config: ModelConfig, tensors: dict[str, Float32]) -> Llama:
-    model = Llama(config).eval()
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
-    return model
-
-
-@torch.no_grad()
-def torch_logits(model: Llama, ids: list[int]) -> Float32:
-    logits: Float32 = model(torch.tensor([ids]))[0].numpy()
-    return logits
 
 
 @pytest.fixture
@@ -114,7 +108,7 @@ def test_quantized_logits_are_its_weights_on_rounded_activations(
     seed: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Only the rounding of activations, at most 1/254 of a group's largest, is not PyTorch's."""
+    """Only rounding is not PyTorch's: activations to 8 bits, keys and values to bfloat16."""
     path = tmp_path_factory.mktemp(weight_type) / "m.slm"
     tensors = engine_files.random_tensors(config, seed)
     engine_files.write(path, config, tensors, None, weight_type, {"q8": q8, "q4": q4})
@@ -123,7 +117,7 @@ def test_quantized_logits_are_its_weights_on_rounded_activations(
     expected = torch_logits(torch_model(config, rounded), ids)
     difference = Engine(path).logits(ids) - expected
     assert math.sqrt(np.mean(difference**2)) <= 0.05 * np.abs(expected).max()
-    assert np.corrcoef(Engine(path).logits(ids).ravel(), expected.ravel())[0, 1] > 0.99
+    assert np.corrcoef(Engine(path).logits(ids).ravel(), expected.ravel())[0, 1] > 0.98
 
 
 def test_greedy_stories_are_pytorchs(tmp_path: Path) -> None:
@@ -487,7 +481,7 @@ def test_output_that_is_not_finite(tmp_path: Path) -> None:
 def test_generate_calls_back(small: Engine) -> None:
     expected = tell(small, "a", temperature=1)
     session = ffi.new("sl_session **")
-    assert lib.sl_session_new(session, small._model) == lib.SL_OK
+    assert lib.sl_session_new(session, small._model, ffi.NULL) == lib.SL_OK
     options = lib.sl_defaults()
     options.temperature = 1
     stop = ffi.new("int32_t *")

@@ -1,7 +1,27 @@
-/* dispatch.c: choose the kernels for this processor. */
+/* dispatch.c: which kernels this processor runs. */
 
-#include "kernels.h"
+#include "sets.h"
 
-const sl_kernels *sl_kernels_best(void) {
-    return &sl_kernels_scalar;
+#include <stdbool.h>
+
+enum { MOST = 8 };
+
+static const sl_kernels *available[MOST];
+
+/* Before main, and so before any thread. */
+__attribute__((constructor)) static void find_kernels(void) {
+    size_t count = 0;
+#ifdef SL_X86
+    __builtin_cpu_init();
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vnni");
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) available[count++] = &sl_kernels_avx512bf16;
+    if (avx512) available[count++] = &sl_kernels_avx512;
+#endif
+    available[count] = &sl_kernels_scalar;
+}
+
+const sl_kernels *const *sl_kernels_available(void) {
+    return available;
 }

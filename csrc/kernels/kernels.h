@@ -1,8 +1,9 @@
 /* kernels.h: the arithmetic, as a table of functions for each instruction set.
  *
- * Strides and sizes count elements. Matrices are in the weight file's tiles (see storyllamas.h), so
- * every result has its rows rounded up to whole tiles. A kernel may be called on a run of tiles: a
- * caller that shares a matrix between threads passes each its own. */
+ * Strides and sizes count elements. Matrices are in tiles of 16 rows (see storyllamas.h), so every
+ * result has its rows rounded up to whole tiles. A kernel may be called on a run of tiles: threads
+ * that share a matrix pass each its own. What a row of x gives does not depend on the other rows
+ * that are passed with it, to the last bit. */
 
 #ifndef STORYLLAMAS_KERNELS_H
 #define STORYLLAMAS_KERNELS_H
@@ -58,19 +59,28 @@ typedef struct {
     const char *name;
 
     /* y[n][16 tiles] = x[n][columns] times the transposed matrix of f32 tiles. */
-    void (*matmul_f32)(float *y, size_t y_stride, const float *tiles, size_t tile_count,
-                       size_t columns, const float *x, size_t x_stride, size_t n);
+    void (*matmul_f32)(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
+                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
+                       size_t n);
 
-    /* y[n][16 tiles] = the quantized x[n] times the transposed matrix of q8 tiles. */
+    /* Likewise in bf16, the upper half of a float: tiles are [columns / 2][16 rows][2 columns], and
+     * columns are even. Sums are f32. */
+    void (*matmul_bf16)(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
+                        size_t tile_count, size_t columns, const uint16_t *x, size_t x_stride,
+                        size_t n);
+
+    /* y[n][16 tiles] = the quantized x[n] times the transposed matrix of q8 or q4 tiles; for q4 the
+     * group_size is a multiple of 8. */
     void (*matmul_q8)(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n);
-
-    /* The same of q4 tiles; x has a group_size that is a multiple of 8. */
     void (*matmul_q4)(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n);
 
     /* Row i of q = x[columns]. */
     void (*quantize)(const sl_quantized *q, size_t i, const float *x, size_t columns);
+
+    /* y[n] = x[n] rounded to the nearest bf16, of two the even one. */
+    void (*to_bf16)(uint16_t *y, const float *x, size_t n);
 
     /* y[n] = x[n] / sqrt(mean(x²) + eps) * weight[n]. */
     void (*rmsnorm)(float *y, const float *x, const float *weight, size_t n, float eps);
@@ -79,19 +89,23 @@ typedef struct {
      * cosine and sine. */
     void (*rotate)(float *x, size_t heads, size_t head_dim, const float *table);
 
-    /* out[head_dim] = softmax(q · keys / sqrt(head_dim)) values, over the given positions.
-     * keys is a matrix of f32 tiles whose rows are positions, values is [positions][head_dim],
-     * scores is scratch for positions rounded up to whole tiles. */
-    void (*attention)(float *out, const float *q, const float *keys, const float *values,
-                      size_t positions, size_t head_dim, float *scores);
-
     /* y[n] = silu(gate[n]) * up[n]; silu(g) = g / (1 + exp(-g)). */
     void (*swiglu)(float *y, const float *gate, const float *up, size_t n);
+
+    /* Index of the largest x, of equals the lowest; no x is NaN. */
+    size_t (*argmax)(const float *x, size_t n);
+
+    /* y[n] = exp((x[n] - shift) * scale), for exponents up to 88; returns the sum. y may be x.
+     * Relative error of each below 3e-7. */
+    float (*exponentials)(float *y, const float *x, size_t n, float shift, float scale);
+
+    /* Write the indices of weights[n] of at least `floor`, in order; returns how many.
+     * indices has room for n + 16. */
+    size_t (*select)(int32_t *indices, const float *weights, size_t n, float floor);
 } sl_kernels;
 
-extern const sl_kernels sl_kernels_scalar;
-
-/* The fastest kernels that this processor runs. */
-const sl_kernels *sl_kernels_best(void);
+/* In order of preference, ended by NULL: those that were built and that this processor runs. The
+ * last are the scalar ones, the reference. */
+const sl_kernels *const *sl_kernels_available(void);
 
 #endif

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "sets.h"
 
 typedef float float4 __attribute__((vector_size(16)));
 typedef int32_t int4 __attribute__((vector_size(16)));
@@ -17,15 +17,38 @@ typedef uint16_t ushort4 __attribute__((vector_size(8)));
 
 enum { ROWS = SL_TILE_ROWS, VECTORS = ROWS / 4 };
 
-static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_count,
-                       size_t columns, const float *x, size_t x_stride, size_t n) {
+static const int32_t UPPER_HALF = (int32_t)0xffff0000;
+
+static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
+                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
+                       size_t n) {
     for (size_t tile = 0; tile < tile_count; tile++) {
-        const float4 *w = (const float4 *)(tiles + tile * columns * ROWS);
+        const float4 *w = (const float4 *)(tiles + tile * tile_stride);
         for (size_t i = 0; i < n; i++) {
             const float *xi = x + i * x_stride;
             float4 sum[VECTORS] = {0};
             for (size_t c = 0; c < columns; c++)
                 for (size_t v = 0; v < VECTORS; v++) sum[v] += w[c * VECTORS + v] * xi[c];
+            memcpy(y + i * y_stride + tile * ROWS, sum, sizeof sum);
+        }
+    }
+}
+
+static void matmul_bf16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
+                        size_t tile_count, size_t columns, const uint16_t *x, size_t x_stride,
+                        size_t n) {
+    for (size_t tile = 0; tile < tile_count; tile++) {
+        const int4 *w = (const int4 *)(const void *)(tiles + tile * tile_stride);
+        for (size_t i = 0; i < n; i++) {
+            float4 sum[VECTORS] = {0};
+            for (size_t c = 0; c < columns; c += 2) {
+                const float even = sl_from_bf16(x[i * x_stride + c]);
+                const float odd = sl_from_bf16(x[i * x_stride + c + 1]);
+                for (size_t v = 0; v < VECTORS; v++) {
+                    const int4 pairs = w[c / 2 * VECTORS + v];
+                    sum[v] += (float4)(pairs << 16) * even + (float4)(pairs & UPPER_HALF) * odd;
+                }
+            }
             memcpy(y + i * y_stride + tile * ROWS, sum, sizeof sum);
         }
     }
@@ -166,6 +189,14 @@ static void quantize(const sl_quantized *q, size_t i, const float *x, size_t col
     }
 }
 
+static void to_bf16(uint16_t *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        y[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
+
 static void rmsnorm(float *y, const float *x, const float *weight, size_t n, float eps) {
     float sum = 0;
     for (size_t i = 0; i < n; i++) sum += x[i] * x[i];
@@ -183,39 +214,42 @@ static void rotate(float *x, size_t heads, size_t head_dim, const float *table) 
     }
 }
 
-/* x[n] = exp(x - largest); returns the sum. */
-static float exponentials(float *x, size_t n) {
-    float largest = x[0], sum = 0;
-    for (size_t i = 1; i < n; i++) largest = x[i] > largest ? x[i] : largest;
-    for (size_t i = 0; i < n; i++) sum += x[i] = expf(x[i] - largest);
+static void swiglu(float *y, const float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+static size_t argmax(const float *x, size_t n) {
+    size_t best = 0;
+    for (size_t i = 1; i < n; i++)
+        if (x[i] > x[best]) best = i;
+    return best;
+}
+
+static float exponentials(float *y, const float *x, size_t n, float shift, float scale) {
+    float sum = 0;
+    for (size_t i = 0; i < n; i++) sum += y[i] = expf((x[i] - shift) * scale);
     return sum;
 }
 
-static void attention(float *out, const float *q, const float *keys, const float *values,
-                      size_t positions, size_t head_dim, float *scores) {
-    matmul_f32(scores, 0, keys, (positions + ROWS - 1) / ROWS, head_dim, q, 0, 1);
-    const float root = sqrtf((float)head_dim);
-    for (size_t p = 0; p < positions; p++) scores[p] /= root;
-    const float sum = exponentials(scores, positions);
-    memset(out, 0, head_dim * sizeof *out);
-    for (size_t p = 0; p < positions; p++) {
-        const float share = scores[p] / sum;
-        for (size_t d = 0; d < head_dim; d++) out[d] += share * values[p * head_dim + d];
-    }
-}
-
-static void swiglu(float *y, const float *gate, const float *up, size_t n) {
-    for (size_t i = 0; i < n; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+static size_t select(int32_t *indices, const float *weights, size_t n, float floor) {
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++)
+        if (weights[i] >= floor) indices[count++] = (int32_t)i;
+    return count;
 }
 
 const sl_kernels sl_kernels_scalar = {
     .name = "scalar",
     .matmul_f32 = matmul_f32,
+    .matmul_bf16 = matmul_bf16,
     .matmul_q8 = matmul_q8,
     .matmul_q4 = matmul_q4,
     .quantize = quantize,
+    .to_bf16 = to_bf16,
     .rmsnorm = rmsnorm,
     .rotate = rotate,
-    .attention = attention,
     .swiglu = swiglu,
+    .argmax = argmax,
+    .exponentials = exponentials,
+    .select = select,
 };

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/kernels.h"
+#include "kernels/sets.h"
 
 enum { ROWS = SL_TILE_ROWS };
 
@@ -43,16 +43,17 @@ static double larger(double a, double b) {
 }
 
 static double matmul_f32(const sl_kernels *k) {
-    const size_t tiles = 1 + integer(4), columns = 1 + integer(70), n = 1 + integer(5);
+    const size_t tiles = 1 + integer(9), columns = 1 + integer(70), n = 1 + integer(20);
     const size_t rows = tiles * ROWS, y_stride = rows + integer(3) * 4, x_stride = columns + 1;
-    float *w = reals(rows * columns), *x = reals(n * x_stride), *y = reals(n * y_stride);
-    k->matmul_f32(y, y_stride, w, tiles, columns, x, x_stride, n);
+    const size_t tile_stride = (columns + integer(3)) * ROWS;
+    float *w = reals(tiles * tile_stride), *x = reals(n * x_stride), *y = reals(n * y_stride);
+    k->matmul_f32(y, y_stride, w, tile_stride, tiles, columns, x, x_stride, n);
     double error = 0;
     for (size_t i = 0; i < n; i++)
         for (size_t r = 0; r < rows; r++) {
             double sum = 0;
             for (size_t c = 0; c < columns; c++)
-                sum += (double)w[(r / ROWS * columns + c) * ROWS + r % ROWS] *
+                sum += (double)w[r / ROWS * tile_stride + c * ROWS + r % ROWS] *
                        (double)x[i * x_stride + c];
             error = larger(fabs(sum - (double)y[i * y_stride + r]), error);
         }
@@ -60,6 +61,63 @@ static double matmul_f32(const sl_kernels *k) {
     free(x);
     free(y);
     return error / (double)columns;
+}
+
+static float widened(uint16_t x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static uint16_t *bf16s(const sl_kernels *k, size_t count) {
+    float *x = reals(count);
+    uint16_t *y = allocate(count * sizeof *y);
+    k->to_bf16(y, x, count);
+    free(x);
+    return y;
+}
+
+static double matmul_bf16(const sl_kernels *k) {
+    const size_t tiles = 1 + integer(9), columns = 2 * (1 + integer(40)), n = 1 + integer(20);
+    const size_t rows = tiles * ROWS, y_stride = rows + integer(3) * 4, x_stride = columns + 1;
+    const size_t tile_stride = (columns + 2 * integer(3)) * ROWS;
+    uint16_t *w = bf16s(k, tiles * tile_stride), *x = bf16s(k, n * x_stride);
+    float *y = reals(n * y_stride);
+    k->matmul_bf16(y, y_stride, w, tile_stride, tiles, columns, x, x_stride, n);
+    double error = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t r = 0; r < rows; r++) {
+            double sum = 0;
+            for (size_t c = 0; c < columns; c++) {
+                const size_t at = c / 2 * 2 * ROWS + r % ROWS * 2 + c % 2;
+                sum += (double)widened(w[r / ROWS * tile_stride + at]) *
+                       (double)widened(x[i * x_stride + c]);
+            }
+            error = larger(fabs(sum - (double)y[i * y_stride + r]), error);
+        }
+    free(w);
+    free(x);
+    free(y);
+    return error / (double)columns;
+}
+
+static double to_bf16(const sl_kernels *k) {
+    const size_t n = 1 + integer(100);
+    float *x = reals(n);
+    uint16_t *y = allocate(n * sizeof *y);
+    k->to_bf16(y, x, n);
+    double error = 0;
+    for (size_t i = 0; i < n; i++) {
+        /* Of the bf16 numbers, the two beside it are no nearer. */
+        const double chosen = fabs((double)widened(y[i]) - (double)x[i]);
+        const double below = fabs((double)widened((uint16_t)(y[i] - 1)) - (double)x[i]);
+        const double above = fabs((double)widened((uint16_t)(y[i] + 1)) - (double)x[i]);
+        if (chosen > below || chosen > above) error = INFINITY;
+    }
+    free(x);
+    free(y);
+    return error;
 }
 
 static sl_quantized quantized(size_t n, size_t groups, size_t group_size) {
@@ -228,32 +286,46 @@ static double rotate(const sl_kernels *k) {
     return error;
 }
 
-static double attention(const sl_kernels *k) {
-    const size_t head_dim = 2 * (1 + integer(20)), positions = 1 + integer(70);
-    const size_t padded = (positions + ROWS - 1) / ROWS * ROWS;
-    float *q = reals(head_dim), *keys = reals(padded * head_dim), *out = reals(head_dim);
-    float *values = reals(positions * head_dim), *scores = reals(padded);
-    double share[80], sum = 0, error = 0;
-    for (size_t d = 0; d < head_dim; d++) q[d] *= 20;
-    k->attention(out, q, keys, values, positions, head_dim, scores);
-    for (size_t p = 0; p < positions; p++) {
-        double score = 0;
-        for (size_t d = 0; d < head_dim; d++)
-            score += (double)q[d] * (double)keys[(p / ROWS * head_dim + d) * ROWS + p % ROWS];
-        sum += share[p] = exp(score / sqrt((double)head_dim));
+static double argmax(const sl_kernels *k) {
+    const size_t n = 1 + integer(100), first = integer((uint32_t)n);
+    float *x = reals(n);
+    x[first] = 2;
+    x[first + integer((uint32_t)(n - first))] = 2; /* perhaps twice */
+    const size_t found = k->argmax(x, n);
+    free(x);
+    return found == first ? 0 : INFINITY;
+}
+
+static double exponentials(const sl_kernels *k) {
+    const size_t n = 1 + integer(100);
+    const float scale = (float)integer(160) / 2;
+    float *x = reals(n), *y = reals(n);
+    const float sum = k->exponentials(y, x, n, 0.25f, scale);
+    double error = 0, expected_sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double expected = exp((double)((x[i] - 0.25f) * scale));
+        expected_sum += expected;
+        error = larger(fabs(expected - (double)y[i]) / (expected + 1e-38), error);
     }
-    for (size_t d = 0; d < head_dim; d++) {
-        double expected = 0;
-        for (size_t p = 0; p < positions; p++)
-            expected += share[p] / sum * (double)values[p * head_dim + d];
-        error = larger(fabs(expected - (double)out[d]), error);
-    }
-    free(q);
-    free(keys);
-    free(out);
-    free(values);
-    free(scores);
-    return error;
+    free(x);
+    free(y);
+    return larger(fabs(expected_sum - (double)sum) / expected_sum / 10, error);
+}
+
+static double select(const sl_kernels *k) {
+    const size_t n = 1 + integer(100);
+    const float floor = real();
+    float *x = reals(n);
+    int32_t *indices = allocate((n + 16) * sizeof *indices);
+    if (integer(2)) x[integer((uint32_t)n)] = floor;
+    const size_t count = k->select(indices, x, n, floor);
+    size_t found = 0;
+    double error = 0;
+    for (size_t i = 0; i < n; i++)
+        if (x[i] >= floor && (found == count || indices[found++] != (int32_t)i)) error = INFINITY;
+    free(x);
+    free(indices);
+    return found == count ? error : INFINITY;
 }
 
 static double swiglu(const sl_kernels *k) {
@@ -277,22 +349,29 @@ static const struct {
     double (*error)(const sl_kernels *);
     double bound;
 } tests[] = {
-    {"matmul_f32", matmul_f32, 1e-6}, {"matmul_q8", matmul_q8, 1e-6},
-    {"matmul_q4", matmul_q4, 1e-6},   {"quantize", quantize, 0.501 / 127},
-    {"rmsnorm", rmsnorm, 2e-6},       {"rotate", rotate, 1e-6},
-    {"attention", attention, 1e-5},   {"swiglu", swiglu, 1e-6},
+    {"matmul_f32", matmul_f32, 1e-6},
+    {"matmul_bf16", matmul_bf16, 1e-6},
+    {"to_bf16", to_bf16, 0},
+    {"matmul_q8", matmul_q8, 1e-6},
+    {"matmul_q4", matmul_q4, 1e-6},
+    {"quantize", quantize, 0.501 / 127},
+    {"rmsnorm", rmsnorm, 2e-6},
+    {"rotate", rotate, 1e-6},
+    {"swiglu", swiglu, 1e-6},
+    {"argmax", argmax, 0},
+    {"exponentials", exponentials, 3e-7},
+    {"select", select, 0},
 };
 
 int main(int argc, char **argv) {
-    const sl_kernels *sets[] = {&sl_kernels_scalar, sl_kernels_best()};
     const int rounds = argc > 1 ? atoi(argv[1]) : 100;
     int failures = 0;
-    for (size_t s = 0; s < (sets[0] == sets[1] ? 1 : 2); s++)
+    for (const sl_kernels *const *set = sl_kernels_available(); *set; set++)
         for (size_t t = 0; t < sizeof tests / sizeof *tests; t++) {
             double worst = 0;
-            for (int i = 0; i < rounds; i++) worst = larger(tests[t].error(sets[s]), worst);
+            for (int i = 0; i < rounds; i++) worst = larger(tests[t].error(*set), worst);
             const int failed = !(worst <= tests[t].bound);
-            printf("%-8s %-12s %.2e of %.2e%s\n", sets[s]->name, tests[t].name, worst,
+            printf("%-10s %-12s %.2e of %.2e%s\n", (*set)->name, tests[t].name, worst,
                    tests[t].bound, failed ? "  FAILED" : "");
             failures += failed;
         }

@@ -46,7 +46,7 @@ static void use_text(const sl_model *model) {
 static void use_session(const sl_model *model) {
     const sl_info *info = sl_model_info(model);
     sl_session *session;
-    if (sl_session_new(&session, model)) return;
+    if (sl_session_new(&session, model, NULL)) return;
     for (int round = 0; round < 4; round++) {
         sl_options options = SL_DEFAULTS;
         options.temperature = (float)integer(3);
@@ -77,7 +77,7 @@ static void use_session(const sl_model *model) {
 int main(int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
         sl_model *model;
-        if (sl_model_open(&model, argv[i])) {
+        if (sl_model_open(&model, argv[i], NULL)) {
             printf("%s\n", sl_error());
             continue;
         }

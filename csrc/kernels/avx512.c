@@ -1,0 +1,373 @@
+/* avx512.c: kernels for processors with AVX-512 and its 8-bit dot product, VNNI. */
+
+#include "sets.h"
+
+#ifdef SL_X86
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,"           \
+                                                   "avx512vnni"))),                                \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+#endif
+
+#include <float.h>
+#include <math.h>
+
+#include "avx512.h"
+
+/* ---- Matrices of f32 and bf16 ---------------------------------------------------------------- */
+
+INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t tile_stride, size_t tiles,
+                      size_t columns, const float *x, size_t x_stride, size_t n) {
+    __m512 sum[8][CHAINS];
+    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm512_setzero_ps();
+    const size_t even = columns / CHAINS * CHAINS;
+    for (size_t c = 0; c < even; c += CHAINS)
+        UNROLL for (size_t chain = 0; chain < CHAINS; chain++)
+            UNROLL for (size_t t = 0; t < tiles; t++) {
+            const __m512 weights = _mm512_loadu_ps(w + t * tile_stride + (c + chain) * ROWS);
+            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][chain] = _mm512_fmadd_ps(
+                weights, _mm512_set1_ps(x[i * x_stride + c + chain]), sum[t * n + i][chain]);
+        }
+    for (size_t c = even; c < columns; c++)
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
+            sum[t * n + i][0] =
+                _mm512_fmadd_ps(_mm512_loadu_ps(w + t * tile_stride + c * ROWS),
+                                _mm512_set1_ps(x[i * x_stride + c]), sum[t * n + i][0]);
+    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
+        _mm512_storeu_ps(y + i * y_stride + t * ROWS,
+                         _mm512_add_ps(sum[t * n + i][0], sum[t * n + i][1]));
+}
+
+static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
+                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
+                       size_t n){
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
+              tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n)
+#undef BLOCK
+}
+
+/* Add the products of 16 pairs of bf16 with a pair. */
+INLINE __m512 add_pairs(__m512 sum, __m512i pairs, uint32_t pair) {
+    const __m512i upper = _mm512_set1_epi32((int32_t)0xffff0000);
+    const __m512i repeated = _mm512_set1_epi32((int32_t)pair);
+    sum = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),
+                          _mm512_castsi512_ps(_mm512_slli_epi32(repeated, 16)), sum);
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(pairs, upper)),
+                           _mm512_castsi512_ps(_mm512_and_si512(repeated, upper)), sum);
+}
+
+INLINE uint32_t load_pair(const uint16_t *x) {
+    uint32_t pair;
+    memcpy(&pair, x, sizeof pair);
+    return pair;
+}
+
+INLINE void block_bf16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
+                       size_t tiles, size_t columns, const uint16_t *x, size_t x_stride, size_t n) {
+    __m512 sum[8];
+    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a] = _mm512_setzero_ps();
+    for (size_t c = 0; c < columns; c += 2) UNROLL for (size_t t = 0; t < tiles; t++) {
+            const __m512i pairs = _mm512_loadu_si512(w + t * tile_stride + c * ROWS);
+            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i] =
+                add_pairs(sum[t * n + i], pairs, load_pair(x + i * x_stride + c));
+        }
+    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
+        _mm512_storeu_ps(y + i * y_stride + t * ROWS, sum[t * n + i]);
+}
+
+static void matmul_bf16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
+                        size_t tile_count, size_t columns, const uint16_t *x, size_t x_stride,
+                        size_t n){
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_bf16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,         \
+               tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n)
+#undef BLOCK
+}
+
+/* ---- Quantized matrices ---------------------------------------------------------------------- */
+
+/* 16 bf16 numbers as floats. */
+INLINE __m512 load_scales(const uint8_t *scales) {
+    const __m256i half = _mm256_loadu_si256((const __m256i *)(const void *)scales);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+/* Four activations, in every lane. */
+INLINE __m512i repeat_four(const int8_t *values) {
+    int32_t four;
+    memcpy(&four, values, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+
+/* The dot products of a group's 64 bytes of q8 weights, four columns of 16 rows, with x. */
+INLINE __m512i dot_q8(__m512i sum, __m512i weights, const int8_t *x) {
+    return _mm512_dpbusd_epi32(sum, weights, repeat_four(x));
+}
+
+typedef enum { Q4 = 4, Q8 = 8 } weight_bits;
+
+/* A group: dot[tiles * n] = the sums of its products. w is its first tile's weights. */
+INLINE void dot_group(weight_bits type, __m512i dot[], const uint8_t *w, size_t tile_bytes,
+                      size_t tiles, const sl_quantized *q, size_t row, size_t g, size_t n) {
+    const size_t width = q->groups * q->group_size, group_size = q->group_size;
+    const int8_t *x = q->values + row * width + g * group_size;
+    const int32_t *sums = q->sums + row * q->groups + g;
+    const int32_t bias = type == Q8 ? 128 : 8; /* stored weights have it added */
+    __m512i odd[8];
+    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++) {
+        dot[t * n + i] = _mm512_set1_epi32(-bias * sums[i * q->groups]);
+        odd[t * n + i] = _mm512_setzero_si512();
+    }
+    if (type == Q8) {
+        size_t c = 0;
+        for (; c + 8 <= group_size; c += 8) UNROLL for (size_t t = 0; t < tiles; t++) {
+                const uint8_t *at = w + t * tile_bytes + c * ROWS;
+                const __m512i first = _mm512_loadu_si512(at);
+                const __m512i second = _mm512_loadu_si512(at + 64);
+                UNROLL for (size_t i = 0; i < n; i++) {
+                    dot[t * n + i] = dot_q8(dot[t * n + i], first, x + i * width + c);
+                    odd[t * n + i] = dot_q8(odd[t * n + i], second, x + i * width + c + 4);
+                }
+            }
+        for (; c < group_size; c += 4)
+            UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
+                dot[t * n + i] =
+                    dot_q8(dot[t * n + i], _mm512_loadu_si512(w + t * tile_bytes + c * ROWS),
+                           x + i * width + c);
+    } else {
+        const __m512i nibble = _mm512_set1_epi8(15);
+        for (size_t c = 0; c < group_size; c += 8) UNROLL for (size_t t = 0; t < tiles; t++) {
+                const __m512i both = _mm512_loadu_si512(w + t * tile_bytes + c * ROWS / 2);
+                const __m512i low = _mm512_and_si512(both, nibble);
+                const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+                UNROLL for (size_t i = 0; i < n; i++) {
+                    dot[t * n + i] = dot_q8(dot[t * n + i], low, x + i * width + c);
+                    odd[t * n + i] = dot_q8(odd[t * n + i], high, x + i * width + c + 4);
+                }
+            }
+    }
+    UNROLL for (size_t a = 0; a < tiles * n; a++) dot[a] = _mm512_add_epi32(dot[a], odd[a]);
+}
+
+INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const uint8_t *w,
+                            size_t tile_bytes, size_t tiles, const sl_quantized *q, size_t row,
+                            size_t n) {
+    const size_t group_bytes = q->group_size * ROWS * type / 8;
+    const uint8_t *weights = w + sl_scale_bytes(q->groups);
+    __m512 sum[8];
+    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a] = _mm512_setzero_ps();
+    for (size_t g = 0; g < q->groups; g++, weights += group_bytes) {
+        __m512i dot[8];
+        dot_group(type, dot, weights, tile_bytes, tiles, q, row, g, n);
+        UNROLL for (size_t t = 0; t < tiles; t++) {
+            const __m512 scales = load_scales(w + t * tile_bytes + g * ROWS * sizeof(uint16_t));
+            UNROLL for (size_t i = 0; i < n; i++) {
+                const float scale = q->scales[(row + i) * q->groups + g];
+                sum[t * n + i] =
+                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t * n + i]),
+                                    _mm512_mul_ps(scales, _mm512_set1_ps(scale)), sum[t * n + i]);
+            }
+        }
+    }
+    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
+        _mm512_storeu_ps(y + i * y_stride + t * ROWS, sum[t * n + i]);
+}
+
+static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
+                      const sl_quantized *x, size_t n) {
+    const size_t tile_bytes = sl_q8_tile_bytes(x->groups, x->group_size);
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
+                    tile_bytes, tile_n, x, i, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n)
+#undef BLOCK
+}
+
+static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
+                      const sl_quantized *x, size_t n) {
+    const size_t tile_bytes = sl_q4_tile_bytes(x->groups, x->group_size);
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_quantized(Q4, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
+                    tile_bytes, tile_n, x, i, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n)
+#undef BLOCK
+}
+
+/* ---- Vectors --------------------------------------------------------------------------------- */
+
+/* The lanes of x[n] from i on, up to 16 of them. */
+INLINE __mmask16 lanes(size_t i, size_t n) {
+    return (__mmask16)(n - i >= ROWS ? 0xffffu : (1u << (n - i)) - 1);
+}
+
+static void quantize(const sl_quantized *q, size_t i, const float *x, size_t columns) {
+    int8_t *values = q->values + i * q->groups * q->group_size;
+    for (size_t g = 0; g < q->groups; g++, values += q->group_size) {
+        const size_t start = g * q->group_size, rest = columns - start;
+        const size_t width = rest < q->group_size ? rest : q->group_size;
+        __m512 most = _mm512_setzero_ps();
+        for (size_t c = 0; c < width; c += ROWS)
+            most = _mm512_max_ps(
+                most, _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes(c, width), x + start + c)));
+        const float scale = _mm512_reduce_max_ps(most) / 127.0f;
+        const float inverse = scale >= FLT_MIN ? 1.0f / scale : 0.0f;
+        __m512i sum = _mm512_setzero_si512();
+        for (size_t c = 0; c < q->group_size; c += ROWS) {
+            const __mmask16 mask = c < width ? lanes(c, width) : 0;
+            const __m512i rounded = _mm512_cvtps_epi32(
+                _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + start + c), _mm512_set1_ps(inverse)));
+            _mm512_mask_cvtepi32_storeu_epi8(values + c, lanes(c, q->group_size), rounded);
+            sum = _mm512_add_epi32(sum, rounded);
+        }
+        q->scales[i * q->groups + g] = scale;
+        q->sums[i * q->groups + g] = _mm512_reduce_add_epi32(sum);
+    }
+}
+
+static void to_bf16(uint16_t *y, const float *x, size_t n) {
+    const __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
+    for (size_t i = 0; i < n; i += ROWS) {
+        const __mmask16 mask = lanes(i, n);
+        const __m512i bits = _mm512_maskz_loadu_epi32(mask, x + i);
+        const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+        const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(half, even));
+        _mm512_mask_cvtepi32_storeu_epi16(y + i, mask, _mm512_srli_epi32(rounded, 16));
+    }
+}
+
+static void rmsnorm(float *y, const float *x, const float *weight, size_t n, float eps) {
+    __m512 squares = _mm512_setzero_ps();
+    for (size_t i = 0; i < n; i += ROWS) {
+        const __m512 part = _mm512_maskz_loadu_ps(lanes(i, n), x + i);
+        squares = _mm512_fmadd_ps(part, part, squares);
+    }
+    const float scale = 1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)n + eps);
+    for (size_t i = 0; i < n; i += ROWS) {
+        const __mmask16 mask = lanes(i, n);
+        const __m512 part =
+            _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), _mm512_set1_ps(scale));
+        _mm512_mask_storeu_ps(y + i, mask,
+                              _mm512_mul_ps(part, _mm512_maskz_loadu_ps(mask, weight + i)));
+    }
+}
+
+/* x * cosine -+ swapped x * sine, the sign by lane. */
+static void rotate(float *x, size_t heads, size_t head_dim, const float *table) {
+    for (size_t h = 0; h < heads; h++, x += head_dim)
+        for (size_t i = 0; i < head_dim; i += ROWS) {
+            const __mmask16 mask = lanes(i, head_dim);
+            const __m512 pairs = _mm512_maskz_loadu_ps(mask, x + i);
+            const __m512 angles = _mm512_maskz_loadu_ps(mask, table + i);
+            const __m512 swapped = _mm512_permute_ps(pairs, 0xb1);
+            const __m512 cosine = _mm512_moveldup_ps(angles), sine = _mm512_movehdup_ps(angles);
+            _mm512_mask_storeu_ps(x + i, mask,
+                                  _mm512_fmaddsub_ps(pairs, cosine, _mm512_mul_ps(swapped, sine)));
+        }
+}
+
+/* exp(x) for x up to 88; 0 for what is below the smallest float; NaN stays NaN.
+ *
+ * x = k ln 2 + r with |r| at most half of ln 2, and exp(r) is a polynomial of degree 6 fitted to
+ * the Taylor series. */
+INLINE __m512 exponential(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-105.0f), x);
+    const __m512 k = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+    __m512 r = _mm512_fnmadd_ps(k, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fnmadd_ps(k, _mm512_set1_ps(-2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.3981999e-3f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665796e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r);
+    return _mm512_scalef_ps(_mm512_add_ps(p, _mm512_set1_ps(1.0f)), k);
+}
+
+static void swiglu(float *y, const float *gate, const float *up, size_t n) {
+    const __m512 one = _mm512_set1_ps(1.0f), sign = _mm512_set1_ps(-0.0f);
+    for (size_t i = 0; i < n; i += ROWS) {
+        const __mmask16 mask = lanes(i, n);
+        const __m512 g = _mm512_maskz_loadu_ps(mask, gate + i);
+        /* Past 88 exp(-gate) is as good as infinite: silu is within 1e-36 of 0 there. */
+        const __m512 negative = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_xor_ps(g, sign));
+        const __m512 silu = _mm512_div_ps(g, _mm512_add_ps(one, exponential(negative)));
+        _mm512_mask_storeu_ps(y + i, mask,
+                              _mm512_mul_ps(silu, _mm512_maskz_loadu_ps(mask, up + i)));
+    }
+}
+
+static size_t argmax(const float *x, size_t n) {
+    __m512 most = _mm512_set1_ps(-INFINITY);
+    for (size_t i = 0; i < n; i += ROWS)
+        most = _mm512_max_ps(most, _mm512_mask_loadu_ps(most, lanes(i, n), x + i));
+    const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    for (size_t i = 0; i < n; i += ROWS) {
+        const __mmask16 mask = lanes(i, n);
+        const __mmask16 equal =
+            _mm512_mask_cmp_ps_mask(mask, _mm512_maskz_loadu_ps(mask, x + i), largest, _CMP_EQ_OQ);
+        if (equal) return i + (size_t)__builtin_ctz(equal);
+    }
+    return 0;
+}
+
+static float exponentials(float *y, const float *x, size_t n, float shift, float scale) {
+    __m512 sum = _mm512_setzero_ps();
+    for (size_t i = 0; i < n; i += ROWS) {
+        const __mmask16 mask = lanes(i, n);
+        const __m512 distance =
+            _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + i), _mm512_set1_ps(shift));
+        const __m512 e = exponential(_mm512_mul_ps(distance, _mm512_set1_ps(scale)));
+        _mm512_mask_storeu_ps(y + i, mask, e);
+        sum = _mm512_mask_add_ps(sum, mask, sum, e);
+    }
+    return _mm512_reduce_add_ps(sum);
+}
+
+static size_t select(int32_t *indices, const float *weights, size_t n, float floor) {
+    size_t count = 0;
+    __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (size_t i = 0; i < n; i += ROWS) {
+        const __mmask16 mask = lanes(i, n);
+        const __mmask16 chosen = _mm512_mask_cmp_ps_mask(
+            mask, _mm512_maskz_loadu_ps(mask, weights + i), _mm512_set1_ps(floor), _CMP_GE_OQ);
+        if (chosen) {
+            /* Compressed in the register: stores of a compressed register are slow on some. */
+            _mm512_storeu_si512(indices + count, _mm512_maskz_compress_epi32(chosen, index));
+            count += (size_t)__builtin_popcount(chosen);
+        }
+        index = _mm512_add_epi32(index, _mm512_set1_epi32(ROWS));
+    }
+    return count;
+}
+
+#define SET(set_name, bf16)                                                                        \
+    {                                                                                              \
+        .name = set_name,                                                                          \
+        .matmul_f32 = matmul_f32,                                                                  \
+        .matmul_bf16 = bf16,                                                                       \
+        .matmul_q8 = matmul_q8,                                                                    \
+        .matmul_q4 = matmul_q4,                                                                    \
+        .quantize = quantize,                                                                      \
+        .to_bf16 = to_bf16,                                                                        \
+        .rmsnorm = rmsnorm,                                                                        \
+        .rotate = rotate,                                                                          \
+        .swiglu = swiglu,                                                                          \
+        .argmax = argmax,                                                                          \
+        .exponentials = exponentials,                                                              \
+        .select = select,                                                                          \
+    }
+
+const sl_kernels sl_kernels_avx512 = SET("avx512", matmul_bf16);
+const sl_kernels sl_kernels_avx512bf16 = SET("avx512bf16", sl_matmul_bf16_native);
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+
+#endif

@@ -1,0 +1,79 @@
+"""Every instruction set that this processor runs, and any number of threads: the same stories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import engine_files
+import numpy as np
+import pytest
+
+from storyllamas.config import ModelConfig
+from storyllamas.engine import Engine, kernel_sets
+from storyllamas.errors import UserError
+
+CONFIG = ModelConfig(
+    dim=72, layers=3, heads=6, kv_heads=2, head_dim=20, hidden=150, context=90, vocab_size=300
+)
+IDS = np.random.default_rng(3).integers(3, CONFIG.vocab_size, CONFIG.context).tolist()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("sets")
+    tensors = engine_files.random_tensors(CONFIG, 5)
+    sizes = {"q8": 32, "q4": 24}
+    return {
+        name: engine_files.write(folder / f"{name}.slm", CONFIG, tensors, None, name, sizes)
+        for name in ("f32", "q8", "q4")
+    }
+
+
+def test_the_reference_is_always_there() -> None:
+    assert kernel_sets()[-1] == "scalar"
+
+
+@pytest.mark.parametrize("kernels", kernel_sets())
+def test_greedy_stories_are_pytorchs(files: dict[str, Path], kernels: str) -> None:
+    model = engine_files.torch_model(CONFIG, engine_files.random_tensors(CONFIG, 5))
+    for threads in (1, 2, 5):
+        engine = Engine(files["f32"], kernels=kernels, threads=threads)
+        assert engine.info["kernels"] == kernels
+        story = engine.generate(IDS[:7], temperature=0, tokens=60, ignore_end=True)
+        assert list(story) is not None
+        logits = engine_files.torch_logits(model, IDS[:7] + story.ids)
+        assert story.ids == logits[6:-1].argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("kernels", kernel_sets()[:-1])
+@pytest.mark.parametrize("name", ["f32", "q8", "q4"])
+def test_logits_are_the_references(files: dict[str, Path], name: str, kernels: str) -> None:
+    reference = Engine(files[name], kernels="scalar", threads=1).logits(IDS)
+    logits = Engine(files[name], kernels=kernels).logits(IDS)
+    bound = 1e-5 if name == "f32" else 2e-2  # a rounded activation may fall to the other side
+    assert np.abs(logits - reference).max() <= bound * np.abs(reference).max()
+
+
+@pytest.mark.parametrize("kernels", kernel_sets())
+@pytest.mark.parametrize("name", ["f32", "q8", "q4"])
+def test_threads_chunks_and_pages_change_no_bit(
+    files: dict[str, Path], name: str, kernels: str
+) -> None:
+    whole = Engine(files[name], kernels=kernels, threads=1, pages="shared").logits(IDS)
+    others = Engine(files[name], kernels=kernels, threads=3, pages="huge")
+    assert (others.logits(IDS) == whole).all()
+    assert (others.logits(IDS[:5]) == whole[:5]).all()
+    one_by_one = others.generate(IDS[:1], temperature=0, tokens=30, ignore_end=True)
+    assert list(one_by_one) is not None
+    ids = IDS[:1] + one_by_one.ids
+    assert whole.shape[1] == CONFIG.vocab_size
+    assert Engine(files[name], kernels=kernels).logits(ids).argmax(1).tolist()[:-1] == ids[1:]
+
+
+def test_unknown_options_are_refused(files: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r'no kernels "mmx": the best that it has are'):
+        Engine(files["f32"], kernels="mmx")
+    with pytest.raises(UserError, match="pages is 'large' and must be one of auto, shared, huge"):
+        Engine(files["f32"], pages="large")
+    with pytest.raises(UserError, match="threads is 65 and must be 0"):
+        Engine(files["f32"], threads=65).logits(IDS)
