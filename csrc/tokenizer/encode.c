@@ -11,39 +11,74 @@ enum {
     IDS_OF_KEPT = SL_SPACE_BYTES * (SL_WORD_BYTES + 1) /* most ids of a word that fits the cache */
 };
 
-/* Bytes up to the first border that no merge crosses; text[left] is not empty. */
-static size_t word_length(const sl_tokenizer *tokenizer, const char *text, size_t left) {
-    const uint8_t *bytes = (const uint8_t *)text;
-    size_t length = 1;
-    while (length < left && tokenizer->joins[bytes[length - 1]][bytes[length]]) length++;
-    return length;
+/* ---- Words ----------------------------------------------------------------------------------- */
+
+/* Goes from one border that no merge crosses to the next. */
+typedef struct {
+    const sl_tokenizer *tokenizer;
+    const char *text;
+    size_t length;
+    size_t block;     /* first byte of the 64 that are looked at */
+    uint64_t borders; /* bit i: there is one before byte block + i, and it was not told yet */
+} border_scan;
+
+/* The borders in a block. No branch depends on the text: a wrongly predicted one for each word
+ * would take as long as all the rest. */
+static uint64_t find_borders(const border_scan *scan) {
+    const size_t left = scan->length - scan->block, count = left < 64 ? left : 64;
+    uint64_t borders = 0;
+    for (size_t i = scan->block == 0; i < count; i++) {
+        uint16_t pair;
+        memcpy(&pair, scan->text + scan->block + i - 1, sizeof pair);
+        borders |= (uint64_t)scan->tokenizer->borders[pair] << i;
+    }
+    return borders;
 }
 
+static border_scan scan_borders(const sl_tokenizer *tokenizer, const char *text, size_t length) {
+    border_scan scan = {.tokenizer = tokenizer, .text = text, .length = length};
+    scan.borders = length ? find_borders(&scan) : 0;
+    return scan;
+}
+
+/* Where the next border is; the end of the text after the last. */
+static inline size_t next_border(border_scan *scan) {
+    while (!scan->borders) {
+        scan->block += 64;
+        if (scan->block >= scan->length) return scan->length;
+        scan->borders = find_borders(scan);
+    }
+    const size_t found = scan->block + (size_t)__builtin_ctzll(scan->borders);
+    scan->borders &= scan->borders - 1;
+    return found;
+}
+
+/* ---- Words and their ids --------------------------------------------------------------------- */
+
 /* Put all ids of a word that the cache holds. */
-static void put_word(sl_id_list *list, const sl_word *word) {
+static inline void put_word(sl_id_list *list, const sl_word *word) {
     if (list->count + SL_WORD_IDS <= list->capacity &&
         (word->ids[0] != list->unk_id || word->ids[0] != list->last)) {
         memcpy(list->ids + list->count, word->ids, sizeof word->ids);
         list->count += word->count;
         list->last = word->ids[word->count - 1];
     } else {
-        for (int i = 0; i < word->count; i++) sl_put(list, word->ids[i]);
+        for (uint32_t i = 0; i < word->count; i++) sl_put(list, word->ids[i]);
     }
 }
 
 /* Encode a word that its place does not hold, and keep it there if its ids fit. */
 static int learn_word(const sl_tokenizer *tokenizer, bool prefix, const char *text, size_t length,
-                      const sl_word_key *key, sl_word *word, sl_id_list *list) {
+                      sl_word_key key, sl_word *word, sl_id_list *list) {
     int32_t ids[IDS_OF_KEPT];
     sl_id_list found = {ids, IDS_OF_KEPT, 0, -1, list->unk_id};
     const int status = sl_merge(tokenizer, prefix, text, length, &found);
     if (status) return status;
     for (size_t i = 0; i < found.count; i++) sl_put(list, ids[i]);
     if (found.count > SL_WORD_IDS) return SL_OK;
-    memcpy(word->parts, key->parts, sizeof word->parts);
+    word->key = key;
     memcpy(word->ids, ids, found.count * sizeof *ids);
-    word->length = key->length;
-    word->count = (uint8_t)found.count;
+    word->count = (uint32_t)found.count;
     return SL_OK;
 }
 
@@ -54,33 +89,34 @@ static int put_first(const sl_tokenizer *tokenizer, sl_word_cache *cache, const 
     char spaced[SL_WORD_BYTES] = " ";
     memcpy(spaced + 1, text, length);
     const sl_word_key key = sl_make_key(spaced, length + 1, sizeof spaced);
-    sl_word *word = sl_word_place(cache, &key);
-    if (!sl_word_is(word, &key)) return learn_word(tokenizer, true, text, length, &key, word, list);
+    sl_word *word = sl_word_place(cache, key);
+    if (!sl_word_is(word, key)) return learn_word(tokenizer, true, text, length, key, word, list);
     put_word(list, word);
     return SL_OK;
 }
 
 static int put_text(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
                     size_t length, sl_id_list *list) {
+    border_scan scan = scan_borders(tokenizer, text, length);
     int status = SL_OK;
     size_t at = 0;
     list->last = -1;
     if (tokenizer->vocabulary.dummy_prefix && length) {
-        at = word_length(tokenizer, text, length);
+        at = next_border(&scan);
         status = put_first(tokenizer, cache, text, at, list);
     }
-    for (size_t size; at < length && !status; at += size) {
-        size = word_length(tokenizer, text + at, length - at);
-        if (!cache || size > SL_WORD_BYTES) {
-            status = sl_merge(tokenizer, false, text + at, size, list);
+    for (size_t end; at < length && !status; at = end) {
+        end = next_border(&scan);
+        if (!cache || end - at > SL_WORD_BYTES) {
+            status = sl_merge(tokenizer, false, text + at, end - at, list);
             continue;
         }
-        const sl_word_key key = sl_make_key(text + at, size, length - at);
-        sl_word *word = sl_word_place(cache, &key);
-        if (sl_word_is(word, &key))
+        const sl_word_key key = sl_make_key(text + at, end - at, length - at);
+        sl_word *word = sl_word_place(cache, key);
+        if (sl_word_is(word, key))
             put_word(list, word);
         else
-            status = learn_word(tokenizer, false, text + at, size, &key, word, list);
+            status = learn_word(tokenizer, false, text + at, end - at, key, word, list);
     }
     return status;
 }

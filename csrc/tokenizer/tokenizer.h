@@ -49,9 +49,10 @@ struct sl_tokenizer {
     uint32_t longest_mergeable; /* bytes of the longest piece in slots */
     uint32_t longest;           /* bytes of the longest piece */
     bool has_unused;
-    /* Whether a piece may hold a character that ends in byte a before one that begins with byte b,
-     * [a][b]; spaces stand in as they are in text and as they are in pieces. */
-    uint8_t joins[256][256];
+    /* Whether no piece holds two characters side by side of which the first ends in the one byte
+     * and the second begins with the other, [the two bytes as they are in memory]. Spaces stand in
+     * as they are in text and as they are in pieces. */
+    uint8_t borders[1 << 16];
 
     /* Decoding. */
     sl_decoded *decoded; /* [size]; of byte pieces nothing */

@@ -108,14 +108,22 @@ static bool is_space(const char *character, uint32_t length) {
     return length == SL_SPACE_BYTES && memcmp(character, SL_SPACE, SL_SPACE_BYTES) == 0;
 }
 
-/* Enter which characters stand side by side in a piece. */
-static void index_joins(sl_tokenizer *tokenizer, const char *text, uint32_t length) {
+static uint8_t *border_between(sl_tokenizer *tokenizer, int a, int b) {
+    const uint8_t bytes[2] = {(uint8_t)a, (uint8_t)b};
+    uint16_t pair;
+    memcpy(&pair, bytes, sizeof pair);
+    return &tokenizer->borders[pair];
+}
+
+/* Take the borders away between characters that stand side by side in a piece. */
+static void index_borders(sl_tokenizer *tokenizer, const char *text, uint32_t length) {
     uint8_t ends[2] = {0}; /* how the character before ends, in the piece and in text */
     for (uint32_t at = 0, size; at < length; at += size) {
         size = (uint32_t)sl_utf8_character(text + at, length - at);
         const bool space = is_space(text + at, size);
         const uint8_t begins[2] = {(uint8_t)text[at], space ? ' ' : (uint8_t)text[at]};
-        for (int i = 0; at && i < 4; i++) tokenizer->joins[ends[i / 2]][begins[i % 2]] = 1;
+        for (int i = 0; at && i < 4; i++)
+            *border_between(tokenizer, ends[i / 2], begins[i % 2]) = 0;
         ends[0] = (uint8_t)text[at + size - 1];
         ends[1] = space ? ' ' : ends[0];
     }
@@ -132,7 +140,7 @@ static int index_mergeable(sl_tokenizer *tokenizer, int32_t id, const char *path
     if (sl_piece_type(tokenizer, id) == SL_PIECE_UNUSED) tokenizer->has_unused = true;
     if (sl_piece_type(tokenizer, id) == SL_PIECE_USER_DEFINED)
         tokenizer->user_starts[(uint8_t)text[0] + 1]++;
-    index_joins(tokenizer, text, length);
+    index_borders(tokenizer, text, length);
     return SL_OK;
 }
 
@@ -194,11 +202,12 @@ static int check_fallback(const sl_tokenizer *tokenizer, const char *path) {
     return SL_OK;
 }
 
-/* Characters are not cut in two; and an unused piece is taken apart as it was last put together
- * anywhere in the text, so that where there are such pieces no cut is exact. */
-static void complete_joins(sl_tokenizer *tokenizer) {
-    const int first = tokenizer->has_unused ? 0 : 0x80, end = tokenizer->has_unused ? 256 : 0xc0;
-    for (int a = 0; a < 256; a++) memset(tokenizer->joins[a] + first, 1, (size_t)(end - first));
+/* No characters are cut in two. And an unused piece is taken apart as it was last put together
+ * anywhere in the text, so that where there are such pieces no border is one. */
+static void complete_borders(sl_tokenizer *tokenizer) {
+    for (int a = 0; a < 256; a++)
+        for (int b = 0; b < 256; b++)
+            if (tokenizer->has_unused || (b & 0xc0) == 0x80) *border_between(tokenizer, a, b) = 0;
 }
 
 int sl_tokenizer_index(sl_tokenizer *tokenizer, const sl_vocabulary *vocabulary, const char *path) {
@@ -211,10 +220,11 @@ int sl_tokenizer_index(sl_tokenizer *tokenizer, const sl_vocabulary *vocabulary,
     tokenizer->slot_mask = slot_count - 1;
     if (!tokenizer->slots) return refuse_memory(path);
     for (int byte = 0; byte < 256; byte++) tokenizer->byte_ids[byte] = -1;
+    memset(tokenizer->borders, 1, sizeof tokenizer->borders);
     for (int32_t id = 0; id < (int32_t)vocabulary->size; id++)
         if ((status = index_piece(tokenizer, id, path))) return status;
     if ((status = check_fallback(tokenizer, path))) return status;
-    complete_joins(tokenizer);
+    complete_borders(tokenizer);
     if (!index_user_defined(tokenizer) || !sl_index_decoded(tokenizer)) return refuse_memory(path);
     return SL_OK;
 }

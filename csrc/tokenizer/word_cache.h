@@ -11,19 +11,19 @@
 
 enum {
     SL_WORD_BYTES = 24, /* of the longest word that is kept */
-    SL_WORD_IDS = 9,    /* most ids of one, so that a place is a cache line */
+    SL_WORD_IDS = 7,    /* most ids of one, so that a place is a cache line */
     SL_WORD_PLACES = 1 << 16
 };
 
+/* A word's bytes, then zeros. */
 typedef struct {
-    uint64_t parts[SL_WORD_BYTES / 8]; /* the word's bytes, then zeros */
-    uint8_t length;
+    uint64_t first, second, third;
+    uint32_t length;
 } sl_word_key;
 
 typedef struct {
-    uint64_t parts[SL_WORD_BYTES / 8];
-    uint8_t length; /* 0: the place is free */
-    uint8_t count;
+    sl_word_key key; /* of length 0: the place is free */
+    uint32_t count;
     int32_t ids[SL_WORD_IDS];
 } sl_word;
 
@@ -35,35 +35,36 @@ struct sl_word_cache {
     sl_word *words; /* [SL_WORD_PLACES], aligned */
 };
 
+static inline uint64_t sl_load_masked(const char *bytes, const uint8_t *mask) {
+    uint64_t part, ones;
+    memcpy(&part, bytes, sizeof part);
+    memcpy(&ones, mask, sizeof ones);
+    return part & ones;
+}
+
 /* The key of a word of at most SL_WORD_BYTES; readable is how many bytes may be read from it. */
 static inline sl_word_key sl_make_key(const char *word, size_t length, size_t readable) {
     static const uint8_t ones_then_zeros[2 * SL_WORD_BYTES] = {
         255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255,
         255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
-    sl_word_key key = {.length = (uint8_t)length};
-    if (readable < SL_WORD_BYTES) {
-        memcpy(key.parts, word, length);
-        return key;
-    }
-    uint64_t mask[SL_WORD_BYTES / 8];
-    memcpy(key.parts, word, SL_WORD_BYTES);
-    memcpy(mask, ones_then_zeros + SL_WORD_BYTES - length, SL_WORD_BYTES);
-    for (int i = 0; i < SL_WORD_BYTES / 8; i++) key.parts[i] &= mask[i];
-    return key;
+    const uint8_t *mask = ones_then_zeros + SL_WORD_BYTES - length;
+    char padded[SL_WORD_BYTES] = {0};
+    if (readable < SL_WORD_BYTES) word = memcpy(padded, word, length);
+    return (sl_word_key){sl_load_masked(word, mask), sl_load_masked(word + 8, mask + 8),
+                         sl_load_masked(word + 16, mask + 16), (uint32_t)length};
 }
 
-static inline sl_word *sl_word_place(const sl_word_cache *cache, const sl_word_key *key) {
-    uint64_t hash = key->parts[0] * UINT64_C(0x9e3779b97f4a7c15);
-    hash ^= key->parts[1] * UINT64_C(0xc2b2ae3d27d4eb4f);
-    hash ^= key->parts[2] * UINT64_C(0x165667b19e3779f9);
+static inline sl_word *sl_word_place(const sl_word_cache *cache, sl_word_key key) {
+    uint64_t hash = key.first * UINT64_C(0x9e3779b97f4a7c15);
+    hash ^= key.second * UINT64_C(0xc2b2ae3d27d4eb4f);
+    hash ^= key.third * UINT64_C(0x165667b19e3779f9);
     hash = (hash ^ hash >> 32) * UINT64_C(0x9e3779b97f4a7c15);
     return &cache->words[(hash >> 32) % SL_WORD_PLACES];
 }
 
-static inline bool sl_word_is(const sl_word *word, const sl_word_key *key) {
-    uint64_t difference = word->length ^ key->length;
-    for (int i = 0; i < SL_WORD_BYTES / 8; i++) difference |= word->parts[i] ^ key->parts[i];
-    return difference == 0;
+static inline bool sl_word_is(const sl_word *word, sl_word_key key) {
+    return ((word->key.first ^ key.first) | (word->key.second ^ key.second) |
+            (word->key.third ^ key.third) | (word->key.length ^ key.length)) == 0;
 }
 
 #endif
