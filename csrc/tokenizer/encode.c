@@ -55,8 +55,9 @@ static inline size_t next_border(border_scan *scan) {
 
 /* ---- Words and their ids --------------------------------------------------------------------- */
 
-/* Put all ids of a word that the cache holds. */
-static inline void put_word(sl_id_list *list, const sl_word *word) {
+/* Put the ids of a word that the cache holds. Where there is room all places are copied, which is
+ * faster; what follows overwrites those that are not ids. */
+static inline void put_known(sl_id_list *list, const sl_word *word) {
     if (list->count + SL_WORD_IDS <= list->capacity &&
         (word->ids[0] != list->unk_id || word->ids[0] != list->last)) {
         memcpy(list->ids + list->count, word->ids, sizeof word->ids);
@@ -67,32 +68,38 @@ static inline void put_word(sl_id_list *list, const sl_word *word) {
     }
 }
 
-/* Encode a word that its place does not hold, and keep it there if its ids fit. */
-static int learn_word(const sl_tokenizer *tokenizer, bool prefix, const char *text, size_t length,
-                      sl_word_key key, sl_word *word, sl_id_list *list) {
+/* Encode a word that the cache does not hold, and keep it there if its ids fit. */
+static int learn_word(const sl_tokenizer *tokenizer, const char *text, size_t length,
+                      sl_word_key key, sl_word *place, sl_id_list *list) {
     int32_t ids[IDS_OF_KEPT];
     sl_id_list found = {ids, IDS_OF_KEPT, 0, -1, list->unk_id};
-    const int status = sl_merge(tokenizer, prefix, text, length, &found);
+    const int status = sl_merge(tokenizer, false, text, length, &found);
     if (status) return status;
     for (size_t i = 0; i < found.count; i++) sl_put(list, ids[i]);
     if (found.count > SL_WORD_IDS) return SL_OK;
-    word->key = key;
-    memcpy(word->ids, ids, found.count * sizeof *ids);
-    word->count = (uint32_t)found.count;
+    *place = (sl_word){.key = key, .count = (uint32_t)found.count};
+    memcpy(place->ids, ids, found.count * sizeof *ids);
     return SL_OK;
 }
 
-/* Encode the first word of a text, before which the tokenizer puts a space. */
+/* readable is how many bytes may be read from text, see sl_make_key. */
+static inline int put_word(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
+                           size_t length, size_t readable, sl_id_list *list) {
+    if (!cache || length > SL_WORD_BYTES) return sl_merge(tokenizer, false, text, length, list);
+    const sl_word_key key = sl_make_key(text, length, readable);
+    sl_word *place = sl_word_place(cache, key);
+    if (!sl_word_is(place, key)) return learn_word(tokenizer, text, length, key, place, list);
+    put_known(list, place);
+    return SL_OK;
+}
+
+/* The first word of a text, before which the tokenizer puts a space. */
 static int put_first(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
                      size_t length, sl_id_list *list) {
-    if (!cache || length >= SL_WORD_BYTES) return sl_merge(tokenizer, true, text, length, list);
+    if (length >= SL_WORD_BYTES) return sl_merge(tokenizer, true, text, length, list);
     char spaced[SL_WORD_BYTES] = " ";
     memcpy(spaced + 1, text, length);
-    const sl_word_key key = sl_make_key(spaced, length + 1, sizeof spaced);
-    sl_word *word = sl_word_place(cache, key);
-    if (!sl_word_is(word, key)) return learn_word(tokenizer, true, text, length, key, word, list);
-    put_word(list, word);
-    return SL_OK;
+    return put_word(tokenizer, cache, spaced, length + 1, sizeof spaced, list);
 }
 
 static int put_text(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
@@ -107,16 +114,7 @@ static int put_text(const sl_tokenizer *tokenizer, sl_word_cache *cache, const c
     }
     for (size_t end; at < length && !status; at = end) {
         end = next_border(&scan);
-        if (!cache || end - at > SL_WORD_BYTES) {
-            status = sl_merge(tokenizer, false, text + at, end - at, list);
-            continue;
-        }
-        const sl_word_key key = sl_make_key(text + at, end - at, length - at);
-        sl_word *word = sl_word_place(cache, key);
-        if (sl_word_is(word, key))
-            put_word(list, word);
-        else
-            status = learn_word(tokenizer, false, text + at, end - at, key, word, list);
+        status = put_word(tokenizer, cache, text + at, end - at, length - at, list);
     }
     return status;
 }
