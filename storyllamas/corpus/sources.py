@@ -104,7 +104,7 @@ def _story_files(folder: Path) -> list[Path]:
     paths = [path for path in _files(folder) if path.name.lower().endswith(formats.SUFFIXES)]
     if not paths:
         raise UserError(
-            f"corpus.source is {folder}, which has no file of stories: put one there whose name "
+            f"{folder} has no file of stories: put one there whose name "
             f"ends in {', '.join(formats.SUFFIXES)}"
         )
     return paths

@@ -19,7 +19,7 @@ from storyllamas import params, pictures, tokenizer
 from storyllamas.atomic import write_json
 from storyllamas.config import ModelConfig
 from storyllamas.corpus import files
-from storyllamas.errors import exit_on_user_error
+from storyllamas.errors import UserError, exit_on_user_error
 
 SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 REPORT = Path("metrics/vocabulary.json")
@@ -156,6 +156,8 @@ def draw(rows: Sequence[Row], chosen: int, target: Path) -> None:
 def main() -> None:
     """Print the table and write metrics/vocabulary.json and metrics/vocabulary.png."""
     chosen = params.load()
+    if not _TRAIN.is_file():
+        raise UserError(f"{_TRAIN} does not exist: run `dvc repro download`")
     stories = list(files.sample(_TRAIN, chosen.tokenizer.sample_bytes))
     held_out = list(files.sample(_VALID, _HELD_OUT_BYTES))
     models = {name: chosen.model_config_of(name) for name in chosen.sizes}
