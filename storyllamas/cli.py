@@ -127,11 +127,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from itertools import islice
 
     from storyllamas import evaluation
-    from storyllamas.corpus import files
+    from storyllamas.corpus import formats
     from storyllamas.engine import Engine
 
     engine = Engine(arguments.model or _default_model())
-    stories = list(islice(files.read(arguments.stories), arguments.count))
+    stories = list(islice(formats.read(arguments.stories), arguments.count))
     result = dataclasses.asdict(evaluation.score(engine, stories))
     if arguments.json:
         print(json.dumps(result, indent=2))

@@ -178,7 +178,8 @@ def test_an_answer_that_cannot_be_the_file_is_not_begun_with(
         (Fault(shift=1), "does not begin there"),
         (Fault(status=206), "does not begin there"),
         (Fault(length_error=7), "its size is"),
-        (Fault(status=416), "does not begin there"),
+        (Fault(status=416, headers={"Content-Type": "text/html"}), "does not begin there"),
+        (Fault(status=416, headers={"Content-Range": "bytes */5"}), "its size is 5 bytes"),
         (Fault(body=b"hello"), "its size is 5 bytes"),
     ],
 )

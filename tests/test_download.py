@@ -146,6 +146,8 @@ def test_two_processes_do_not_load_one_file(hub: Hub, tmp_path: Path) -> None:
     first = pair[0].start()
     wait_for_bytes(tmp_path / "state/downloads" / REVISION / f"{TRAIN}.partial", 1000)
     second = pair[1].start()
+    size = len(hub.files[TRAIN])
+    assert f"{size - 1000:,} of {size:,} bytes to download" in second.stdout.readline()
     assert second.stdout.readline().startswith("waiting for the process that loads")
     hub.go.set()
     finished(first)
@@ -193,6 +195,12 @@ def test_without_a_server_the_sentence_says_what_to_do(stage: Stage) -> None:
     sentence = stage.fails()
     for way_out in ("storybook", "HF_ENDPOINT", "corpus.mirror", "folder", stage.hub.endpoint):
         assert way_out in sentence
+
+
+def test_offline_is_said(hub: Hub, stage: Stage) -> None:
+    stage.environment["HF_HUB_OFFLINE"] = "1"
+    assert "(HF_HUB_OFFLINE is set)" in stage.fails()
+    assert hub.gets == []
 
 
 def test_a_lack_of_room_is_said_before_anything_is_asked_for(hub: Hub, stage: Stage) -> None:

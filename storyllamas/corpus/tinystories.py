@@ -90,21 +90,20 @@ def _checked(path: Path) -> Path:
 def _fetch(name: str, folder: Path, mirror: str) -> Path:
     hub = hf_hub_url(REPOSITORY, name, repo_type="dataset", revision=REVISION)
     url = f"{mirror.rstrip('/')}/{name}" if mirror else hub
-    try:
-        transfer.fetch(url, folder / name, PUBLISHED[name], PATIENCE)
-    except TransferError as error:
-        raise _explained(name, mirror, error) from None
-    return folder / name
-
-
-def _explained(name: str, mirror: str, error: TransferError) -> UserError:
     place = re.sub("//[^/@]*@", "//", mirror) or constants.ENDPOINT
-    again = "go on where it stopped" if error.resumable else "begin anew"
-    return UserError(
-        f"{name} could not be downloaded from {place} ({error}): try again to {again}, set "
-        "corpus.mirror or HF_ENDPOINT to another place, or set corpus.source to storybook or to a "
-        f"folder that holds {name}"
-    )
+    target, published = folder / name, PUBLISHED[name]
+    left = transfer.remaining(target, published)
+    print(f"{name}: {left:,} of {published.size:,} bytes to download from {place}", flush=True)
+    try:
+        transfer.fetch(url, target, published, PATIENCE)
+    except TransferError as error:
+        again = "go on where it stopped" if error.resumable else "begin anew"
+        raise UserError(
+            f"{name} could not be downloaded from {place} ({error}): try again to {again}, set "
+            "corpus.mirror or HF_ENDPOINT to another place, or set corpus.source to storybook or "
+            f"to a folder that holds {name}"
+        ) from None
+    return target
 
 
 def _require_space(folder: Path, found: dict[str, Path | None]) -> None:

@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 import httpx2
 from huggingface_hub import constants, get_session
+from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 from huggingface_hub.utils.sha import sha_fileobj
 from rich import progress as bars
@@ -198,7 +199,7 @@ def _first_byte(response: httpx2.Response, have: int, size: int) -> int:
         raise _InterruptionError(f"HTTP status {status}", _asked_wait(response))
     if status not in (200, 206, 416):
         raise TransferError(f"HTTP status {status}")
-    if response.headers.get("Content-Type", "").startswith("text/html"):
+    if status != 416 and response.headers.get("Content-Type", "").startswith("text/html"):
         raise TransferError("the answer is a web page, not the file")
     first, total = _extent(response)
     if total is not None and total != size:
@@ -242,7 +243,10 @@ def _phrase(error: Exception, silence: float = 0) -> str:
         return f"no byte for {silence:g} s"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    text = re.sub(r"^\[Errno -?\d+\] ", "", str(error))
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 @contextmanager
