@@ -10,10 +10,10 @@ from storyllamas.pretokenize import pretokenize
 @exit_on_user_error
 def main() -> None:
     """Write data/tokens/train.bin and data/tokens/valid.bin."""
-    processes = params.load().pretokenize.processes
+    threads = params.load().pretokenize.threads
     for part in ("train", "valid"):
         source, target = f"data/corpus/{part}.txt", f"data/tokens/{part}.bin"
-        counts = pretokenize(source, "models/tokenizer.model", target, processes)
+        counts = pretokenize(source, "models/tokenizer.model", target, threads)
         print(f"{target}: {counts.stories:,} stories, {counts.text_bytes:,} bytes of text")
 
 

@@ -60,7 +60,7 @@ class Tokenizer:
 class Pretokenize:
     """How token files are made."""
 
-    processes: Annotated[int, Field(ge=0, le=1024)]
+    threads: Annotated[int, Field(ge=0, le=1024)]
 
 
 @dataclass(frozen=True, config=_strict)

@@ -1,13 +1,11 @@
-"""From a corpus file to a token file, with several processes and in bounded memory."""
+"""From a corpus file to a token file, with several threads and in bounded memory."""
 
 from __future__ import annotations
 
-import functools
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +22,7 @@ from rich.progress import (
 
 from storyllamas import tokenizer, tokens
 from storyllamas.corpus import files
+from storyllamas.fast_tokenizer import FastTokenizer
 
 _SHARD_BYTES = 1 << 20
 _SHARDS_AHEAD = 2
@@ -37,19 +36,55 @@ class Shard(NamedTuple):
     counts: files.Counts
 
 
+class Encoder:
+    """Frames and encodes stories; any number of threads may share it."""
+
+    def __init__(self, trained: tokenizer.Tokenizer) -> None:
+        """Take a tokenizer that has BOS and EOS."""
+        self._fast = FastTokenizer.of(trained.vocabulary())
+        self._bos_id, self._eos_id = trained.bos_id, trained.eos_id
+
+    def encode(self, corpus: Path, span: files.Span) -> Shard:
+        """The shard of a span of the corpus."""
+        counts = files.Counts()
+        stories = list(files.read_bytes(corpus, counts, span))
+        ids = self._fast.encode_stories(stories, self._bos_id, self._eos_id)
+        return Shard(span[1] - span[0], ids.astype(np.uint16), counts)
+
+    def encode_in_order(
+        self, corpus: Path, spans: Iterable[files.Span], threads: int = 0
+    ) -> Iterator[Shard]:
+        """Encode spans of a corpus in parallel and yield them in order, few of them in memory.
+
+        Args:
+            corpus: a file of stories.
+            spans: parts of the corpus, as `files.spans` cuts it.
+            threads: how many work at once; 0: one for each core.
+        """
+        threads = threads or os.cpu_count() or 1
+        pending: deque[Future[Shard]] = deque()
+        with ThreadPoolExecutor(threads) as pool:
+            for span in spans:
+                pending.append(pool.submit(self.encode, corpus, span))
+                if len(pending) > _SHARDS_AHEAD * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+
+
 def pretokenize(
     corpus: str | os.PathLike[str],
     model: str | os.PathLike[str],
     target: str | os.PathLike[str],
-    processes: int = 0,
+    threads: int = 0,
 ) -> files.Counts:
-    """Write the token file of a corpus; the same for any number of processes.
+    """Write the token file of a corpus; the same for any number of threads.
 
     Args:
         corpus: a file of stories.
         model: a SentencePiece model file.
         target: the token file.
-        processes: how many work at once; 0: one for each core.
+        threads: how many work at once; 0: one for each core.
 
     Returns:
         What reading the corpus met.
@@ -58,63 +93,24 @@ def pretokenize(
         UserError: the corpus or the tokenizer is missing or is not what it should be.
     """
     source = Path(corpus)
-    encoder = tokenizer.load(model)
+    trained = tokenizer.load(model)
     total = files.Counts()
     with (
-        tokens.write(target, encoder.vocab_size, encoder.digest) as writer,
+        tokens.write(target, trained.vocab_size, trained.digest) as writer,
+        files.open_binary(source) as file,
         _progress() as progress,
     ):
-        spans = list(files.spans(source, _SHARD_BYTES))
-        task = progress.add_task(f"pretokenize {source.name}", total=sum(b - a for a, b in spans))
-        for shard in encode_in_order(source, encoder.model, spans, processes):
+        task = progress.add_task(
+            f"pretokenize {source.name}", total=os.fstat(file.fileno()).st_size
+        )
+        spans = files.spans(source, _SHARD_BYTES)
+        for shard in Encoder(trained).encode_in_order(source, spans, threads):
             writer.append(shard.tokens, shard.counts.stories, shard.counts.text_bytes)
             total += shard.counts
             progress.advance(task, shard.corpus_bytes)
         if total.stories == 0:
             raise files.empty(source)
     return total
-
-
-def encode_in_order(
-    corpus: Path, model: bytes, spans: Iterable[files.Span], processes: int = 0
-) -> Iterator[Shard]:
-    """Encode spans of a corpus in parallel and yield them in order, few of them in memory at once.
-
-    Args:
-        corpus: a file of stories.
-        model: the bytes of a SentencePiece model file.
-        spans: parts of the corpus, as `files.spans` cuts it.
-        processes: how many work at once; 0: one for each core.
-    """
-    processes = processes or os.cpu_count() or 1
-    if processes == 1:
-        yield from (_encode(corpus, model, span) for span in spans)
-        return
-    pending: deque[Future[Shard]] = deque()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context) as pool:
-        for span in spans:
-            pending.append(pool.submit(_encode, corpus, model, span))
-            if len(pending) > _SHARDS_AHEAD * processes:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-def _encode(corpus: Path, model: bytes, span: files.Span) -> Shard:
-    """The framed stories of a span."""
-    encoder = _encoder(model)
-    counts = files.Counts()
-    ids: list[int] = []
-    for story in files.read(corpus, counts, span):
-        ids += [encoder.bos_id, *encoder.encode(story), encoder.eos_id]
-    return Shard(span[1] - span[0], np.array(ids, np.uint16), counts)
-
-
-@functools.lru_cache(maxsize=1)
-def _encoder(model: bytes) -> tokenizer.Tokenizer:
-    """A process's own tokenizer."""
-    return tokenizer.Tokenizer(model)
 
 
 def _progress() -> Progress:

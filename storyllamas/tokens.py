@@ -49,7 +49,7 @@ class Writer:
 
     def append(self, tokens: Tokens, stories: int, text_bytes: int) -> None:
         """Add the tokens of some whole stories, with their number and their text's length."""
-        self._file.write(tokens.astype("<u2").tobytes())
+        self._file.write(tokens.astype("<u2", copy=False).data)
         self.tokens += len(tokens)
         self.stories += stories
         self.text_bytes += text_bytes
@@ -63,7 +63,15 @@ def write(path: str | os.PathLike[str], vocab_size: int, digest: bytes) -> Itera
         path: the file.
         vocab_size: every token is below; at most `MAX_VOCAB_SIZE`.
         digest: of the tokenizer, 32 bytes.
+
+    Raises:
+        UserError: the vocabulary is too large.
     """
+    if vocab_size > MAX_VOCAB_SIZE:
+        raise UserError(
+            f"the tokenizer has {vocab_size} pieces and a token file holds 16-bit ids: "
+            f"use one of at most {MAX_VOCAB_SIZE}"
+        )
     with atomic_file(path) as file:
         file.write(bytes(HEADER_BYTES))
         writer = Writer(file)

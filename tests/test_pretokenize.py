@@ -1,4 +1,4 @@
-"""From text to token files: against SentencePiece alone, for any number of processes, as stages."""
+"""From text to token files: against SentencePiece alone, for any number of threads, as stages."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, target: Path, processes: int) -> files.Counts:
+def run(folder: Path, target: Path, threads: int) -> files.Counts:
     return pretokenize.pretokenize(
-        folder / "train.txt", folder / "tokenizer.model", target, processes
+        folder / "train.txt", folder / "tokenizer.model", target, threads
     )
 
 
@@ -52,13 +52,13 @@ def test_tokens_are_bos_story_eos(folder: Path, tmp_path: Path) -> None:
     assert counts == files.Counts(stories=400, text_bytes=file.text_bytes)
 
 
-def test_processes_do_not_change_a_bit(
+def test_threads_do_not_change_a_bit(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(folder, tmp_path / "whole.bin", 1)
     monkeypatch.setattr(pretokenize, "_SHARD_BYTES", 999)
-    for processes in (1, 2, 3):
-        run(folder, tmp_path / "cut.bin", processes)
+    for threads in (1, 2, 3):
+        run(folder, tmp_path / "cut.bin", threads)
         assert (tmp_path / "cut.bin").read_bytes() == (tmp_path / "whole.bin").read_bytes()
 
 
@@ -71,8 +71,8 @@ def test_only_a_few_shards_are_ahead(folder: Path) -> None:
             begun += 1
             yield span
 
-    model = (folder / "tokenizer.model").read_bytes()
-    shards = pretokenize.encode_in_order(folder / "train.txt", model, spans(), 2)
+    encoder = pretokenize.Encoder(tokenizer.load(folder / "tokenizer.model"))
+    shards = encoder.encode_in_order(folder / "train.txt", spans(), 2)
     done = sum(1 for done, _ in enumerate(shards) if begun <= done + 6)
     assert done == begun > 100
 
@@ -151,4 +151,4 @@ def test_a_stage_that_fails_says_one_sentence_and_writes_nothing(tmp_path: Path)
         assert words in result.stderr
         assert result.stderr.count("\n") == bool(words)
     assert not (tmp_path / "models").exists()
-    assert not (tmp_path / "metrics").exists()
+    assert not (tmp_path / "metrics/tokenizer.json").exists()

@@ -222,5 +222,5 @@ def test_each_stage_names_the_parameters_that_it_reads() -> None:
         for name in stage.get("params", [])
     }
     sections = set(yaml.safe_load((ROOT / "params.yaml").read_text()))
-    assert sections - named == {"pretokenize"}  # how many processes: the result is the same
-    assert params.load(ROOT / "params.yaml").pretokenize.processes == 0
+    assert sections - named == {"pretokenize"}  # how many threads: the result is the same
+    assert params.load(ROOT / "params.yaml").pretokenize.threads == 0

@@ -27,7 +27,9 @@ SEPARATOR = b"<|endoftext|>"
 MAX_STORY_BYTES = 1 << 26
 
 _CHUNK_BYTES = 1 << 20
-_AROUND = " \t\n\v\f\r\ufeff"
+_SEARCH_BYTES = 1 << 14  # a few stories
+_ASCII_AROUND = b" \t\n\v\f\r"
+_AROUND = _ASCII_AROUND.decode() + "\ufeff"
 _MAX_REPLACED_SHARE = 0.1
 
 Span = tuple[int, int]
@@ -67,26 +69,28 @@ def read(
         UserError: the file is missing, is not text, has a story above `MAX_STORY_BYTES`, or, read
             whole, has no story at all.
     """
+    for story in read_bytes(path, counts, span):
+        yield story.decode()
+
+
+def read_bytes(
+    path: str | os.PathLike[str], counts: Counts | None = None, span: Span | None = None
+) -> Iterator[bytes]:
+    """Yield the stories as `read` does, each in UTF-8."""
     counts = Counts() if counts is None else counts
     before = counts.stories
     start, end = span or (0, None)
     with open_binary(Path(path)) as file:
         file.seek(start)
-        yield from stories(pieces(Path(path), file, end), counts)
+        yield from _cleaned(pieces(Path(path), file, end), counts)
     if span is None and counts.stories == before:
         raise empty(path)
 
 
 def stories(pieces: Iterable[bytes], counts: Counts) -> Iterator[str]:
     """Clean the raw bytes of stories, count them, and yield those that are not empty."""
-    for raw in pieces:
-        story = _clean(raw, counts)
-        if story:
-            counts.stories += 1
-            counts.text_bytes += len(story.encode())
-            yield story
-        else:
-            counts.empty += 1
+    for story in _cleaned(pieces, counts):
+        yield story.decode()
 
 
 def empty(path: str | os.PathLike[str]) -> UserError:
@@ -180,7 +184,20 @@ def _check_is_text(path: Path, chunk: bytes) -> None:
         )
 
 
-def _clean(raw: bytes, counts: Counts) -> str:
+def _cleaned(pieces: Iterable[bytes], counts: Counts) -> Iterator[bytes]:
+    for raw in pieces:
+        story = _clean(raw, counts)
+        if story:
+            counts.stories += 1
+            counts.text_bytes += len(story)
+            yield story
+        else:
+            counts.empty += 1
+
+
+def _clean(raw: bytes, counts: Counts) -> bytes:
+    if raw.isascii() and b"\r" not in raw and b"\0" not in raw:
+        return raw.strip(_ASCII_AROUND)  # so are most stories, and it takes a tenth of the time
     try:
         text = raw.decode()
     except UnicodeDecodeError:
@@ -189,7 +206,7 @@ def _clean(raw: bytes, counts: Counts) -> str:
     if "\0" in text:
         counts.replaced += text.count("\0")
         text = text.replace("\0", "\ufffd")
-    return text.replace("\r\n", "\n").replace("\r", "\n").strip(_AROUND)
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip(_AROUND).encode()
 
 
 def _replaced(raw: bytes, text: str) -> int:
@@ -201,7 +218,7 @@ def _behind_separator(file: BinaryIO, position: int) -> int:
     """Where the first separator at or after `position` ends; the end of the file if none does."""
     file.seek(position)
     window = b""
-    while chunk := file.read(_CHUNK_BYTES):
+    while chunk := file.read(_SEARCH_BYTES):
         window = window[1 - len(SEPARATOR) :] + chunk
         found = window.find(SEPARATOR)
         position += len(chunk)
