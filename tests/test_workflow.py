@@ -165,6 +165,14 @@ def test_a_new_vocabulary_runs_everything_after_it(workspace: Workspace) -> None
     workspace.reset()
 
 
+def test_cleaning_clean_stories_runs_nothing_after_it(workspace: Workspace) -> None:
+    clean = ("-S", "corpus.clean.drop_duplicates=true", "-S", "corpus.clean.repair_encoding=true")
+    output = workspace.run("dvc", "exp", "run", *clean)
+    assert stages_that_ran(output) == ["download"]
+    assert workspace.read("metrics/corpus.json")["train"]["stories"] == 400
+    workspace.reset()
+
+
 def test_queued_experiments_run_in_workspaces_of_their_own(workspace: Workspace) -> None:
     output = workspace.run("dvc", "exp", "run", "--temp", "-S", "model=7m", "--name", "seven")
     assert stages_that_ran(output) == ["train@7m", "export", "evaluate"]
