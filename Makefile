@@ -33,12 +33,12 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P TOKENS
 
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story engine run-c plots corpus vocab-table test interop bench lint format clean
+.PHONY: help setup story engine run-c plots corpus vocab-table test interop bench bench-learning lint format clean
 
 help: ## print this
 	@echo "StoryLlamas: train a small Llama on your machine and have it tell stories in C."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make run-c PROMPT=\"One day\" SEED=7 TEMPERATURE=0.8 TOP_P=0.9 TOKENS=256 MODEL=FILE"
 
@@ -73,6 +73,10 @@ interop: $(VENV)/installed-interop ## compare with transformers, llama.cpp and, 
 
 bench: $(PEERS)/installed ## measure speed, beside other engines and the machine's limits
 	$(PEERS)/bin/python -m bench --sizes $(SIZES) --rounds $(ROUNDS)
+
+bench-learning: setup ## what recipes learn from the same tokens (hours): TOKENS=, SEEDS=, CORPUS=
+	$(BIN)/python -m bench.learning $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(CORPUS),--corpus "$(CORPUS)")
 
 lint: $(VENV)/installed-dev ## check format, lint and types, as CI does
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
-"""How fast the engine is: beside other engines and beside what the machine can do at most.
+"""How fast the engine is, and how much recipes learn from the same tokens.
 
-`make bench` measures all and writes RESULTS.md and speed.png; `make bench-kernels` measures each
-kernel alone. Nothing here is part of the library.
+`make bench` measures the engine beside others and beside what the machine can do at most; it writes
+RESULTS.md and speed.png. `make bench-kernels` measures each kernel alone. `make bench-learning`
+trains. Nothing here is part of the library.
 """

@@ -53,7 +53,7 @@ def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
     [
         ("modle", "2m", "modle is unknown"),
         ("model", "9m", "model is '9m': use one of 2m, 7m, 30m"),
-        ("recipe", "slow", "recipe is 'slow': use one of quick, full"),
+        ("recipe", "slow", "recipe is 'slow': use one of quick, fast, full"),
         ("seed", -1, "seed is -1"),
         ("seed", 2**32, "seed is"),
         ("seed", True, "seed is True"),

@@ -1,0 +1,202 @@
+"""What recipes learn from the same tokens: mean and spread over seeds, as a table and a figure.
+
+`make bench-learning` runs it from the root. A run that was interrupted goes on, and one that is
+finished is not run again; both are kept in build/bench/learning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from storyllamas import params, tokenizer, tokens
+from storyllamas.atomic import atomic_file, write_json
+from storyllamas.corpus import files, sources
+from storyllamas.errors import exit_on_user_error
+from storyllamas.params import Params, Recipe
+from storyllamas.pretokenize import pretokenize
+from storyllamas.training import device
+from storyllamas.training.loop import Job, training_run
+
+WORK = Path("build/bench/learning")
+COLORS = ("#0072b2", "#d55e00", "#cc79a7", "#009e73", "#e69f00")
+VALIDATIONS = 16
+WINDOWS = 256
+
+# What a row changes in the recipe of its name, or in `quick`.
+PLAIN: dict[str, Any] = {
+    "tokens_per_step": 16 * 256,
+    "micro_batch": 16,
+    "optimizer": "adamw",
+    "learning_rate": 4e-3,
+    "embedding_rate": 1.0,
+    "weight_decay": 0.1,
+    "dropout": 0.0,
+    "zero_outputs": False,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "warmup": 0.02,
+    "hold": 0.0,
+    "schedule": "linear",
+    "final_rate": 0.05,
+    "grad_clip": 1.0,
+}
+PUBLISHED = {"tokens_per_step": 64 * 256, "learning_rate": 1e-3, "schedule": "cosine"}
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "published": ("AdamW 1e-3, 64 × 256, cosine", {**PLAIN, **PUBLISHED, "final_rate": 0.1}),
+    "adamw": ("AdamW 4e-3, 16 × 256, linear", PLAIN),
+    "muon": ("Muon 4e-3, 16 × 256, linear", {**PLAIN, "optimizer": "muon"}),
+    "quick": ("recipe quick", {}),
+    "fast": ("recipe fast", {}),
+}
+DEFAULT_ROWS = ("published", "adamw", "muon", "fast")
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one recipe with every seed.
+
+    Attributes:
+        label: what the recipe is.
+        losses: lowest validation loss of each seed, nats a token.
+        seconds: mean time of a run.
+        tokens: seen at each validation.
+        curves: validation loss at each of `tokens`, for each seed.
+    """
+
+    label: str
+    losses: list[float]
+    seconds: float
+    tokens: list[int]
+    curves: list[list[float]]
+
+
+def recipe_of(name: str, budget: int, raw: dict[str, Any]) -> Recipe:
+    """The recipe of a row, for `budget` tokens; `raw` is params.yaml as it was read."""
+    changed = {**raw, "recipe": name if name in raw["recipes"] else "quick", "train": {}}
+    recipe = dataclasses.replace(params.parse(changed).recipe, **ROWS[name][1])
+    steps = max(1, budget // recipe.tokens_per_step)
+    every = max(1, steps // VALIDATIONS)
+    return dataclasses.replace(recipe, steps=steps, evaluate_every=every, evaluate_windows=WINDOWS)
+
+
+def run(job: Job, name: str) -> dict[str, Any]:
+    """Train, or read what an earlier call kept: `metrics`, and the rows of validation.csv."""
+    kept = WORK / f"{job.key()}.json"
+    if not kept.exists():
+        logs = WORK / f"{name}-{job.seed}"
+        with training_run(job, logs, checkpoint_seconds=60) as result:
+            curve = [line.split(",") for line in (logs / "validation.csv").read_text().split()[1:]]
+            points = {int(seen): float(loss) for _, seen, loss in curve}
+            write_json(kept, {"metrics": result.metrics, "curve": points})
+    found: dict[str, Any] = json.loads(kept.read_text())
+    return found
+
+
+def compare(
+    chosen: Params, raw: dict[str, Any], data: Path, names: Sequence[str], arguments: Any
+) -> Iterator[Row]:
+    """Train every row with every seed."""
+    train, valid = (tokens.read(data / f"{part}.bin") for part in ("train", "valid"))
+    where = device.choose(chosen.compute)
+    config = dataclasses.replace(chosen.model_config(), vocab_size=train.vocab_size)
+    for name in names:
+        recipe = recipe_of(name, arguments.tokens, raw)
+        found = []
+        for seed in arguments.seeds:
+            print(f"{ROWS[name][0]}, seed {seed}", flush=True)
+            found.append(run(Job(config, recipe, seed, train, valid, where), name))
+        metrics = [one["metrics"] for one in found]
+        yield Row(
+            label=ROWS[name][0],
+            losses=[one["validation_loss"] for one in metrics],
+            seconds=statistics.mean(one["seconds"] for one in metrics),
+            tokens=[int(seen) for seen in found[0]["curve"]],
+            curves=[list(one["curve"].values()) for one in found],
+        )
+
+
+def table(rows: Sequence[Row], bits: float) -> str:
+    """The rows in Markdown; `bits` is what one nat a token is in bits a byte."""
+    lines = ["| recipe | nats a token | spread | bits a byte | minutes |", "|---|---|---|---|---|"]
+    for row in rows:
+        mean, spread = statistics.mean(row.losses), max(row.losses) - min(row.losses)
+        lines.append(
+            f"| {row.label} | {mean:.3f} | {spread:.3f} | {mean * bits:.3f} "
+            f"| {row.seconds / 60:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[Row], title: str, target: Path) -> None:
+    """Draw the validation loss over tokens: the mean over seeds, and a band of all of them."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for color, row in zip(COLORS, rows, strict=False):
+        points = list(zip(*row.curves, strict=True))
+        millions = [seen / 1e6 for seen in row.tokens]
+        label = f"{row.label}: {statistics.mean(row.losses):.3f}"
+        axes.plot(millions, [statistics.mean(p) for p in points], color=color, label=label)
+        axes.fill_between(
+            millions, [min(p) for p in points], [max(p) for p in points], color=color, alpha=0.2
+        )
+    axes.set(title=title, xlabel="million tokens", ylabel="validation loss, nats a token")
+    axes.set_ylim(top=min(max(max(curve) for row in rows for curve in row.curves), 4.5))
+    axes.grid(alpha=0.25)
+    axes.legend()
+    with atomic_file(target) as file:
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+    plt.close(figure)
+
+
+def prepare(source: str, chosen: Params) -> Path:
+    """Token files of another corpus, with a tokenizer of its own; returns their folder."""
+    folder = WORK / "data"
+    corpus = dataclasses.replace(chosen.corpus, source=source)
+    split = sources.split(corpus, chosen.seed)
+    for part, stories in (("train", split.train), ("valid", split.valid)):
+        with atomic_file(folder / f"{part}.txt") as file:
+            files.write(file, stories)
+    with atomic_file(folder / "tokenizer.model") as file:
+        sample = files.sample(folder / "train.txt", chosen.tokenizer.sample_bytes)
+        file.write(tokenizer.train(sample, chosen.tokenizer.vocab_size))
+    for part in ("train", "valid"):
+        pretokenize(folder / f"{part}.txt", folder / "tokenizer.model", folder / f"{part}.bin")
+    return folder
+
+
+@exit_on_user_error
+def main() -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(prog="python -m bench.learning", description=__doc__)
+    parser.add_argument("--tokens", type=int, default=4_000_000, help="seen by each run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=DEFAULT_ROWS)
+    parser.add_argument("--corpus", help="as corpus.source in params.yaml; default: data/tokens")
+    parser.add_argument("--figure", type=Path, default=Path("bench/learning.png"))
+    arguments = parser.parse_args()
+    raw = params.read("params.yaml")
+    chosen = params.parse(raw)
+    data = prepare(arguments.corpus, chosen) if arguments.corpus else Path("data/tokens")
+    rows = list(compare(chosen, raw, data, arguments.rows, arguments))
+    valid = tokens.read(data / "valid.bin")
+    seeds = ", ".join(map(str, arguments.seeds))
+    title = f"{chosen.model} after {arguments.tokens / 1e6:g} million tokens, seeds {seeds}"
+    print(f"\n{title}\n\n{table(rows, len(valid.tokens) / valid.text_bytes / math.log(2))}\n")
+    draw(rows, title, arguments.figure)
+    print(arguments.figure)
+
+
+if __name__ == "__main__":
+    main()
