@@ -33,7 +33,7 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P TOKENS
 
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story engine run-c plots corpus vocab-table test interop bench bench-learning lint format clean
+.PHONY: help setup story engine run-c plots corpus vocab-table test interop bench bench-kernels bench-learning lint format clean
 
 help: ## print this
 	@echo "StoryLlamas: train a small Llama on your machine and have it tell stories in C."
@@ -73,6 +73,9 @@ interop: $(VENV)/installed-interop ## compare with transformers, llama.cpp and, 
 
 bench: $(PEERS)/installed ## measure speed, beside other engines and the machine's limits
 	$(PEERS)/bin/python -m bench --sizes $(SIZES) --rounds $(ROUNDS)
+
+bench-kernels: $(VENV)/installed ## measure each kernel beside the machine's limits
+	$(BIN)/python -m bench.kernels --sizes $(SIZES)
 
 bench-learning: setup ## what recipes learn from the same tokens (hours): TOKENS=, SEEDS=, CORPUS=
 	$(BIN)/python -m bench.learning $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SEEDS),--seeds $(SEEDS)) \

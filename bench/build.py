@@ -16,7 +16,7 @@ BUILD = ROOT / "build" / "bench"
 ENGINE_SOURCES = sorted(ROOT.glob("csrc/**/*.c"))
 LIBRARY = [path for path in ENGINE_SOURCES if path.name != "main.c"]
 
-STANDARD = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-pthread"]
+STANDARD = ["-std=c11", "-O3", "-pthread"]
 ENGINE = [*STANDARD, f"-I{ROOT / 'csrc'}"]
 NATIVE = ["-Ofast", "-march=native"]
 """What llama2.c's README advises."""
@@ -50,6 +50,11 @@ def engine_worker() -> Path:
 def engine_program() -> Path:
     """The command line, as `make engine` builds it."""
     return compiled("run", ENGINE_SOURCES, ENGINE)
+
+
+def engine_kernels() -> Path:
+    """Its kernels, alone."""
+    return compiled("kernels", [BENCH / "kernels.c", *LIBRARY], ENGINE)
 
 
 def limits() -> Path:

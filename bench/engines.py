@@ -127,7 +127,7 @@ def _ours() -> list[Engine]:
     bits = {"f32": 32, "q8": 8, "q4": 4}
     return [
         Engine(
-            *(OURS, name, name, bits[name], thread_counts()),
+            *(OURS, name, name, bits[name], (*thread_counts(), AUTO)),
             lambda path, threads: [str(program), str(path.with_suffix(".slm")), str(threads)],
         )
         for name in GROUP_SIZES
@@ -174,16 +174,20 @@ def _ctranslate2() -> list[Engine]:
         "transformers", "transformers"
     )
 
-    def engine(weights: str, type: str, bits: int, *words: str) -> Engine:
+    def engine(weights: str, type: str, bits: int, can_batch: bool, *words: str) -> Engine:
         return Engine(
             *("CTranslate2", weights, f"ct2-{type}", bits, thread_counts()),
             lambda path, threads: _module("ctranslate2", path, threads, *words),
             missing,
             frozenset({"hf"}),
+            can_batch,
         )
 
-    greedy = engine("int8, greedy", "int8", 8, "greedy")
-    return [engine("f32", "float32", 32), engine("int8", "int8", 8), greedy]
+    return [
+        engine("f32", "float32", 32, False),
+        engine("int8", "int8", 8, True),
+        engine("int8, greedy", "int8", 8, True, "greedy"),
+    ]
 
 
 def _transformers() -> list[Engine]:

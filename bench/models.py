@@ -10,7 +10,6 @@ from pathlib import Path
 from string import ascii_letters, digits
 
 import numpy as np
-import torch
 import yaml
 
 from bench.build import BUILD, ROOT
@@ -18,14 +17,16 @@ from storyllamas import params, weights
 from storyllamas.config import ModelConfig
 from storyllamas.interop.convert import export_model
 from storyllamas.interop.source import Source, open_source
-from storyllamas.model import Llama
 from storyllamas.weight_header import GROUP_SIZES, storage
 from storyllamas.weights import PieceType, Vocabulary
 
 SEED = 1
-SPREAD = 3.66
+SPREAD = 6.0
 """Standard deviation of random logits. Among 4,096 normal ones the next token is then as uncertain
-as to a model that was trained on TinyStories: ln 4096 - SPREAD² / 2 = 1.6 nats."""
+as to a model that was trained on TinyStories: 1.6 nats, on average."""
+
+EMBEDDING = 0.02
+"""Standard deviation of random embeddings."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,15 @@ def prepare(size: str, formats: set[str]) -> Model:
         source, about = open_source(checkpoint), "trained"
         about = f"trained, recipe {source.about.get('recipe', 'unknown')}"
     else:
-        source, about = _random_source(_shape(size)), f"random weights of seed {SEED}"
+        source, about = _random_source(shape(size)), f"random weights of seed {SEED}"
     model = Model(size, source.config, about, BUILD / "models" / size)
     for name in sorted(formats):
         _export(source, name, model.folder)
     return model
 
 
-def _shape(size: str) -> ModelConfig:
+def shape(size: str) -> ModelConfig:
+    """The shape of a size in params.yaml."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     return params.parse(raw | {"model": size}).model_config()
 
@@ -96,13 +98,20 @@ def _convert_to_ctranslate2(source: Path, target: Path, weight_type: str) -> Non
 
 
 def _random_source(config: ModelConfig) -> Source:
-    """Initial weights, but for a last norm that makes the logits as spread as `SPREAD`."""
-    torch.manual_seed(SEED)
-    tensors = dict(Llama(config).state_dict())
-    embedding = tensors["embedding.weight"]
-    tensors["norm.weight"].fill_(SPREAD / float(embedding.std()) / math.sqrt(config.dim))
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    return Source(config, _vocabulary(config.vocab_size), arrays.__getitem__)
+    """Normal weights that neither fade nor explode, and logits as spread as `SPREAD`.
+
+    Embeddings are small beside what the layers add, or the likeliest token would be the last one.
+    """
+    random = np.random.default_rng(SEED)
+    tensors = {}
+    for name, shape in weights.tensor_shapes(config).items():
+        if len(shape) == 1:
+            tensors[name] = np.ones(shape, np.float32)
+        else:
+            deviation = 1 / math.sqrt(shape[1]) if name.startswith("layers.") else EMBEDDING
+            tensors[name] = random.standard_normal(shape, np.float32) * np.float32(deviation)
+    tensors["norm.weight"] *= np.float32(SPREAD / (EMBEDDING * math.sqrt(config.dim)))
+    return Source(config, _vocabulary(config.vocab_size), tensors.__getitem__)
 
 
 def _vocabulary(size: int) -> Vocabulary:

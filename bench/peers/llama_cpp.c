@@ -2,6 +2,8 @@
  * llama-cpp-python package installs. Its key-value cache is as it is by default, float16, but for
  * greedy stories, which are compared and not measured. */
 
+#define _POSIX_C_SOURCE 200809L
+
 #include <llama.h>
 
 #include "../worker.h"

@@ -1,0 +1,250 @@
+/* kernels.c: every kernel of every set that this processor runs, alone, on one thread:
+ *
+ *     kernels matrix TYPE ROWS COLUMNS GROUP_SIZE MODEL_BYTES
+ *     kernels vectors DIM HIDDEN VOCABULARY
+ *
+ * prints a line of JSON for each measurement, such as
+ *
+ *     {"set": "scalar", "kernel": "matmul_q8", "n": 8, "seconds": 1.2e-05, "bytes": 69632}
+ *
+ * seconds are those of a call, the best of several tries. A matrix is one of as many copies as fill
+ * MODEL_BYTES, used in turn, so that it comes from where the weights of a whole model would: bytes
+ * are those of the matrix. TYPE is f32, bf16, q8 or q4. */
+
+#define _GNU_SOURCE
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "kernels/kernels.h"
+
+enum { TRIES = 7, MOST_ROWS = 32 };
+static const double least_seconds = 0.002; /* of a try */
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static _Noreturn void fail(const char *what) {
+    fprintf(stderr, "error: %s\n", what);
+    exit(EXIT_FAILURE);
+}
+
+/* Memory on huge pages where there are any, as the engine's weights are, full of small numbers. */
+static void *new_memory(size_t bytes) {
+    const size_t alignment = 2 << 20, whole = (bytes + alignment - 1) / alignment * alignment;
+    uint32_t *memory;
+    if (posix_memalign((void **)&memory, alignment, whole)) fail("there is not enough memory");
+#ifdef MADV_HUGEPAGE
+    madvise(memory, whole, MADV_HUGEPAGE);
+#endif
+    /* A float near 1e-3, two bf16 near 1e-3, or four bytes. */
+    for (size_t i = 0; i < whole / 4; i++)
+        memory[i] = 0x3a803a80 + (uint32_t)(i * 2654435761u >> 27);
+    return memory;
+}
+
+/* ---- Measuring ------------------------------------------------------------------------------- */
+
+typedef void action(void *data, size_t call);
+
+/* The best time of a call. */
+static double best_seconds(action *act, void *data) {
+    double best = INFINITY;
+    size_t calls = 1;
+    for (int try = 0; try < TRIES;) {
+        const double start = seconds();
+        for (size_t call = 0; call < calls; call++) act(data, call);
+        const double took = seconds() - start;
+        if (took < least_seconds) {
+            calls *= 2;
+            continue;
+        }
+        if (took / (double)calls < best) best = took / (double)calls;
+        try++;
+    }
+    return best;
+}
+
+static void measure(const char *set, const char *kernel, size_t n, size_t bytes, action *act,
+                    void *data) {
+    printf("{\"set\": \"%s\", \"kernel\": \"%s\", \"n\": %zu, ", set, kernel, n);
+    printf("\"seconds\": %.4g, \"bytes\": %zu}\n", best_seconds(act, data), bytes);
+}
+
+/* ---- Matrices -------------------------------------------------------------------------------- */
+
+typedef struct {
+    const sl_kernels *kernels;
+    const char *type;
+    const uint8_t *copies;
+    size_t copy_count, bytes; /* of copies of so many bytes */
+    size_t tiles, columns, n;
+    float *y;
+    float *x;
+    sl_quantized quantized;
+} matrix;
+
+static size_t matrix_bytes(const char *type, size_t tiles, size_t columns, size_t group_size) {
+    if (!strcmp(type, "f32")) return tiles * SL_TILE_ROWS * columns * sizeof(float);
+    if (!strcmp(type, "bf16")) return tiles * SL_TILE_ROWS * columns * sizeof(uint16_t);
+    const size_t groups = (columns + group_size - 1) / group_size;
+    if (!strcmp(type, "q8")) return tiles * sl_q8_tile_bytes(groups, group_size);
+    if (!strcmp(type, "q4")) return tiles * sl_q4_tile_bytes(groups, group_size);
+    fail("TYPE must be f32, bf16, q8 or q4");
+}
+
+static void multiply(void *data, size_t call) {
+    const matrix *m = data;
+    const uint8_t *tiles = m->copies + call % m->copy_count * m->bytes;
+    const size_t stride = m->columns * SL_TILE_ROWS, rows = m->tiles * SL_TILE_ROWS;
+    if (!strcmp(m->type, "f32"))
+        m->kernels->matmul_f32(m->y, rows, (const float *)(const void *)tiles, stride, m->tiles,
+                               m->columns, m->x, m->columns, m->n);
+    else if (!strcmp(m->type, "bf16"))
+        m->kernels->matmul_bf16(m->y, rows, (const uint16_t *)(const void *)tiles, stride, m->tiles,
+                                m->columns, (const uint16_t *)m->x, m->columns, m->n);
+    else if (!strcmp(m->type, "q8"))
+        m->kernels->matmul_q8(m->y, rows, tiles, m->tiles, &m->quantized, m->n);
+    else
+        m->kernels->matmul_q4(m->y, rows, tiles, m->tiles, &m->quantized, m->n);
+}
+
+static void measure_matrix(char **arguments) {
+    const size_t rows = strtoul(arguments[1], NULL, 10), columns = strtoul(arguments[2], NULL, 10);
+    const size_t group_size = strtoul(arguments[3], NULL, 10);
+    const size_t model_bytes = strtoul(arguments[4], NULL, 10);
+    matrix m = {.type = arguments[0], .tiles = (rows + SL_TILE_ROWS - 1) / SL_TILE_ROWS};
+    m.columns = columns;
+    m.bytes = matrix_bytes(m.type, m.tiles, columns, group_size);
+    m.copy_count = model_bytes > m.bytes ? model_bytes / m.bytes : 1;
+    m.copies = new_memory(m.copy_count * m.bytes);
+    m.y = new_memory(MOST_ROWS * m.tiles * SL_TILE_ROWS * sizeof(float));
+    m.x = new_memory(MOST_ROWS * columns * sizeof(float));
+    if (group_size) {
+        const size_t groups = (columns + group_size - 1) / group_size;
+        m.quantized = (sl_quantized){
+            .values = new_memory(MOST_ROWS * groups * group_size),
+            .scales = new_memory(MOST_ROWS * groups * sizeof(float)),
+            .sums = new_memory(MOST_ROWS * groups * sizeof(int32_t)),
+            .groups = groups,
+            .group_size = group_size,
+        };
+    }
+    char name[32];
+    snprintf(name, sizeof name, "matmul_%s", m.type);
+    static const size_t counts[] = {1, 8, 32};
+    for (const sl_kernels *const *set = sl_kernels_available(); *set; set++)
+        for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+            m.kernels = *set;
+            m.n = counts[i];
+            measure(m.kernels->name, name, m.n, m.bytes, multiply, &m);
+        }
+}
+
+/* ---- Vectors --------------------------------------------------------------------------------- */
+
+enum { GROUP_SIZE = 64, HEAD_DIM = 32 };
+
+typedef struct {
+    const sl_kernels *kernels;
+    size_t n;
+    float *x, *y, *z;
+    sl_quantized quantized;
+    size_t result; /* or else nothing need be computed */
+} vectors;
+
+static void quantize(void *data, size_t call) {
+    const vectors *v = data;
+    (void)call;
+    v->kernels->quantize(&v->quantized, 0, v->x, v->n);
+}
+
+static void to_bf16(void *data, size_t call) {
+    const vectors *v = data;
+    (void)call;
+    v->kernels->to_bf16((uint16_t *)v->y, v->x, v->n);
+}
+
+static void rmsnorm(void *data, size_t call) {
+    const vectors *v = data;
+    (void)call;
+    v->kernels->rmsnorm(v->y, v->x, v->z, v->n, 1e-5f);
+}
+
+static void rotate(void *data, size_t call) {
+    const vectors *v = data;
+    (void)call;
+    v->kernels->rotate(v->y, v->n / HEAD_DIM, HEAD_DIM, v->z);
+}
+
+static void swiglu(void *data, size_t call) {
+    const vectors *v = data;
+    (void)call;
+    v->kernels->swiglu(v->y, v->x, v->z, v->n);
+}
+
+static void argmax(void *data, size_t call) {
+    vectors *v = data;
+    (void)call;
+    v->result += v->kernels->argmax(v->x, v->n);
+}
+
+static void exponentials(void *data, size_t call) {
+    const vectors *v = data;
+    (void)call;
+    v->kernels->exponentials(v->y, v->x, v->n, 0, 1);
+}
+
+static void select_indices(void *data, size_t call) {
+    vectors *v = data;
+    (void)call;
+    v->result += v->kernels->select((int32_t *)v->y, v->x, v->n, 1);
+}
+
+static void measure_vectors(char **arguments) {
+    const size_t dim = strtoul(arguments[0], NULL, 10), hidden = strtoul(arguments[1], NULL, 10);
+    const size_t vocabulary = strtoul(arguments[2], NULL, 10);
+    const size_t bytes = (dim + hidden + vocabulary + GROUP_SIZE) * sizeof(float);
+    vectors v = {.x = new_memory(bytes), .y = new_memory(bytes), .z = new_memory(bytes)};
+    v.quantized = (sl_quantized){new_memory(bytes), new_memory(bytes), new_memory(bytes),
+                                 (dim + GROUP_SIZE - 1) / GROUP_SIZE, GROUP_SIZE};
+    const struct {
+        const char *name;
+        action *act;
+        size_t n, bytes; /* read and written for each of n elements */
+    } all[] = {
+        {"quantize", quantize, dim, 5},
+        {"to_bf16", to_bf16, dim, 6},
+        {"rmsnorm", rmsnorm, dim, 12},
+        {"rotate", rotate, dim, 8},
+        {"swiglu", swiglu, hidden, 12},
+        {"argmax", argmax, vocabulary, 4},
+        {"exponentials", exponentials, vocabulary, 8},
+        {"select", select_indices, vocabulary, 4},
+    };
+    for (const sl_kernels *const *set = sl_kernels_available(); *set; set++)
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+            v.kernels = *set;
+            v.n = all[i].n;
+            measure(v.kernels->name, all[i].name, v.n, v.n * all[i].bytes, all[i].act, &v);
+        }
+}
+
+int main(int argc, char **argv) {
+    if (argc == 7 && !strcmp(argv[1], "matrix"))
+        measure_matrix(argv + 2);
+    else if (argc == 5 && !strcmp(argv[1], "vectors"))
+        measure_vectors(argv + 2);
+    else
+        fail("usage: kernels matrix TYPE ROWS COLUMNS GROUP_SIZE MODEL_BYTES"
+             " | kernels vectors DIM HIDDEN VOCABULARY");
+    return EXIT_SUCCESS;
+}

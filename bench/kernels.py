@@ -1,0 +1,121 @@
+"""`make bench-kernels`: each kernel alone, on one thread, beside what the machine allows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench import build, limits
+from bench.limits import ARITHMETIC, Machine
+from bench.models import shape
+from bench.report import table
+from storyllamas.config import ModelConfig
+from storyllamas.errors import exit_on_user_error
+from storyllamas.tiles import Encoding, tensor_bytes
+from storyllamas.weight_header import storage
+from storyllamas.weights import tensor_shapes
+
+TYPES = ("f32", "q8", "q4")
+ROWS = (1, 8, 32)
+
+
+class Matrix(NamedTuple):
+    """A kind of matrix of a model: rows, columns, its storage, and the bytes of the whole model."""
+
+    name: str
+    rows: int
+    columns: int
+    encoding: Encoding
+    model_bytes: int
+
+
+def matrices(config: ModelConfig, weight_type: str) -> list[Matrix]:
+    """Each kind once, as a weight file of the type stores it."""
+    how, shapes = storage(weight_type), tensor_shapes(config)
+    total = sum(tensor_bytes(shape, how.of(name)) for name, shape in shapes.items())
+    return [
+        Matrix(name.removesuffix(".weight").removeprefix("layers.0."), *shape, how.of(name), total)
+        for name, shape in shapes.items()
+        if len(shape) == 2 and ("layers." not in name or name.startswith("layers.0."))
+    ]
+
+
+def measured(program: Path, *arguments: object) -> list[dict[str, Any]]:
+    """What kernels.c prints."""
+    command = [str(program), *map(str, arguments)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def matrix_tables(program: Path, machine: Machine, size: str, config: ModelConfig) -> list[str]:
+    """A table for each weight type of a size: every matrix and kernel set, for 1, 8 and 32 rows."""
+    found = []
+    for weight_type in TYPES:
+        rows = [
+            row
+            for matrix in matrices(config, weight_type)
+            if matrix.encoding.type.name.lower() == weight_type
+            for row in _matrix_rows(program, machine, weight_type, matrix)
+        ]
+        head = ["matrix", "kernels", *(f"{n} row{'s' * (n > 1)}" for n in ROWS)]
+        found.append(f"{size} {weight_type}\n\n{table(head, rows)}")
+    return found
+
+
+def _matrix_rows(
+    program: Path, machine: Machine, weight_type: str, matrix: Matrix
+) -> list[list[str]]:
+    kind = [matrix.rows, matrix.columns, matrix.encoding.group_size, matrix.model_bytes]
+    by_set: dict[str, dict[int, str]] = defaultdict(dict)
+    for run in measured(program, "matrix", weight_type, *kind):
+        by_set[run["set"]][run["n"]] = _matrix_cell(machine, weight_type, matrix, run)
+    name = f"{matrix.name} [{matrix.rows}, {matrix.columns}]"
+    return [[name, kernels, *(cells[n] for n in ROWS)] for kernels, cells in by_set.items()]
+
+
+def _matrix_cell(machine: Machine, weight_type: str, matrix: Matrix, run: dict[str, Any]) -> str:
+    """Bytes of weights a second or, where arithmetic is what takes longer, operations a second."""
+    seconds, operations = run["seconds"], 2 * run["n"] * matrix.rows * matrix.columns
+    reading = run["bytes"] / machine.bandwidth(matrix.model_bytes / 2**20, 1)
+    computing = machine.compute_seconds(operations, ARITHMETIC[weight_type], 1)
+    if reading > computing:
+        return f"{run['bytes'] / seconds / 1e9:.1f} GB/s, {reading / seconds:.0%}"
+    return f"{operations / seconds / 1e9:.0f} GOP/s, {computing / seconds:.0%}"
+
+
+def vector_table(program: Path, size: str, config: ModelConfig) -> str:
+    """The kernels without weights, whose vectors are in the nearest cache."""
+    by_kernel: dict[str, dict[str, str]] = defaultdict(dict)
+    sets: dict[str, None] = {}
+    for run in measured(program, "vectors", config.dim, config.hidden, config.vocab_size):
+        sets[run["set"]] = None
+        speed = f"{1e9 * run['seconds']:.0f} ns, {run['bytes'] / run['seconds'] / 1e9:.0f} GB/s"
+        by_kernel[f"{run['kernel']} [{run['n']}]"][run["set"]] = speed
+    rows = [[name, *(cells[each] for each in sets)] for name, cells in by_kernel.items()]
+    return f"{size}: without weights\n\n{table(['kernel', *sets], rows)}"
+
+
+@exit_on_user_error
+def main() -> None:
+    """Print the tables of the sizes that are given."""
+    parser = argparse.ArgumentParser(prog="bench.kernels", description=__doc__)
+    parser.add_argument("--sizes", nargs="+", default=["2m", "7m", "30m"])
+    sizes = parser.parse_args().sizes
+    program, machine = build.engine_kernels(), Machine(limits.measured())
+    print(
+        "Each matrix is one of as many copies as fill the memory of the whole model. Per cent are "
+        "of\nthe limit: reading the weights or multiplying them, whichever takes longer.\n"
+    )
+    for size in sizes:
+        config = shape(size)
+        for each in matrix_tables(program, machine, size, config):
+            print(f"{each}\n", flush=True)
+        print(f"{vector_table(program, size, config)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
