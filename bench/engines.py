@@ -50,8 +50,9 @@ class Engine:
     can_batch: bool = True
 
     def does(self, task: str, threads: int) -> bool:
-        """Whether it is asked for a task; for many stories at once with all its threads only."""
-        return task != "batch" or (self.can_batch and threads in (AUTO, max(self.threads)))
+        """Whether it is asked for a task; others for many stories with all their threads only."""
+        has_all = self.name == OURS or threads == max(self.threads)
+        return task != "batch" or (self.can_batch and has_all)
 
     @property
     def label(self) -> str:

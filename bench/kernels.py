@@ -51,19 +51,15 @@ def measured(program: Path, *arguments: object) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.splitlines()]
 
 
-def matrix_tables(program: Path, machine: Machine, size: str, config: ModelConfig) -> list[str]:
-    """A table for each weight type of a size: every matrix and kernel set, for 1, 8 and 32 rows."""
-    found = []
-    for weight_type in TYPES:
-        rows = [
-            row
-            for matrix in matrices(config, weight_type)
-            if matrix.encoding.type.name.lower() == weight_type
-            for row in _matrix_rows(program, machine, weight_type, matrix)
-        ]
-        head = ["matrix", "kernels", *(f"{n} row{'s' * (n > 1)}" for n in ROWS)]
-        found.append(f"{size} {weight_type}\n\n{table(head, rows)}")
-    return found
+def matrix_table(program: Path, machine: Machine, config: ModelConfig, weight_type: str) -> str:
+    """Every matrix of a weight type and every kernel set, for 1, 8 and 32 rows of activations."""
+    rows = [
+        row
+        for matrix in matrices(config, weight_type)
+        if matrix.encoding.type.name.lower() == weight_type
+        for row in _matrix_rows(program, machine, weight_type, matrix)
+    ]
+    return table(["matrix", "kernels", *(f"{n} row{'s' * (n > 1)}" for n in ROWS)], rows)
 
 
 def _matrix_rows(
@@ -87,7 +83,7 @@ def _matrix_cell(machine: Machine, weight_type: str, matrix: Matrix, run: dict[s
     return f"{operations / seconds / 1e9:.0f} GOP/s, {computing / seconds:.0%}"
 
 
-def vector_table(program: Path, size: str, config: ModelConfig) -> str:
+def vector_table(program: Path, config: ModelConfig) -> str:
     """The kernels without weights, whose vectors are in the nearest cache."""
     by_kernel: dict[str, dict[str, str]] = defaultdict(dict)
     sets: dict[str, None] = {}
@@ -96,7 +92,7 @@ def vector_table(program: Path, size: str, config: ModelConfig) -> str:
         speed = f"{1e9 * run['seconds']:.0f} ns, {run['bytes'] / run['seconds'] / 1e9:.0f} GB/s"
         by_kernel[f"{run['kernel']} [{run['n']}]"][run["set"]] = speed
     rows = [[name, *(cells[each] for each in sets)] for name, cells in by_kernel.items()]
-    return f"{size}: without weights\n\n{table(['kernel', *sets], rows)}"
+    return table(["kernel", *sets], rows)
 
 
 @exit_on_user_error
@@ -112,9 +108,10 @@ def main() -> None:
     )
     for size in sizes:
         config = shape(size)
-        for each in matrix_tables(program, machine, size, config):
-            print(f"{each}\n", flush=True)
-        print(f"{vector_table(program, size, config)}\n", flush=True)
+        for weight_type in TYPES:
+            text = matrix_table(program, machine, config, weight_type)
+            print(f"{size}, {weight_type}\n\n{text}\n", flush=True)
+        print(f"{size}, without weights\n\n{vector_table(program, config)}\n", flush=True)
 
 
 if __name__ == "__main__":

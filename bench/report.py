@@ -105,7 +105,7 @@ def _head(results: Results) -> str:
         "# Results",
         "",
         "Written by `make bench`. Speeds are tokens a second, medians of "
-        f"{results.rounds} interleaved rounds.",
+        f"{results.rounds} interleaved round{'s' * (results.rounds > 1)}.",
         "",
         f"- Date: {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         f"- Machine: {processor()}, {os.cpu_count()} cores, {platform.system()} "
@@ -115,12 +115,11 @@ def _head(results: Results) -> str:
         f"- A story is BOS and {story_steps(largest)} tokens, sampled at temperature 1 and top-p "
         "0.9, EOS not minded; CTranslate2 also greedily, since sampling takes it longer than a "
         "small model",
-        f"- {STORIES} stories at once are {BATCH_STEPS} tokens each, with all threads",
+        f"- {STORIES} stories at once are {BATCH_STEPS} tokens each, others' with all threads",
         "- Cells with several figures are for "
-        + " / ".join(
-            str(t) if t != AUTO else "the engine's own choice of" for t in _counts(results)
-        )
-        + " threads; llama2.c has no pass over a whole prompt",
+        + " / ".join(str(threads) for threads in _counts(results))
+        + f" threads, of {OURS} also for as many as it chooses itself; llama2.c has no pass over a "
+        "whole prompt",
         *missing,
         "",
         "![Tokens a second by size and engine](speed.png)",
@@ -284,7 +283,7 @@ def _ours(results: Results) -> list[Engine]:
 
 
 def _counts(results: Results) -> tuple[int, ...]:
-    return _ours(results)[0].threads
+    return tuple(threads for threads in _ours(results)[0].threads if threads != AUTO)
 
 
 def processor() -> str:

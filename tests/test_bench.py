@@ -12,7 +12,7 @@ import pytest
 import torch
 from engine_files import BOS, random_tensors, small_config, write
 
-from bench import build, limits, measure, picture, report
+from bench import build, kernels, limits, measure, picture, report
 from bench.engines import OURS, Engine, Worker
 from bench.limits import Limit, Machine
 from bench.models import Model
@@ -89,6 +89,19 @@ def test_start_and_peak_of_a_program() -> None:
     found = json.loads(output.stdout)
     assert 0 < found["first_byte"] < 10
     assert 1e5 < found["peak_bytes"] < 1e8
+
+
+def test_every_kernel_of_every_set(folder: Path) -> None:
+    program = build.engine_kernels()
+    sets = {run["set"] for run in kernels.measured(program, "vectors", 32, 48, 300)}
+    assert "scalar" in sets
+    table = kernels.matrix_table(program, MACHINE, small_config(), "q4")
+    assert all(f"| {each} |" in table for each in sets)
+    for weight_type in ("f32", "bf16", "q8"):
+        runs = kernels.measured(program, "matrix", weight_type, 48, 16, 8, 10_000)
+        assert [run["n"] for run in runs] == [1, 8, 32] * len(sets)
+    with pytest.raises(subprocess.CalledProcessError):
+        kernels.measured(program, "matrix", "q3", 16, 16, 0, 0)
 
 
 MACHINE = Machine(
