@@ -18,6 +18,8 @@ __attribute__((constructor)) static void find_kernels(void) {
                         __builtin_cpu_supports("avx512vnni");
     if (avx512 && __builtin_cpu_supports("avx512bf16")) available[count++] = &sl_kernels_avx512bf16;
     if (avx512) available[count++] = &sl_kernels_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        available[count++] = &sl_kernels_avx2;
 #endif
     available[count] = &sl_kernels_scalar;
 }

@@ -1,0 +1,420 @@
+/* avx2.c: kernels for x86-64 processors with AVX2 and fused multiply-add.
+ *
+ * A tile's 16 rows are two registers of 8 lanes, so no sum ever crosses lanes. */
+
+#include "sets.h"
+
+#ifdef SL_X86
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+
+#include <float.h>
+#include <immintrin.h>
+#include <math.h>
+
+#include "blocks.h"
+#include "exponential.h"
+
+enum { LANES = 8, HALVES = ROWS / LANES };
+
+/* ---- Matrices of f32 and bf16 ---------------------------------------------------------------- */
+
+INLINE void store_sums(float *y, size_t y_stride, __m256 sum[MOST][HALVES], size_t tiles,
+                       size_t n) {
+    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
+        UNROLL for (size_t h = 0; h < HALVES; h++)
+            _mm256_storeu_ps(y + i * y_stride + t * ROWS + h * LANES, sum[t * n + i][h]);
+}
+
+INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t tile_stride, size_t tiles,
+                      size_t columns, const float *x, size_t x_stride, size_t n) {
+    __m256 sum[MOST][HALVES];
+    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm256_setzero_ps();
+    for (size_t c = 0; c < columns; c++)
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
+            const __m256 weights = _mm256_loadu_ps(w + t * tile_stride + c * ROWS + h * LANES);
+            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][h] =
+                _mm256_fmadd_ps(weights, _mm256_set1_ps(x[i * x_stride + c]), sum[t * n + i][h]);
+        }
+    store_sums(y, y_stride, sum, tiles, n);
+}
+
+static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
+                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
+                       size_t n){
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
+              tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n)
+#undef BLOCK
+}
+
+INLINE __m256i load_bytes(const void *bytes) {
+    return _mm256_loadu_si256((const __m256i *)bytes);
+}
+
+/* Of pairs of bf16, the first ones and the second ones as floats. */
+INLINE __m256 even_of(__m256i pairs) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+}
+
+INLINE __m256 odd_of(__m256i pairs) {
+    return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int32_t)0xffff0000)));
+}
+
+/* Four bytes, in every lane. */
+INLINE __m256i repeat_four(const void *bytes) {
+    int32_t four;
+    memcpy(&four, bytes, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+INLINE void block_bf16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
+                       size_t tiles, size_t columns, const uint16_t *x, size_t x_stride, size_t n) {
+    __m256 sum[MOST][HALVES];
+    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm256_setzero_ps();
+    for (size_t c = 0; c < columns; c += 2)
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
+            const __m256i pairs = load_bytes(w + t * tile_stride + c * ROWS + h * 2 * LANES);
+            UNROLL for (size_t i = 0; i < n; i++) {
+                const __m256i pair = repeat_four(x + i * x_stride + c);
+                __m256 *s = &sum[t * n + i][h];
+                *s = _mm256_fmadd_ps(even_of(pairs), even_of(pair), *s);
+                *s = _mm256_fmadd_ps(odd_of(pairs), odd_of(pair), *s);
+            }
+        }
+    store_sums(y, y_stride, sum, tiles, n);
+}
+
+static void matmul_bf16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
+                        size_t tile_count, size_t columns, const uint16_t *x, size_t x_stride,
+                        size_t n){
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_bf16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,         \
+               tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n)
+#undef BLOCK
+}
+
+/* ---- Quantized matrices ---------------------------------------------------------------------- */
+
+/* 8 bf16 numbers as floats. */
+INLINE __m256 load_scales(const uint8_t *scales) {
+    const __m128i half = _mm_loadu_si128((const __m128i *)(const void *)scales);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+/* Add up neighbouring pairs of 16-bit numbers. */
+INLINE __m256i add_pairs(__m256i sums) {
+    return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+}
+
+/* Both of these add to dot[tiles * n] the products of a group of x, n rows that are `width` apart,
+ * with the group's weights of tiles that are tile_bytes apart.
+ *
+ * vpmaddubsw multiplies unsigned bytes by signed ones and saturates the sum of two products at
+ * 2^15 - 1, which weights up to 255 would reach. So the bias comes off the weights and their signs
+ * go over to x: two products of at most 128 * 127 fit. */
+INLINE void dot_q8(__m256i dot[MOST][HALVES], const uint8_t *w, size_t tile_bytes, size_t tiles,
+                   const int8_t *x, size_t width, size_t group_size, size_t n) {
+    const __m256i bias = _mm256_set1_epi8((char)0x80);
+    for (size_t c = 0; c < group_size; c += 4)
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
+            const uint8_t *at = w + t * tile_bytes + c * ROWS + h * 4 * LANES;
+            const __m256i weights = _mm256_xor_si256(load_bytes(at), bias);
+            const __m256i magnitudes = _mm256_abs_epi8(weights);
+            UNROLL for (size_t i = 0; i < n; i++) {
+                const __m256i signs = _mm256_sign_epi8(repeat_four(x + i * width + c), weights);
+                dot[t * n + i][h] = _mm256_add_epi32(
+                    dot[t * n + i][h], add_pairs(_mm256_maddubs_epi16(magnitudes, signs)));
+            }
+        }
+}
+
+/* Weights of at most 15, the bias left on: four products fit 16 bits. */
+INLINE void dot_q4(__m256i dot[MOST][HALVES], const uint8_t *w, size_t tile_bytes, size_t tiles,
+                   const int8_t *x, size_t width, size_t group_size, size_t n) {
+    const __m256i nibble = _mm256_set1_epi8(15);
+    for (size_t c = 0; c < group_size; c += 8)
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
+            const __m256i both = load_bytes(w + t * tile_bytes + c * ROWS / 2 + h * 4 * LANES);
+            const __m256i low = _mm256_and_si256(both, nibble);
+            const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+            UNROLL for (size_t i = 0; i < n; i++) {
+                const int8_t *values = x + i * width + c;
+                const __m256i sums =
+                    _mm256_add_epi16(_mm256_maddubs_epi16(low, repeat_four(values)),
+                                     _mm256_maddubs_epi16(high, repeat_four(values + 4)));
+                dot[t * n + i][h] = _mm256_add_epi32(dot[t * n + i][h], add_pairs(sums));
+            }
+        }
+}
+
+INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const uint8_t *w,
+                            size_t tile_bytes, size_t tiles, const sl_quantized *q, size_t row,
+                            size_t n) {
+    const size_t group_bytes = q->group_size * ROWS * type / 8, width = q->groups * q->group_size;
+    const uint8_t *weights = w + sl_scale_bytes(q->groups);
+    const int8_t *x = q->values + row * width;
+    __m256 sum[MOST][HALVES];
+    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm256_setzero_ps();
+    for (size_t g = 0; g < q->groups; g++, weights += group_bytes, x += q->group_size) {
+        const int32_t *sums = q->sums + row * q->groups + g;
+        const float *x_scales = q->scales + row * q->groups + g;
+        __m256i dot[MOST][HALVES];
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
+            dot[t * n + i][0] = dot[t * n + i][1] =
+                _mm256_set1_epi32(type == Q8 ? 0 : -8 * sums[i * q->groups]);
+        if (type == Q8)
+            dot_q8(dot, weights, tile_bytes, tiles, x, width, q->group_size, n);
+        else
+            dot_q4(dot, weights, tile_bytes, tiles, x, width, q->group_size, n);
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
+            const uint8_t *at = w + t * tile_bytes + (g * ROWS + h * LANES) * sizeof(uint16_t);
+            const __m256 scales = load_scales(at);
+            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][h] = _mm256_fmadd_ps(
+                _mm256_cvtepi32_ps(dot[t * n + i][h]),
+                _mm256_mul_ps(scales, _mm256_set1_ps(x_scales[i * q->groups])), sum[t * n + i][h]);
+        }
+    }
+    store_sums(y, y_stride, sum, tiles, n);
+}
+
+static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
+                      const sl_quantized *x, size_t n) {
+    const size_t tile_bytes = sl_q8_tile_bytes(x->groups, x->group_size);
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
+                    tile_bytes, tile_n, x, i, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n)
+#undef BLOCK
+}
+
+static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
+                      const sl_quantized *x, size_t n) {
+    const size_t tile_bytes = sl_q4_tile_bytes(x->groups, x->group_size);
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_quantized(Q4, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
+                    tile_bytes, tile_n, x, i, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n)
+#undef BLOCK
+}
+
+/* ---- Vectors --------------------------------------------------------------------------------- */
+
+/* The first n lanes, all of them for 8 and more. */
+INLINE __m256i lanes(size_t n) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n < LANES ? (int32_t)n : LANES), lane);
+}
+
+/* x[n], n of at least 8 as 8 and zeros after fewer; and the way back. */
+INLINE __m256 load(const float *x, size_t n) {
+    return n >= LANES ? _mm256_loadu_ps(x) : _mm256_maskload_ps(x, lanes(n));
+}
+
+INLINE void store(float *y, size_t n, __m256 x) {
+    if (n >= LANES)
+        _mm256_storeu_ps(y, x);
+    else
+        _mm256_maskstore_ps(y, lanes(n), x);
+}
+
+INLINE float add_lanes(__m256 x) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+INLINE float largest_lane(__m256 x) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+INLINE int32_t add_integers(__m256i x) {
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+
+/* The lower halves of 8 numbers of 32 bits that fit 16, as signed or unsigned. */
+INLINE __m128i narrow_signed(__m256i x) {
+    return _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+
+INLINE __m128i narrow_unsigned(__m256i x) {
+    return _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+
+/* The largest |x|; NaN if there is one. Compared as integers, which order magnitudes the same. */
+INLINE float largest_magnitude(const float *x, size_t n) {
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256i most = _mm256_setzero_si256();
+    for (size_t i = 0; i < n; i += LANES)
+        most = _mm256_max_epi32(
+            most, _mm256_and_si256(_mm256_castps_si256(load(x + i, n - i)), magnitude));
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+    return _mm_cvtss_f32(_mm_castsi128_ps(four));
+}
+
+static void quantize(const sl_quantized *q, size_t i, const float *x, size_t columns) {
+    int8_t *values = q->values + i * q->groups * q->group_size;
+    for (size_t g = 0; g < q->groups; g++, values += q->group_size) {
+        const size_t start = g * q->group_size, rest = columns - start;
+        const size_t width = rest < q->group_size ? rest : q->group_size;
+        const float scale = largest_magnitude(x + start, width) / 127.0f;
+        const __m256 inverse = _mm256_set1_ps(scale >= FLT_MIN ? 1.0f / scale : 0.0f);
+        __m256i sum = _mm256_setzero_si256();
+        for (size_t c = 0; c < q->group_size; c += LANES) {
+            const __m256 part = load(x + start + c, c < width ? width - c : 0);
+            const __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(part, inverse));
+            const __m128i shorts = narrow_signed(rounded);
+            const __m128i bytes = _mm_packs_epi16(shorts, shorts);
+            const size_t left = q->group_size - c;
+            memcpy(values + c, &bytes, left < LANES ? left : LANES);
+            sum = _mm256_add_epi32(sum, rounded);
+        }
+        q->scales[i * q->groups + g] = scale;
+        q->sums[i * q->groups + g] = add_integers(sum);
+    }
+}
+
+static void to_bf16(uint16_t *y, const float *x, size_t n) {
+    const __m256i one = _mm256_set1_epi32(1), half = _mm256_set1_epi32(0x7fff);
+    for (size_t i = 0; i < n; i += LANES) {
+        const __m256i bits = _mm256_castps_si256(load(x + i, n - i));
+        const __m256i even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+        const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(half, even));
+        const __m128i upper = narrow_unsigned(_mm256_srli_epi32(rounded, 16));
+        if (n - i >= LANES)
+            _mm_storeu_si128((__m128i *)(void *)(y + i), upper);
+        else
+            memcpy(y + i, &upper, (n - i) * sizeof *y);
+    }
+}
+
+static void rmsnorm(float *y, const float *x, const float *weight, size_t n, float eps) {
+    __m256 squares = _mm256_setzero_ps();
+    for (size_t i = 0; i < n; i += LANES) {
+        const __m256 part = load(x + i, n - i);
+        squares = _mm256_fmadd_ps(part, part, squares);
+    }
+    const __m256 scale = _mm256_set1_ps(1.0f / sqrtf(add_lanes(squares) / (float)n + eps));
+    for (size_t i = 0; i < n; i += LANES)
+        store(y + i, n - i,
+              _mm256_mul_ps(_mm256_mul_ps(load(x + i, n - i), scale), load(weight + i, n - i)));
+}
+
+/* x * cosine -+ swapped x * sine, the sign by lane. */
+static void rotate(float *x, size_t heads, size_t head_dim, const float *table) {
+    for (size_t h = 0; h < heads; h++, x += head_dim)
+        for (size_t i = 0; i < head_dim; i += LANES) {
+            const __m256 pairs = load(x + i, head_dim - i), angles = load(table + i, head_dim - i);
+            const __m256 swapped = _mm256_permute_ps(pairs, 0xb1);
+            const __m256 cosine = _mm256_moveldup_ps(angles), sine = _mm256_movehdup_ps(angles);
+            store(x + i, head_dim - i,
+                  _mm256_fmaddsub_ps(pairs, cosine, _mm256_mul_ps(swapped, sine)));
+        }
+}
+
+/* 2^k for k in -126 … 127. */
+INLINE __m256 power_of_2(__m256i k) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k, _mm256_set1_epi32(127)), 23));
+}
+
+/* exp(x) for x up to 88; 0 for what is below the smallest float; NaN stays NaN. 2^k goes in by
+ * halves, for it may be below the smallest power that a float holds in full. */
+INLINE __m256 exponential(__m256 x) {
+    x = _mm256_max_ps(_mm256_set1_ps(EXP_LEAST), x);
+    const __m256 k = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(LOG2_E)),
+                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(k, _mm256_set1_ps(LN_2_UPPER), x);
+    r = _mm256_fnmadd_ps(k, _mm256_set1_ps(LN_2_LOWER), r);
+    __m256 p = _mm256_set1_ps(EXP_P4);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP_P3));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP_P2));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP_P1));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP_P0));
+    p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r);
+    const __m256i whole = _mm256_cvtps_epi32(k), half = _mm256_srai_epi32(whole, 1);
+    p = _mm256_mul_ps(_mm256_add_ps(p, _mm256_set1_ps(1.0f)), power_of_2(half));
+    return _mm256_mul_ps(p, power_of_2(_mm256_sub_epi32(whole, half)));
+}
+
+static void swiglu(float *y, const float *gate, const float *up, size_t n) {
+    const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
+    for (size_t i = 0; i < n; i += LANES) {
+        const __m256 g = load(gate + i, n - i);
+        /* Past 88 exp(-gate) is as good as infinite: silu is within 1e-36 of 0 there. */
+        const __m256 negative = _mm256_min_ps(_mm256_set1_ps(EXP_MOST), _mm256_xor_ps(g, sign));
+        const __m256 silu = _mm256_div_ps(g, _mm256_add_ps(one, exponential(negative)));
+        store(y + i, n - i, _mm256_mul_ps(silu, load(up + i, n - i)));
+    }
+}
+
+/* The lanes, as bits, of those of x[n] that compare so with `number`. */
+#define COMPARE(x, n, relation, number)                                                            \
+    ((uint32_t)_mm256_movemask_ps(                                                                 \
+        _mm256_and_ps(_mm256_castsi256_ps(lanes(n)),                                               \
+                      _mm256_cmp_ps(load(x, n), _mm256_set1_ps(number), relation))))
+
+static size_t argmax(const float *x, size_t n) {
+    __m256 most = _mm256_set1_ps(-INFINITY);
+    for (size_t i = 0; i < n; i += LANES)
+        most = _mm256_max_ps(
+            most, _mm256_blendv_ps(most, load(x + i, n - i), _mm256_castsi256_ps(lanes(n - i))));
+    const float largest = largest_lane(most);
+    for (size_t i = 0; i < n; i += LANES) {
+        const uint32_t equal = COMPARE(x + i, n - i, _CMP_EQ_OQ, largest);
+        if (equal) return i + (size_t)__builtin_ctz(equal);
+    }
+    return 0;
+}
+
+static float exponentials(float *y, const float *x, size_t n, float shift, float scale) {
+    __m256 sum = _mm256_setzero_ps();
+    for (size_t i = 0; i < n; i += LANES) {
+        const __m256 distance = _mm256_sub_ps(load(x + i, n - i), _mm256_set1_ps(shift));
+        const __m256 e = exponential(_mm256_mul_ps(distance, _mm256_set1_ps(scale)));
+        store(y + i, n - i, e);
+        sum = _mm256_add_ps(sum, _mm256_and_ps(e, _mm256_castsi256_ps(lanes(n - i))));
+    }
+    return add_lanes(sum);
+}
+
+static size_t select(int32_t *indices, const float *weights, size_t n, float floor) {
+    size_t count = 0;
+    for (size_t i = 0; i < n; i += LANES)
+        for (uint32_t left = COMPARE(weights + i, n - i, _CMP_GE_OQ, floor); left; left &= left - 1)
+            indices[count++] = (int32_t)i + __builtin_ctz(left);
+    return count;
+}
+
+const sl_kernels sl_kernels_avx2 = {
+    .name = "avx2",
+    .matmul_f32 = matmul_f32,
+    .matmul_bf16 = matmul_bf16,
+    .matmul_q8 = matmul_q8,
+    .matmul_q4 = matmul_q4,
+    .quantize = quantize,
+    .to_bf16 = to_bf16,
+    .rmsnorm = rmsnorm,
+    .rotate = rotate,
+    .swiglu = swiglu,
+    .argmax = argmax,
+    .exponentials = exponentials,
+    .select = select,
+};
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+
+#endif
