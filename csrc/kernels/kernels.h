@@ -2,8 +2,8 @@
  *
  * Strides and sizes count elements. Matrices are in tiles of 16 rows (see storyllamas.h), so every
  * result has its rows rounded up to whole tiles. A kernel may be called on a run of tiles: threads
- * that share a matrix pass each its own. What a row of x gives does not depend on the other rows
- * that are passed with it, to the last bit. */
+ * that share a matrix pass each its own. What a tile and a row of x give does not depend on the
+ * other tiles and rows that are passed with them, to the last bit. */
 
 #ifndef STORYLLAMAS_KERNELS_H
 #define STORYLLAMAS_KERNELS_H
