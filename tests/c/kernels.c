@@ -1,4 +1,5 @@
-/* kernels.c: every kernel on random shapes, beside its definition in double precision.
+/* kernels.c: every kernel on random shapes, beside its definition in double precision; products of
+ * matrices also, to the last bit, beside those of each tile with each row of x alone.
  *
  * usage: kernels ROUNDS. Prints the largest error of each kernel, relative to the largest value
  * that enters the sum; fails if one is above its bound. */
@@ -42,6 +43,10 @@ static double larger(double a, double b) {
     return a > b || isnan(a) ? a : b;
 }
 
+static double differs(const float *a, const float *b) {
+    return memcmp(a, b, ROWS * sizeof *a) ? (double)INFINITY : 0;
+}
+
 static double matmul_f32(const sl_kernels *k) {
     const size_t tiles = 1 + integer(9), columns = 1 + integer(70), n = 1 + integer(20);
     const size_t rows = tiles * ROWS, y_stride = rows + integer(3) * 4, x_stride = columns + 1;
@@ -49,6 +54,13 @@ static double matmul_f32(const sl_kernels *k) {
     float *w = reals(tiles * tile_stride), *x = reals(n * x_stride), *y = reals(n * y_stride);
     k->matmul_f32(y, y_stride, w, tile_stride, tiles, columns, x, x_stride, n);
     double error = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t t = 0; t < tiles; t++) {
+            float alone[ROWS];
+            k->matmul_f32(alone, ROWS, w + t * tile_stride, tile_stride, 1, columns,
+                          x + i * x_stride, x_stride, 1);
+            error = larger(differs(alone, y + i * y_stride + t * ROWS), error);
+        }
     for (size_t i = 0; i < n; i++)
         for (size_t r = 0; r < rows; r++) {
             double sum = 0;
@@ -86,6 +98,13 @@ static double matmul_bf16(const sl_kernels *k) {
     float *y = reals(n * y_stride);
     k->matmul_bf16(y, y_stride, w, tile_stride, tiles, columns, x, x_stride, n);
     double error = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t t = 0; t < tiles; t++) {
+            float alone[ROWS];
+            k->matmul_bf16(alone, ROWS, w + t * tile_stride, tile_stride, 1, columns,
+                           x + i * x_stride, x_stride, 1);
+            error = larger(differs(alone, y + i * y_stride + t * ROWS), error);
+        }
     for (size_t i = 0; i < n; i++)
         for (size_t r = 0; r < rows; r++) {
             double sum = 0;
@@ -144,7 +163,7 @@ typedef struct {
 
 /* Extreme values come often, to find sums that overflow; q8 has no byte of zero. */
 static quantized_matrix random_matrix(size_t bits) {
-    quantized_matrix m = {.tiles = 1 + integer(3), .groups = 1 + integer(5), .bits = bits};
+    quantized_matrix m = {.tiles = 1 + integer(9), .groups = 1 + integer(5), .bits = bits};
     m.group_size = 32 / bits * (1 + integer(20));
     m.bias = 1 << (bits - 1);
     m.scale_bytes = (m.groups * ROWS * 2 + 63) / 64 * 64;
@@ -182,7 +201,7 @@ static double weight_at(const quantized_matrix *m, size_t row, size_t column) {
 
 static double matmul_quantized(const sl_kernels *k, size_t bits) {
     quantized_matrix m = random_matrix(bits);
-    const size_t n = 1 + integer(4), rows = m.tiles * ROWS, columns = m.groups * m.group_size;
+    const size_t n = 1 + integer(20), rows = m.tiles * ROWS, columns = m.groups * m.group_size;
     const size_t y_stride = rows + integer(3) * 4;
     float *y = reals(n * y_stride);
     sl_quantized q = quantized(n, m.groups, m.group_size);
@@ -194,8 +213,20 @@ static double matmul_quantized(const sl_kernels *k, size_t bits) {
             q.sums[g] += value;
         }
     }
-    (bits == 8 ? k->matmul_q8 : k->matmul_q4)(y, y_stride, m.data, m.tiles, &q, n);
+    void (*const matmul)(float *, size_t, const uint8_t *, size_t, const sl_quantized *, size_t) =
+        bits == 8 ? k->matmul_q8 : k->matmul_q4;
+    matmul(y, y_stride, m.data, m.tiles, &q, n);
     double error = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t t = 0; t < m.tiles; t++) {
+            float alone[ROWS];
+            sl_quantized row = q;
+            row.values += i * columns;
+            row.scales += i * m.groups;
+            row.sums += i * m.groups;
+            matmul(alone, ROWS, m.data + t * m.tile_bytes, 1, &row, 1);
+            error = larger(differs(alone, y + i * y_stride + t * ROWS), error);
+        }
     for (size_t i = 0; i < n; i++)
         for (size_t r = 0; r < rows; r++) {
             double sum = 0;
