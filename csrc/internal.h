@@ -132,7 +132,6 @@ typedef struct {
 enum {
     SL_CHUNK = 64,  /* most tokens that go through the model at once, if there are fewer stories */
     SL_QUERIES = 8, /* most tokens whose queries are answered together */
-    SL_MOST_STORIES = 256, /* places of a session */
 };
 
 struct sl_session {

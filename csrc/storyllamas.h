@@ -253,10 +253,12 @@ typedef struct {
     int32_t stop;     /* SL_RUNNING or why the story ends here */
 } sl_piece;
 
+enum { SL_MOST_STORIES = 256 };
+
 /* The story of a session does not depend on any of these. */
 typedef struct {
     uint32_t threads; /* that compute together, the caller's among them; 0: as many as serve best */
-    uint32_t stories; /* places for stories that are told together; 1 and up */
+    uint32_t stories; /* places for stories that are told together; 1 … SL_MOST_STORIES */
 } sl_session_options;
 
 /* options may be NULL: SL_SESSION_DEFAULTS. */
