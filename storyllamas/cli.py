@@ -9,12 +9,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from storyllamas import weights
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.interop import convert
 from storyllamas.interop.source import open_source, rounded
 from storyllamas.weight_header import GROUP_SIZES, VERSION, storage
+
+if TYPE_CHECKING:
+    from storyllamas.engine import Engine
 
 DESCRIPTION = """\
 Tell stories with a small Llama model, run by the C engine.
@@ -27,11 +31,24 @@ EPILOG = """\
 examples:
   storyllamas generate --prompt "Once upon a time" --seed 7
   storyllamas generate --model models/30m/export/q8.slm --temperature 0
+  storyllamas generate --count 1000 --out stories.jsonl
   storyllamas info models/2m/export/q8.slm
   storyllamas evaluate --stories data/corpus/valid.txt
   storyllamas corpus data/corpus --picture corpus.png
   storyllamas export --to gguf-q8_0 my-story-model
   storyllamas import stories15M.bin --out stories15M.slm
+"""
+
+GENERATE = """\
+Tell a story, or many.
+
+Without --count, --prompts and --out, a story goes to standard output as it is told. With one of
+them, many are told together, several times faster, and each becomes a line of JSON with its index,
+seed, prompt, text (the prompt included), tokens (how many were told after the prompt) and stop.
+The first story has the seed that is given, each further one the next, and is the one that this
+seed tells alone. The same command writes the same lines. A file of them can be a corpus, too.
+
+The environment variable SL_KERNELS forces an instruction set: scalar, or one of your processor's.
 """
 
 CORPUS = """\
@@ -82,17 +99,39 @@ def _default_model() -> Path:
     return _default_checkpoint() / "export" / "f32.slm"
 
 
-def _generate(arguments: argparse.Namespace) -> None:
+def _open(arguments: argparse.Namespace) -> Engine:
     from storyllamas.engine import Engine
 
-    engine = Engine(arguments.model or _default_model())
-    given = {name: getattr(arguments, name) for name in OPTIONS}
-    story = engine.generate(arguments.prompt, **given)
+    return Engine(
+        arguments.model or _default_model(),
+        threads=arguments.threads,
+        pages=arguments.pages,
+        kernels=os.environ.get("SL_KERNELS"),
+    )
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    options = {name: getattr(arguments, name) for name in OPTIONS}
+    if arguments.count or arguments.prompts or arguments.out:
+        _generate_many(arguments, options)
+        return
+    story = _open(arguments).generate(arguments.prompt, **options)
     print(arguments.prompt, end="", flush=True)
     for piece in story:
         print(piece, end="", flush=True)
     print()
     print(f"{story.tokens} tokens, stopped at {story.stop}", file=sys.stderr)
+
+
+def _generate_many(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
+    from storyllamas import story_lines
+
+    prompts = [arguments.prompt]
+    if arguments.prompts:
+        prompts = story_lines.read_prompts(arguments.prompts)
+    count = arguments.count or 1
+    stories = _open(arguments).generate_many(prompts, count=count, **options)
+    story_lines.write(stories, len(prompts) * count, arguments.out, sys.stdout.buffer)
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -128,9 +167,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     from storyllamas import evaluation
     from storyllamas.corpus import formats
-    from storyllamas.engine import Engine
 
-    engine = Engine(arguments.model or _default_model())
+    engine = _open(arguments)
     stories = list(islice(formats.read(arguments.stories), arguments.count))
     result = dataclasses.asdict(evaluation.score(engine, stories))
     if arguments.json:
@@ -181,6 +219,25 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _add_engine(sub: argparse.ArgumentParser) -> None:
+    """What `_open` reads."""
+    sub.add_argument("--model", type=Path, metavar="FILE", help="weight file")
+    sub.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="compute on N threads; 0 is as many as serve best (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--pages",
+        choices=["auto", "shared", "huge"],
+        default="auto",
+        help="shared (the file is mapped) or huge (it is copied onto huge pages, which is faster "
+        "if it is large) (default: %(default)s)",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="storyllamas",
@@ -202,9 +259,18 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    generate = command("generate", _generate, "tell a story")
-    generate.add_argument("--model", type=Path, metavar="FILE", help="weight file")
-    generate.add_argument("--prompt", default="", metavar="TEXT", help="how the story begins")
+    generate = command("generate", _generate, "tell a story, or many", GENERATE)
+    _add_engine(generate)
+    begins = generate.add_mutually_exclusive_group()
+    begins.add_argument("--prompt", default="", metavar="TEXT", help="how the story begins")
+    begins.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line")
+    generate.add_argument("--count", type=_positive, metavar="N", help="stories for each prompt")
+    generate.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write the lines to a file, which appears when all are told",
+    )
     generate.add_argument("--seed", type=int, help="the same seed tells the same story")
     generate.add_argument("--tokens", type=int, help="most tokens after the prompt, 1 …")
     generate.add_argument(
@@ -224,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="print JSON")
 
     evaluate = command("evaluate", _evaluate, "print loss, perplexity and bits per byte on stories")
-    evaluate.add_argument("--model", type=Path, metavar="FILE", help="weight file")
+    _add_engine(evaluate)
     evaluate.add_argument(
         "--stories",
         type=Path,

@@ -245,7 +245,11 @@ class Engine:
         handle = ffi.new("sl_session **")
         options = ffi.new("sl_session_options *", {"threads": self._threads, "stories": stories})
         check(lib.sl_session_new(handle, self._model, options))
-        return ffi.gc(handle[0], lib.sl_session_free)
+
+        def free(session: Any, _: Any = self._model) -> None:  # which is closed after its sessions
+            lib.sl_session_free(session)
+
+        return ffi.gc(handle[0], free)
 
     def _checked(self, options: Any) -> Any:
         """The options of stories that begin later."""

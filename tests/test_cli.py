@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from random_models import make_config, make_source
 
 from storyllamas import cli, weights
 from storyllamas.engine import Engine
+from storyllamas.many import ToldStory
 from storyllamas.weight_header import storage
 
 
@@ -57,6 +59,67 @@ def test_generate_refuses_in_one_sentence(
 ) -> None:
     assert str(run("generate", "--model", model, *arguments)).startswith(sentence)
     assert capsys.readouterr().out == ""
+
+
+def test_generate_many_as_lines(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file or standard output: the stories that the engine tells one by one."""
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "new" / "stories.jsonl"
+    prompts.write_text("a b\n\nde é")
+    command = ("generate", "--model", model, "--prompts", prompts, "--count", 2, "--seed", 5)
+    assert run(*command, "--out", out, "--tokens", 12, "--threads", 2, "--pages", "huge") == 0
+    told, err = capsys.readouterr()
+    assert told == ""
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert err.startswith(f"6 stories, {sum(line['tokens'] for line in lines)} tokens in ")
+    for index, line in enumerate(lines):
+        prompt = ["a b", "a b", "", "", "de é", "de é"][index]
+        story = Engine(model).generate(prompt, seed=5 + index, tokens=12)
+        text = prompt + "".join(story)
+        assert line == {
+            **{"index": index, "seed": 5 + index, "prompt": prompt, "text": text},
+            **{"tokens": story.tokens, "stop": story.stop},
+        }
+    assert run(*command, "--tokens", 12) == 0
+    assert capsys.readouterr().out == out.read_text()
+
+
+def test_generate_many_is_all_or_nothing(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "stories.jsonl"
+    out.write_text("before")
+    prompts = tmp_path / "prompts.txt"
+    command = ("generate", "--model", model, "--count", 3, "--out", out)
+    prompts.write_text("a\n" + "a" * 200)
+    assert str(run(*command, "--prompts", prompts)).startswith("error: story 3: the prompt has")
+    prompts.write_bytes(b"\xff")
+    assert "prompts.txt is not UTF-8" in str(run(*command, "--prompts", prompts))
+    capsys.readouterr()
+
+    def interrupted(*_: object, **__: object) -> Iterator[ToldStory]:
+        yield ToldStory(0, 42, "", "a", [5], "eos")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "generate_many", interrupted)
+    assert run(*command) == 130
+    assert capsys.readouterr().err == f"stopped after 1 of 3 stories: {out} is not written\n"
+    assert out.read_text() == "before"
+    assert {path.name for path in tmp_path.iterdir()} == {model.name, prompts.name, out.name}
+
+
+def test_kernels_are_those_of_the_environment(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SL_KERNELS", "scalar")
+    assert run("generate", "--model", model, "--count", 2, "--tokens", 3) == 0
+    monkeypatch.setenv("SL_KERNELS", "mmx")
+    assert 'no kernels "mmx"' in str(run("generate", "--model", model))
+    capsys.readouterr()
 
 
 def test_info(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 from itertools import count, islice
@@ -135,6 +136,12 @@ def test_prompts_are_taken_as_they_are_needed(engine: Engine) -> None:
         assert taken <= story.index + 2 * 16 + 2 + 2
     assert taken < 250
     stories.close()  # type: ignore[attr-defined]
+
+
+def test_stories_keep_their_model(files: dict[str, Path]) -> None:
+    stories = Engine(files["q8"]).generate_many("a", count=3)
+    gc.collect()
+    assert len(list(stories)) == 3
 
 
 def test_seeds_begin_again_after_the_last(engine: Engine) -> None:
