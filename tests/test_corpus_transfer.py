@@ -210,6 +210,12 @@ def test_a_wrong_file_is_kept_aside(hub: Hub, target: Path, longer: bool) -> Non
     assert hub.gets[-1] == (NAME, 0)
 
 
+def test_an_answer_without_end_is_not_read_to_the_end(hub: Hub, target: Path) -> None:
+    with pytest.raises(TransferError, match="its size is"):
+        fetch(hub, target, Fault(body=hub.files[NAME] * 100, chunked=True))
+    assert target.with_name(f"{NAME}.bad").stat().st_size < 2 * len(hub.files[NAME]) + (1 << 20)
+
+
 def test_a_file_that_changes_between_two_tries_is_refused(hub: Hub, target: Path) -> None:
     changed = bytes(reversed(hub.files[NAME]))
     with pytest.raises(TransferError, match="SHA-256"):
