@@ -67,8 +67,8 @@ def prepare(size: str, formats: set[str]) -> Model:
     else:
         source, about = _random_source(shape(size)), f"random weights of seed {SEED}"
     model = Model(size, source.config, about, BUILD / "models" / size)
-    for name in sorted(formats):
-        _export(source, name, model.folder)
+    for name in sorted(formats, key=lambda name: (name.startswith("ct2-"), name)):
+        _export(source, name, model.folder)  # CTranslate2's come last: they are made from hf
     return model
 
 

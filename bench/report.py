@@ -233,7 +233,7 @@ def _sameness(results: Results) -> str:
             for size in results.models
         ]
         if any(found):
-            about = next(g.about for g in found if g).replace(" = 1 | ", ", ")
+            about = next(g.about for g in found if g).replace(" = 1 | ", ", ").removesuffix(", ")
             cells = (f"{g.equal} of {g.steps}" if g else "" for g in found)
             rows.append([engine.name, engine.weights, *cells, about])
     return _section(
