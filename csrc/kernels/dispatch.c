@@ -4,9 +4,25 @@
 
 #include <stdbool.h>
 
+#if defined(SL_ARM) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 enum { MOST = 8 };
 
 static const sl_kernels *available[MOST];
+
+#ifdef SL_ARM
+static bool has_dot_product(void) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    return true;
+#elif defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return false;
+#endif
+}
+#endif
 
 /* Before main, and so before any thread. */
 __attribute__((constructor)) static void find_kernels(void) {
@@ -20,6 +36,8 @@ __attribute__((constructor)) static void find_kernels(void) {
     if (avx512) available[count++] = &sl_kernels_avx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         available[count++] = &sl_kernels_avx2;
+#elif defined(SL_ARM)
+    if (has_dot_product()) available[count++] = &sl_kernels_neon;
 #endif
     available[count] = &sl_kernels_scalar;
 }

@@ -7,8 +7,9 @@
 
 #if defined(__x86_64__)
 #define SL_X86
-#elif defined(__aarch64__)
-#define SL_ARM
+#elif defined(__aarch64__) &&                                                                      \
+    (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
+#define SL_ARM /* older Clangs have the dot product only where all files are compiled for it */
 #endif
 
 extern const sl_kernels sl_kernels_scalar;
