@@ -33,7 +33,7 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P TOKENS
 
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story engine run-c plots corpus vocab-table test interop bench bench-kernels bench-learning lint format clean
+.PHONY: help setup story engine run-c plots corpus vocab-table test interop bench bench-kernels bench-learning bench-quality lint format clean
 
 help: ## print this
 	@echo "StoryLlamas: train a small Llama on your machine and have it tell stories in C."
@@ -80,6 +80,9 @@ bench-kernels: $(VENV)/installed ## measure each kernel beside the machine's lim
 bench-learning: setup ## what recipes learn from the same tokens (hours): TOKENS=, SEEDS=, CORPUS=
 	$(BIN)/python -m bench.learning $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(CORPUS),--corpus "$(CORPUS)")
+
+bench-quality: setup ## measure what 8 and 4 bits cost the trained model, by group size
+	$(BIN)/python -m bench.quality
 
 lint: $(VENV)/installed-dev ## check format, lint and types, as CI does
 	$(BIN)/ruff format --check .

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from storyllamas import weights
+from storyllamas.calibration import input_moments
 from storyllamas.interop.convert import export_model
 from storyllamas.interop.source import open_source
+from storyllamas.tokens import TokenFile
 from storyllamas.weight_header import storage
 
 
@@ -17,6 +19,8 @@ def export(
     types: Iterable[str],
     group_sizes: Mapping[str, int],
     formats: Iterable[str],
+    text: TokenFile | None = None,
+    windows: int = 32,
 ) -> list[Path]:
     """Write a checkpoint as folder/TYPE.slm for each type and folder/FORMAT/… for each format.
 
@@ -26,6 +30,8 @@ def export(
         types: names of `WeightType` in lower case.
         group_sizes: weights that share a scale, for each type that has scales.
         formats: names in `interop.convert.FORMATS`.
+        text: what q4 is fitted to; None: to the weights alone.
+        windows: how many windows of the text.
 
     Returns:
         The paths of the files.
@@ -35,11 +41,15 @@ def export(
             hold the model.
     """
     source = open_source(checkpoint)
-    paths = []
+    paths: list[Path] = []
     for name in types:
         path = folder / f"{name}.slm"
+        moments = {}
+        if name == "q4" and text:
+            ids, _ = text.first_windows(windows, source.config.context)
+            moments = input_moments(source.config, source.tensor, ids)
         how = storage(name, group_sizes)
-        weights.write(path, source.config, source.vocabulary, source.tensor, how)
+        weights.write(path, source.config, source.vocabulary, source.tensor, how, moments)
         paths.append(path)
     for name in formats:
         paths += export_model(source, name, folder / name)

@@ -126,6 +126,7 @@ class Export:
 
     types: Annotated[list[Literal["f32", "q8", "q4"]], Field(min_length=1)]
     group_size: GroupSize
+    calibration_windows: Annotated[int, Field(ge=0, le=65536)]
     formats: list[
         Literal[
             "hf",

@@ -16,6 +16,9 @@ Q4_LEVELS = (-8, -7.75, -7.5, -7.25, -7, -6.75, -6.5, -6.25, -6, -8.25, -8.5, -8
 """What a group's largest weight becomes in the search for its scale, before it is rounded and
 clipped; of equally good ones the first wins."""
 
+_DAMPING = 0.01
+"""Added to the moments' diagonal, as a share of its mean: nothing is made up for at any price."""
+
 _BLOCK = 1 << 16  # weights that the search looks at together, so that they stay in the cache
 
 
@@ -64,7 +67,9 @@ def quantize_q8(weight: Float32, group_size: int) -> tuple[Float32, Int8]:
     return scales, to_integers(grouped, scales, -127, 127)
 
 
-def quantize_q4(weight: Float32, group_size: int) -> tuple[Float32, Int8]:
+def quantize_q4(
+    weight: Float32, group_size: int, moments: Float32 | None = None
+) -> tuple[Float32, Int8]:
     """Round a matrix to 4 bits with the scales that make each group's squared error small.
 
     The search is that of llama.cpp's `make_qx_quants`: the group's largest weight becomes each of
@@ -73,35 +78,79 @@ def quantize_q4(weight: Float32, group_size: int) -> tuple[Float32, Int8]:
     since -8 reaches further than 7. Measured on trained weights, a search over every scale of
     either sign leaves 0.1 % less error, and plain rounding, the largest weight at -8, 8 % more.
 
+    Where it is known what the matrix is multiplied with, what counts is the error of the product:
+    columns are rounded one after the other, and those that are left make up for what rounding
+    took (GPTQ; Frantar et al. 2023, arXiv:2210.17323).
+
     Args:
         weight: [rows, columns], columns a multiple of group_size.
         group_size: columns that share a scale.
+        moments: [columns, columns], the mean of x xᵀ over the inputs x of the matrix.
 
     Returns:
         scales [rows, groups] and integers in -8…7 [rows, groups, group_size].
     """
-    groups = weight.reshape(-1, group_size)
-    each = max(1, _BLOCK // group_size)
-    scales = np.concatenate(
-        [_search_q4(groups[start : start + each]) for start in range(0, len(groups), each)]
-    )
-    grouped, scales = weight.reshape(len(weight), -1, group_size), scales.reshape(len(weight), -1)
+    grouped = weight.reshape(len(weight), -1, group_size)
+    if moments is not None:
+        scales, integers = _round_in_turn(weight, group_size, moments)
+        return scales, integers.reshape(grouped.shape)
+    groups, each = weight.reshape(-1, group_size), max(1, _BLOCK // group_size)
+    found = [_search_q4(groups[start : start + each]) for start in range(0, len(groups), each)]
+    scales = np.concatenate(found).reshape(grouped.shape[:2])
     return scales, to_integers(grouped, scales, -8, 7)
 
 
-def _search_q4(groups: Float32) -> Float32:
-    """The best scale of each group [groups, group_size], a bfloat16."""
+def _search_q4(groups: Float32, importance: Float32 | None = None) -> Float32:
+    """The best scale of each group, a bfloat16.
+
+    Args:
+        groups: [groups, group_size] weights.
+        importance: [group_size], what an error of each column counts; all the same unless given.
+    """
+    if importance is None:
+        importance = np.ones(groups.shape[1], np.float32)
     largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
-    unit = np.where(largest == 0, np.float32(1), largest)
     # Relative to the largest weight, no square overflows or vanishes.
-    relative = groups / unit[:, None]
+    relative = groups / np.where(largest == 0, np.float32(1), largest)[:, None]
+    weighted = relative * importance
     most, scales = np.full(len(groups), -1, np.float32), np.zeros(len(groups), np.float32)
     for level in Q4_LEVELS:
         integers = np.clip(np.rint(relative * np.float32(level)), -8, 7)
-        product = np.einsum("gc,gc->g", relative, integers)
-        square = np.einsum("gc,gc->g", integers, integers)
+        product = np.einsum("gc,gc->g", weighted, integers)
+        square = np.square(integers) @ importance
         # The best scale is product / square, which takes product^2 / square off the error.
-        gain = product * product / np.maximum(square, 1)
-        np.copyto(scales, product / np.maximum(square, 1), where=gain > most)
+        scale = product / np.where(square == 0, np.float32(1), square)
+        gain = product * scale
+        np.copyto(scales, scale, where=gain > most)
         np.maximum(most, gain, out=most)
     return bfloat16_nearest(scales * largest)
+
+
+def _round_in_turn(weight: Float32, group_size: int, moments: Float32) -> tuple[Float32, Int8]:
+    """Scales [rows, groups] and integers [rows, columns] by GPTQ."""
+    factor = _feedback(moments)
+    left = np.ascontiguousarray(weight.T, np.float64)  # [columns, rows], what is to be rounded
+    scales, integers = [], np.empty(left.shape, np.int8)
+    for start in range(0, len(left), group_size):
+        stop = start + group_size
+        importance = factor.diagonal()[start:stop].astype(np.float32) ** -2
+        group = np.ascontiguousarray(left[start:stop].T, np.float32)
+        scale = _search_q4(group, importance / importance.max())
+        divisor = np.where(scale == 0, np.inf, scale)
+        errors = np.empty((group_size, left.shape[1]))
+        for column in range(start, stop):
+            integers[column] = np.clip(np.rint(left[column] / divisor), -8, 7)
+            error = (left[column] - integers[column] * scale) / factor[column, column]
+            left[column + 1 : stop] -= factor[column, column + 1 : stop, None] * error
+            errors[column - start] = error
+        left[stop:] -= factor[start:stop, stop:].T @ errors
+        scales.append(scale)
+    return np.stack(scales, axis=1), np.ascontiguousarray(integers.T)
+
+
+def _feedback(moments: Float32) -> npt.NDArray[np.float64]:
+    """The upper Cholesky factor of the moments' inverse: row c has column c's share in the rest."""
+    mean = float(moments.diagonal().mean(dtype=np.float64))
+    damped = moments + np.eye(len(moments)) * (_DAMPING * mean or 1.0)
+    factor: npt.NDArray[np.float64] = np.linalg.cholesky(np.linalg.inv(damped)).T
+    return factor

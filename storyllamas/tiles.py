@@ -69,8 +69,14 @@ def _scale_bytes(groups: int) -> int:
     return round_up(2 * TILE_ROWS * groups, ALIGNMENT)
 
 
-def pack(tensor: Float32, encoding: Encoding) -> bytes:
-    """The bytes of a vector or matrix as the file stores it."""
+def pack(tensor: Float32, encoding: Encoding, moments: Float32 | None = None) -> bytes:
+    """The bytes of a vector or matrix as the file stores it.
+
+    Args:
+        tensor: [columns] or [rows, columns].
+        encoding: how a matrix is stored.
+        moments: for q4, the mean of x xᵀ over the matrix's inputs x, [columns, columns].
+    """
     if tensor.ndim == 1:
         return tensor.astype("<f4").tobytes()
     multiple = max(1, encoding.group_size)
@@ -82,7 +88,9 @@ def pack(tensor: Float32, encoding: Encoding) -> bytes:
     if encoding.type == WeightType.Q8:
         scales, integers = quantize_q8(padded, encoding.group_size)
         return _join(scales, _pack_bytes(integers))
-    scales, integers = quantize_q4(padded, encoding.group_size)
+    if moments is not None:
+        moments = np.pad(moments, padding[1])
+    scales, integers = quantize_q4(padded, encoding.group_size, moments)
     return _join(scales, _pack_nibbles(integers))
 
 
@@ -93,7 +101,7 @@ def unpack(packed: UInt8, shape: tuple[int, ...], encoding: Encoding) -> Float32
     rows, columns = shape
     if encoding.type == WeightType.F32:
         tiles = packed.view("<f4").reshape(-1, columns, TILE_ROWS).transpose(0, 2, 1)
-        return np.ascontiguousarray(tiles.reshape(-1, columns)[:rows], np.float32)
+        return np.array(tiles.reshape(-1, columns)[:rows], np.float32, order="C")
     groups = round_up(columns, encoding.group_size) // encoding.group_size
     tiles = packed.reshape(round_up(rows, TILE_ROWS) // TILE_ROWS, -1)
     scales = _read_scales(tiles, groups)

@@ -77,15 +77,15 @@ GROUP_SIZES = {"f32": 0, "q8": 64, "q4": 32}
 
 
 def storage(name: str, group_sizes: Mapping[str, int] = GROUP_SIZES) -> Storage:
-    """How a file of a weight type stores its matrices: a q4 file has its embedding in q8.
+    """How a file of a weight type stores its matrices: all of them alike.
 
     Args:
         name: of a `WeightType`, in lower case.
         group_sizes: for each type by name; where one is missing, that of `GROUP_SIZES`.
     """
-    sizes = GROUP_SIZES | dict(group_sizes)
-    embedding = "q8" if name == "q4" else name
-    return Storage(*(Encoding(WeightType[each.upper()], sizes[each]) for each in (name, embedding)))
+    size = (GROUP_SIZES | dict(group_sizes))[name]
+    encoding = Encoding(WeightType[name.upper()], size)
+    return Storage(encoding, encoding)
 
 
 F32 = storage("f32")

@@ -38,11 +38,12 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate, pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
@@ -168,6 +169,7 @@ def write(
     vocabulary: Vocabulary,
     tensor: Callable[[str], Float32],
     storage: Storage = F32,
+    moments: Mapping[str, Float32] = MappingProxyType({}),
 ) -> None:
     """Write a weight file, one tensor in memory at a time; the file appears only when whole.
 
@@ -177,6 +179,7 @@ def write(
         vocabulary: its tokenizer, of `config.vocab_size` pieces.
         tensor: gives the float32 tensor of a name in `tensor_shapes`.
         storage: how matrices are stored.
+        moments: of the inputs of matrices, by name, which q4 is fitted to (see calibration.py).
 
     Raises:
         UserError: a tensor or the tokenizer does not have the shape that `config` says, a weight
@@ -217,7 +220,7 @@ def write(
                 raise UserError(f"tensor {name} has shape {value.shape}: the model needs {shape}")
             if not np.isfinite(value).all():
                 raise UserError(f"tensor {name} has a weight that is not finite: train it again")
-            writer.section(pack(value, storage.of(name)))
+            writer.section(pack(value, storage.of(name), moments.get(name)))
         writer.finish()
 
 

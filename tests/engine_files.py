@@ -9,16 +9,25 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from hypothesis import strategies as st
 
 from storyllamas import weights
 from storyllamas.config import ModelConfig
 from storyllamas.model import Llama
-from storyllamas.weight_header import storage
+from storyllamas.tiles import Encoding, WeightType
+from storyllamas.weight_header import Storage, storage
 from storyllamas.weights import PieceType, Vocabulary
 
 UNK, BOS, EOS = 0, 1, 2
 FIRST_BYTE = 3
 WORDS = [b"a", b"b", b"ab", b"\xe2\x96\x81", b"\xe2\x96\x81a", b"\xc3\xa9"]
+
+ENCODINGS = st.one_of(
+    st.just(Encoding(WeightType.F32, 0)),
+    st.builds(Encoding, st.just(WeightType.Q8), st.sampled_from([4, 12, 32, 64])),
+    st.builds(Encoding, st.just(WeightType.Q4), st.sampled_from([8, 24, 32, 64])),
+)
+"""How a matrix may be stored, with group sizes that do not divide its columns."""
 
 
 def make_vocabulary(words: list[bytes] = WORDS) -> Vocabulary:
@@ -56,14 +65,15 @@ def write(
     config: ModelConfig,
     tensors: dict[str, npt.NDArray[np.float32]],
     vocabulary: Vocabulary | None = None,
-    weight_type: str = "f32",
+    weight_type: str | Storage = "f32",
     group_sizes: Mapping[str, int] = {"q8": 8, "q4": 8},
 ) -> Path:
     words = config.vocab_size - 259
     if vocabulary is None:
         extra = [f"w{index}".encode() for index in range(max(0, words - len(WORDS)))]
         vocabulary = make_vocabulary((WORDS + extra)[:words])
-    weights.write(path, config, vocabulary, tensors.__getitem__, storage(weight_type, group_sizes))
+    how = storage(weight_type, group_sizes) if isinstance(weight_type, str) else weight_type
+    weights.write(path, config, vocabulary, tensors.__getitem__, how)
     return path
 
 

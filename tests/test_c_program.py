@@ -125,11 +125,11 @@ def test_info(run: Run, model: Path, tmp_path: Path) -> None:
     assert (told["dim"], told["layers"], told["context"]) == ("24", "2", "120")
     assert told["weights"] == "f32"
     tensors = engine_files.random_tensors(config)
-    sizes = {"q8": 12, "q4": 16}
+    sizes = {"q4": 16}
     q4 = engine_files.write(tmp_path / "q4.slm", config, tensors, None, "q4", sizes)
     shown = run(q4, "--info").stdout
     assert "weights       q4, a scale for 16 columns\n" in shown
-    assert "embedding     q8, a scale for 12 columns\n" in shown
+    assert "embedding     q4, a scale for 16 columns\n" in shown
 
 
 def test_bench(run: Run, model: Path) -> None:
@@ -316,7 +316,7 @@ def test_each_lie_has_its_sentence(build: Path, files: dict[str, bytes], tmp_pat
         *[(with_field(data, name, value),
            f"its group size is {value} and must be a multiple of {multiple} up to 16384")
           for data, name, multiple in ((q8, "group_size", 4), (q4, "group_size", 8),
-                                       (q4, "embedding_group_size", 4))
+                                       (q4, "embedding_group_size", 8))
           for value in (0, 6, multiple + 2, 16384 + multiple, 2**32 - multiple)],
         (with_field(q4, "group_size", 4), "its group size is 4 and must be a multiple of 8"),
         *[(with_field(data, "weight_type", other), "the padding between sections is not zero")

@@ -34,7 +34,7 @@ from storyllamas.config import ModelConfig
 from storyllamas.engine import DEFAULTS, Engine, Story
 from storyllamas.errors import UserError
 from storyllamas.native import ffi, lib
-from storyllamas.weight_header import GROUP_SIZES
+from storyllamas.weight_header import GROUP_SIZES, Storage
 
 Float32 = npt.NDArray[np.float32]
 VOCAB_SIZE = small_config().vocab_size
@@ -92,26 +92,19 @@ def test_logits_are_pytorchs(
     )
 
 
-@pytest.mark.parametrize("weight_type", ["q8", "q4"])
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     config=shapes(),
-    q8=st.sampled_from([4, 12, 32, 64]),
-    q4=st.sampled_from([8, 24, 32, 64]),
+    how=st.builds(Storage, engine_files.ENCODINGS, engine_files.ENCODINGS),
     seed=st.integers(0, 99),
 )
 def test_quantized_logits_are_its_weights_on_rounded_activations(
-    weight_type: str,
-    config: ModelConfig,
-    q8: int,
-    q4: int,
-    seed: int,
-    tmp_path_factory: pytest.TempPathFactory,
+    config: ModelConfig, how: Storage, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Only rounding is not PyTorch's: activations to 8 bits, keys and values to bfloat16."""
-    path = tmp_path_factory.mktemp(weight_type) / "m.slm"
+    path = tmp_path_factory.mktemp("quantized") / "m.slm"
     tensors = engine_files.random_tensors(config, seed)
-    engine_files.write(path, config, tensors, None, weight_type, {"q8": q8, "q4": q4})
+    engine_files.write(path, config, tensors, None, how)
     rounded = dict(weights.read(path).tensors())
     ids = np.random.default_rng(seed).integers(0, config.vocab_size, config.context).tolist()
     expected = torch_logits(torch_model(config, rounded), ids)
@@ -517,10 +510,10 @@ def test_info(small: Engine, tmp_path: Path) -> None:
     expected |= {"embedding_type": "f32", "embedding_group_size": 0}
     assert expected.items() <= small.info.items()
     assert small.info["file_bytes"] == (tmp_path / "m.slm").stat().st_size
-    tensors, sizes = engine_files.random_tensors(config), {"q8": 12, "q4": 16}
+    tensors, sizes = engine_files.random_tensors(config), {"q4": 16}
     q4 = Engine(engine_files.write(tmp_path / "q4.slm", config, tensors, None, "q4", sizes))
     expected = {"weight_type": "q4", "group_size": 16}
-    expected |= {"embedding_type": "q8", "embedding_group_size": 12}
+    expected |= {"embedding_type": "q4", "embedding_group_size": 16}
     assert expected.items() <= q4.info.items()
 
 

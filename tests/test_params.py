@@ -75,6 +75,7 @@ def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
         ("recipes/full/extra", {}, "recipes.full.extra is unknown"),
         ("export/types", ["f64"], "export.types.0 is 'f64'"),
         ("export/types", [], "export.types is []"),
+        ("export/calibration_windows", -1, "export.calibration_windows is -1"),
         ("export/group_size/q8", 6, "export.group_size.q8 is 6"),
         ("export/group_size/q4", 12, "export.group_size.q4 is 12"),
         ("export/group_size/f32", 4, "export.group_size.f32 is unknown: use one of q8, q4"),

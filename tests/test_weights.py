@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engine_files import ENCODINGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,13 +61,6 @@ def write(path: Path, weight_type: str = "f32", **changes: object) -> dict:
     return tensors
 
 
-encodings = st.one_of(
-    st.just(Encoding(WeightType.F32, 0)),
-    st.builds(Encoding, st.just(WeightType.Q8), st.sampled_from([4, 12, 32, 64])),
-    st.builds(Encoding, st.just(WeightType.Q4), st.sampled_from([8, 24, 32, 64])),
-)
-
-
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     dim=st.integers(1, 70),
@@ -75,8 +69,8 @@ encodings = st.one_of(
     half=st.integers(1, 9),
     hidden=st.integers(1, 70),
     tied=st.booleans(),
-    layers=encodings,
-    embedding=encodings,
+    layers=ENCODINGS,
+    embedding=ENCODINGS,
 )
 def test_round_trip(
     tmp_path_factory: pytest.TempPathFactory,
@@ -166,6 +160,59 @@ def test_q4_reaches_the_best_scale_that_there_is() -> None:
     assert scales[[0, 2, 3], 0].tolist() == [0, -0.015625, 0.015625]
 
 
+def correlated_moments(columns: int, seed: int) -> np.ndarray:
+    """Inputs in a few directions, as a trained model's are, with one column that is always zero."""
+    random = np.random.default_rng(seed)
+    inputs = random.standard_normal((400, 5)) @ random.standard_normal((5, columns))
+    inputs += 0.3 * random.standard_normal(inputs.shape)
+    inputs[:, 3] = 0
+    return (inputs.T @ inputs / len(inputs)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("columns", "group_size"), [(64, 32), (72, 24), (40, 40)])
+def test_q4_fitted_to_inputs_makes_the_product_s_error_small(columns: int, group_size: int) -> None:
+    weight = np.random.default_rng(3).standard_normal((32, columns)).astype(np.float32)
+    moments = correlated_moments(columns, 4)
+
+    def product_error(scales: np.ndarray, integers: np.ndarray) -> float:
+        assert integers.min() >= -8
+        assert integers.max() <= 7
+        assert (quantize.bfloat16_nearest(scales) == scales).all()
+        difference = (scales[:, :, None] * integers).reshape(weight.shape) - weight
+        return float(np.trace(difference @ moments @ difference.T))
+
+    plain = product_error(*quantize.quantize_q4(weight, group_size))
+    fitted = product_error(*quantize.quantize_q4(weight, group_size, moments))
+    assert fitted < 0.5 * plain
+
+
+def test_q4_fitted_to_independent_inputs_is_plain_q4() -> None:
+    """Nothing can be made up for, and every column counts alike."""
+    weight = np.random.default_rng(5).standard_normal((16, 64)).astype(np.float32)
+    plain = quantize.quantize_q4(weight, 32)
+    for moments in (3 * np.eye(64, dtype=np.float32), np.zeros((64, 64), np.float32)):
+        fitted = quantize.quantize_q4(weight, 32, moments)
+        assert (fitted[0] == plain[0]).all()
+        assert (fitted[1] == plain[1]).all()
+
+
+def test_fitted_files_hold_fitted_matrices(tmp_path: Path) -> None:
+    """Columns are padded to whole groups, which the moments know nothing of."""
+    config = make_config()
+    tensors = make_tensors(config, 0)
+    name = "layers.1.feed_forward.down.weight"
+    moments = correlated_moments(config.hidden, 6)
+    how = storage("q4", {"q4": 16})
+    vocabulary = make_vocabulary(VOCAB_SIZE)
+    errors = []
+    for known in ({}, {name: moments}):
+        path = tmp_path / "model.slm"
+        weights.write(path, config, vocabulary, tensors.__getitem__, how, known)
+        difference = weights.read(path).tensor(name) - tensors[name]
+        errors.append(np.trace(difference @ moments @ difference.T))
+    assert errors[1] < 0.7 * errors[0]
+
+
 def test_q4_does_not_depend_on_the_size_of_weights() -> None:
     weight = np.random.default_rng(1).standard_normal((16, 32)).astype(np.float32)
     scales, integers = quantize.quantize_q4(weight, 16)
@@ -213,7 +260,11 @@ def test_quantized_tiles_lie_as_documented(kind: WeightType, bits: int) -> None:
     [
         (storage("q8", {"q8": 6}), "group size of q8 is 6: use a multiple of 4 up to 16384"),
         (storage("q4", {"q4": 12}), "group size of q4 is 12: use a multiple of 8 up to 16384"),
-        (storage("q4", {"q8": 0}), "group size of q8 is 0: use a multiple of 4 up to 16384"),
+        (storage("q8", {"q8": 0}), "group size of q8 is 0: use a multiple of 4 up to 16384"),
+        (
+            Storage(Encoding(WeightType.F32, 0), Encoding(WeightType.Q4, 16392)),
+            "group size of q4 is 16392: use a multiple of 8 up to 16384",
+        ),
         (storage("f32", {"f32": 4}), "group size of f32 is 4: use 0"),
     ],
 )

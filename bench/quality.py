@@ -1,0 +1,105 @@
+r"""What 8 and 4 bits cost a model: bits per byte of held-out stories by type and group size.
+
+Every row is a weight file, written and then scored by the C engine, so that the rounding of
+activations counts too. Rows of q4 come twice: rounded by the weights alone, and fitted to a text.
+
+    python -m bench.quality --model models/2m --stories data/corpus/valid.txt \
+        --text data/corpus/train.txt --count 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from storyllamas import calibration, evaluation, params, weights
+from storyllamas.corpus import files
+from storyllamas.engine import Engine
+from storyllamas.errors import exit_on_user_error
+from storyllamas.fast_tokenizer import FastTokenizer
+from storyllamas.interop.source import Source, open_source
+from storyllamas.quantize import Float32
+from storyllamas.tiles import Encoding, WeightType
+from storyllamas.weight_header import F32, Storage
+
+Q8_GROUPS = (32, 64, 128, 256)
+Q4_GROUPS = (16, 32, 64)
+
+
+def storages() -> Iterator[Storage]:
+    """What is compared, float32 first."""
+    yield F32
+    for size in Q8_GROUPS:
+        encoding = Encoding(WeightType.Q8, size)
+        yield Storage(encoding, encoding)
+    for size in Q4_GROUPS:
+        encoding = Encoding(WeightType.Q4, size)
+        for embedding in (Encoding(WeightType.Q8, 64), encoding):
+            yield Storage(encoding, embedding)
+
+
+def fitting_windows(source: Source, text: Path, count: int) -> npt.NDArray[np.int64]:
+    """The first windows of framed stories: [count, context]."""
+    tokenizer, context = FastTokenizer.of(source.vocabulary), source.config.context
+    ids: list[int] = []
+    for story in files.read(text):
+        ids += [source.vocabulary.bos_id, *tokenizer.encode(story), source.vocabulary.eos_id]
+        if len(ids) >= count * context:
+            break
+    return np.array(ids[: len(ids) // context * context][: count * context]).reshape(-1, context)
+
+
+def rows(
+    source: Source, stories: Sequence[str], windows: npt.NDArray[np.int64], folder: Path
+) -> Iterator[str]:
+    """The lines of the table."""
+    yield "| layers | embedding | fitted | bits a weight | bits per byte | above float32 |"
+    yield "|---|---|---|---|---|---|"
+    known = calibration.input_moments(source.config, source.tensor, windows)
+    exact = 0.0
+    for storage in storages():
+        fits: tuple[Mapping[str, Float32], ...] = ({},)
+        if storage.layers.type == WeightType.Q4:
+            fits = ({}, known)
+        for moments in fits:
+            path = folder / "model.slm"
+            config, vocabulary = source.config, source.vocabulary
+            weights.write(path, config, vocabulary, source.tensor, storage, moments)
+            score = evaluation.score(Engine(path), stories).bits_per_byte
+            exact = exact or score
+            bits = 8 * weights.read(path).tensors_bytes / source.config.parameters
+            names = " | ".join([*map(_name, storage), "yes" if moments else "no"])
+            yield f"| {names} | {bits:.2f} | {score:.5f} | {100 * (score / exact - 1):+.2f} % |"
+
+
+def _name(encoding: Encoding) -> str:
+    name = encoding.type.name.lower()
+    return f"{name}, {encoding.group_size}" if encoding.group_size else name
+
+
+@exit_on_user_error
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, help="checkpoint or weight file in float32")
+    parser.add_argument("--stories", type=Path, default=Path("data/corpus/valid.txt"))
+    parser.add_argument("--text", type=Path, default=Path("data/corpus/train.txt"))
+    parser.add_argument("--windows", type=int, default=32, help="of the text, to fit to")
+    parser.add_argument("--count", type=int, default=200, help="stories, the first of the file")
+    given = parser.parse_args(None if arguments is None else list(arguments))
+    source = open_source(given.model or Path("models") / params.load().model)
+    stories = list(islice(files.read(given.stories), given.count))
+    windows = fitting_windows(source, given.text, given.windows)
+    with tempfile.TemporaryDirectory() as folder:
+        for row in rows(source, stories, windows, Path(folder)):
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
