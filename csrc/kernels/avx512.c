@@ -220,8 +220,11 @@ static void quantize(const sl_quantized *q, size_t i, const float *x, size_t col
         __m512i sum = _mm512_setzero_si512();
         for (size_t c = 0; c < q->group_size; c += ROWS) {
             const __mmask16 mask = c < width ? lanes(c, width) : 0;
-            const __m512i rounded = _mm512_cvtps_epi32(
-                _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + start + c), _mm512_set1_ps(inverse)));
+            const __m512 scaled =
+                _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + start + c), _mm512_set1_ps(inverse));
+            /* What is not finite becomes -2^31, which a sum does not hold. */
+            const __m512i rounded =
+                _mm512_max_epi32(_mm512_cvtps_epi32(scaled), _mm512_set1_epi32(-127));
             _mm512_mask_cvtepi32_storeu_epi8(values + c, lanes(c, q->group_size), rounded);
             sum = _mm512_add_epi32(sum, rounded);
         }
