@@ -168,6 +168,8 @@ static int check_header(const header *head, const char *path) {
     if ((status = check_type(head->weight_type, head->group_size, path))) return status;
     if ((status = check_type(head->embedding_type, head->embedding_group_size, path)))
         return status;
+    if ((head->weight_type == SL_F32) != (head->embedding_type == SL_F32))
+        return refuse(path, "only one of its weight types is f32");
     if (!is_special_id(head, head->unk_id)) return refuse(path, "unk_id is out of range");
     if (!is_special_id(head, head->bos_id)) return refuse(path, "bos_id is out of range");
     if (!is_special_id(head, head->eos_id)) return refuse(path, "eos_id is out of range");

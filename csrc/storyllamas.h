@@ -347,7 +347,8 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *         76  u32     group_size: a multiple of 4 for q8 and of 8 for q4, up to 16384; 0 for f32
  *         80  i32[4]  unk_id, bos_id, eos_id, pad_id; -1 for none
  *         96  u32     flags: 1 tied classifier, 2 dummy prefix, 4 byte fallback; the rest zero
- *        100  u32     embedding_type, of the embedding and the classifier: likewise
+ *        100  u32     embedding_type, of the embedding and the classifier: likewise, SL_F32 if and
+ *                      only if weight_type is
  *        104  u64     tokenizer_offset: 256
  *        112  u64     tokenizer_bytes: without the padding after it
  *        120  u64     tensors_offset: the end of the tokenizer, rounded up to 64

@@ -59,8 +59,13 @@ class Storage(NamedTuple):
         """Refuse what no file can hold.
 
         Raises:
-            UserError: a group size is impossible.
+            UserError: a group size is impossible, or only some matrices are in f32.
         """
+        if (self.layers.type == WeightType.F32) != (self.embedding.type == WeightType.F32):
+            raise UserError(
+                f"the layers are {self.layers.type.name.lower()} and the embedding is "
+                f"{self.embedding.type.name.lower()}: store both in f32 or none"
+            )
         for encoding in self:
             if encoding.is_possible:
                 continue
@@ -155,6 +160,8 @@ class Header(NamedTuple):
                 return f"it has no weight type {number}"
             if not Encoding(WeightType(number), group_size).is_possible:
                 return f"its group size is {group_size}"
+        if (self.weight_type == WeightType.F32) != (self.embedding_type == WeightType.F32):
+            return "only one of its weight types is f32"
         if self.flags & ~(TIED | DUMMY_PREFIX | BYTE_FALLBACK):
             return "it has an unknown flag"
         if self.layers * ALIGNMENT > self.file_bytes:

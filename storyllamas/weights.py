@@ -22,7 +22,8 @@ C inputs to R outputs and is cut into tiles of 16 rows, R padded up with zero ro
 A q8 weight is scale * (byte - 128), byte in 1…255. Byte j of the four in block k of a q4 row holds
 column 8k + j in its low and 8k + 4 + j in its high four bits; a q4 weight is scale * (those - 8).
 Columns are padded up to whole groups with zero weights (bytes of 128, halves of 8). The embedding
-and the classifier may be stored as another type than the layers' matrices.
+and the classifier may be stored as another type than the layers' matrices, but for f32, which
+all are or none.
 
 The query, key and value matrices are stacked in that order into one (`attention.qkv`), and gate
 and up into one (`feed_forward.gate_up`). Rotary positions turn neighbouring pairs (2i, 2i + 1) of

@@ -22,12 +22,12 @@ UNK, BOS, EOS = 0, 1, 2
 FIRST_BYTE = 3
 WORDS = [b"a", b"b", b"ab", b"\xe2\x96\x81", b"\xe2\x96\x81a", b"\xc3\xa9"]
 
-ENCODINGS = st.one_of(
-    st.just(Encoding(WeightType.F32, 0)),
+_quantized = st.one_of(
     st.builds(Encoding, st.just(WeightType.Q8), st.sampled_from([4, 12, 32, 64])),
     st.builds(Encoding, st.just(WeightType.Q4), st.sampled_from([8, 24, 32, 64])),
 )
-"""How a matrix may be stored, with group sizes that do not divide its columns."""
+STORAGES = st.one_of(st.just(storage("f32")), st.builds(Storage, _quantized, _quantized))
+"""How a file may store its matrices, with group sizes that do not divide their columns."""
 
 
 def make_vocabulary(words: list[bytes] = WORDS) -> Vocabulary:

@@ -311,6 +311,8 @@ def test_each_lie_has_its_sentence(build: Path, files: dict[str, bytes], tmp_pat
           for value in (-1, math.nan, math.inf)],
         *[(with_field(good, name, value), "a weight type is unknown")
           for name in ("weight_type", "embedding_type") for value in (3, 2**32 - 1)],
+        (with_field(with_field(good, "embedding_type", 1), "embedding_group_size", 8),
+         "only one of its weight types is f32"),
         *[(with_field(good, name, 64), "a group size of f32 weights is not 0")
           for name in ("group_size", "embedding_group_size")],
         *[(with_field(data, name, value),

@@ -95,7 +95,7 @@ def test_logits_are_pytorchs(
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     config=shapes(),
-    how=st.builds(Storage, engine_files.ENCODINGS, engine_files.ENCODINGS),
+    how=engine_files.STORAGES,
     seed=st.integers(0, 99),
 )
 def test_quantized_logits_are_its_weights_on_rounded_activations(

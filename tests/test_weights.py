@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_files import ENCODINGS
+from engine_files import STORAGES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,19 +69,17 @@ def write(path: Path, weight_type: str = "f32", **changes: object) -> dict:
     half=st.integers(1, 9),
     hidden=st.integers(1, 70),
     tied=st.booleans(),
-    layers=ENCODINGS,
-    embedding=ENCODINGS,
+    how=STORAGES,
 )
 def test_round_trip(
     tmp_path_factory: pytest.TempPathFactory,
-    dim, heads, groups, half, hidden, tied, layers, embedding,
+    dim, heads, groups, half, hidden, tied, how,
 ) -> None:  # fmt: skip
     config = make_config(
         dim=dim, heads=heads * groups, kv_heads=heads, head_dim=2 * half, hidden=hidden, tied=tied
     )
     path = tmp_path_factory.mktemp("weights") / "model.slm"
     tensors, vocabulary = make_tensors(config, dim), make_vocabulary(VOCAB_SIZE)
-    how = Storage(layers, embedding)
     weights.write(path, config, vocabulary, tensors.__getitem__, how)
     file = weights.read(path)
     assert file.config == make_config(
@@ -94,7 +92,7 @@ def test_round_trip(
     assert not file.vocabulary.dummy_prefix
     assert list(dict(file.tensors())) == list(tensors)
     for name, tensor in file.tensors():
-        encoding = layers if name.startswith("layers.") else embedding
+        encoding = how.layers if name.startswith("layers.") else how.embedding
         if tensor.ndim == 1 or encoding.type == WeightType.F32:
             assert (tensor == tensors[name]).all()
         else:
@@ -262,8 +260,12 @@ def test_quantized_tiles_lie_as_documented(kind: WeightType, bits: int) -> None:
         (storage("q4", {"q4": 12}), "group size of q4 is 12: use a multiple of 8 up to 16384"),
         (storage("q8", {"q8": 0}), "group size of q8 is 0: use a multiple of 4 up to 16384"),
         (
-            Storage(Encoding(WeightType.F32, 0), Encoding(WeightType.Q4, 16392)),
+            Storage(Encoding(WeightType.Q8, 4), Encoding(WeightType.Q4, 16392)),
             "group size of q4 is 16392: use a multiple of 8 up to 16384",
+        ),
+        (
+            Storage(Encoding(WeightType.F32, 0), Encoding(WeightType.Q4, 32)),
+            "the layers are f32 and the embedding is q4: store both in f32 or none",
         ),
         (storage("f32", {"f32": 4}), "group size of f32 is 4: use 0"),
     ],
