@@ -12,6 +12,9 @@ SIZES ?= 2m 7m 30m
 ROUNDS ?= 5
 PEERS := build/bench/peers
 
+# fuzz-tokenizer: how long.
+MINUTES ?= 60
+
 # interop and bench: a checkout of llama2.c, if there is one.
 ifdef LLAMA2C
 export LLAMA2C := $(abspath $(LLAMA2C))
@@ -33,12 +36,12 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P TOKENS
 
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story engine run-c plots corpus vocab-table test interop bench bench-kernels bench-learning bench-quality lint format clean
+.PHONY: help setup story engine run-c plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz-tokenizer bench-kernels bench-learning bench-quality lint format clean
 
 help: ## print this
 	@echo "StoryLlamas: train a small Llama on your machine and have it tell stories in C."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make run-c PROMPT=\"One day\" SEED=7 TEMPERATURE=0.8 TOP_P=0.9 TOKENS=256 MODEL=FILE"
 
@@ -84,6 +87,15 @@ bench-learning: setup ## what recipes learn from the same tokens (hours): TOKENS
 bench-quality: setup ## measure what 8 and 4 bits cost the trained model, by group size
 	$(BIN)/python -m bench.quality
 
+bench-tokenizer: $(VENV)/installed-bench ## measure the tokenizer, beside SentencePiece and tokenizers: CORPUS=
+	$(BIN)/python -m bench.tokenizer $(if $(CORPUS),"$(CORPUS)")
+
+bench-pretokenize: $(VENV)/installed-bench ## measure pretokenize on two gigabytes: CORPUS=
+	$(BIN)/python -m bench.pretokenize $(if $(CORPUS),"$(CORPUS)")
+
+fuzz-tokenizer: $(VENV)/installed-dev ## compare the tokenizer with SentencePiece on random texts: MINUTES=60
+	$(BIN)/python -m bench.fuzz_tokenizer --minutes $(MINUTES)
+
 lint: $(VENV)/installed-dev ## check format, lint and types, as CI does
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -112,6 +124,10 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt $(ENGINE_SOURCES
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
 
 # llama-cpp-python is built from its source package, which takes some minutes and needs a compiler.

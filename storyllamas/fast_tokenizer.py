@@ -20,13 +20,15 @@ from storyllamas.native import Ids, check, ffi, ids_pointer, lib, utf8, whole_id
 if TYPE_CHECKING:
     from storyllamas.weights import Vocabulary
 
+_allocate = ffi.new_allocator(should_clear_after_alloc=False)
+
 
 class FastTokenizer:
     """A SentencePiece byte-pair encoding, to encode and decode with."""
 
     def __init__(self, handle: Any, owner: Any) -> None:
         """Take a `sl_tokenizer *`, valid as long as `owner` lives; `of` makes one."""
-        self._handle = handle
+        self.handle = handle
         self._owner = owner
         self._idle: list[Any] = []  # caches that nobody uses; append and pop are atomic
 
@@ -66,15 +68,11 @@ class FastTokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text, as SentencePiece numbers them, without BOS and EOS."""
         data = utf8(text)
-        ids = np.empty(3 * (len(data) + 1), np.int32)
-        count = ffi.new("size_t *")
+        capacity = 3 * (len(data) + 1)
+        ids, count = _allocate("int32_t[]", capacity), ffi.new("size_t *")
         with self._cache() as cache:
-            check(
-                lib.sl_encode(
-                    self._handle, cache, data, len(data), ids_pointer(ids), len(ids), count
-                )
-            )
-        encoded: list[int] = ids[: count[0]].tolist()
+            check(lib.sl_encode(self.handle, cache, data, len(data), ids, capacity, count))
+        encoded: list[int] = ffi.unpack(ids, count[0])
         return encoded
 
     def encode_stories(self, stories: Sequence[bytes], bos_id: int = -1, eos_id: int = -1) -> Ids:
@@ -95,7 +93,7 @@ class FastTokenizer:
         with self._cache() as cache:
             check(
                 lib.sl_encode_stories(
-                    *(self._handle, cache, text, ffi.from_buffer("uint64_t[]", offsets)),
+                    *(self.handle, cache, text, ffi.from_buffer("uint64_t[]", offsets)),
                     *(len(stories), bos_id, eos_id, ids_pointer(ids), len(ids), count),
                 )
             )
@@ -111,14 +109,13 @@ class FastTokenizer:
         length = ffi.new("size_t *")
         capacity = 16 * len(array)
         while True:
-            text = np.empty(capacity, np.uint8)
-            pointer = ffi.from_buffer("char[]", text)
+            text = _allocate("char[]", capacity)
             status = lib.sl_decode(
-                self._handle, ids_pointer(array), len(array), pointer, capacity, length
+                self.handle, ids_pointer(array), len(array), text, capacity, length
             )
             if length[0] <= capacity:
                 check(status)
-                return str(text[: length[0]].data, "utf-8")
+                return str(ffi.buffer(text, length[0]), "utf-8")
             capacity = length[0]
 
     @contextmanager
@@ -127,7 +124,7 @@ class FastTokenizer:
             cache = self._idle.pop()
         except IndexError:
             handle = ffi.new("sl_word_cache **")
-            check(lib.sl_word_cache_new(handle, self._handle))
+            check(lib.sl_word_cache_new(handle, self.handle))
             cache = ffi.gc(handle[0], lib.sl_word_cache_free)
         try:
             yield cache

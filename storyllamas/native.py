@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -43,11 +45,14 @@ def utf8(text: str) -> bytes:
 
 def whole_ids(ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Ids:
     """The ids as int32; NumPy alone would cut fractions off and wrap what does not fit."""
-    given = np.asarray(ids).reshape(-1)
-    is_whole = given.dtype.kind in "iu" or len(given) == 0
-    if not is_whole or (given != given.astype(np.int32)).any():
-        raise UserError("a token id is not whole or does not fit 32 bits: give a vocabulary's ids")
-    return given.astype(np.int32)
+    if isinstance(ids, np.ndarray):
+        whole = ids.astype(np.int32).reshape(-1)
+        if ids.dtype.kind in "iu" and (whole == ids.reshape(-1)).all():
+            return whole
+    else:
+        with suppress(TypeError, OverflowError):
+            return np.asarray(array("i", ids), np.int32)
+    raise UserError("a token id is not whole or does not fit 32 bits: give a vocabulary's ids")
 
 
 def ids_pointer(array: Ids) -> Any:

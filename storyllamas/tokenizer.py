@@ -43,31 +43,32 @@ class Tokenizer:
         vocab_size: number of pieces.
         bos_id: the piece that begins a story.
         eos_id: the piece that ends a story.
+        processor: SentencePiece's own object.
     """
 
     def __init__(self, model: bytes) -> None:
         """Take the bytes of a SentencePiece model file; `RuntimeError` if they are none."""
-        self._processor = sentencepiece.SentencePieceProcessor()
-        self._processor.load_from_serialized_proto(model)
+        self.processor = sentencepiece.SentencePieceProcessor()
+        self.processor.load_from_serialized_proto(model)
         self.model = model
         self.digest = hashlib.sha256(model).digest()
-        self.vocab_size: int = self._processor.vocab_size()
-        self.bos_id: int = self._processor.bos_id()
-        self.eos_id: int = self._processor.eos_id()
+        self.vocab_size: int = self.processor.vocab_size()
+        self.bos_id: int = self.processor.bos_id()
+        self.eos_id: int = self.processor.eos_id()
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without BOS and EOS."""
-        ids: list[int] = self._processor.encode(text)
+        ids: list[int] = self.processor.encode(text)
         return ids
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids; control pieces such as BOS and EOS have none."""
-        text: str = self._processor.decode(ids)
+        text: str = self.processor.decode(ids)
         return text
 
     def vocabulary(self) -> Vocabulary:
         """Pieces, scores and types, as the weight file stores them."""
-        processor, ids = self._processor, range(self.vocab_size)
+        processor, ids = self.processor, range(self.vocab_size)
         types = np.full(self.vocab_size, PieceType.NORMAL, np.uint8)
         for piece_type, is_type in (
             (PieceType.UNKNOWN, processor.is_unknown),

@@ -166,7 +166,7 @@ def encode_without_cache(tokenizer: FastTokenizer, text: str) -> list[int]:
     ids = ffi.new("int32_t[]", 3 * (len(data) + 1))
     count = ffi.new("size_t *")
     assert (
-        lib.sl_encode(tokenizer._handle, ffi.NULL, data, len(data), ids, len(ids), count)
+        lib.sl_encode(tokenizer.handle, ffi.NULL, data, len(data), ids, len(ids), count)
         == lib.SL_OK
     )
     return ffi.unpack(ids, count[0])
@@ -342,7 +342,7 @@ def encode_bytes(tokenizer: FastTokenizer, data: bytes, capacity: int = 100) -> 
     ids = ffi.new("int32_t[]", capacity + 1)
     ids[capacity] = -77
     count = ffi.new("size_t *")
-    status: int = lib.sl_encode(tokenizer._handle, ffi.NULL, data, len(data), ids, capacity, count)
+    status: int = lib.sl_encode(tokenizer.handle, ffi.NULL, data, len(data), ids, capacity, count)
     assert ids[capacity] == -77  # nothing beyond the room that there is
     return status
 
@@ -395,7 +395,7 @@ def test_a_cache_is_of_one_tokenizer(pair: Pair) -> None:
     other = FastTokenizer.of(pair.vocabulary)
     ids, count = ffi.new("int32_t[]", 9), ffi.new("size_t *")
     with other._cache() as cache:
-        status = lib.sl_encode(pair.ours._handle, cache, b"a", 1, ids, 9, count)
+        status = lib.sl_encode(pair.ours.handle, cache, b"a", 1, ids, 9, count)
     assert status == lib.SL_ERROR_ARGUMENT
     assert last_error() == "the cache of words was made for another tokenizer"
 
@@ -404,7 +404,7 @@ def test_stories_out_of_order_and_in_too_little_room(pair: Pair) -> None:
     def encode(offsets: list[int], capacity: int) -> int:
         ids, count = ffi.new("int32_t[]", capacity), ffi.new("size_t *")
         status: int = lib.sl_encode_stories(
-            *(pair.ours._handle, ffi.NULL, b"Tom and Lily", offsets, len(offsets) - 1),
+            *(pair.ours.handle, ffi.NULL, b"Tom and Lily", offsets, len(offsets) - 1),
             *(1, 2, ids, capacity, count),
         )
         return status

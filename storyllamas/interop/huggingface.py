@@ -132,7 +132,7 @@ def write(source: Source, folder: Path) -> None:
         )
     write_json(folder / "config.json", _config(source))
     write_json(folder / "generation_config.json", _generation(source))
-    write_json(folder / "tokenizer.json", _tokenizer(vocabulary))
+    write_json(folder / "tokenizer.json", tokenizer_json(vocabulary))
     write_json(folder / "tokenizer_config.json", _tokenizer_config(vocabulary, config.context))
     (folder / "tokenizer.model").write_bytes(to_sentencepiece(vocabulary))
     write_text(folder / "README.md", model_card.text(source))
@@ -199,7 +199,7 @@ def _tokenizer_config(vocabulary: Vocabulary, context: int) -> dict[str, Any]:
     }
 
 
-def _tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
+def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
     """The tokenizer.json, which the `tokenizers` package reads."""
     if set(vocabulary.types) & {PieceType.USER_DEFINED, PieceType.UNUSED}:
         raise UserError(

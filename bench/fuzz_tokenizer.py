@@ -1,0 +1,243 @@
+"""`make fuzz-tokenizer MINUTES=60`: the C tokenizer against SentencePiece, on random inputs.
+
+Each round draws a vocabulary, trained on random text with random options or invented, and hundreds
+of random texts, and compares ids and decoded texts: with the cache of words and without, one by one
+and all at once. A round depends on its seed only; a difference prints it and ends the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from storyllamas.fast_tokenizer import FastTokenizer
+from storyllamas.interop.vocabulary import from_sentencepiece, to_sentencepiece
+from storyllamas.native import check, ffi, lib
+from storyllamas.weights import PieceType, Vocabulary
+
+SPACE = "\u2581"
+TEXTS = 400
+
+ALPHABETS = [
+    "ab",
+    "abcdefghij",
+    "etaoin shrdlu",
+    'The cat said, "Don\'t!" 0123456789',
+    " \t\n\r\v\f\u00a0\u2003\u3000\u200b",
+    "\0\1\x02\x1b\x7f\x80\u0085\u2028\u2029\ufeff\ufffd\uffff",
+    "äöüßéèñçøåžłđ",
+    "абвгдежзий",
+    "日本語中文字漢",
+    "ا ب ت ث שלום",
+    "🙂🦙👩‍👩‍👧🇩🇪❤️",
+    "e\u0301a\u0308o\u0302",
+    f" {SPACE}",
+    "<s></s><unk><0x41>",
+]
+"""What texts are drawn from, a few of them mixed."""
+
+
+def any_character(draw: random.Random) -> str:
+    """A character of any kind but half a surrogate pair."""
+    top = draw.choice([0x80, 0x800, 0x10000, 0x110000])
+    point = draw.randrange(top)
+    return chr(point) if not 0xD800 <= point < 0xE000 else "\ufffd"
+
+
+def word_maker(draw: random.Random) -> Callable[[], str]:
+    """What draws a word; some words come again and again."""
+    letters = "".join(draw.sample(ALPHABETS, draw.randint(1, 4))).replace("\n", "")
+    known = ["".join(draw.choices(letters, k=draw.randint(1, 8))) for _ in range(60)]
+
+    def word() -> str:
+        kind = draw.random()
+        if kind < 0.7:
+            return draw.choice(known)
+        if kind < 0.9:
+            return "".join(draw.choices(letters, k=draw.randint(1, 12)))
+        return "".join(any_character(draw) for _ in range(draw.randint(1, 4)))
+
+    return word
+
+
+def text_maker(draw: random.Random, word: Callable[[], str], spelt: list[str]) -> Callable[[], str]:
+    """What draws a text: words, runs of whitespace, pieces spelt out, now and then a giant word."""
+
+    def text() -> str:
+        parts = []
+        for _ in range(int(draw.expovariate(1 / 12))):
+            kind = draw.random()
+            if kind < 0.6:
+                parts.append(word() + " ")
+            elif kind < 0.75:
+                parts.append(word())
+            elif kind < 0.85:
+                parts.append(draw.choice(" \n\t\r") * draw.randint(1, 6))
+            else:
+                parts.append(draw.choice(spelt))
+        if draw.random() < 0.02:
+            parts.append(word() * draw.randint(1, 300))
+        draw.shuffle(parts)
+        return "".join(parts)
+
+    return text
+
+
+def train(draw: random.Random, word: Callable[[], str]) -> bytes | None:
+    """A SentencePiece model, or None where its trainer refuses what was drawn."""
+    lines = [" ".join(word() for _ in range(draw.randint(1, 20))) for _ in range(300)]
+    lines = [line.replace("\0", "") for line in lines]
+    byte_fallback = draw.random() < 0.6
+    options: dict[str, Any] = {
+        "byte_fallback": byte_fallback,
+        "character_coverage": draw.choice([1.0, 0.99, 0.98]),
+        "add_dummy_prefix": draw.random() < 0.7,
+        "split_digits": draw.random() < 0.5,
+        "split_by_whitespace": draw.random() < 0.7,
+        "split_by_unicode_script": draw.random() < 0.7,
+        "split_by_number": draw.random() < 0.7,
+        "allow_whitespace_only_pieces": draw.random() < 0.5,
+    }
+    if draw.random() < 0.4:
+        names = {word() for _ in range(draw.randint(1, 8))} | {word() + SPACE + word()}
+        options["user_defined_symbols"] = sorted(name.replace(" ", SPACE) for name in names)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=draw.randint(700, 1500) + 256 * byte_fallback,
+            hard_vocab_limit=False,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            num_threads=1,
+            minloglevel=3,
+            **options,
+        )
+    except RuntimeError:
+        return None
+    return model.getvalue()
+
+
+def invent(draw: random.Random, word: Callable[[], str]) -> Vocabulary:
+    """A vocabulary that no trainer would make: any pieces, many of them with equal scores."""
+    byte_fallback = draw.random() < 0.6
+    special = {"<unk>": PieceType.UNKNOWN, "<s>": PieceType.CONTROL, "</s>": PieceType.CONTROL}
+    types = {**special, **dict.fromkeys((f"<0x{i:02X}>" for i in range(256)), PieceType.BYTE)}
+    types = types if byte_fallback else dict(special)
+    kinds = [PieceType.NORMAL] * 20 + [draw.choice([PieceType.NORMAL, PieceType.USER_DEFINED])]
+    for _ in range(draw.randint(20, 300)):
+        text = (draw.choice(["", " "]) + word() + draw.choice(["", "", "", " " + word()])) or "a"
+        for size in range(1, draw.randint(1, min(6, len(text))) + 1):
+            types.setdefault(text[:size].replace(" ", SPACE).replace("\0", "?"), draw.choice(kinds))
+        for character in text.replace(" ", SPACE).replace("\0", "?"):
+            if draw.random() < 0.8:
+                types.setdefault(character, draw.choice(kinds))
+    levels = draw.choice([1, 3, 1000])
+    return Vocabulary(
+        pieces=[piece.encode() for piece in types],
+        scores=np.array([-draw.randrange(levels) for _ in types], np.float32),
+        types=np.array([*types.values()], np.uint8),
+        dummy_prefix=draw.random() < 0.7,
+        byte_fallback=byte_fallback,
+    )
+
+
+def draw_vocabulary(draw: random.Random, word: Callable[[], str]) -> Vocabulary | None:
+    """A trained or an invented one, some with unused pieces; None where the trainer refuses."""
+    if draw.random() < 0.5:
+        found = invent(draw, word)
+    elif model := train(draw, word):
+        found = from_sentencepiece("the model", model)
+    else:
+        return None
+    if draw.random() < 0.2:
+        types = [
+            PieceType.UNUSED
+            if kind == PieceType.NORMAL and len(piece.decode()) > 1 and draw.random() < 0.3
+            else kind
+            for piece, kind in zip(found.pieces, found.types, strict=True)
+        ]
+        found = replace(found, types=np.array(types, np.uint8))
+    return found
+
+
+def encode_without_cache(ours: FastTokenizer, text: str) -> list[int]:
+    """The ids by the path that remembers nothing."""
+    data = text.encode()
+    capacity = 3 * (len(data) + 1)
+    ids, count = ffi.new("int32_t[]", capacity), ffi.new("size_t *")
+    check(lib.sl_encode(ours.handle, ffi.NULL, data, len(data), ids, capacity, count))
+    encoded: list[int] = ffi.unpack(ids, count[0])
+    return encoded
+
+
+def difference(
+    ours: FastTokenizer,
+    theirs: sentencepiece.SentencePieceProcessor,
+    texts: list[str],
+    drawn: list[list[int]],
+) -> str:
+    """The first difference in encoding texts and decoding ids; "" if there is none."""
+    expected = theirs.encode(texts, num_threads=1)
+    for text, ids in zip(texts, expected, strict=True):
+        if ours.encode(text) != ids:
+            return f"with cache, {text!r}: {ours.encode(text)}, not {ids}"
+        if encode_without_cache(ours, text) != ids:
+            return f"without cache, {text!r}: {encode_without_cache(ours, text)}, not {ids}"
+    together = ours.encode_stories([text.encode() for text in texts]).tolist()
+    if together != [id for ids in expected for id in ids]:
+        return "all texts at once give other ids than one by one"
+    for ids in [*expected, *drawn]:
+        if ours.decode(ids) != theirs.decode(ids):
+            return f"decoding {ids}: {ours.decode(ids)!r}, not {theirs.decode(ids)!r}"
+    return ""
+
+
+def run_round(seed: int) -> tuple[int, str]:
+    """One vocabulary and its texts: how many were compared, and the first difference."""
+    draw = random.Random(seed)
+    word = word_maker(draw)
+    known = draw_vocabulary(draw, word)
+    if known is None:
+        return 0, ""
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=to_sentencepiece(known))
+    text = text_maker(draw, word, [piece.decode() for piece in known.pieces])
+    texts = [text() for _ in range(TEXTS)]
+    size = len(known.pieces)
+    drawn = [draw.choices(range(size), k=draw.randint(0, 20)) for _ in range(TEXTS)]
+    return TEXTS, difference(FastTokenizer.of(known), theirs, texts, drawn)
+
+
+def main() -> None:
+    """Run until time is up."""
+    parser = argparse.ArgumentParser(prog="bench.fuzz_tokenizer", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="of the first round")
+    arguments = parser.parse_args()
+    end = time.monotonic() + 60 * arguments.minutes
+    seed, texts, vocabularies, said = arguments.seed, 0, 0, time.monotonic()
+    while time.monotonic() < end:
+        compared, found = run_round(seed)
+        if found:
+            sys.exit(f"error: seed {seed} differs from SentencePiece: {found}")
+        seed, texts, vocabularies = seed + 1, texts + compared, vocabularies + bool(compared)
+        if time.monotonic() - said > 60:
+            said = time.monotonic()
+            print(f"{vocabularies:,} vocabularies, {texts:,} texts: no difference", flush=True)
+    print(f"{vocabularies:,} vocabularies, {texts:,} texts, seeds {arguments.seed} … {seed - 1}: "
+          "no difference")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""`make bench-tokenizer`: MB/s of encoding and decoding, beside SentencePiece and tokenizers.
+
+One thread each, in turns, the median of the rounds. All encode the same stories with the same
+vocabulary, and their ids are compared with SentencePiece's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from storyllamas import tokenizer
+from storyllamas.corpus import files
+from storyllamas.errors import UserError, exit_on_user_error
+from storyllamas.fast_tokenizer import FastTokenizer
+from storyllamas.interop.huggingface import tokenizer_json
+
+Ids = list[list[int]]
+
+
+@dataclass
+class Entry:
+    """A tokenizer and how it is asked; seconds of each round.
+
+    Attributes:
+        encode: makes of the stories whatever the tokenizer makes of them.
+        decode: goes back.
+        ids: the ids of what `encode` returned, one story after the other.
+    """
+
+    name: str
+    encode: Callable[[], Any]
+    decode: Callable[[Any], Any]
+    ids: Callable[[Any], list[int]]
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"encode": [], "decode": []})
+
+    def measure(self) -> None:
+        """One round."""
+        began = time.perf_counter()
+        encoded = self.encode()
+        between = time.perf_counter()
+        self.decode(encoded)
+        self.seconds["encode"].append(between - began)
+        self.seconds["decode"].append(time.perf_counter() - between)
+
+    def speed(self, name: str, text_bytes: int) -> str:
+        """MB/s, the median and the range."""
+        found = sorted(text_bytes / 1e6 / seconds for seconds in self.seconds[name])
+        return f"{median(found):,.1f} ({found[0]:,.1f} … {found[-1]:,.1f})"
+
+
+def _chained(ids: Ids) -> list[int]:
+    return list(itertools.chain(*ids))
+
+
+def entries(trained: tokenizer.Tokenizer, stories: Sequence[str]) -> list[Entry]:
+    """Those that are there; SentencePiece is the first."""
+    fast = FastTokenizer.of(trained.vocabulary())
+    raw = [story.encode() for story in stories]
+    processor = trained.processor
+    found = [
+        Entry(
+            "SentencePiece",
+            lambda: processor.encode(stories, num_threads=1),
+            lambda ids: processor.decode(ids, num_threads=1),
+            _chained,
+        ),
+        Entry(
+            "StoryLlamas, all stories into one array",
+            lambda: fast.encode_stories(raw),
+            fast.decode,
+            lambda array: array.tolist(),
+        ),
+        Entry(
+            "StoryLlamas, each story into a list",
+            lambda: [fast.encode(story) for story in stories],
+            lambda ids: [fast.decode(story) for story in ids],
+            _chained,
+        ),
+    ]
+    if peer := _hugging_face(trained, stories):
+        found.append(peer)
+    return found
+
+
+def _hugging_face(trained: tokenizer.Tokenizer, stories: Sequence[str]) -> Entry | None:
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+    try:
+        import tokenizers
+    except ImportError:
+        print("tokenizers is left out: install the extra `bench`", file=sys.stderr)
+        return None
+    import json
+
+    peer = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(trained.vocabulary())))
+    return Entry(
+        f"tokenizers {tokenizers.__version__}",
+        lambda: peer.encode_batch_fast(stories, add_special_tokens=False),
+        lambda encodings: peer.decode_batch([encoding.ids for encoding in encodings]),
+        lambda encodings: _chained([encoding.ids for encoding in encodings]),
+    )
+
+
+def _stories(path: Path, size: int) -> list[str]:
+    stories, total = [], 0
+    for story in files.read(path):
+        stories.append(story)
+        total += len(story.encode())
+        if total >= size:
+            break
+    return stories
+
+
+def _train(path: Path) -> tokenizer.Tokenizer:
+    print(f"training a tokenizer on {path} …", file=sys.stderr)
+    return tokenizer.Tokenizer(tokenizer.train(files.sample(path, 10_000_000), 4096))
+
+
+@exit_on_user_error
+def main() -> None:
+    """Take the corpus and the number of rounds from the command line."""
+    parser = argparse.ArgumentParser(prog="bench.tokenizer", description=__doc__)
+    parser.add_argument("corpus", nargs="?", type=Path, default=Path("data/corpus/train.txt"))
+    parser.add_argument("--tokenizer", type=Path, help="a SentencePiece model; else one is trained")
+    parser.add_argument("--megabytes", type=float, default=10, help="text to encode")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        raise UserError(f"--rounds is {arguments.rounds} and must be 1 or more")
+    stories = _stories(arguments.corpus, int(1e6 * arguments.megabytes))
+    given = arguments.tokenizer
+    trained = tokenizer.load(given) if given else _train(arguments.corpus)
+    competitors = entries(trained, stories)
+    different = _compare(competitors)
+    for _ in range(arguments.rounds):
+        for entry in competitors:
+            entry.measure()
+    _show(competitors, different, sum(len(story.encode()) for story in stories), len(stories))
+    if any(different[entry.name] for entry in competitors if "StoryLlamas" in entry.name):
+        sys.exit("error: the ids are not SentencePiece's")
+
+
+def _compare(competitors: Sequence[Entry]) -> dict[str, bool]:
+    """Whether each one's ids are others than SentencePiece's."""
+    found = {entry.name: entry.ids(entry.encode()) for entry in competitors}
+    expected = found[competitors[0].name]
+    return {name: ids != expected for name, ids in found.items()}
+
+
+def _show(
+    competitors: Sequence[Entry], different: dict[str, bool], text_bytes: int, stories: int
+) -> None:
+    title = f"{stories:,} stories, {text_bytes / 1e6:.1f} MB: MB/s on one thread, median (range)"
+    table = Table("", "encode", "decode", "ids", title=title)
+    for entry in competitors:
+        speeds = [entry.speed(name, text_bytes) for name in ("encode", "decode")]
+        table.add_row(entry.name, *speeds, "other" if different[entry.name] else "equal")
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
