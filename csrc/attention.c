@@ -78,17 +78,17 @@ static void mix_f32(const sl_model *model, const sl_attention *scratch, const fl
 
 static void remember_bf16(const sl_model *model, const sl_attention *scratch, uint16_t *keys,
                           uint16_t *values, size_t position, const float *key, const float *value) {
-    const sl_info *info = &model->info;
-    const size_t head_dim = info->head_dim;
+    const size_t head_dim = model->info.head_dim, stride = value_stride(&model->info);
     uint16_t *rounded = scratch->key;
     model->kernels->to_bf16(rounded, key, head_dim);
-    for (size_t d = 0; d < head_dim; d++)
-        keys[at(position, d, SL_TILE_ROWS * head_dim, 2)] = rounded[d];
+    for (size_t d = 0; d < head_dim; d += 2) /* pairs of columns stay together */
+        memcpy(keys + at(position, d, SL_TILE_ROWS * head_dim, 2), rounded + d, 2 * sizeof *keys);
     model->kernels->to_bf16(rounded, value, head_dim);
     for (size_t d = 0; d < head_dim; d++) {
-        values[at(d, position, value_stride(info), 2)] = rounded[d];
         /* The other one of a pair is multiplied, by 0, until it is there. */
-        if (position % 2 == 0) values[at(d, position + 1, value_stride(info), 2)] = 0;
+        const uint16_t pair[2] = {rounded[d], 0};
+        const size_t count = position % 2 ? 1 : 2;
+        memcpy(values + at(d, position, stride, 2), pair, count * sizeof *values);
     }
 }
 
@@ -146,7 +146,8 @@ static void answer(const sl_model *model, const sl_run *run, const void *keys, c
     for (size_t i = 0; i < n; i++) {
         const float *row = scratch->output + i * sl_padded_rows(info->head_dim);
         float *out = output + i * info->heads * info->head_dim;
-        for (size_t d = 0; d < info->head_dim; d++) out[d] = row[d] / sums[i];
+        const float inverse = 1 / sums[i];
+        for (size_t d = 0; d < info->head_dim; d++) out[d] = row[d] * inverse;
     }
 }
 

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 
 #include "kernels/kernels.h"
+#include "pace.h"
 #include "storyllamas.h"
 #include "threads.h"
 #include "tokenizer/tokenizer.h"
@@ -136,7 +137,8 @@ enum {
 
 struct sl_session {
     const sl_model *model;
-    sl_team *team; /* NULL: one thread */
+    sl_team *team;   /* NULL: one thread */
+    sl_pace pace[2]; /* of passes of one token, of several */
     size_t threads;
     size_t rows;  /* most tokens that go through the model at once */
     void *memory; /* every array below */

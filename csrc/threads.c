@@ -1,9 +1,8 @@
 /* threads.c: a team of threads that shares out loops of a few microseconds.
  *
- * A loop is cut into one part for each thread, and whoever is there takes the next part. So a
- * thread that the system keeps from running is not waited for unless it holds a part; and where
- * that has happened, because others use the processor, the caller works alone for a while. Idle
- * threads watch for the next loop for a moment and then sleep. */
+ * A loop is cut into one part for each thread, and whoever is there takes the next part, so that a
+ * thread which the system keeps from running is not waited for unless it holds one. Idle threads
+ * watch for the next loop for a moment and then sleep. */
 
 #define _GNU_SOURCE /* sched_getaffinity */
 
@@ -22,9 +21,7 @@ enum {
     PART_BITS = 8, /* of a ticket: the part; the rest is the loop's number */
     CLOSED = (1 << PART_BITS) - 1,
     IDLE_SPINS = 1 << 11, /* looks for a loop before sleeping: some 50 microseconds */
-    LATE_SPINS = 1 << 12, /* looks for the end of a loop before it counts as late */
-    LEAST_ALONE = 1 << 7, /* loops done alone after a late one, doubled each time */
-    MOST_ALONE = 1 << 14
+    LATE_SPINS = 1 << 12, /* looks for the end of a loop before others are let in between */
 };
 
 struct sl_team {
@@ -40,10 +37,7 @@ struct sl_team {
     pthread_mutex_t mutex;
     pthread_cond_t wake;
 
-    /* The caller's own. */
     size_t threads;
-    size_t alone;      /* loops still to be done alone */
-    size_t next_alone; /* how many after the next late one */
     struct sl_worker {
         sl_team *team;
         pthread_t thread;
@@ -121,26 +115,17 @@ static void wake_sleepers(sl_team *team) {
 
 /* Wait for the parts that other threads took. */
 static void await_end(sl_team *team, size_t parts) {
-    bool is_late = false;
     for (int i = 0; atomic_load_explicit(&team->finished, memory_order_acquire) != parts; i++) {
-        is_late = i >= LATE_SPINS;
-        if (is_late)
-            sched_yield();
-        else
+        if (i < LATE_SPINS)
             pause_briefly();
-    }
-    if (is_late) {
-        team->alone = team->next_alone;
-        if (team->next_alone < MOST_ALONE) team->next_alone *= 2;
-    } else if (team->next_alone > LEAST_ALONE) {
-        team->next_alone--;
+        else
+            sched_yield();
     }
 }
 
 void sl_share(sl_team *team, size_t count, size_t grain, sl_task task, void *context) {
     const size_t grains = (count + grain - 1) / grain;
-    if (team && team->alone > 0 && grains > 1) team->alone--;
-    if (!team || grains <= 1 || team->alone > 0) {
+    if (!team || grains <= 1) {
         if (count) task(context, 0, count, 0);
         return;
     }
@@ -162,7 +147,7 @@ void sl_share(sl_team *team, size_t count, size_t grain, sl_task task, void *con
 sl_team *sl_team_new(size_t threads) {
     sl_team *team = aligned_alloc(LINE, (sizeof *team + LINE - 1) / LINE * LINE);
     if (!team) return NULL;
-    *team = (sl_team){.threads = 1, .next_alone = LEAST_ALONE};
+    *team = (sl_team){.threads = 1};
     pthread_mutex_init(&team->mutex, NULL);
     pthread_cond_init(&team->wake, NULL);
     for (; team->threads < threads; team->threads++) {

@@ -11,6 +11,7 @@
 /* Where a pass is. */
 typedef struct {
     sl_session *s;
+    sl_team *team; /* NULL: this pass is done alone */
     const sl_run *runs;
     size_t run_count;
     size_t n; /* tokens; of the last steps, wanted ones */
@@ -101,7 +102,7 @@ static void gate_tokens(void *context, size_t first, size_t end, size_t thread) 
 static void for_tokens(pass *p, sl_task step, const float *norm, const sl_matrix *matrix) {
     p->norm = norm;
     p->matrix = matrix;
-    sl_share(p->s->team, p->n, 1, step, p);
+    sl_share(p->team, p->n, 1, step, p);
 }
 
 /* ---- Matrices and attention ------------------------------------------------------------------ */
@@ -132,7 +133,7 @@ static void multiply(pass *p, float *result) {
     enum { GRAIN = 4 }; /* tiles that kernels take together */
     p->result = result;
     const size_t tiles = sl_padded_rows(p->matrix->rows) / SL_TILE_ROWS;
-    sl_share(p->s->team, tiles, GRAIN, multiply_tiles, p);
+    sl_share(p->team, tiles, GRAIN, multiply_tiles, p);
 }
 
 static void attend_heads(void *context, size_t first, size_t end, size_t thread) {
@@ -169,32 +170,40 @@ static void normalize_tokens(void *context, size_t first, size_t end, size_t thr
     for (size_t i = first; i < end; i++) normalize(p, i, p->s->x + i * p->s->model->info.dim);
 }
 
-void sl_forward(sl_session *s, const sl_run *runs, size_t count) {
+static void do_pass(pass *p) {
+    sl_session *s = p->s;
     const sl_model *model = s->model;
+    for_tokens(p, embed_tokens, model->layers[0].attention_norm, &model->layers[0].qkv);
+    for (p->layer = 0; p->layer < model->info.layers; p->layer++) {
+        const sl_layer *layer = &model->layers[p->layer];
+        const bool is_last = p->layer + 1 == model->info.layers;
+        multiply(p, s->qkv);
+        sl_share(p->team, p->run_count * model->info.kv_heads, 1, attend_heads, p);
+        for_tokens(p, prepare_tokens, NULL, &layer->output);
+        multiply(p, s->output);
+        for_tokens(p, add_tokens, layer->feed_forward_norm, &layer->gate_up);
+        multiply(p, s->gate_up);
+        for_tokens(p, gate_tokens, NULL, &layer->down);
+        multiply(p, s->output);
+        if (is_last)
+            for_tokens(p, add_tokens, NULL, NULL);
+        else
+            for_tokens(p, add_tokens, layer[1].attention_norm, &layer[1].qkv);
+    }
+    p->n = gather_wanted(p);
+    if (p->n == 0) return;
+    for_tokens(p, normalize_tokens, model->norm, &model->classifier);
+    multiply(p, s->logits);
+}
+
+void sl_forward(sl_session *s, const sl_run *runs, size_t count) {
     pass p = {.s = s, .runs = runs, .run_count = count};
     for (size_t r = 0; r < count; r++) p.n += runs[r].count;
-    for_tokens(&p, embed_tokens, model->layers[0].attention_norm, &model->layers[0].qkv);
-    for (p.layer = 0; p.layer < model->info.layers; p.layer++) {
-        const sl_layer *layer = &model->layers[p.layer];
-        const bool is_last = p.layer + 1 == model->info.layers;
-        multiply(&p, s->qkv);
-        sl_share(s->team, count * model->info.kv_heads, 1, attend_heads, &p);
-        for_tokens(&p, prepare_tokens, NULL, &layer->output);
-        multiply(&p, s->output);
-        for_tokens(&p, add_tokens, layer->feed_forward_norm, &layer->gate_up);
-        multiply(&p, s->gate_up);
-        for_tokens(&p, gate_tokens, NULL, &layer->down);
-        multiply(&p, s->output);
-        if (is_last)
-            for_tokens(&p, add_tokens, NULL, NULL);
-        else
-            for_tokens(&p, add_tokens, layer[1].attention_norm, &layer[1].qkv);
-    }
+    sl_pace *pace = &s->pace[p.n > 1];
+    if (s->team && !sl_pace_begin(pace)) p.team = s->team;
+    do_pass(&p);
+    if (s->team) sl_pace_end(pace);
     for (size_t r = 0; r < count; r++) runs[r].story->position += runs[r].count;
-    p.n = gather_wanted(&p);
-    if (p.n == 0) return;
-    for_tokens(&p, normalize_tokens, model->norm, &model->classifier);
-    multiply(&p, s->logits);
 }
 
 size_t sl_logits_stride(const sl_model *model) {

@@ -105,66 +105,63 @@ INLINE __m512i repeat_four(const int8_t *values) {
     return _mm512_set1_epi32(four);
 }
 
-/* The dot products of a group's 64 bytes of q8 weights, four columns of 16 rows, with x. */
-INLINE __m512i dot_q8(__m512i sum, __m512i weights, const int8_t *x) {
+typedef enum { Q4 = 4, Q8 = 8 } weight_bits;
+
+/* Add 64 bytes of q8 weights, four columns of 16 rows, times four activations. */
+INLINE __m512i add_dot(__m512i sum, __m512i weights, const int8_t *x) {
     return _mm512_dpbusd_epi32(sum, weights, repeat_four(x));
 }
 
-typedef enum { Q4 = 4, Q8 = 8 } weight_bits;
+/* A group of q8 weights: dot[tiles * n] += their products with x[n][x_stride]. */
+INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
+                   size_t group_size, const int8_t *x, size_t x_stride, size_t n) {
+    for (size_t c = 0; c < group_size; c += 4)
+        UNROLL for (size_t t = 0; t < tiles; t++) {
+            const __m512i weights = _mm512_loadu_si512(w + t * tile_bytes + c * ROWS);
+            UNROLL for (size_t i = 0; i < n; i++)
+                dot[t * n + i] = add_dot(dot[t * n + i], weights, x + i * x_stride + c);
+        }
+}
 
-/* A group: dot[tiles * n] = the sums of its products. w is its first tile's weights. */
-INLINE void dot_group(weight_bits type, __m512i dot[], const uint8_t *w, size_t tile_bytes,
-                      size_t tiles, const sl_quantized *q, size_t row, size_t g, size_t n) {
-    const size_t width = q->groups * q->group_size, group_size = q->group_size;
-    const int8_t *x = q->values + row * width + g * group_size;
-    const int32_t *sums = q->sums + row * q->groups + g;
-    const int32_t bias = type == Q8 ? 128 : 8; /* stored weights have it added */
-    __m512i odd[8];
-    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++) {
-        dot[t * n + i] = _mm512_set1_epi32(-bias * sums[i * q->groups]);
-        odd[t * n + i] = _mm512_setzero_si512();
-    }
-    if (type == Q8) {
-        size_t c = 0;
-        for (; c + 8 <= group_size; c += 8) UNROLL for (size_t t = 0; t < tiles; t++) {
-                const uint8_t *at = w + t * tile_bytes + c * ROWS;
-                const __m512i first = _mm512_loadu_si512(at);
-                const __m512i second = _mm512_loadu_si512(at + 64);
-                UNROLL for (size_t i = 0; i < n; i++) {
-                    dot[t * n + i] = dot_q8(dot[t * n + i], first, x + i * width + c);
-                    odd[t * n + i] = dot_q8(odd[t * n + i], second, x + i * width + c + 4);
-                }
+/* Likewise of q4 weights. The upper halves of their bytes count 16 times until the end. */
+INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
+                   size_t group_size, const int8_t *x, size_t x_stride, size_t n) {
+    const __m512i lower = _mm512_set1_epi8(0x0f);
+    __m512i upper[8];
+    UNROLL for (size_t a = 0; a < tiles * n; a++) upper[a] = _mm512_setzero_si512();
+    for (size_t c = 0; c < group_size; c += 8)
+        UNROLL for (size_t t = 0; t < tiles; t++) {
+            const __m512i both = _mm512_loadu_si512(w + t * tile_bytes + c * ROWS / 2);
+            const __m512i low = _mm512_and_si512(both, lower);
+            const __m512i high = _mm512_andnot_si512(lower, both);
+            UNROLL for (size_t i = 0; i < n; i++) {
+                dot[t * n + i] = add_dot(dot[t * n + i], low, x + i * x_stride + c);
+                upper[t * n + i] = add_dot(upper[t * n + i], high, x + i * x_stride + c + 4);
             }
-        for (; c < group_size; c += 4)
-            UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
-                dot[t * n + i] =
-                    dot_q8(dot[t * n + i], _mm512_loadu_si512(w + t * tile_bytes + c * ROWS),
-                           x + i * width + c);
-    } else {
-        const __m512i nibble = _mm512_set1_epi8(15);
-        for (size_t c = 0; c < group_size; c += 8) UNROLL for (size_t t = 0; t < tiles; t++) {
-                const __m512i both = _mm512_loadu_si512(w + t * tile_bytes + c * ROWS / 2);
-                const __m512i low = _mm512_and_si512(both, nibble);
-                const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
-                UNROLL for (size_t i = 0; i < n; i++) {
-                    dot[t * n + i] = dot_q8(dot[t * n + i], low, x + i * width + c);
-                    odd[t * n + i] = dot_q8(odd[t * n + i], high, x + i * width + c + 4);
-                }
-            }
-    }
-    UNROLL for (size_t a = 0; a < tiles * n; a++) dot[a] = _mm512_add_epi32(dot[a], odd[a]);
+        }
+    UNROLL for (size_t a = 0; a < tiles * n; a++)
+        dot[a] = _mm512_add_epi32(dot[a], _mm512_srai_epi32(upper[a], 4));
 }
 
 INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const uint8_t *w,
                             size_t tile_bytes, size_t tiles, const sl_quantized *q, size_t row,
                             size_t n) {
-    const size_t group_bytes = q->group_size * ROWS * type / 8;
+    const size_t width = q->groups * q->group_size, group_bytes = q->group_size * ROWS * type / 8;
+    const int32_t bias = type == Q8 ? 128 : 8; /* stored weights have it added */
     const uint8_t *weights = w + sl_scale_bytes(q->groups);
     __m512 sum[8];
     UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a] = _mm512_setzero_ps();
     for (size_t g = 0; g < q->groups; g++, weights += group_bytes) {
+        const int8_t *x = q->values + row * width + g * q->group_size;
         __m512i dot[8];
-        dot_group(type, dot, weights, tile_bytes, tiles, q, row, g, n);
+        UNROLL for (size_t i = 0; i < n; i++) {
+            const int32_t excess = bias * q->sums[(row + i) * q->groups + g];
+            UNROLL for (size_t t = 0; t < tiles; t++) dot[t * n + i] = _mm512_set1_epi32(-excess);
+        }
+        if (type == Q8)
+            dot_q8(dot, weights, tile_bytes, tiles, q->group_size, x, width, n);
+        else
+            dot_q4(dot, weights, tile_bytes, tiles, q->group_size, x, width, n);
         UNROLL for (size_t t = 0; t < tiles; t++) {
             const __m512 scales = load_scales(w + t * tile_bytes + g * ROWS * sizeof(uint16_t));
             UNROLL for (size_t i = 0; i < n; i++) {
