@@ -115,11 +115,10 @@ INLINE __m512i add_dot(__m512i sum, __m512i weights, const int8_t *x) {
 /* A group of q8 weights: dot[tiles * n] += their products with x[n][x_stride]. */
 INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    size_t group_size, const int8_t *x, size_t x_stride, size_t n) {
-    for (size_t c = 0; c < group_size; c += 4)
-        UNROLL for (size_t t = 0; t < tiles; t++) {
+    for (size_t c = 0; c < group_size; c += 4) UNROLL for (size_t t = 0; t < tiles; t++) {
             const __m512i weights = _mm512_loadu_si512(w + t * tile_bytes + c * ROWS);
-            UNROLL for (size_t i = 0; i < n; i++)
-                dot[t * n + i] = add_dot(dot[t * n + i], weights, x + i * x_stride + c);
+            UNROLL for (size_t i = 0; i < n; i++) dot[t * n + i] =
+                add_dot(dot[t * n + i], weights, x + i * x_stride + c);
         }
 }
 
@@ -129,8 +128,7 @@ INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
     const __m512i lower = _mm512_set1_epi8(0x0f);
     __m512i upper[8];
     UNROLL for (size_t a = 0; a < tiles * n; a++) upper[a] = _mm512_setzero_si512();
-    for (size_t c = 0; c < group_size; c += 8)
-        UNROLL for (size_t t = 0; t < tiles; t++) {
+    for (size_t c = 0; c < group_size; c += 8) UNROLL for (size_t t = 0; t < tiles; t++) {
             const __m512i both = _mm512_loadu_si512(w + t * tile_bytes + c * ROWS / 2);
             const __m512i low = _mm512_and_si512(both, lower);
             const __m512i high = _mm512_andnot_si512(lower, both);
@@ -139,8 +137,8 @@ INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
                 upper[t * n + i] = add_dot(upper[t * n + i], high, x + i * x_stride + c + 4);
             }
         }
-    UNROLL for (size_t a = 0; a < tiles * n; a++)
-        dot[a] = _mm512_add_epi32(dot[a], _mm512_srai_epi32(upper[a], 4));
+    UNROLL for (size_t a = 0; a < tiles * n; a++) dot[a] =
+        _mm512_add_epi32(dot[a], _mm512_srai_epi32(upper[a], 4));
 }
 
 INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const uint8_t *w,
