@@ -9,7 +9,7 @@ from typing import Any
 from storyllamas.errors import UserError
 from storyllamas.native import check, ffi, lib, string, utf8
 
-TOGETHER = 32
+TOGETHER = 16
 """Stories that are told together unless the caller says otherwise; see bench/LOG.md."""
 
 _AHEAD = 16
