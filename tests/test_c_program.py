@@ -26,10 +26,10 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `make -C csrc` fills: the program, and its sanitized self and C tests."""
+    """The folder that `make -C csrc` fills: the program, itself and C tests with sanitizers."""
     folder = tmp_path_factory.mktemp("build")
     command = ["make", "-C", ROOT / "csrc", f"BUILD={folder}", "CFLAGS=-O3 -Werror"]
-    for target in ("run", "lib", "sanitized"):
+    for target in ("run", "lib", "sanitized", "raced"):
         done = subprocess.run([*command, target], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     return folder
@@ -462,6 +462,21 @@ def test_kernels_are_their_definitions(build: Path) -> None:
         [build / "sanitized" / "kernels", "100"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_team_does_everything_once(build: Path, threads: int) -> None:
+    for sanitizer in ("sanitized", "raced"):
+        command = [build / sanitizer / "threads", str(threads), "3000"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_threads_do_not_race(build: Path, model: Path) -> None:
+    command = [build / "raced" / "run", model, "--threads", "3", "-n", "100"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
 
 
 def test_valgrind(build: Path, model: Path) -> None:

@@ -16,12 +16,13 @@
 #include <math.h>
 
 #include "avx512.h"
+#include "exponential.h"
 
 /* ---- Matrices of f32 and bf16 ---------------------------------------------------------------- */
 
 INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t tile_stride, size_t tiles,
                       size_t columns, const float *x, size_t x_stride, size_t n) {
-    __m512 sum[8][CHAINS];
+    __m512 sum[MOST][CHAINS];
     UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm512_setzero_ps();
     const size_t even = columns / CHAINS * CHAINS;
     for (size_t c = 0; c < even; c += CHAINS)
@@ -47,7 +48,7 @@ static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t til
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
               tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n)
+    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }
 
@@ -69,7 +70,7 @@ INLINE uint32_t load_pair(const uint16_t *x) {
 
 INLINE void block_bf16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
                        size_t tiles, size_t columns, const uint16_t *x, size_t x_stride, size_t n) {
-    __m512 sum[8];
+    __m512 sum[MOST];
     UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a] = _mm512_setzero_ps();
     for (size_t c = 0; c < columns; c += 2) UNROLL for (size_t t = 0; t < tiles; t++) {
             const __m512i pairs = _mm512_loadu_si512(w + t * tile_stride + c * ROWS);
@@ -86,7 +87,7 @@ static void matmul_bf16(float *y, size_t y_stride, const uint16_t *tiles, size_t
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_bf16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,         \
                tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n)
+    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }
 
@@ -104,8 +105,6 @@ INLINE __m512i repeat_four(const int8_t *values) {
     memcpy(&four, values, sizeof four);
     return _mm512_set1_epi32(four);
 }
-
-typedef enum { Q4 = 4, Q8 = 8 } weight_bits;
 
 /* Add 64 bytes of q8 weights, four columns of 16 rows, times four activations. */
 INLINE __m512i add_dot(__m512i sum, __m512i weights, const int8_t *x) {
@@ -126,7 +125,7 @@ INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
 INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    size_t group_size, const int8_t *x, size_t x_stride, size_t n) {
     const __m512i lower = _mm512_set1_epi8(0x0f);
-    __m512i upper[8];
+    __m512i upper[MOST];
     UNROLL for (size_t a = 0; a < tiles * n; a++) upper[a] = _mm512_setzero_si512();
     for (size_t c = 0; c < group_size; c += 8) UNROLL for (size_t t = 0; t < tiles; t++) {
             const __m512i both = _mm512_loadu_si512(w + t * tile_bytes + c * ROWS / 2);
@@ -147,11 +146,11 @@ INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const u
     const size_t width = q->groups * q->group_size, group_bytes = q->group_size * ROWS * type / 8;
     const int32_t bias = type == Q8 ? 128 : 8; /* stored weights have it added */
     const uint8_t *weights = w + sl_scale_bytes(q->groups);
-    __m512 sum[8];
+    __m512 sum[MOST];
     UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a] = _mm512_setzero_ps();
     for (size_t g = 0; g < q->groups; g++, weights += group_bytes) {
         const int8_t *x = q->values + row * width + g * q->group_size;
-        __m512i dot[8];
+        __m512i dot[MOST];
         UNROLL for (size_t i = 0; i < n; i++) {
             const int32_t excess = bias * q->sums[(row + i) * q->groups + g];
             UNROLL for (size_t t = 0; t < tiles; t++) dot[t * n + i] = _mm512_set1_epi32(-excess);
@@ -180,7 +179,7 @@ static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t ti
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
                     tile_bytes, tile_n, x, i, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n)
+    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }
 
@@ -190,7 +189,7 @@ static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t ti
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_quantized(Q4, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
                     tile_bytes, tile_n, x, i, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n)
+    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }
 
@@ -201,16 +200,25 @@ INLINE __mmask16 lanes(size_t i, size_t n) {
     return (__mmask16)(n - i >= ROWS ? 0xffffu : (1u << (n - i)) - 1);
 }
 
+/* The largest |x|; NaN if there is one. Compared as integers, which order magnitudes the same. */
+INLINE float largest_magnitude(const float *x, size_t n) {
+    __m512i most = _mm512_setzero_si512();
+    for (size_t i = 0; i < n; i += ROWS) {
+        const __m512 magnitude = _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes(i, n), x + i));
+        most = _mm512_max_epi32(most, _mm512_castps_si512(magnitude));
+    }
+    const int32_t bits = _mm512_reduce_max_epi32(most);
+    float largest;
+    memcpy(&largest, &bits, sizeof largest);
+    return largest;
+}
+
 static void quantize(const sl_quantized *q, size_t i, const float *x, size_t columns) {
     int8_t *values = q->values + i * q->groups * q->group_size;
     for (size_t g = 0; g < q->groups; g++, values += q->group_size) {
         const size_t start = g * q->group_size, rest = columns - start;
         const size_t width = rest < q->group_size ? rest : q->group_size;
-        __m512 most = _mm512_setzero_ps();
-        for (size_t c = 0; c < width; c += ROWS)
-            most = _mm512_max_ps(
-                most, _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes(c, width), x + start + c)));
-        const float scale = _mm512_reduce_max_ps(most) / 127.0f;
+        const float scale = largest_magnitude(x + start, width) / 127.0f;
         const float inverse = scale >= FLT_MIN ? 1.0f / scale : 0.0f;
         __m512i sum = _mm512_setzero_si512();
         for (size_t c = 0; c < q->group_size; c += ROWS) {
@@ -269,20 +277,17 @@ static void rotate(float *x, size_t heads, size_t head_dim, const float *table) 
         }
 }
 
-/* exp(x) for x up to 88; 0 for what is below the smallest float; NaN stays NaN.
- *
- * x = k ln 2 + r with |r| at most half of ln 2, and exp(r) is a polynomial of degree 6 fitted to
- * the Taylor series. */
+/* exp(x) for x up to EXP_MOST, see exponential.h; NaN stays NaN. */
 INLINE __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-105.0f), x);
-    const __m512 k = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(k, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(k, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.3981999e-3f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665796e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+    x = _mm512_max_ps(_mm512_set1_ps(EXP_LEAST), x);
+    const __m512 k = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(LOG2_E)), 0);
+    __m512 r = _mm512_fnmadd_ps(k, _mm512_set1_ps(LN_2_UPPER), x);
+    r = _mm512_fnmadd_ps(k, _mm512_set1_ps(LN_2_LOWER), r);
+    __m512 p = _mm512_set1_ps(EXP_P4);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP_P3));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP_P2));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP_P1));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP_P0));
     p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r);
     return _mm512_scalef_ps(_mm512_add_ps(p, _mm512_set1_ps(1.0f)), k);
 }
@@ -293,7 +298,7 @@ static void swiglu(float *y, const float *gate, const float *up, size_t n) {
         const __mmask16 mask = lanes(i, n);
         const __m512 g = _mm512_maskz_loadu_ps(mask, gate + i);
         /* Past 88 exp(-gate) is as good as infinite: silu is within 1e-36 of 0 there. */
-        const __m512 negative = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_xor_ps(g, sign));
+        const __m512 negative = _mm512_min_ps(_mm512_set1_ps(EXP_MOST), _mm512_xor_ps(g, sign));
         const __m512 silu = _mm512_div_ps(g, _mm512_add_ps(one, exponential(negative)));
         _mm512_mask_storeu_ps(y + i, mask,
                               _mm512_mul_ps(silu, _mm512_maskz_loadu_ps(mask, up + i)));

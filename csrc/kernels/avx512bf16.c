@@ -24,7 +24,7 @@ INLINE __m512bh repeat_pair(const uint16_t *x) {
 
 INLINE void block(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride, size_t tiles,
                   size_t columns, const uint16_t *x, size_t x_stride, size_t n) {
-    __m512 sum[8][CHAINS];
+    __m512 sum[MOST][CHAINS];
     UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm512_setzero_ps();
     const size_t pairs = columns / 2, even = pairs / CHAINS * CHAINS;
     for (size_t p = 0; p < even; p += CHAINS)
@@ -52,7 +52,7 @@ void sl_matmul_bf16_native(float *y, size_t y_stride, const uint16_t *tiles, siz
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride, tile_stride, \
           tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n)
+    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }
 

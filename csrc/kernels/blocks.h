@@ -8,20 +8,23 @@
 
 #include "kernels.h"
 
-enum { ROWS = SL_TILE_ROWS, MOST = 4 }; /* MOST: of tiles times rows of x in a block */
+enum { ROWS = SL_TILE_ROWS };
 
 typedef enum { Q4 = 4, Q8 = 8 } weight_bits;
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-/* BLOCK(tile, tiles, i, rows) for all of tile_count tiles times n rows of x: 4 rows share the load
- * of a weight where there are as many; a single one keeps several tiles' sums in flight. */
-#define FOR_BLOCKS(BLOCK, tile_count, n)                                                           \
+/* BLOCK(tile, tiles, i, rows) for all of tile_count tiles times n rows of x. Where there are as
+ * many, `together` rows, or 4, share the load of a weight; a single one keeps several tiles' sums
+ * in flight. */
+#define FOR_BLOCKS(BLOCK, tile_count, n, together)                                                 \
     for (size_t tile = 0, tiles_; tile < (tile_count); tile += tiles_) {                           \
         const size_t left = (tile_count) - tile;                                                   \
         tiles_ = left >= 4 ? 4 : left >= 2 ? 2 : 1;                                                \
         size_t i = 0;                                                                              \
+        for (; i + (together) <= (n); i += (together))                                             \
+            for (size_t t = 0; t < tiles_; t++) BLOCK(tile + t, 1, i, together);                   \
         for (; i + 4 <= (n); i += 4)                                                               \
             for (size_t t = 0; t < tiles_; t++) BLOCK(tile + t, 1, i, 4);                          \
         for (; i < (n); i++) {                                                                     \

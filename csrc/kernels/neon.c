@@ -19,7 +19,11 @@
 #include "blocks.h"
 #include "exponential.h"
 
-enum { LANES = 4, QUARTERS = ROWS / LANES };
+enum {
+    LANES = 4,
+    QUARTERS = ROWS / LANES,
+    MOST = 4
+}; /* MOST: of tiles times rows of x in a block */
 
 /* ---- Matrices of f32 and bf16 ---------------------------------------------------------------- */
 
@@ -54,7 +58,7 @@ static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t til
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
               tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n)
+    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }
 
@@ -85,7 +89,7 @@ static void matmul_bf16(float *y, size_t y_stride, const uint16_t *tiles, size_t
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_bf16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,         \
                tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n)
+    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }
 
@@ -172,7 +176,7 @@ static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t ti
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
                     tile_bytes, tile_n, x, i, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n)
+    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }
 
@@ -182,7 +186,7 @@ static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t ti
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_quantized(Q4, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
                     tile_bytes, tile_n, x, i, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n)
+    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }
 
