@@ -286,10 +286,23 @@ def test_more_words_than_the_cache_has_places(pair: Pair) -> None:
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdehot", k=draw.randint(1, 30))) for _ in range(90_000)]
     text = " ".join(words + words)
+    assert pair.ours.encode(text) == encode_without_cache(pair.ours, text)
+
+
+def test_words_that_differ_in_few_bytes(pair: Pair) -> None:
+    """Enough of them that some have the same place."""
+    draw = random.Random(0)
+    ends = ["".join(draw.choices("abcdehot", k=7)) for _ in range(3000)]
+    text = " ".join(f"thethethethethe{end}" for end in ends)
     expected = encode_without_cache(pair.ours, text)
-    assert pair.ours.encode(text) == expected
-    part = " ".join(words[:2000])
-    assert encode_without_cache(pair.ours, part) == pair.theirs.encode(part)
+    assert [pair.ours.encode(text) for _ in range(2)] == [expected, expected]
+
+
+def test_long_texts_of_a_few_letters(pair: Pair) -> None:
+    """Of many possible merges, in many surroundings."""
+    draw = random.Random(0)
+    for letters in ("ab", "ab ", "aeht", "the ogd", "atc\n"):
+        pair.check("".join(draw.choices(letters, k=20_000)))
 
 
 def test_threads_share_a_tokenizer(pair: Pair) -> None:
