@@ -20,9 +20,9 @@
  *     sl_session_free(session);
  *     sl_model_close(model);
  *
- * A model is read-only once open: any number of threads may share it. A session is one sequence,
- * its key-value cache and its scratch memory, all allocated by sl_session_new; one thread at a time
- * may use it. Close the model after its sessions.
+ * A model is read-only once open: any number of threads may share it. A session is one story, or
+ * some that are told together, with their key-value caches, scratch memory and threads, all made by
+ * sl_session_new; one thread at a time may use it. Close the model after its sessions.
  *
  * Every function that can fail returns SL_OK (zero) or an error code, and sl_error() then has one
  * sentence for the user. The library never prints, never exits and never reads the environment.
@@ -257,7 +257,9 @@ enum { SL_MOST_STORIES = 256 };
 
 /* The story of a session does not depend on any of these. */
 typedef struct {
-    uint32_t threads; /* that compute together, the caller's among them; 0: as many as serve best */
+    /* At most so many compute together, the caller's among them, 1 … 64; 0: as many as serve best.
+     * Whether more than one is faster is measured as the work goes on. */
+    uint32_t threads;
     uint32_t stories; /* places for stories that are told together; 1 … SL_MOST_STORIES */
 } sl_session_options;
 
