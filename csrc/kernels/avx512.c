@@ -20,35 +20,31 @@
 
 /* ---- Matrices of f32 and bf16 ---------------------------------------------------------------- */
 
-INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t tile_stride, size_t tiles,
-                      size_t columns, const float *x, size_t x_stride, size_t n) {
+INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t columns, const float *x,
+                      size_t x_stride, size_t n) {
     __m512 sum[MOST][CHAINS];
-    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm512_setzero_ps();
-    const size_t even = columns / CHAINS * CHAINS;
-    for (size_t c = 0; c < even; c += CHAINS)
-        UNROLL for (size_t chain = 0; chain < CHAINS; chain++)
-            UNROLL for (size_t t = 0; t < tiles; t++) {
-            const __m512 weights = _mm512_loadu_ps(w + t * tile_stride + (c + chain) * ROWS);
-            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][chain] = _mm512_fmadd_ps(
-                weights, _mm512_set1_ps(x[i * x_stride + c + chain]), sum[t * n + i][chain]);
+    UNROLL for (size_t i = 0; i < n; i++) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+    size_t c = 0;
+    for (; c + CHAINS <= columns; c += CHAINS)
+        UNROLL for (size_t chain = 0; chain < CHAINS; chain++) {
+            const __m512 weights = _mm512_loadu_ps(w + (c + chain) * ROWS);
+            UNROLL for (size_t i = 0; i < n; i++) sum[i][chain] = _mm512_fmadd_ps(
+                weights, _mm512_set1_ps(x[i * x_stride + c + chain]), sum[i][chain]);
         }
-    for (size_t c = even; c < columns; c++)
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
-            sum[t * n + i][0] =
-                _mm512_fmadd_ps(_mm512_loadu_ps(w + t * tile_stride + c * ROWS),
-                                _mm512_set1_ps(x[i * x_stride + c]), sum[t * n + i][0]);
-    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
-        _mm512_storeu_ps(y + i * y_stride + t * ROWS,
-                         _mm512_add_ps(sum[t * n + i][0], sum[t * n + i][1]));
+    if (c < columns)
+        UNROLL for (size_t i = 0; i < n; i++) sum[i][0] = _mm512_fmadd_ps(
+            _mm512_loadu_ps(w + c * ROWS), _mm512_set1_ps(x[i * x_stride + c]), sum[i][0]);
+    UNROLL for (size_t i = 0; i < n; i++)
+        _mm512_storeu_ps(y + i * y_stride, _mm512_add_ps(sum[i][0], sum[i][1]));
 }
 
 static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
                        size_t tile_count, size_t columns, const float *x, size_t x_stride,
                        size_t n){
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
-              tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
+#define BLOCK(tile, i, rows)                                                                       \
+    block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride, columns, \
+              x + (i) * x_stride, x_stride, rows)
+    FOR_TILES(BLOCK, tile_count, n)
 #undef BLOCK
 }
 
@@ -68,33 +64,32 @@ INLINE uint32_t load_pair(const uint16_t *x) {
     return pair;
 }
 
-INLINE void block_bf16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
-                       size_t tiles, size_t columns, const uint16_t *x, size_t x_stride, size_t n) {
+INLINE void block_bf16(float *y, size_t y_stride, const uint16_t *w, size_t columns,
+                       const uint16_t *x, size_t x_stride, size_t n) {
     __m512 sum[MOST];
-    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a] = _mm512_setzero_ps();
-    for (size_t c = 0; c < columns; c += 2) UNROLL for (size_t t = 0; t < tiles; t++) {
-            const __m512i pairs = _mm512_loadu_si512(w + t * tile_stride + c * ROWS);
-            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i] =
-                add_pairs(sum[t * n + i], pairs, load_pair(x + i * x_stride + c));
-        }
-    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
-        _mm512_storeu_ps(y + i * y_stride + t * ROWS, sum[t * n + i]);
+    UNROLL for (size_t i = 0; i < n; i++) sum[i] = _mm512_setzero_ps();
+    for (size_t c = 0; c < columns; c += 2) {
+        const __m512i pairs = _mm512_loadu_si512(w + c * ROWS);
+        UNROLL for (size_t i = 0; i < n; i++) sum[i] =
+            add_pairs(sum[i], pairs, load_pair(x + i * x_stride + c));
+    }
+    UNROLL for (size_t i = 0; i < n; i++) _mm512_storeu_ps(y + i * y_stride, sum[i]);
 }
 
 static void matmul_bf16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
                         size_t tile_count, size_t columns, const uint16_t *x, size_t x_stride,
                         size_t n){
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
+#define BLOCK(tile, i, rows)                                                                       \
     block_bf16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,         \
-               tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
+               columns, x + (i) * x_stride, x_stride, rows)
+    FOR_TILES(BLOCK, tile_count, n)
 #undef BLOCK
 }
 
 /* ---- Quantized matrices ---------------------------------------------------------------------- */
 
 /* 16 bf16 numbers as floats. */
-INLINE __m512 load_scales(const uint8_t *scales) {
+INLINE __m512 load_scales(const uint16_t *scales) {
     const __m256i half = _mm256_loadu_si256((const __m256i *)(const void *)scales);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
@@ -111,17 +106,30 @@ INLINE __m512i add_dot(__m512i sum, __m512i weights, const int8_t *x) {
     return _mm512_dpbusd_epi32(sum, weights, repeat_four(x));
 }
 
-/* A group of q8 weights: dot[tiles * n] += their products with x[n][x_stride]. */
-INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
-                   size_t group_size, const int8_t *x, size_t x_stride, size_t n) {
-    for (size_t c = 0; c < group_size; c += 4) UNROLL for (size_t t = 0; t < tiles; t++) {
-            const __m512i weights = _mm512_loadu_si512(w + t * tile_bytes + c * ROWS);
-            UNROLL for (size_t i = 0; i < n; i++) dot[t * n + i] =
-                add_dot(dot[t * n + i], weights, x + i * x_stride + c);
-        }
+/* A group of q8 weights: dot[n] += their products with x[n][x_stride]. A single row takes turns
+ * with several sums, which integers allow without a difference. */
+INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t group_size, const int8_t *x,
+                   size_t x_stride, size_t n) {
+    enum { TURNS = 4 };
+    size_t c = 0;
+    if (n == 1) {
+        __m512i sum[TURNS] = {dot[0]};
+        UNROLL for (size_t turn = 1; turn < TURNS; turn++) sum[turn] = _mm512_setzero_si512();
+        for (; c + 4 * TURNS <= group_size; c += 4 * TURNS)
+            UNROLL for (size_t turn = 0; turn < TURNS; turn++) sum[turn] =
+                add_dot(sum[turn], _mm512_loadu_si512(w + (c + 4 * turn) * ROWS), x + c + 4 * turn);
+        dot[0] =
+            _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
+    }
+    for (; c < group_size; c += 4) {
+        const __m512i weights = _mm512_loadu_si512(w + c * ROWS);
+        UNROLL for (size_t i = 0; i < n; i++) dot[i] =
+            add_dot(dot[i], weights, x + i * x_stride + c);
+    }
 }
 
-/* Likewise of q4 weights. The upper halves of their bytes count 16 times until the end. */
+/* Likewise of q4 weights of some tiles: dot[tiles * n]. The upper halves of their bytes count 16
+ * times until the end. */
 INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    size_t group_size, const int8_t *x, size_t x_stride, size_t n) {
     const __m512i lower = _mm512_set1_epi8(0x0f);
@@ -140,32 +148,32 @@ INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
         _mm512_add_epi32(dot[a], _mm512_srai_epi32(upper[a], 4));
 }
 
-INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const uint8_t *w,
+/* Some tiles, of q8 one, times rows `row` … row + n - 1 of x. */
+INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const uint8_t *start,
                             size_t tile_bytes, size_t tiles, const sl_quantized *q, size_t row,
                             size_t n) {
     const size_t width = q->groups * q->group_size, group_bytes = q->group_size * ROWS * type / 8;
     const int32_t bias = type == Q8 ? 128 : 8; /* stored weights have it added */
-    const uint8_t *weights = w + sl_scale_bytes(q->groups);
     __m512 sum[MOST];
     UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a] = _mm512_setzero_ps();
-    for (size_t g = 0; g < q->groups; g++, weights += group_bytes) {
+    for (size_t g = 0; g < q->groups; g++) {
         const int8_t *x = q->values + row * width + g * q->group_size;
+        const size_t first = row * q->groups + g; /* of scales and sums */
+        const uint8_t *w = sl_tile_at(start, q->groups).weights + g * group_bytes;
         __m512i dot[MOST];
-        UNROLL for (size_t i = 0; i < n; i++) {
-            const int32_t excess = bias * q->sums[(row + i) * q->groups + g];
-            UNROLL for (size_t t = 0; t < tiles; t++) dot[t * n + i] = _mm512_set1_epi32(-excess);
-        }
+        UNROLL for (size_t a = 0; a < tiles * n; a++) dot[a] =
+            _mm512_set1_epi32(-bias * q->sums[first + a % n * q->groups]);
         if (type == Q8)
-            dot_q8(dot, weights, tile_bytes, tiles, q->group_size, x, width, n);
+            dot_q8(dot, w, q->group_size, x, width, n);
         else
-            dot_q4(dot, weights, tile_bytes, tiles, q->group_size, x, width, n);
+            dot_q4(dot, w, tile_bytes, tiles, q->group_size, x, width, n);
         UNROLL for (size_t t = 0; t < tiles; t++) {
-            const __m512 scales = load_scales(w + t * tile_bytes + g * ROWS * sizeof(uint16_t));
+            const sl_tile tile = sl_tile_at(start + t * tile_bytes, q->groups);
+            const __m512 scales = load_scales(tile.scales + g * ROWS);
             UNROLL for (size_t i = 0; i < n; i++) {
-                const float scale = q->scales[(row + i) * q->groups + g];
-                sum[t * n + i] =
-                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t * n + i]),
-                                    _mm512_mul_ps(scales, _mm512_set1_ps(scale)), sum[t * n + i]);
+                const __m512 x_scale = _mm512_set1_ps(q->scales[first + i * q->groups]);
+                sum[t * n + i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t * n + i]),
+                                                 _mm512_mul_ps(scales, x_scale), sum[t * n + i]);
             }
         }
     }
@@ -176,19 +184,21 @@ INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const u
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     const size_t tile_bytes = sl_q8_tile_bytes(x->groups, x->group_size);
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
+#define BLOCK(tile, i, rows)                                                                       \
     block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
-                    tile_bytes, tile_n, x, i, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
+                    tile_bytes, 1, x, i, rows)
+    FOR_TILES(BLOCK, tile_count, n)
 #undef BLOCK
 }
 
+/* Taking weights apart leaves less time to ask for the next ones: four tiles at once are four
+ * places that the processor reads ahead from. */
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     const size_t tile_bytes = sl_q4_tile_bytes(x->groups, x->group_size);
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
+#define BLOCK(tile, tile_n, i, rows)                                                               \
     block_quantized(Q4, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
-                    tile_bytes, tile_n, x, i, i_n)
+                    tile_bytes, tile_n, x, i, rows)
     FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }
