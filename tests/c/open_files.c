@@ -33,6 +33,8 @@ static void use_text(const sl_model *model) {
         const int status = sl_encode(tokenizer, cache, text, length, ids, capacity, &count);
         if (!status && sl_decode(tokenizer, ids, count, back, 16 * length + 64, &back_length))
             abort();
+        const uint64_t offsets[] = {0, length / 2, length};
+        sl_encode_stories(tokenizer, cache, text, offsets, 2, 1, 2, ids, capacity, &count);
         for (size_t i = 0; i < capacity; i++)
             ids[i] = (int32_t)integer(sl_model_info(model)->vocab_size + 2) - 1;
         sl_decode(tokenizer, ids, capacity, back, 16 * length + 64, &back_length);
