@@ -45,6 +45,11 @@ class Model:
     about: str
     folder: Path
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the weights are a training's; random ones have ties that rounding decides."""
+        return self.about.startswith("trained")
+
     def weight_bytes(self, weight_type: str) -> int:
         """Bytes of all tensors in the weight file of a type.
 
