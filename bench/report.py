@@ -241,8 +241,8 @@ def _sameness(results: Results) -> str:
         ["engine", "weights", *results.models, "version"],
         rows,
         f"How many tokens of the greedy story, up to its end, are those of {OURS} f32 before one "
-        "is not. All float32 engines have to tell the same of trained weights; random ones have ties "
-        "that rounding decides.",
+        "is not. All float32 engines have to tell the same of trained weights; random ones have "
+        "ties that rounding decides.",
     )
 
 
