@@ -10,13 +10,19 @@ from pathlib import Path
 
 import pytest
 from hub import Fault, Hub, serving
-from huggingface_hub import close_session
+from huggingface_hub import close_session, constants
 
 from storyllamas.corpus import transfer
 from storyllamas.corpus.transfer import Patience, TransferError
 
 NAME = "TinyStories-train.txt"
 QUICK = Patience(pauses=(0, 0.001, 0.002), jitter=0, silence=0.3, longest=5)
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment, and other tests in this process, say."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 @pytest.fixture
