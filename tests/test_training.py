@@ -188,7 +188,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, state_root: Pat
     folder = RunFolder(state_root / "runs" / (key := make_job(tmp_path).key()))
     job = make_job(tmp_path)
     with folder.locked():
-        trainer = loop._Trainer(job, tmp_path / "logs", None)
+        trainer = loop.Trainer(job, tmp_path / "logs", None)
         state = trainer._state()
         broken = {k: torch.full_like(v, torch.nan) for k, v in state.tensors.items()}
         folder.save(State(5, broken, state.notes))
@@ -205,9 +205,9 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path: Path) -> N
     norms = []
     for micro_batch in (8, 2):
         job = make_job(tmp_path, micro_batch=micro_batch, dropout=0.0)
-        trainer = loop._Trainer(job, tmp_path / "logs", None)
+        trainer = loop.Trainer(job, tmp_path / "logs", None)
         with loop.Interrupt() as interrupt:
-            norms.append(trainer._train_step(interrupt))
+            norms.append(trainer.train_step(interrupt))
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 

@@ -112,13 +112,13 @@ def training_run(
     """
     folder = RunFolder(state.root() / "runs" / job.key())
     with folder.locked():
-        trainer = _Trainer(job, logs, folder.latest())
+        trainer = Trainer(job, logs, folder.latest())
         yield trainer.run(folder, checkpoint_seconds, Interrupt(parent))
         folder.remove()
 
 
-class _Trainer:
-    """A run in progress."""
+class Trainer:
+    """A run in progress: `training_run` takes it to its end, a benchmark step by step."""
 
     def __init__(self, job: Job, logs: Path, resumed: State | None) -> None:
         self.job = job
@@ -143,14 +143,14 @@ class _Trainer:
         )
 
     def run(self, folder: RunFolder, checkpoint_seconds: float, interrupt: Interrupt) -> Result:
+        """Take all steps that are left, with validations and checkpoints."""
         recipe = self.job.recipe
         log_every = math.ceil(recipe.steps / MOST_LOG_ROWS)
         begun, resumed_at = time.monotonic() - self.seconds, self.step
         saved = time.monotonic()
         with interrupt, Progress(recipe.steps, self.step) as progress:
             while self.step < recipe.steps:
-                loss, norm = self._train_step(interrupt)
-                self.step += 1
+                loss, norm = self.train_step(interrupt)
                 if self.step % log_every == 0 or self.step == recipe.steps:
                     self._log_step(loss, norm)
                 if self.step % recipe.evaluate_every == 0 or self.step == recipe.steps:
@@ -167,8 +167,8 @@ class _Trainer:
         self.validation_table.close()
         return Result(self.best, self._metrics())
 
-    def _train_step(self, interrupt: Interrupt) -> tuple[float, float]:
-        """Learn from the step's batch; returns its mean loss and the norm of its gradient."""
+    def train_step(self, interrupt: Interrupt) -> tuple[float, float]:
+        """Take the next step; returns its batch's mean loss and the norm of the gradient."""
         job, recipe, device = self.job, self.job.recipe, self.job.device
         torch.manual_seed((job.seed << 32) + self.step)
         sequences = recipe.tokens_per_step // job.config.context
@@ -189,6 +189,7 @@ class _Trainer:
         self._check_finite("loss", mean)
         self._check_finite("norm of the gradient", norm)
         self.optimizers.step(learning_rate(self.step, recipe))
+        self.step += 1
         return mean, norm
 
     @torch.no_grad()
