@@ -36,7 +36,7 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P TOKENS
 
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story engine run-c plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz-tokenizer bench-kernels bench-learning bench-quality lint format clean
+.PHONY: help setup story engine run-c plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format clean
 
 help: ## print this
 	@echo "StoryLlamas: train a small Llama on your machine and have it tell stories in C."
@@ -79,6 +79,9 @@ bench: $(PEERS)/installed ## measure speed, beside other engines and the machine
 
 bench-kernels: $(VENV)/installed ## measure each kernel beside the machine's limits
 	$(BIN)/python -m bench.kernels --sizes $(SIZES)
+
+bench-train: setup ## measure the speed of training, beside a plain loop and the machine's peak
+	$(BIN)/python -m bench.train --sizes $(SIZES) --rounds $(ROUNDS) $(if $(RECIPES),--recipes $(RECIPES))
 
 bench-learning: setup ## what recipes learn from the same tokens (hours): TOKENS=, SEEDS=, CORPUS=
 	$(BIN)/python -m bench.learning $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SEEDS),--seeds $(SEEDS)) \

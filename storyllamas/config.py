@@ -51,3 +51,16 @@ class ModelConfig:
         )
         embeddings = (1 if self.tied else 2) * self.vocab_size * self.dim
         return embeddings + self.layers * per_layer + self.dim
+
+    @property
+    def training_flops(self) -> int:
+        """Floating-point operations that learning from one token takes, forward and backward.
+
+        Six for every weight of a matrix, and twelve for every channel of a layer's queries and
+        position of the context (Chowdhery et al. 2022, arXiv:2204.02311, appendix B); a causal mask
+        needs half of the latter.
+        """
+        width = self.heads * self.head_dim
+        vectors = self.dim * (2 * self.layers + 1)
+        matrices = self.parameters - vectors - (0 if self.tied else self.vocab_size * self.dim)
+        return 6 * matrices + 12 * self.layers * width * self.context

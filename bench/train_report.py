@@ -1,0 +1,158 @@
+"""What `make bench-train` measured, as TRAINING.md."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.report import number, table
+from bench.train_worker import OURS, PLAIN
+from storyllamas.atomic import write_json
+
+PRECISIONS = ("bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all loops are asked to train.
+
+    Attributes:
+        size: of the model.
+        batch: windows of a step.
+        micro_batch: windows of a forward pass.
+        recipes: the recipes that train this size so.
+    """
+
+    size: str
+    batch: int
+    micro_batch: int
+    recipes: list[str]
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What tells it from others."""
+        return self.size, self.batch, self.micro_batch
+
+
+@dataclass
+class Row:
+    """One loop.
+
+    Attributes:
+        loop: its name.
+        about: precision, optimizer and the like.
+        start: seconds by which its first step took longer than the second.
+        speeds: tokens a second of each round.
+        peak_bytes: the most memory that it took.
+    """
+
+    loop: str
+    about: str
+    start: float
+    speeds: list[float]
+    peak_bytes: int
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second."""
+        return median(self.speeds)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All loops at one case.
+
+    Attributes:
+        case: what they train.
+        flops: operations that learning from one token takes.
+        peaks: operations a second of a matrix product, by precision.
+        rows: the loops.
+        date: when.
+    """
+
+    case: Case
+    flops: int
+    peaks: dict[str, float]
+    rows: list[Row]
+    date: str
+
+
+def write(path: Path, measured: Sequence[Measured]) -> None:
+    """Keep it in a file."""
+    write_json(path, {"measured": [asdict(one) for one in measured]})
+
+
+def read(path: Path) -> list[Measured]:
+    """What was kept in a file; nothing where there is none."""
+    if not path.exists():
+        return []
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["measured"]
+    return [
+        Measured(
+            Case(**one["case"]),
+            one["flops"],
+            one["peaks"],
+            [Row(**row) for row in one["rows"]],
+            one["date"],
+        )
+        for one in found
+    ]
+
+
+def markdown(measured: Sequence[Measured], machine: str) -> str:
+    """All of it."""
+    dates = sorted(one.date for one in measured)
+    peaks = {name: max(one.peaks[name] for one in measured) for name in PRECISIONS}
+    rounds = min(len(row.speeds) for one in measured for row in one.rows)
+    abouts = dict.fromkeys((row.loop, row.about) for one in measured for row in one.rows)
+    lines = [
+        "# Speed of training",
+        "",
+        "Written by `make bench-train`. Speeds are tokens a second, medians of at least "
+        f"{rounds} interleaved round{'s' * (rounds > 1)} after two steps to warm up; in brackets "
+        "the slowest and the fastest round.",
+        "",
+        f"- Date: {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}",
+        f"- Machine: {machine}, {platform.system()} {platform.release()}",
+        "- Peak, the best of many square matrix products: "
+        + ", ".join(f"{peaks[name] / 1e9:,.0f} GFLOP/s in {name}" for name in PRECISIONS),
+        *(f"- {loop}: {about}" for loop, about in abouts),
+        "- The plain loop is [plain_loop.py](plain_loop.py): an explicit mask, separate matrices, "
+        "nothing fused, compiled or set",
+        "- Shares of the peak count 6 operations for each weight of a matrix and 12 for each "
+        "layer, channel of the queries and position of the context",
+        "- Start is by how much the first step took longer than the second: compilation, where "
+        "there is some",
+        "",
+        table(
+            [
+                *("size", "windows a step", "loop", "tokens a second", "of the plain loop's"),
+                *(f"of the {name} peak" for name in PRECISIONS),
+                *("memory, MB", "start, s"),
+            ],
+            [_cells(one, row) for one in measured for row in one.rows],
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(one: Measured, row: Row) -> list[str]:
+    plain = next((each.speed for each in one.rows if each.loop == PLAIN), 0.0)
+    recipes = f" ({', '.join(one.case.recipes)})" if one.case.recipes else ""
+    name = f"**{row.loop}**" if row.loop == OURS else row.loop
+    spread = f"{number(min(row.speeds))}–{number(max(row.speeds))}"
+    return [
+        one.case.size,
+        f"{one.case.batch}{recipes}",
+        name,
+        f"{number(row.speed)} ({spread})",
+        f"{row.speed / plain:.2f} ×" if plain else "",
+        *(f"{row.speed * one.flops / one.peaks[kind]:.0%}" for kind in PRECISIONS),
+        f"{row.peak_bytes / 1e6:,.0f}",
+        f"{row.start:.1f}",
+    ]

@@ -1,0 +1,212 @@
+"""One training loop in a process of its own, started with a `Setup` as JSON.
+
+It reads requests, one a line, and answers each with a line of JSON:
+
+    steps N      take N steps: {"seconds", "peak_bytes"}
+    peak TYPE    operations a second of a matrix product in float32 or bfloat16 (loop "peak" only)
+    about        what runs: {"about"}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+OURS, PLAIN, LLAMA2C, PEAK = "StoryLlamas", "plain loop", "llama2.c", "peak"
+
+LLAMA2C_NAMES = {
+    "dim": "dim",
+    "layers": "n_layers",
+    "heads": "n_heads",
+    "kv_heads": "n_kv_heads",
+    "hidden": "hidden_dim",
+    "context": "max_seq_len",
+    "vocab_size": "vocab_size",
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker trains.
+
+    Attributes:
+        loop: which loop.
+        device: cpu, cuda or mps.
+        params: for our loop, the values of params.yaml with the size, the recipe and the batch.
+        tokens: for our loop, a token file; others make their own of random ids.
+        shape: for the others, the model's.
+        batch: windows of a step.
+        micro_batch: windows of a forward pass.
+        llama2c: its checkout.
+    """
+
+    loop: str
+    device: str
+    params: dict[str, Any] = field(default_factory=dict)
+    tokens: str = ""
+    shape: dict[str, Any] = field(default_factory=dict)
+    batch: int = 1
+    micro_batch: int = 1
+    llama2c: str = ""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop that is ready: `step` takes one step, to its end on the device."""
+
+    step: Callable[[], object]
+    device: str
+    about: str
+
+
+def main() -> None:
+    """Set up what the command line says, then answer requests until there are no more."""
+    setup = Setup(**json.loads(sys.argv[1]))
+    # What libraries print goes to stderr.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+        if setup.loop == PEAK:
+            for request in sys.stdin:
+                _answer(answers, {"operations": matmul_peak(request.split()[1], setup.device)})
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            loop = {OURS: _ours, PLAIN: _plain, LLAMA2C: _llama2c}[setup.loop](setup, Path(folder))
+            for request in sys.stdin:
+                _answer(answers, _done(loop, request.split()))
+
+
+def _answer(answers: TextIO, what: dict[str, Any]) -> None:
+    answers.write(json.dumps(what) + "\n")
+    answers.flush()
+
+
+def _done(loop: Loop, request: list[str]) -> dict[str, Any]:
+    if request == ["about"]:
+        return {"about": loop.about}
+    begun = time.perf_counter()
+    for _ in range(int(request[1])):
+        loop.step()
+    if loop.device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return {"seconds": time.perf_counter() - begun, "peak_bytes": peak_bytes(loop.device)}
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory taken so far: of the GPU's tensors, or resident of this process."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+
+
+def matmul_peak(precision: str, device: str, tries: int = 8) -> float:
+    """Operations a second of a square matrix product, the best of some tries."""
+    import torch
+
+    side = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=getattr(torch, precision)) for _ in "ab")
+    best = float("inf")
+    for _ in range(tries):
+        begun = time.perf_counter()
+        a = a @ b
+        a[0, 0].item()
+        best = min(best, time.perf_counter() - begun)
+    return 2 * side**3 / best
+
+
+# ---- The loops -----------------------------------------------------------------------------------
+
+
+def _ours(setup: Setup, folder: Path) -> Loop:
+    """The trainer of `dvc repro`, with all that the stage sets up."""
+    from storyllamas import params, tokens
+    from storyllamas.training import device
+    from storyllamas.training.interrupt import Interrupt
+    from storyllamas.training.loop import Job, Trainer
+
+    chosen = params.parse(setup.params)
+    data = tokens.read(setup.tokens)
+    where = device.choose(chosen.compute)
+    job = Job(chosen.model_config(), chosen.recipe, chosen.seed, data, data, where)
+    trainer, interrupt = Trainer(job, folder, None), Interrupt()
+    about = f"{where.precision}, {chosen.recipe.optimizer}"
+    return Loop(lambda: trainer.train_step(interrupt), where.name, about)
+
+
+def _plain(setup: Setup, folder: Path) -> Loop:
+    """bench/plain_loop.py; nothing of the library is imported, or set, in its process."""
+    from bench.plain_loop import Llama, Shape, train
+
+    shape = Shape(**setup.shape)
+    batches = setup.batch, setup.micro_batch
+    steps = train(Llama(shape), _ids(setup), shape.context, *batches, setup.device)
+    return Loop(lambda: next(steps), setup.device, "float32, adamw, eager")
+
+
+def _llama2c(setup: Setup, folder: Path) -> Loop:
+    """The model and the loop of llama2.c's train.py, with its defaults, among them torch.compile.
+
+    As there, mixed precision is for CUDA only.
+    """
+    import torch
+
+    sys.path.insert(0, setup.llama2c)
+    from model import ModelArgs, Transformer  # type: ignore[import-not-found]
+
+    on_gpu = setup.device == "cuda"
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    shape = {LLAMA2C_NAMES[name]: n for name, n in setup.shape.items() if name in LLAMA2C_NAMES}
+    raw = Transformer(ModelArgs(**shape)).to(setup.device)
+    optimizer = raw.configure_optimizers(0.1, 5e-4, (0.9, 0.95), setup.device)
+    steps = _llama2c_steps(setup, raw, torch.compile(raw), optimizer, on_gpu)
+    precision = "bfloat16" if on_gpu else "float32"
+    return Loop(lambda: next(steps), setup.device, f"{precision}, adamw, torch.compile")
+
+
+def _llama2c_steps(
+    setup: Setup, raw: Any, model: Any, optimizer: Any, on_gpu: bool
+) -> Iterator[float]:
+    import torch
+
+    from bench.plain_loop import random_batch
+
+    ids, accumulate = _ids(setup), setup.batch // setup.micro_batch
+    while True:
+        for _ in range(accumulate):
+            pair = random_batch(ids, setup.micro_batch, setup.shape["context"])
+            with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
+                model(*(part.to(setup.device) for part in pair))
+                loss = raw.last_loss / accumulate
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield loss.item() * accumulate
+
+
+def _ids(setup: Setup) -> Any:
+    import numpy as np
+
+    return np.random.default_rng(0).integers(setup.shape["vocab_size"], size=1 << 20, dtype="u2")
+
+
+if __name__ == "__main__":
+    main()
