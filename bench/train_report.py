@@ -135,13 +135,13 @@ def markdown(measured: Sequence[Measured], machine: str) -> str:
                 *(f"of the {name} peak" for name in PRECISIONS),
                 *("memory, MB", "start, s"),
             ],
-            [_cells(one, row) for one in measured for row in one.rows],
+            [_cells(one, row, peaks) for one in measured for row in one.rows],
         ),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _cells(one: Measured, row: Row) -> list[str]:
+def _cells(one: Measured, row: Row, peaks: dict[str, float]) -> list[str]:
     plain = next((each.speed for each in one.rows if each.loop == PLAIN), 0.0)
     recipes = f" ({', '.join(one.case.recipes)})" if one.case.recipes else ""
     name = f"**{row.loop}**" if row.loop == OURS else row.loop
@@ -152,7 +152,7 @@ def _cells(one: Measured, row: Row) -> list[str]:
         name,
         f"{number(row.speed)} ({spread})",
         f"{row.speed / plain:.2f} ×" if plain else "",
-        *(f"{row.speed * one.flops / one.peaks[kind]:.0%}" for kind in PRECISIONS),
+        *(f"{row.speed * one.flops / peaks[kind]:.0%}" for kind in PRECISIONS),
         f"{row.peak_bytes / 1e6:,.0f}",
         f"{row.start:.1f}",
     ]
