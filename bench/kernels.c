@@ -9,7 +9,7 @@
  *
  * seconds are those of a call, the best of several tries. A matrix is one of as many copies as fill
  * MODEL_BYTES, used in turn, so that it comes from where the weights of a whole model would: bytes
- * are those of the matrix. TYPE is f32, bf16, q8 or q4. */
+ * are those of the matrix. TYPE is f32, f16, q8 or q4. */
 
 #define _GNU_SOURCE
 
@@ -45,7 +45,7 @@ static void *new_memory(size_t bytes) {
 #ifdef MADV_HUGEPAGE
     madvise(memory, whole, MADV_HUGEPAGE);
 #endif
-    /* A float near 1e-3, two bf16 near 1e-3, or four bytes. */
+    /* A float near 1e-3, two f16 below 1, or four bytes. */
     for (size_t i = 0; i < whole / 4; i++)
         memory[i] = 0x3a803a80 + (uint32_t)(i * 2654435761u >> 27);
     return memory;
@@ -94,11 +94,11 @@ typedef struct {
 
 static size_t matrix_bytes(const char *type, size_t tiles, size_t columns, size_t group_size) {
     if (!strcmp(type, "f32")) return tiles * SL_TILE_ROWS * columns * sizeof(float);
-    if (!strcmp(type, "bf16")) return tiles * SL_TILE_ROWS * columns * sizeof(uint16_t);
+    if (!strcmp(type, "f16")) return tiles * SL_TILE_ROWS * columns * sizeof(uint16_t);
     const size_t groups = (columns + group_size - 1) / group_size;
     if (!strcmp(type, "q8")) return tiles * sl_q8_tile_bytes(groups, group_size);
     if (!strcmp(type, "q4")) return tiles * sl_q4_tile_bytes(groups, group_size);
-    fail("TYPE must be f32, bf16, q8 or q4");
+    fail("TYPE must be f32, f16, q8 or q4");
 }
 
 static void multiply(void *data, size_t call) {
@@ -108,9 +108,9 @@ static void multiply(void *data, size_t call) {
     if (!strcmp(m->type, "f32"))
         m->kernels->matmul_f32(m->y, rows, (const float *)(const void *)tiles, stride, m->tiles,
                                m->columns, m->x, m->columns, m->n);
-    else if (!strcmp(m->type, "bf16"))
-        m->kernels->matmul_bf16(m->y, rows, (const uint16_t *)(const void *)tiles, stride, m->tiles,
-                                m->columns, (const uint16_t *)m->x, m->columns, m->n);
+    else if (!strcmp(m->type, "f16"))
+        m->kernels->matmul_f16(m->y, rows, (const uint16_t *)(const void *)tiles, stride, m->tiles,
+                               m->columns, m->x, m->columns, m->n);
     else if (!strcmp(m->type, "q8"))
         m->kernels->matmul_q8(m->y, rows, tiles, m->tiles, &m->quantized, m->n);
     else
@@ -167,10 +167,10 @@ static void quantize(void *data, size_t call) {
     v->kernels->quantize(&v->quantized, 0, v->x, v->n);
 }
 
-static void to_bf16(void *data, size_t call) {
+static void to_f16(void *data, size_t call) {
     const vectors *v = data;
     (void)call;
-    v->kernels->to_bf16((uint16_t *)v->y, v->x, v->n);
+    v->kernels->to_f16((uint16_t *)v->y, v->x, v->n);
 }
 
 static void rmsnorm(void *data, size_t call) {
@@ -222,7 +222,7 @@ static void measure_vectors(char **arguments) {
         size_t n, bytes; /* read and written for each of n elements */
     } all[] = {
         {"quantize", quantize, dim, 5},
-        {"to_bf16", to_bf16, dim, 6},
+        {"to_f16", to_f16, dim, 6},
         {"rmsnorm", rmsnorm, dim, 12},
         {"rotate", rotate, dim, 8},
         {"swiglu", swiglu, hidden, 12},

@@ -3,7 +3,8 @@
  * The cache of a key-value head is two matrices in the kernels' tiles: keys, a row for each
  * position, so that scores are keys times a query; and transposed values, a column for each
  * position, so that the result is values times the softmax of the scores. They are f32 beside f32
- * weights and bf16, half the traffic, beside quantized ones. */
+ * weights and f16, half the traffic, beside quantized ones; all that is multiplied with them and
+ * added up is f32. */
 
 #include <math.h>
 #include <string.h>
@@ -14,14 +15,13 @@ bool sl_cache_is_compact(const sl_model *model) {
     return model->info.weight_type != SL_F32;
 }
 
-/* Elements of one head's keys and of its values. Values have their rows padded, and the columns, so
- * that pairs of bf16 are whole. */
+/* Elements of one head's keys and of its values, rows padded. */
 static size_t key_elements(const sl_info *info) {
     return sl_padded_rows(info->context) * info->head_dim;
 }
 
 static size_t value_stride(const sl_info *info) {
-    return sl_padded_rows(info->context) * SL_TILE_ROWS;
+    return (size_t)info->context * SL_TILE_ROWS;
 }
 
 static size_t value_elements(const sl_info *info) {
@@ -41,76 +41,43 @@ size_t sl_values_bytes(const sl_model *model) {
     return cache_bytes(model, value_elements(&model->info));
 }
 
-/* Where a matrix in tiles of `columns` neighbouring columns has an element. */
-static size_t at(size_t row, size_t column, size_t tile_stride, size_t columns) {
-    return row / SL_TILE_ROWS * tile_stride + column / columns * columns * SL_TILE_ROWS +
-           row % SL_TILE_ROWS * columns + column % columns;
+/* Where a matrix in tiles has an element. */
+static size_t at(size_t row, size_t column, size_t tile_stride) {
+    return row / SL_TILE_ROWS * tile_stride + column * SL_TILE_ROWS + row % SL_TILE_ROWS;
 }
-
-/* ---- f32 ------------------------------------------------------------------------------------- */
 
 static void remember_f32(const sl_info *info, float *keys, float *values, size_t position,
                          const float *key, const float *value) {
     const size_t head_dim = info->head_dim;
     for (size_t d = 0; d < head_dim; d++) {
-        keys[at(position, d, SL_TILE_ROWS * head_dim, 1)] = key[d];
-        values[at(d, position, value_stride(info), 1)] = value[d];
+        keys[at(position, d, SL_TILE_ROWS * head_dim)] = key[d];
+        values[at(d, position, value_stride(info))] = value[d];
     }
 }
 
-static void scores_f32(const sl_model *model, const sl_attention *scratch, const float *keys,
-                       size_t positions, const float *queries, size_t stride, size_t n) {
-    const size_t head_dim = model->info.head_dim, padded = sl_padded_rows(positions);
-    model->kernels->matmul_f32(scratch->scores, sl_padded_rows(model->info.context), keys,
-                               SL_TILE_ROWS * head_dim, padded / SL_TILE_ROWS, head_dim, queries,
-                               stride, n);
-}
-
-static void mix_f32(const sl_model *model, const sl_attention *scratch, const float *values,
-                    size_t positions, size_t n) {
-    const size_t padded = sl_padded_rows(model->info.head_dim);
-    model->kernels->matmul_f32(scratch->output, padded, values, value_stride(&model->info),
-                               padded / SL_TILE_ROWS, positions, scratch->scores,
-                               sl_padded_rows(model->info.context), n);
-}
-
-/* ---- bf16 ------------------------------------------------------------------------------------ */
-
-static void remember_bf16(const sl_model *model, const sl_attention *scratch, uint16_t *keys,
-                          uint16_t *values, size_t position, const float *key, const float *value) {
-    const size_t head_dim = model->info.head_dim, stride = value_stride(&model->info);
-    uint16_t *rounded = scratch->key;
-    model->kernels->to_bf16(rounded, key, head_dim);
-    for (size_t d = 0; d < head_dim; d += 2) /* pairs of columns stay together */
-        memcpy(keys + at(position, d, SL_TILE_ROWS * head_dim, 2), rounded + d, 2 * sizeof *keys);
-    model->kernels->to_bf16(rounded, value, head_dim);
+static void remember_f16(const sl_model *model, const sl_attention *scratch, uint16_t *keys,
+                         uint16_t *values, size_t position, const float *key, const float *value) {
+    const size_t head_dim = model->info.head_dim;
+    uint16_t *rounded_key = scratch->rounded, *rounded_value = scratch->rounded + head_dim;
+    model->kernels->to_f16(rounded_key, key, head_dim);
+    model->kernels->to_f16(rounded_value, value, head_dim);
     for (size_t d = 0; d < head_dim; d++) {
-        /* The other one of a pair is multiplied, by 0, until it is there. */
-        const uint16_t pair[2] = {rounded[d], 0};
-        const size_t count = position % 2 ? 1 : 2;
-        memcpy(values + at(d, position, stride, 2), pair, count * sizeof *values);
+        keys[at(position, d, SL_TILE_ROWS * head_dim)] = rounded_key[d];
+        values[at(d, position, value_stride(&model->info))] = rounded_value[d];
     }
 }
 
-static void scores_bf16(const sl_model *model, const sl_attention *scratch, const uint16_t *keys,
-                        size_t positions, const float *queries, size_t stride, size_t n) {
-    const size_t head_dim = model->info.head_dim, padded = sl_padded_rows(positions);
-    for (size_t i = 0; i < n; i++)
-        model->kernels->to_bf16(scratch->queries + i * head_dim, queries + i * stride, head_dim);
-    model->kernels->matmul_bf16(scratch->scores, sl_padded_rows(model->info.context), keys,
-                                SL_TILE_ROWS * head_dim, padded / SL_TILE_ROWS, head_dim,
-                                scratch->queries, head_dim, n);
-}
-
-static void mix_bf16(const sl_model *model, const sl_attention *scratch, const uint16_t *values,
-                     size_t positions, size_t n) {
-    const size_t padded = sl_padded_rows(model->info.head_dim);
-    const size_t stride = sl_padded_rows(model->info.context);
-    for (size_t i = 0; i < n; i++)
-        model->kernels->to_bf16(scratch->shares + i * stride, scratch->scores + i * stride,
-                                positions);
-    model->kernels->matmul_bf16(scratch->output, padded, values, value_stride(&model->info),
-                                padded / SL_TILE_ROWS, positions, scratch->shares, stride, n);
+/* y[n][rows in whole tiles] = x[n][columns] times the transposed matrix in the cache. */
+static void multiply(const sl_model *model, float *y, size_t y_stride, const void *tiles,
+                     size_t tile_stride, size_t rows, size_t columns, const float *x,
+                     size_t x_stride, size_t n) {
+    const size_t tile_count = sl_padded_rows(rows) / SL_TILE_ROWS;
+    if (sl_cache_is_compact(model))
+        model->kernels->matmul_f16(y, y_stride, tiles, tile_stride, tile_count, columns, x,
+                                   x_stride, n);
+    else
+        model->kernels->matmul_f32(y, y_stride, tiles, tile_stride, tile_count, columns, x,
+                                   x_stride, n);
 }
 
 /* ---- Attention ------------------------------------------------------------------------------- */
@@ -128,26 +95,22 @@ static void answer(const sl_model *model, const sl_run *run, const void *keys, c
                    size_t first, size_t n, const float *queries, size_t stride, float *output,
                    const sl_attention *scratch) {
     const sl_info *info = &model->info;
-    const size_t position = run->story->position + first;
-    const size_t most = (position + n + 1) / 2 * 2;
-    const bool is_compact = sl_cache_is_compact(model);
+    const size_t head_dim = info->head_dim, output_stride = sl_padded_rows(head_dim);
+    const size_t scores_stride = sl_padded_rows(info->context);
+    const size_t position = run->story->position + first, positions = position + n;
     float sums[SL_QUERIES];
-    if (is_compact)
-        scores_bf16(model, scratch, keys, position + n, queries, stride, n);
-    else
-        scores_f32(model, scratch, keys, position + n, queries, stride, n);
+    multiply(model, scratch->scores, scores_stride, keys, SL_TILE_ROWS * head_dim, positions,
+             head_dim, queries, stride, n);
     for (size_t i = 0; i < n; i++)
-        sums[i] = exponentials(model, scratch->scores + i * sl_padded_rows(info->context),
-                               position + i + 1, most);
-    if (is_compact)
-        mix_bf16(model, scratch, values, most, n);
-    else
-        mix_f32(model, scratch, values, position + n, n);
+        sums[i] =
+            exponentials(model, scratch->scores + i * scores_stride, position + i + 1, positions);
+    multiply(model, scratch->output, output_stride, values, value_stride(info), head_dim, positions,
+             scratch->scores, scores_stride, n);
     for (size_t i = 0; i < n; i++) {
-        const float *row = scratch->output + i * sl_padded_rows(info->head_dim);
-        float *out = output + i * info->heads * info->head_dim;
+        const float *row = scratch->output + i * output_stride;
+        float *out = output + i * info->heads * head_dim;
         const float inverse = 1 / sums[i];
-        for (size_t d = 0; d < info->head_dim; d++) out[d] = row[d] * inverse;
+        for (size_t d = 0; d < head_dim; d++) out[d] = row[d] * inverse;
     }
 }
 
@@ -168,7 +131,7 @@ void sl_attend(const sl_model *model, const sl_run *run, size_t layer, size_t kv
         model->kernels->rotate(queries, sharing, head_dim, table);
         model->kernels->rotate(key, 1, head_dim, table);
         if (sl_cache_is_compact(model))
-            remember_bf16(model, scratch, keys, values, position, key, value);
+            remember_f16(model, scratch, keys, values, position, key, value);
         else
             remember_f32(info, keys, values, position, key, value);
     }

@@ -125,9 +125,7 @@ typedef struct {
 typedef struct {
     float *scores;     /* [SL_QUERIES][context in whole tiles] */
     float *output;     /* [SL_QUERIES][head_dim in whole tiles] */
-    uint16_t *queries; /* [SL_QUERIES][head_dim]; likewise below where the cache is bf16 */
-    uint16_t *shares;  /* [SL_QUERIES][context in whole tiles] */
-    uint16_t *key;     /* [head_dim]; then a value */
+    uint16_t *rounded; /* [2][head_dim]: a key and a value */
 } sl_attention;
 
 enum {
@@ -175,7 +173,7 @@ void sl_forward(sl_session *session, const sl_run *runs, size_t count);
 /* Floats between two rows of session->logits. */
 size_t sl_logits_stride(const sl_model *model);
 
-/* Whether the cache is bf16 rather than f32: that of quantized models. */
+/* Whether the cache is f16 rather than f32: that of quantized models. */
 bool sl_cache_is_compact(const sl_model *model);
 
 /* Bytes of a story's keys, and of its values. */

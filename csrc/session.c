@@ -55,9 +55,7 @@ static void lay_out_attention(sl_attention *scratch, const sl_model *model, aren
     const sl_attention laid_out = {
         .scores = carve(a, SL_QUERIES, context, sizeof *scratch->scores),
         .output = carve(a, SL_QUERIES, head_dim, sizeof *scratch->output),
-        .queries = carve(a, SL_QUERIES, head_dim, sizeof *scratch->queries),
-        .shares = carve(a, SL_QUERIES, context, sizeof *scratch->shares),
-        .key = carve(a, 1, head_dim, sizeof *scratch->key),
+        .rounded = carve(a, 2, head_dim, sizeof *scratch->rounded),
     };
     if (scratch) *scratch = laid_out;
 }

@@ -101,7 +101,7 @@ def test_logits_are_pytorchs(
 def test_quantized_logits_are_its_weights_on_rounded_activations(
     config: ModelConfig, how: Storage, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Only rounding is not PyTorch's: activations to 8 bits, keys and values to bfloat16."""
+    """Only rounding is not PyTorch's: activations to 8 bits, keys and values to float16."""
     path = tmp_path_factory.mktemp("quantized") / "m.slm"
     tensors = engine_files.random_tensors(config, seed)
     engine_files.write(path, config, tensors, None, how)

@@ -1,4 +1,4 @@
-/* avx2.c: kernels for x86-64 processors with AVX2 and fused multiply-add.
+/* avx2.c: kernels for x86-64 processors with AVX2, fused multiply-add and f16.
  *
  * A tile's 16 rows are two registers of 8 lanes, so no sum ever crosses lanes. */
 
@@ -7,9 +7,9 @@
 #ifdef SL_X86
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 #include <float.h>
@@ -21,7 +21,7 @@
 
 enum { LANES = 8, HALVES = ROWS / LANES, MOST = 4 }; /* MOST: of tiles times rows of x in a block */
 
-/* ---- Matrices of f32 and bf16 ---------------------------------------------------------------- */
+/* ---- Matrices of f32 and f16 ----------------------------------------------------------------- */
 
 INLINE void store_sums(float *y, size_t y_stride, __m256 sum[MOST][HALVES], size_t tiles,
                        size_t n) {
@@ -53,17 +53,35 @@ static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t til
 #undef BLOCK
 }
 
+INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
+                      size_t tiles, size_t columns, const float *x, size_t x_stride, size_t n) {
+    __m256 sum[MOST][HALVES];
+    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm256_setzero_ps();
+    for (size_t c = 0; c < columns; c++)
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
+            const uint16_t *at = w + t * tile_stride + c * ROWS + h * LANES;
+            const __m256 weights =
+                _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)at));
+            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][h] =
+                _mm256_fmadd_ps(weights, _mm256_set1_ps(x[i * x_stride + c]), sum[t * n + i][h]);
+        }
+    store_sums(y, y_stride, sum, tiles, n);
+}
+
+static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
+                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
+                       size_t n){
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_f16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
+              tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
+#undef BLOCK
+}
+
+/* ---- Quantized matrices ---------------------------------------------------------------------- */
+
 INLINE __m256i load_bytes(const void *bytes) {
     return _mm256_loadu_si256((const __m256i *)bytes);
-}
-
-/* Of pairs of bf16, the first ones and the second ones as floats. */
-INLINE __m256 even_of(__m256i pairs) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-}
-
-INLINE __m256 odd_of(__m256i pairs) {
-    return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int32_t)0xffff0000)));
 }
 
 /* Four bytes, in every lane. */
@@ -72,35 +90,6 @@ INLINE __m256i repeat_four(const void *bytes) {
     memcpy(&four, bytes, sizeof four);
     return _mm256_set1_epi32(four);
 }
-
-INLINE void block_bf16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
-                       size_t tiles, size_t columns, const uint16_t *x, size_t x_stride, size_t n) {
-    __m256 sum[MOST][HALVES];
-    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm256_setzero_ps();
-    for (size_t c = 0; c < columns; c += 2)
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
-            const __m256i pairs = load_bytes(w + t * tile_stride + c * ROWS + h * 2 * LANES);
-            UNROLL for (size_t i = 0; i < n; i++) {
-                const __m256i pair = repeat_four(x + i * x_stride + c);
-                __m256 *s = &sum[t * n + i][h];
-                *s = _mm256_fmadd_ps(even_of(pairs), even_of(pair), *s);
-                *s = _mm256_fmadd_ps(odd_of(pairs), odd_of(pair), *s);
-            }
-        }
-    store_sums(y, y_stride, sum, tiles, n);
-}
-
-static void matmul_bf16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
-                        size_t tile_count, size_t columns, const uint16_t *x, size_t x_stride,
-                        size_t n){
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_bf16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,         \
-               tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
-#undef BLOCK
-}
-
-/* ---- Quantized matrices ---------------------------------------------------------------------- */
 
 /* 8 bf16 numbers as floats. */
 INLINE __m256 load_scales(const uint8_t *scales) {
@@ -242,13 +231,9 @@ INLINE int32_t add_integers(__m256i x) {
     return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
 }
 
-/* The lower halves of 8 numbers of 32 bits that fit 16, as signed or unsigned. */
+/* The lower halves of 8 numbers of 32 bits that fit 16. */
 INLINE __m128i narrow_signed(__m256i x) {
     return _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-}
-
-INLINE __m128i narrow_unsigned(__m256i x) {
-    return _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
 }
 
 /* The largest |x|; NaN if there is one. Compared as integers, which order magnitudes the same. */
@@ -286,17 +271,15 @@ static void quantize(const sl_quantized *q, size_t i, const float *x, size_t col
     }
 }
 
-static void to_bf16(uint16_t *y, const float *x, size_t n) {
-    const __m256i one = _mm256_set1_epi32(1), half = _mm256_set1_epi32(0x7fff);
+static void to_f16(uint16_t *y, const float *x, size_t n) {
+    const __m256 most = _mm256_set1_ps(SL_F16_MOST), least = _mm256_set1_ps(-SL_F16_MOST);
     for (size_t i = 0; i < n; i += LANES) {
-        const __m256i bits = _mm256_castps_si256(load(x + i, n - i));
-        const __m256i even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
-        const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(half, even));
-        const __m128i upper = narrow_unsigned(_mm256_srli_epi32(rounded, 16));
+        const __m256 saturated = _mm256_min_ps(most, _mm256_max_ps(least, load(x + i, n - i)));
+        const __m128i rounded = _mm256_cvtps_ph(saturated, _MM_FROUND_TO_NEAREST_INT);
         if (n - i >= LANES)
-            _mm_storeu_si128((__m128i *)(void *)(y + i), upper);
+            _mm_storeu_si128((__m128i *)(void *)(y + i), rounded);
         else
-            memcpy(y + i, &upper, (n - i) * sizeof *y);
+            memcpy(y + i, &rounded, (n - i) * sizeof *y);
     }
 }
 
@@ -400,11 +383,11 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
 const sl_kernels sl_kernels_avx2 = {
     .name = "avx2",
     .matmul_f32 = matmul_f32,
-    .matmul_bf16 = matmul_bf16,
+    .matmul_f16 = matmul_f16,
     .matmul_q8 = matmul_q8,
     .matmul_q4 = matmul_q4,
     .quantize = quantize,
-    .to_bf16 = to_bf16,
+    .to_f16 = to_f16,
     .rmsnorm = rmsnorm,
     .rotate = rotate,
     .swiglu = swiglu,

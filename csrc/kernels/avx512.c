@@ -18,7 +18,7 @@
 #include "avx512.h"
 #include "exponential.h"
 
-/* ---- Matrices of f32 and bf16 ---------------------------------------------------------------- */
+/* ---- Matrices of f32 and f16 ----------------------------------------------------------------- */
 
 INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t columns, const float *x,
                       size_t x_stride, size_t n) {
@@ -48,41 +48,40 @@ static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t til
 #undef BLOCK
 }
 
-/* Add the products of 16 pairs of bf16 with a pair. */
-INLINE __m512 add_pairs(__m512 sum, __m512i pairs, uint32_t pair) {
-    const __m512i upper = _mm512_set1_epi32((int32_t)0xffff0000);
-    const __m512i repeated = _mm512_set1_epi32((int32_t)pair);
-    sum = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),
-                          _mm512_castsi512_ps(_mm512_slli_epi32(repeated, 16)), sum);
-    return _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(pairs, upper)),
-                           _mm512_castsi512_ps(_mm512_and_si512(repeated, upper)), sum);
+INLINE __m512 load_f16(const uint16_t *x) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)x));
 }
 
-INLINE uint32_t load_pair(const uint16_t *x) {
-    uint32_t pair;
-    memcpy(&pair, x, sizeof pair);
-    return pair;
+/* A single row of x takes several tiles together, whose sums do not wait for each other. */
+INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
+                      size_t tiles, size_t columns, const float *x, size_t x_stride, size_t n) {
+    __m512 sum[MOST][CHAINS];
+    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm512_setzero_ps();
+    size_t c = 0;
+    for (; c + CHAINS <= columns; c += CHAINS)
+        UNROLL for (size_t t = 0; t < tiles; t++)
+            UNROLL for (size_t chain = 0; chain < CHAINS; chain++) {
+            const __m512 weights = load_f16(w + t * tile_stride + (c + chain) * ROWS);
+            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][chain] = _mm512_fmadd_ps(
+                weights, _mm512_set1_ps(x[i * x_stride + c + chain]), sum[t * n + i][chain]);
+        }
+    if (c < columns)
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
+            sum[t * n + i][0] =
+                _mm512_fmadd_ps(load_f16(w + t * tile_stride + c * ROWS),
+                                _mm512_set1_ps(x[i * x_stride + c]), sum[t * n + i][0]);
+    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
+        _mm512_storeu_ps(y + i * y_stride + t * ROWS,
+                         _mm512_add_ps(sum[t * n + i][0], sum[t * n + i][1]));
 }
 
-INLINE void block_bf16(float *y, size_t y_stride, const uint16_t *w, size_t columns,
-                       const uint16_t *x, size_t x_stride, size_t n) {
-    __m512 sum[MOST];
-    UNROLL for (size_t i = 0; i < n; i++) sum[i] = _mm512_setzero_ps();
-    for (size_t c = 0; c < columns; c += 2) {
-        const __m512i pairs = _mm512_loadu_si512(w + c * ROWS);
-        UNROLL for (size_t i = 0; i < n; i++) sum[i] =
-            add_pairs(sum[i], pairs, load_pair(x + i * x_stride + c));
-    }
-    UNROLL for (size_t i = 0; i < n; i++) _mm512_storeu_ps(y + i * y_stride, sum[i]);
-}
-
-static void matmul_bf16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
-                        size_t tile_count, size_t columns, const uint16_t *x, size_t x_stride,
-                        size_t n){
-#define BLOCK(tile, i, rows)                                                                       \
-    block_bf16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,         \
-               columns, x + (i) * x_stride, x_stride, rows)
-    FOR_TILES(BLOCK, tile_count, n)
+static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
+                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
+                       size_t n){
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_f16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
+              tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }
 
@@ -246,14 +245,14 @@ static void quantize(const sl_quantized *q, size_t i, const float *x, size_t col
     }
 }
 
-static void to_bf16(uint16_t *y, const float *x, size_t n) {
-    const __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
+static void to_f16(uint16_t *y, const float *x, size_t n) {
+    const __m512 most = _mm512_set1_ps(SL_F16_MOST), least = _mm512_set1_ps(-SL_F16_MOST);
     for (size_t i = 0; i < n; i += ROWS) {
         const __mmask16 mask = lanes(i, n);
-        const __m512i bits = _mm512_maskz_loadu_epi32(mask, x + i);
-        const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
-        const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(half, even));
-        _mm512_mask_cvtepi32_storeu_epi16(y + i, mask, _mm512_srli_epi32(rounded, 16));
+        const __m512 part = _mm512_maskz_loadu_ps(mask, x + i);
+        const __m512 saturated = _mm512_min_ps(most, _mm512_max_ps(least, part));
+        const __m256i rounded = _mm512_cvtps_ph(saturated, _MM_FROUND_TO_NEAREST_INT);
+        _mm256_mask_storeu_epi16(y + i, mask, rounded);
     }
 }
 
@@ -359,25 +358,21 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
-#define SET(set_name, bf16)                                                                        \
-    {                                                                                              \
-        .name = set_name,                                                                          \
-        .matmul_f32 = matmul_f32,                                                                  \
-        .matmul_bf16 = bf16,                                                                       \
-        .matmul_q8 = matmul_q8,                                                                    \
-        .matmul_q4 = matmul_q4,                                                                    \
-        .quantize = quantize,                                                                      \
-        .to_bf16 = to_bf16,                                                                        \
-        .rmsnorm = rmsnorm,                                                                        \
-        .rotate = rotate,                                                                          \
-        .swiglu = swiglu,                                                                          \
-        .argmax = argmax,                                                                          \
-        .exponentials = exponentials,                                                              \
-        .select = select,                                                                          \
-    }
-
-const sl_kernels sl_kernels_avx512 = SET("avx512", matmul_bf16);
-const sl_kernels sl_kernels_avx512bf16 = SET("avx512bf16", sl_matmul_bf16_native);
+const sl_kernels sl_kernels_avx512 = {
+    .name = "avx512",
+    .matmul_f32 = matmul_f32,
+    .matmul_f16 = matmul_f16,
+    .matmul_q8 = matmul_q8,
+    .matmul_q4 = matmul_q4,
+    .quantize = quantize,
+    .to_f16 = to_f16,
+    .rmsnorm = rmsnorm,
+    .rotate = rotate,
+    .swiglu = swiglu,
+    .argmax = argmax,
+    .exponentials = exponentials,
+    .select = select,
+};
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -55,6 +55,8 @@ typedef struct {
     size_t group_size;
 } sl_quantized;
 
+#define SL_F16_MOST 65504.0f
+
 typedef struct {
     const char *name;
 
@@ -63,11 +65,10 @@ typedef struct {
                        size_t tile_count, size_t columns, const float *x, size_t x_stride,
                        size_t n);
 
-    /* Likewise in bf16, the upper half of a float: tiles are [columns / 2][16 rows][2 columns], and
-     * columns are even. Sums are f32. */
-    void (*matmul_bf16)(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
-                        size_t tile_count, size_t columns, const uint16_t *x, size_t x_stride,
-                        size_t n);
+    /* Likewise with tiles of f16; x, products and sums are f32. */
+    void (*matmul_f16)(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
+                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
+                       size_t n);
 
     /* y[n][16 tiles] = the quantized x[n] times the transposed matrix of q8 or q4 tiles; for q4 the
      * group_size is a multiple of 8. */
@@ -79,8 +80,9 @@ typedef struct {
     /* Row i of q = x[columns]. */
     void (*quantize)(const sl_quantized *q, size_t i, const float *x, size_t columns);
 
-    /* y[n] = x[n] rounded to the nearest bf16, of two the even one. */
-    void (*to_bf16)(uint16_t *y, const float *x, size_t n);
+    /* y[n] = x[n] rounded to the nearest f16, of two the even one; what is beyond the largest,
+     * infinity too, becomes +-65504, and NaN stays NaN. */
+    void (*to_f16)(uint16_t *y, const float *x, size_t n);
 
     /* y[n] = x[n] / sqrt(mean(x²) + eps) * weight[n]. */
     void (*rmsnorm)(float *y, const float *x, const float *weight, size_t n, float eps);

@@ -25,7 +25,7 @@ enum {
     MOST = 4
 }; /* MOST: of tiles times rows of x in a block */
 
-/* ---- Matrices of f32 and bf16 ---------------------------------------------------------------- */
+/* ---- Matrices of f32 and f16 ----------------------------------------------------------------- */
 
 INLINE void clear_sums(float32x4_t sum[MOST][QUARTERS], size_t tiles, size_t n) {
     UNROLL for (size_t a = 0; a < tiles * n; a++) UNROLL for (size_t h = 0; h < QUARTERS; h++)
@@ -62,33 +62,26 @@ static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t til
 #undef BLOCK
 }
 
-INLINE void block_bf16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
-                       size_t tiles, size_t columns, const uint16_t *x, size_t x_stride, size_t n) {
-    const uint32x4_t upper = vdupq_n_u32(0xffff0000);
+INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
+                      size_t tiles, size_t columns, const float *x, size_t x_stride, size_t n) {
     float32x4_t sum[MOST][QUARTERS];
     clear_sums(sum, tiles, n);
-    for (size_t c = 0; c < columns; c += 2)
+    for (size_t c = 0; c < columns; c++)
         UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < QUARTERS; h++) {
-            const uint16_t *at = w + t * tile_stride + c * ROWS + h * 2 * LANES;
-            const uint32x4_t pairs = vreinterpretq_u32_u16(vld1q_u16(at));
-            const float32x4_t even = vreinterpretq_f32_u32(vshlq_n_u32(pairs, 16));
-            const float32x4_t odd = vreinterpretq_f32_u32(vandq_u32(pairs, upper));
-            UNROLL for (size_t i = 0; i < n; i++) {
-                const uint16_t *pair = x + i * x_stride + c;
-                float32x4_t *s = &sum[t * n + i][h];
-                *s = vfmaq_n_f32(*s, even, sl_from_bf16(pair[0]));
-                *s = vfmaq_n_f32(*s, odd, sl_from_bf16(pair[1]));
-            }
+            const uint16x4_t half = vld1_u16(w + t * tile_stride + c * ROWS + h * LANES);
+            const float32x4_t weights = vcvt_f32_f16(vreinterpret_f16_u16(half));
+            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][h] =
+                vfmaq_n_f32(sum[t * n + i][h], weights, x[i * x_stride + c]);
         }
     store_sums(y, y_stride, sum, tiles, n);
 }
 
-static void matmul_bf16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
-                        size_t tile_count, size_t columns, const uint16_t *x, size_t x_stride,
-                        size_t n){
+static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
+                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
+                       size_t n){
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_bf16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,         \
-               tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+    block_f16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
+              tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
     FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }
@@ -242,13 +235,12 @@ static void quantize(const sl_quantized *q, size_t i, const float *x, size_t col
     }
 }
 
-static void to_bf16(uint16_t *y, const float *x, size_t n) {
-    const uint32x4_t one = vdupq_n_u32(1), half = vdupq_n_u32(0x7fff);
+static void to_f16(uint16_t *y, const float *x, size_t n) {
+    const float32x4_t most = vdupq_n_f32(SL_F16_MOST), least = vdupq_n_f32(-SL_F16_MOST);
     for (size_t i = 0; i < n; i += LANES) {
-        const uint32x4_t bits = vreinterpretq_u32_f32(load(x + i, n - i));
-        const uint32x4_t even = vandq_u32(vshrq_n_u32(bits, 16), one);
-        const uint16x4_t upper = vshrn_n_u32(vaddq_u32(bits, vaddq_u32(half, even)), 16);
-        memcpy(y + i, &upper, (n - i < LANES ? n - i : LANES) * sizeof *y);
+        const float32x4_t saturated = vminq_f32(most, vmaxq_f32(least, load(x + i, n - i)));
+        const uint16x4_t rounded = vreinterpret_u16_f16(vcvt_f16_f32(saturated));
+        memcpy(y + i, &rounded, (n - i < LANES ? n - i : LANES) * sizeof *y);
     }
 }
 
@@ -352,11 +344,11 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
 const sl_kernels sl_kernels_neon = {
     .name = "neon",
     .matmul_f32 = matmul_f32,
-    .matmul_bf16 = matmul_bf16,
+    .matmul_f16 = matmul_f16,
     .matmul_q8 = matmul_q8,
     .matmul_q4 = matmul_q4,
     .quantize = quantize,
-    .to_bf16 = to_bf16,
+    .to_f16 = to_f16,
     .rmsnorm = rmsnorm,
     .rotate = rotate,
     .swiglu = swiglu,

@@ -17,8 +17,6 @@ typedef uint16_t ushort4 __attribute__((vector_size(8)));
 
 enum { ROWS = SL_TILE_ROWS, VECTORS = ROWS / 4 };
 
-static const int32_t UPPER_HALF = (int32_t)0xffff0000;
-
 static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
                        size_t tile_count, size_t columns, const float *x, size_t x_stride,
                        size_t n) {
@@ -34,21 +32,28 @@ static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t til
     }
 }
 
-static void matmul_bf16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
-                        size_t tile_count, size_t columns, const uint16_t *x, size_t x_stride,
-                        size_t n) {
+/* Four f16 numbers as floats: with the bits where a float has them, all they lack is the difference
+ * of the exponents' biases, which also makes subnormal numbers normal. */
+static inline float4 load_f16(const uint16_t *x) {
+    const float4 rebias = {0x1p112f, 0x1p112f, 0x1p112f, 0x1p112f};
+    ushort4 half;
+    memcpy(&half, x, sizeof half);
+    const int4 bits = (__builtin_convertvector(half, int4) << 16 >> 3) & (int32_t)0x8fffe000;
+    const int4 is_nan = (bits & 0x0f800000) == 0x0f800000;
+    return (float4)((int4)((float4)bits * rebias) | (is_nan & 0x7f800000));
+}
+
+static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
+                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
+                       size_t n) {
     for (size_t tile = 0; tile < tile_count; tile++) {
-        const int4 *w = (const int4 *)(const void *)(tiles + tile * tile_stride);
+        const uint16_t *w = tiles + tile * tile_stride;
         for (size_t i = 0; i < n; i++) {
+            const float *xi = x + i * x_stride;
             float4 sum[VECTORS] = {0};
-            for (size_t c = 0; c < columns; c += 2) {
-                const float even = sl_from_bf16(x[i * x_stride + c]);
-                const float odd = sl_from_bf16(x[i * x_stride + c + 1]);
-                for (size_t v = 0; v < VECTORS; v++) {
-                    const int4 pairs = w[c / 2 * VECTORS + v];
-                    sum[v] += (float4)(pairs << 16) * even + (float4)(pairs & UPPER_HALF) * odd;
-                }
-            }
+            for (size_t c = 0; c < columns; c++)
+                for (size_t v = 0; v < VECTORS; v++)
+                    sum[v] += load_f16(w + c * ROWS + 4 * v) * xi[c];
             memcpy(y + i * y_stride + tile * ROWS, sum, sizeof sum);
         }
     }
@@ -189,12 +194,19 @@ static void quantize(const sl_quantized *q, size_t i, const float *x, size_t col
     }
 }
 
-static void to_bf16(uint16_t *y, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, sizeof bits);
-        y[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-    }
+static uint16_t nearest_f16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    const uint32_t sign = bits >> 16 & 0x8000, least_bit = bits >> 13 & 1;
+    const float magnitude = fabsf(x);
+    if (isnan(x)) return 0x7e00;
+    if (magnitude >= SL_F16_MOST) return (uint16_t)(sign | 0x7bff);
+    if (magnitude < 0x1p-14f) return (uint16_t)(sign | (uint32_t)nearest(magnitude * 0x1p24f));
+    return (uint16_t)(sign | (((bits & 0x7fffffff) - 0x38000000 + 0xfff + least_bit) >> 13));
+}
+
+static void to_f16(uint16_t *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = nearest_f16(x[i]);
 }
 
 static void rmsnorm(float *y, const float *x, const float *weight, size_t n, float eps) {
@@ -241,11 +253,11 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
 const sl_kernels sl_kernels_scalar = {
     .name = "scalar",
     .matmul_f32 = matmul_f32,
-    .matmul_bf16 = matmul_bf16,
+    .matmul_f16 = matmul_f16,
     .matmul_q8 = matmul_q8,
     .matmul_q4 = matmul_q4,
     .quantize = quantize,
-    .to_bf16 = to_bf16,
+    .to_f16 = to_f16,
     .rmsnorm = rmsnorm,
     .rotate = rotate,
     .swiglu = swiglu,

@@ -14,13 +14,7 @@
 
 extern const sl_kernels sl_kernels_scalar;
 extern const sl_kernels sl_kernels_avx2;
-extern const sl_kernels sl_kernels_avx512;     /* with VNNI */
-extern const sl_kernels sl_kernels_avx512bf16; /* and BF16 */
-extern const sl_kernels sl_kernels_neon;       /* with the dot product */
-
-/* matmul_bf16 of sl_kernels_avx512bf16. */
-void sl_matmul_bf16_native(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
-                           size_t tile_count, size_t columns, const uint16_t *x, size_t x_stride,
-                           size_t n);
+extern const sl_kernels sl_kernels_avx512; /* with VNNI */
+extern const sl_kernels sl_kernels_neon;   /* with the dot product */
 
 #endif

@@ -75,45 +75,48 @@ static double matmul_f32(const sl_kernels *k) {
     return error / (double)columns;
 }
 
-static float widened(uint16_t x) {
-    const uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
+/* The number that an f16 stands for. */
+static double widened(uint16_t x) {
+    const int exponent = x >> 10 & 31, mantissa = x & 1023;
+    if (exponent == 31) return mantissa ? (double)NAN : x >> 15 ? -HUGE_VAL : HUGE_VAL;
+    const double magnitude =
+        exponent ? ldexp(1024 + mantissa, exponent - 25) : ldexp(mantissa, -24);
+    return x >> 15 ? -magnitude : magnitude;
 }
 
-static uint16_t *bf16s(const sl_kernels *k, size_t count) {
-    float *x = reals(count);
-    uint16_t *y = allocate(count * sizeof *y);
-    k->to_bf16(y, x, count);
-    free(x);
-    return y;
+/* Any f16 but infinity and NaN: of each magnitude as many. */
+static uint16_t *f16s(size_t count) {
+    uint16_t *x = allocate(count * sizeof *x);
+    for (size_t i = 0; i < count; i++)
+        x[i] = (uint16_t)(integer(2) << 15 | (integer(8) ? integer(0x3c00) : integer(0x7c00)));
+    return x;
 }
 
-static double matmul_bf16(const sl_kernels *k) {
-    const size_t tiles = 1 + integer(9), columns = 2 * (1 + integer(40)), n = 1 + integer(20);
+static double matmul_f16(const sl_kernels *k) {
+    const size_t tiles = 1 + integer(9), columns = 1 + integer(70), n = 1 + integer(20);
     const size_t rows = tiles * ROWS, y_stride = rows + integer(3) * 4, x_stride = columns + 1;
-    const size_t tile_stride = (columns + 2 * integer(3)) * ROWS;
-    uint16_t *w = bf16s(k, tiles * tile_stride), *x = bf16s(k, n * x_stride);
-    float *y = reals(n * y_stride);
-    k->matmul_bf16(y, y_stride, w, tile_stride, tiles, columns, x, x_stride, n);
+    const size_t tile_stride = (columns + integer(3)) * ROWS;
+    uint16_t *w = f16s(tiles * tile_stride);
+    float *x = reals(n * x_stride), *y = reals(n * y_stride);
+    k->matmul_f16(y, y_stride, w, tile_stride, tiles, columns, x, x_stride, n);
     double error = 0;
     for (size_t i = 0; i < n; i++)
         for (size_t t = 0; t < tiles; t++) {
             float alone[ROWS];
-            k->matmul_bf16(alone, ROWS, w + t * tile_stride, tile_stride, 1, columns,
-                           x + i * x_stride, x_stride, 1);
+            k->matmul_f16(alone, ROWS, w + t * tile_stride, tile_stride, 1, columns,
+                          x + i * x_stride, x_stride, 1);
             error = larger(differs(alone, y + i * y_stride + t * ROWS), error);
         }
     for (size_t i = 0; i < n; i++)
         for (size_t r = 0; r < rows; r++) {
-            double sum = 0;
+            double sum = 0, most = 0;
             for (size_t c = 0; c < columns; c++) {
-                const size_t at = c / 2 * 2 * ROWS + r % ROWS * 2 + c % 2;
-                sum += (double)widened(w[r / ROWS * tile_stride + at]) *
-                       (double)widened(x[i * x_stride + c]);
+                const double weight = widened(w[r / ROWS * tile_stride + c * ROWS + r % ROWS]);
+                const double product = weight * (double)x[i * x_stride + c];
+                sum += product;
+                most = larger(fabs(product), most);
             }
-            error = larger(fabs(sum - (double)y[i * y_stride + r]), error);
+            error = larger(fabs(sum - (double)y[i * y_stride + r]) / (most + 1e-30), error);
         }
     free(w);
     free(x);
@@ -121,20 +124,36 @@ static double matmul_bf16(const sl_kernels *k) {
     return error / (double)columns;
 }
 
-static double to_bf16(const sl_kernels *k) {
-    const size_t n = 1 + integer(100);
-    float *x = reals(n);
+/* Of the f16 numbers, the two beside it are no nearer, and what lies halfway goes to the even one;
+ * beyond the largest there is only that. */
+static double to_f16(const sl_kernels *k) {
+    enum { MOST = 100 };
+    const size_t n = 1 + integer(MOST);
+    float x[MOST];
+    for (size_t i = 0; i < n; i++) {
+        const uint16_t near = (uint16_t)integer(0x7c00);
+        const double low = widened(near), high = near == 0x7bff ? low : widened(near + 1);
+        x[i] = (float)(integer(2) ? (low + high) / 2 : low + (high - low) * (double)real());
+        if (integer(8) == 0) x[i] = integer(2) ? 65504.0f + (float)integer(1000) : INFINITY;
+        if (integer(2)) x[i] = -x[i];
+    }
     uint16_t *y = allocate(n * sizeof *y);
-    k->to_bf16(y, x, n);
+    k->to_f16(y, x, n);
     double error = 0;
     for (size_t i = 0; i < n; i++) {
-        /* Of the bf16 numbers, the two beside it are no nearer. */
-        const double chosen = fabs((double)widened(y[i]) - (double)x[i]);
-        const double below = fabs((double)widened((uint16_t)(y[i] - 1)) - (double)x[i]);
-        const double above = fabs((double)widened((uint16_t)(y[i] + 1)) - (double)x[i]);
-        if (chosen > below || chosen > above) error = INFINITY;
+        const double wanted = fmin(fabs((double)x[i]), 65504.0);
+        const uint16_t chosen = y[i] & 0x7fff;
+        const double distance = fabs(widened(chosen) - wanted);
+        const double above = chosen == 0x7bff ? HUGE_VAL : fabs(widened(chosen + 1) - wanted);
+        const double below = chosen == 0 ? HUGE_VAL : fabs(widened(chosen - 1) - wanted);
+        const int is_halfway = distance == fmin(above, below);
+        if (!(distance <= fmin(above, below)) || (is_halfway && chosen % 2) ||
+            y[i] >> 15 != (signbit(x[i]) != 0))
+            error = HUGE_VAL;
     }
-    free(x);
+    const float nan = NAN;
+    k->to_f16(y, &nan, 1);
+    if (!isnan(widened(y[0]))) error = HUGE_VAL;
     free(y);
     return error;
 }
@@ -381,8 +400,8 @@ static const struct {
     double bound;
 } tests[] = {
     {"matmul_f32", matmul_f32, 1e-6},
-    {"matmul_bf16", matmul_bf16, 1e-6},
-    {"to_bf16", to_bf16, 0},
+    {"matmul_f16", matmul_f16, 1e-6},
+    {"to_f16", to_f16, 0},
     {"matmul_q8", matmul_q8, 1e-6},
     {"matmul_q4", matmul_q4, 1e-6},
     {"quantize", quantize, 0.501 / 127},
