@@ -114,7 +114,7 @@ clean: ## remove builds and caches; keeps models, data and .venv
 	$(MAKE) -C csrc clean
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find storyllamas stages tests -name __pycache__ -prune -exec rm -rf {} +
-	find . -name '.*.tmp' -not -path './.git/*' -not -path './$(VENV)/*' -delete
+	find . -name '.*.tmp' -not -path './.git/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 ENGINE_SOURCES := setup.py storyllamas/engine_build.py $(wildcard csrc/*.[ch] csrc/*/*.[ch])
 

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,51 +15,17 @@ from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.params import Compute
 from storyllamas.training import device, loop
-from storyllamas.training.checkpoint import RunFolder, State, load_model, save_model
+from storyllamas.training.checkpoint import load_model, save_model
 from storyllamas.training.loop import training_run
 from storyllamas.training.optimizer import Optimizers
+from storyllamas.training.run_folder import RunFolder, State
 from storyllamas.training.schedule import learning_rate
-
-TESTS = Path(__file__).parent
-RESULTS = ("model/model.safetensors", "logs/steps.csv", "logs/validation.csv")
 
 
 @pytest.fixture(autouse=True)
 def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STORYLLAMAS_STATE", str(tmp_path / "state"))
     return tmp_path / "state"
-
-
-def start(folder: Path, **changes: object) -> subprocess.Popen[str]:
-    folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, TESTS / "training_job.py", folder, json.dumps(changes)],
-        env=os.environ | {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=120)
-    return output
-
-
-def results(folder: Path) -> list[bytes]:
-    return [(folder / name).read_bytes() for name in RESULTS]
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    folder = tmp_path_factory.mktemp("unbroken")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORYLLAMAS_STATE", str(folder / "state"))
-        process = start(folder)
-    output = finish(process)
-    assert process.returncode == 0, output
-    assert not list(folder.glob("state/runs/*/*.safetensors"))
-    return results(folder)
 
 
 def test_training_learns(tmp_path: Path) -> None:
@@ -80,95 +39,6 @@ def test_training_learns(tmp_path: Path) -> None:
     inputs, targets = (torch.from_numpy(part) for part in job.valid.first_windows(6, 32))
     loss = model.loss(inputs, targets).item()
     assert loss == pytest.approx(result.metrics["validation_loss"], rel=1e-4)
-
-
-def wait_for_checkpoints(root: Path, process: subprocess.Popen[str], beyond: int) -> None:
-    """Return once a state after step `beyond` is there, or the process has ended."""
-    while process.poll() is None:
-        steps = [int(file.name[:9]) for file in root.glob("runs/*/*.safetensors")]
-        if max(steps, default=0) > beyond:
-            return
-        time.sleep(0.005)
-
-
-def test_a_killed_run_goes_on_to_the_same_bits(
-    tmp_path: Path, state_root: Path, unbroken: list[bytes]
-) -> None:
-    draw = random.Random(0)
-    for beyond in (1, 9, 14, 30):
-        process = start(tmp_path)
-        wait_for_checkpoints(state_root, process, beyond)
-        time.sleep(draw.random() * 0.05)
-        process.kill()
-        process.communicate()
-    process = start(tmp_path)
-    output = finish(process)
-    assert process.returncode == 0, output
-    assert "going on from step" in output
-    assert results(tmp_path) == unbroken
-    assert not list(state_root.glob("runs/*"))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_how_to_go_on(
-    tmp_path: Path, state_root: Path, unbroken: list[bytes], number: signal.Signals
-) -> None:
-    process = start(tmp_path)
-    wait_for_checkpoints(state_root, process, 5)
-    process.send_signal(number)
-    output = finish(process)
-    assert process.returncode != 0
-    assert "the same command goes on from there" in output
-    assert "Traceback" not in output
-    finish(start(tmp_path))
-    assert results(tmp_path) == unbroken
-
-
-def test_a_damaged_checkpoint_is_passed_over(
-    tmp_path: Path, state_root: Path, unbroken: list[bytes]
-) -> None:
-    process = start(tmp_path)
-    wait_for_checkpoints(state_root, process, 10)
-    process.kill()
-    process.communicate()
-    files = sorted(state_root.glob("runs/*/*.safetensors"))
-    damaged = bytearray(files[-1].read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    files[-1].write_bytes(damaged)
-    output = finish(start(tmp_path))
-    assert f"{files[-1].name} is damaged" in output
-    assert f"going on from step {int(files[-2].name[:9])}" in output
-    assert results(tmp_path) == unbroken
-
-
-def test_damaged_checkpoints_do_not_push_out_a_whole_one(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    for step in (10, 30, 40):
-        folder.save(State(step, {"x": torch.tensor([step])}, {}))
-    for file in tmp_path.glob("*.safetensors"):
-        file.write_bytes(file.read_bytes()[:-1])
-    assert folder.latest() is None
-    for step in (5, 6, 7):
-        folder.save(State(step, {"x": torch.tensor([step])}, {"a": step}))
-    latest = folder.latest()
-    assert latest is not None
-    assert (latest.step, latest.tensors["x"].item(), latest.notes) == (7, 7, {"a": 7})
-    assert len(list(tmp_path.glob("*.safetensors"))) == 2
-
-
-def test_a_second_process_waits_for_the_first(
-    tmp_path: Path, state_root: Path, unbroken: list[bytes]
-) -> None:
-    first = start(tmp_path)
-    wait_for_checkpoints(state_root, first, 0)
-    first.send_signal(signal.SIGSTOP)
-    second = start(tmp_path)
-    assert second.stdout is not None
-    assert "waiting for the process" in second.stdout.readline()
-    first.kill()
-    first.communicate()
-    finish(second)
-    assert results(tmp_path) == unbroken
 
 
 def test_a_run_of_another_recipe_starts_anew(tmp_path: Path) -> None:
@@ -189,7 +59,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, state_root: Pat
     job = make_job(tmp_path)
     with folder.locked():
         trainer = loop.Trainer(job, tmp_path / "logs", None)
-        state = trainer._state()
+        state = trainer.state()
         broken = {k: torch.full_like(v, torch.nan) for k, v in state.tensors.items()}
         folder.save(State(5, broken, state.notes))
     with (

@@ -67,13 +67,17 @@ def make_job(folder: Path, config: ModelConfig = CONFIG, **changes: object) -> J
     )
 
 
-@exit_on_user_error
-def main() -> None:
-    """Train in the folder of the first argument, with the changes of the second (JSON)."""
-    folder, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
+def train(folder: Path, **changes: object) -> None:
+    """Train in a folder, with changes of the recipe; a checkpoint after each step."""
     job = make_job(folder, **changes)
     with training_run(job, folder / "logs", checkpoint_seconds=0) as result:
         save_model(folder / "model", job.config, result.tensors, {})
+
+
+@exit_on_user_error
+def main() -> None:
+    """Train in the folder of the first argument, with the changes of the second (JSON)."""
+    train(Path(sys.argv[1]), **json.loads(sys.argv[2]))
 
 
 if __name__ == "__main__":

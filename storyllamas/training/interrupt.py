@@ -37,6 +37,6 @@ class Interrupt:
         if self._parent is not None and os.getppid() != self._parent:
             raise SystemExit("dvc is gone: stopping; the next run goes on from the last checkpoint")
 
-    def leave(self, step: int) -> NoReturn:
-        """Stop after a checkpoint of that step."""
-        raise SystemExit(f"stopped after step {step}: the same command goes on from there")
+    def leave(self, step: int, resumption: str) -> NoReturn:
+        """Stop after a step; `resumption` is what the next run does."""
+        raise SystemExit(f"stopped after step {step}: the same command {resumption}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 import platform
 import time
@@ -28,13 +29,13 @@ from storyllamas.model import Llama
 from storyllamas.params import Recipe
 from storyllamas.rounding import six_digits
 from storyllamas.tokens import TokenFile
-from storyllamas.training import checkpoint
-from storyllamas.training.checkpoint import RunFolder, State
 from storyllamas.training.device import Device
 from storyllamas.training.interrupt import Interrupt
+from storyllamas.training.keeper import Keeper
 from storyllamas.training.log import STEP_COLUMNS, VALIDATION_COLUMNS, Table
 from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.progress import Progress
+from storyllamas.training.run_folder import RunFolder, State
 from storyllamas.training.schedule import learning_rate
 
 # A row for every step, or in a long run for every few.
@@ -65,18 +66,18 @@ class Job:
         """A digest of it all, the code and the libraries that compute it included."""
         room = Path(__file__).parent
         code = [*sorted(room.glob("*.py")), room.parent / "model.py", room.parent / "tokens.py"]
-        return checkpoint.digest(
-            {
-                "config": dataclasses.asdict(self.config),
-                "recipe": dataclasses.asdict(self.recipe),
-                "seed": self.seed,
-                "data": [_file_digest(self.train.path), _file_digest(self.valid.path)],
-                "device": dataclasses.asdict(self.device),
-                "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
-                "torch": torch.__version__,
-                "code": [_file_digest(path) for path in code],
-            }
-        )
+        deciding = {
+            "config": dataclasses.asdict(self.config),
+            "recipe": dataclasses.asdict(self.recipe),
+            "seed": self.seed,
+            "data": [_file_digest(self.train.path), _file_digest(self.valid.path)],
+            "device": dataclasses.asdict(self.device),
+            "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
+            "torch": torch.__version__,
+            "code": [_file_digest(path) for path in code],
+        }
+        text = json.dumps(deciding, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,28 @@ def training_run(
     Args:
         job: what to train.
         logs: folder of the tables steps.csv and validation.csv, written while it goes on.
-        checkpoint_seconds: time between two checkpoints.
+        checkpoint_seconds: time between two checkpoints, as `Keeper` takes it.
         parent: the process that waits for this one; where that is DVC and it is gone, stop.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss is not finite, or the disk refuses the result.
         SystemExit: interrupted; a checkpoint is kept.
     """
     folder = RunFolder(state.root() / "runs" / job.key())
     with folder.locked():
         trainer = Trainer(job, logs, folder.latest())
-        yield trainer.run(folder, checkpoint_seconds, Interrupt(parent))
+        kept = trainer.step, trainer.seconds_in_checkpoints
+        keeper = Keeper(folder, checkpoint_seconds, *kept)
+        result = trainer.run(keeper, Interrupt(parent))
+        try:
+            trainer.close_logs()
+            yield result
+        except OSError as error:
+            keeper.keep(trainer.state, last=True)
+            raise UserError(
+                f"{error.filename} cannot be written ({error.strerror}): once that is mended, the "
+                f"same command {keeper.resumption}"
+            ) from None
         folder.remove()
 
 
@@ -131,6 +143,7 @@ class Trainer:
         self.validation_set = job.valid.first_windows(*windows)
         self.step = 0
         self.seconds = 0.0
+        self.seconds_in_checkpoints = 0.0
         self.best_loss = math.inf
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
@@ -142,12 +155,11 @@ class Trainer:
             logs / "validation.csv", VALIDATION_COLUMNS, rows["validation"]
         )
 
-    def run(self, folder: RunFolder, checkpoint_seconds: float, interrupt: Interrupt) -> Result:
+    def run(self, keeper: Keeper, interrupt: Interrupt) -> Result:
         """Take all steps that are left, with validations and checkpoints."""
         recipe = self.job.recipe
         log_every = math.ceil(recipe.steps / MOST_LOG_ROWS)
         begun, resumed_at = time.monotonic() - self.seconds, self.step
-        saved = time.monotonic()
         with interrupt, Progress(recipe.steps, self.step) as progress:
             while self.step < recipe.steps:
                 loss, norm = self.train_step(interrupt)
@@ -158,14 +170,17 @@ class Trainer:
                 self.seconds = time.monotonic() - begun
                 done = (self.step - resumed_at) * recipe.tokens_per_step
                 progress.advance(self.step, loss, done)
-                if interrupt.asked or time.monotonic() - saved >= checkpoint_seconds:
-                    folder.save(self._state())
-                    saved = time.monotonic()
+                if interrupt.asked or keeper.due():
+                    keeper.keep(self.state, last=interrupt.asked)
+                    self.seconds_in_checkpoints = keeper.seconds
                 if interrupt.asked and self.step < recipe.steps:
-                    interrupt.leave(self.step)
+                    interrupt.leave(self.step, keeper.resumption)
+        return Result(self.best, self._metrics())
+
+    def close_logs(self) -> None:
+        """Close the tables; `OSError` if they cannot be written whole."""
         self.steps_table.close()
         self.validation_table.close()
-        return Result(self.best, self._metrics())
 
     def train_step(self, interrupt: Interrupt) -> tuple[float, float]:
         """Take the next step; returns its batch's mean loss and the norm of the gradient."""
@@ -240,12 +255,14 @@ class Trainer:
     def _tokens_seen(self) -> int:
         return self.step * self.job.recipe.tokens_per_step
 
-    def _state(self) -> State:
+    def state(self) -> State:
+        """All that the run needs to go on from here."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors |= {f"optimizer.{k}": v for k, v in self.optimizers.tensors().items()}
         notes = {
             "seconds": self.seconds,
+            "seconds_in_checkpoints": self.seconds_in_checkpoints,
             "best_loss": self.best_loss if self.best else None,
             "best_step": self.best_step,
             "steps": self.steps_table.rows,
@@ -268,6 +285,7 @@ class Trainer:
         self.optimizers.load(named("optimizer."))
         self.step = before.step
         self.seconds = before.notes["seconds"]
+        self.seconds_in_checkpoints = before.notes["seconds_in_checkpoints"]
         self.best_step = before.notes["best_step"]
         if self.best:
             self.best_loss = before.notes["best_loss"]
@@ -283,6 +301,7 @@ class Trainer:
             "validation_loss": six_digits(self.best_loss),
             "best_step": self.best_step,
             "seconds": round(self.seconds, 1),
+            "seconds_in_checkpoints": round(self.seconds_in_checkpoints, 2),
             "tokens_per_second": round(self._tokens_seen() / self.seconds),
             "device": self.job.device.name,
             "precision": self.job.device.precision,

@@ -1,0 +1,205 @@
+"""Whatever happens to a run, it ends in the same bits, and what is lost is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+RESULTS = ("model/model.safetensors", "logs/steps.csv", "logs/validation.csv")
+
+
+@pytest.fixture(autouse=True)
+def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STORYLLAMAS_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+ENVIRONMENT = {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+
+
+def start(folder: Path, within: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Start the job in a folder, as the last arguments of another command if one is given."""
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [*within, sys.executable, TESTS / "training_job.py", folder, json.dumps({})],
+        env=os.environ | ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=120)
+    return output
+
+
+def results(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in RESULTS]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORYLLAMAS_STATE", str(folder / "state"))
+        process = start(folder)
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert not list(folder.glob("state/runs/*/*.safetensors"))
+    return results(folder)
+
+
+def wait_for_checkpoints(root: Path, process: subprocess.Popen[str], beyond: int) -> None:
+    """Return once a state after step `beyond` is there, or the process has ended."""
+    while process.poll() is None:
+        steps = [int(file.name[:9]) for file in root.glob("runs/*/*.safetensors")]
+        if max(steps, default=0) > beyond:
+            return
+        time.sleep(0.005)
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(
+    tmp_path: Path, state_root: Path, unbroken: list[bytes]
+) -> None:
+    draw = random.Random(0)
+    for beyond in (1, 20):
+        process = start(tmp_path)
+        wait_for_checkpoints(state_root, process, beyond)
+        time.sleep(draw.random() * 0.05)
+        process.kill()
+        process.communicate()
+    process = start(tmp_path)
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert "going on from step" in output
+    assert results(tmp_path) == unbroken
+    assert not list(state_root.glob("runs/*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(
+    tmp_path: Path, state_root: Path, unbroken: list[bytes], number: signal.Signals
+) -> None:
+    process = start(tmp_path)
+    wait_for_checkpoints(state_root, process, 5)
+    process.send_signal(number)
+    output = finish(process)
+    assert process.returncode != 0
+    assert "the same command goes on from step" in output
+    assert "Traceback" not in output
+    if number == signal.SIGINT:
+        finish(start(tmp_path))
+        assert results(tmp_path) == unbroken
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, state_root: Path, unbroken: list[bytes]
+) -> None:
+    process = start(tmp_path)
+    wait_for_checkpoints(state_root, process, 10)
+    process.kill()
+    process.communicate()
+    files = sorted(state_root.glob("runs/*/*.safetensors"))
+    damaged = bytearray(files[-1].read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    files[-1].write_bytes(damaged)
+    output = finish(start(tmp_path))
+    assert f"{files[-1].name} is damaged" in output
+    assert f"going on from step {int(files[-2].name[:9])}" in output
+    assert results(tmp_path) == unbroken
+
+
+def test_a_second_process_waits_for_the_first(
+    tmp_path: Path, state_root: Path, unbroken: list[bytes]
+) -> None:
+    first = start(tmp_path)
+    wait_for_checkpoints(state_root, first, 0)
+    first.send_signal(signal.SIGSTOP)
+    second = start(tmp_path)
+    assert second.stdout is not None
+    assert "waiting for the process" in second.stdout.readline()
+    first.kill()
+    first.communicate()
+    finish(second)
+    assert results(tmp_path) == unbroken
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="preloads a library as Linux does")
+def test_struck_at_any_system_call_it_ends_in_the_same_bits(
+    tmp_path: Path, state_root: Path, unbroken: list[bytes]
+) -> None:
+    compiler = os.environ.get("CC", "cc")
+    if shutil.which(compiler) is None:
+        pytest.skip("no C compiler")
+    library = tmp_path / "faults.so"
+    source = TESTS / "c" / "faults.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    done = subprocess.run(
+        [sys.executable, TESTS / "faults.py", tmp_path],
+        env=os.environ | ENVIRONMENT | {"LD_PRELOAD": str(library)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout
+    assert results(tmp_path) == unbroken
+    assert not list(state_root.glob("runs/*"))
+    assert not list(tmp_path.glob("**/.*.tmp"))
+
+
+def disk(folder: Path, options: str) -> list[str]:
+    """The beginning of a command that runs with a small file system of its own in a folder."""
+    folder.mkdir(parents=True)
+    script = 'mount -t tmpfs -o "$0" tmpfs "$1" && shift && exec "$@"'
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, options, str(folder)]
+    try:
+        subprocess.run([*command, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no file systems can be mounted here")
+    return command
+
+
+def test_a_run_goes_on_without_checkpoints(
+    tmp_path: Path, state_root: Path, unbroken: list[bytes]
+) -> None:
+    process = start(tmp_path, disk(state_root, "size=100k"))
+    output = finish(process)
+    assert process.returncode == 0, output
+    (warning,) = [line for line in output.splitlines() if "checkpoint" in line]
+    assert warning.startswith("no checkpoint of step 1, there is none yet: ")
+    assert " needs 0.2 MB of 0.1 MB that are free (No space left on device)" in warning
+    assert results(tmp_path) == unbroken
+
+
+def test_a_result_that_finds_no_room_is_not_lost(tmp_path: Path, unbroken: list[bytes]) -> None:
+    process = start(tmp_path, disk(tmp_path / "model", "size=20k"))
+    output = finish(process)
+    assert process.returncode == 1
+    assert output.splitlines()[-1] == (
+        f"error: {tmp_path}/model/model.safetensors cannot be written (No space left on device): "
+        "once that is mended, the same command goes on from step 40"
+    )
+    output = finish(start(tmp_path))
+    assert "going on from step 40 of 40" in output
+    assert results(tmp_path) == unbroken
+
+
+def test_a_folder_that_is_read_only_is_refused_at_once(tmp_path: Path, state_root: Path) -> None:
+    process = start(tmp_path, disk(state_root, "ro"))
+    (sentence,) = finish(process).splitlines()
+    assert process.returncode == 1
+    assert sentence.startswith(f"error: checkpoints cannot be kept in {state_root}/runs/")
+    assert "(Read-only file system): make it writable, or name another folder in" in sentence
