@@ -20,11 +20,15 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     It is then on the disk: a power cut finds it there. On any exception an existing `path` is left
     as it was. Parent folders are created; what killed writers of `path` left behind is removed.
+    What is no file, such as a pipe or /dev/null, is written to as it is.
 
     Raises:
         OSError: the system refuses; its `filename` is set, to `path` where a write failed.
     """
     target = Path(path).absolute()
+    if target.exists() and not target.is_file():
+        yield target
+        return
     try:
         with _workplace(target) as folder:
             temporary = folder / target.name

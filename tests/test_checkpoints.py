@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from storyllamas.atomic import atomic_file, atomic_folder
+from storyllamas.atomic import atomic_file, atomic_folder, write_text
 from storyllamas.training import keeper
 from storyllamas.training.keeper import Keeper
 from storyllamas.training.log import Table
@@ -232,3 +232,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         file.write(b"new")
     os.umask(old_mask)
     assert target.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "once upon a time")
+    assert os.read(reader, 100) == b"once upon a time"
+    assert pipe.is_fifo()
+    os.close(reader)
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path, "")
