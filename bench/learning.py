@@ -97,7 +97,8 @@ def run(job: Job, name: str) -> dict[str, Any]:
         with training_run(job, logs, checkpoint_seconds=60) as result:
             curve = [line.split(",") for line in (logs / "validation.csv").read_text().split()[1:]]
             points = {int(seen): float(loss) for _, seen, loss in curve}
-            write_json(kept, {"metrics": result.metrics, "curve": points})
+            metrics = {**result.metrics, **result.costs}
+            write_json(kept, {"metrics": metrics, "curve": points})
     found: dict[str, Any] = json.loads(kept.read_text())
     return found
 

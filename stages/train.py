@@ -10,8 +10,7 @@ from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.training import device
 from storyllamas.training.checkpoint import save_model
 from storyllamas.training.loop import Job, training_run
-
-TIMES = ("seconds", "tokens_per_second")
+from storyllamas.training.metrics import utilization
 
 
 @exit_on_user_error
@@ -33,18 +32,20 @@ def main() -> None:
             f"{job.train.vocab_size} pieces: run `dvc repro`, which makes it anew"
         )
     seconds = chosen.compute.checkpoint_seconds
-    with training_run(job, Path("metrics"), seconds, PARENT) as result:
+    name = f"{chosen.model}-{chosen.recipe_name}"
+    with training_run(job, Path("metrics"), seconds, PARENT, name=name) as result:
         about = {"size": chosen.model, "recipe": chosen.recipe_name, "seed": chosen.seed}
         details = {
             "corpus": chosen.corpus.source,
             "hyperparameters": asdict(chosen.recipe),
             "tokenizer_sha256": digest.hex(),
-            # Without how long it took: the same bits are the same file.
-            "training": {k: v for k, v in result.metrics.items() if k not in TIMES},
+            # Without what it took: the same bits are the same file.
+            "training": result.metrics,
         }
         folder = Path("models") / chosen.model
         save_model(folder, job.config, result.tensors, {**about, **details})
-        write_json("metrics/train.json", {**about, **result.metrics})
+        costs = {**result.costs, **utilization(result.costs["flops_per_second"], job.device)}
+        write_json("metrics/train.json", {**about, **result.metrics, **costs})
 
 
 if __name__ == "__main__":

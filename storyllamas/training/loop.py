@@ -33,9 +33,12 @@ from storyllamas.training.device import Device
 from storyllamas.training.interrupt import Interrupt
 from storyllamas.training.keeper import Keeper
 from storyllamas.training.log import STEP_COLUMNS, VALIDATION_COLUMNS, Table
+from storyllamas.training.machine import peak_memory_bytes
+from storyllamas.training.metrics import bits_per_byte, costs
 from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.progress import Progress
 from storyllamas.training.run_folder import RunFolder, State
+from storyllamas.training.scalars import Scalars
 from storyllamas.training.schedule import learning_rate
 
 # A row for every step, or in a long run for every few.
@@ -86,16 +89,23 @@ class Result:
 
     Attributes:
         tensors: the weights that were best on validation, on the CPU.
-        metrics: plain numbers and names for metrics/train.json.
+        metrics: what the run came to: plain numbers and names, the same for the same bits.
+        costs: what it took, which no two runs have the same.
     """
 
     tensors: dict[str, Tensor]
     metrics: dict[str, Any]
+    costs: dict[str, Any]
 
 
 @contextmanager
 def training_run(
-    job: Job, logs: Path, checkpoint_seconds: float, parent: int | None = None
+    job: Job,
+    logs: Path,
+    checkpoint_seconds: float,
+    parent: int | None = None,
+    *,
+    name: str = "",
 ) -> Iterator[Result]:
     """Train to the end, from the last checkpoint of the same run if there is one.
 
@@ -106,17 +116,20 @@ def training_run(
         logs: folder of the tables steps.csv and validation.csv, written while it goes on.
         checkpoint_seconds: time between two checkpoints, as `Keeper` takes it.
         parent: the process that waits for this one; where that is DVC and it is gone, stop.
+        name: of the run in TensorBoard; empty: it is not to be seen there.
 
     Raises:
         UserError: the loss is not finite, or the disk refuses the result.
         SystemExit: interrupted; a checkpoint is kept.
     """
-    folder = RunFolder(state.root() / "runs" / job.key())
+    key = job.key()
+    folder = RunFolder(state.root() / "runs" / key)
+    watched = state.root() / "tensorboard" / f"{name}-{key}" if name else None
     with folder.locked():
         trainer = Trainer(job, logs, folder.latest())
         kept = trainer.step, trainer.seconds_in_checkpoints
         keeper = Keeper(folder, checkpoint_seconds, *kept)
-        result = trainer.run(keeper, Interrupt(parent))
+        result = trainer.run(keeper, Interrupt(parent), Scalars(watched, trainer.step))
         try:
             trainer.close_logs()
             yield result
@@ -144,6 +157,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.seconds_in_checkpoints = 0.0
+        self.peak_memory_bytes = 0
         self.best_loss = math.inf
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
@@ -155,27 +169,29 @@ class Trainer:
             logs / "validation.csv", VALIDATION_COLUMNS, rows["validation"]
         )
 
-    def run(self, keeper: Keeper, interrupt: Interrupt) -> Result:
+    def run(self, keeper: Keeper, interrupt: Interrupt, scalars: Scalars) -> Result:
         """Take all steps that are left, with validations and checkpoints."""
         recipe = self.job.recipe
         log_every = math.ceil(recipe.steps / MOST_LOG_ROWS)
-        begun, resumed_at = time.monotonic() - self.seconds, self.step
-        with interrupt, Progress(recipe.steps, self.step) as progress:
+        begun = time.monotonic() - self.seconds
+        shown = recipe.steps, self.step, recipe.tokens_per_step, self.job.device.name
+        with interrupt, scalars, Progress(*shown) as progress:
             while self.step < recipe.steps:
                 loss, norm = self.train_step(interrupt)
                 if self.step % log_every == 0 or self.step == recipe.steps:
                     self._log_step(loss, norm)
+                    scalars.log_step(self.steps_table.rows[-1])
                 if self.step % recipe.evaluate_every == 0 or self.step == recipe.steps:
                     progress.validated(self._validate())
+                    scalars.log_validation(self.validation_table.rows[-1])
                 self.seconds = time.monotonic() - begun
-                done = (self.step - resumed_at) * recipe.tokens_per_step
-                progress.advance(self.step, loss, done)
+                progress.advance(self.step, loss)
                 if interrupt.asked or keeper.due():
                     keeper.keep(self.state, last=interrupt.asked)
                     self.seconds_in_checkpoints = keeper.seconds
                 if interrupt.asked and self.step < recipe.steps:
                     interrupt.leave(self.step, keeper.resumption)
-        return Result(self.best, self._metrics())
+        return Result(self.best, self._metrics(), self._costs())
 
     def close_logs(self) -> None:
         """Close the tables; `OSError` if they cannot be written whole."""
@@ -260,9 +276,11 @@ class Trainer:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors |= {f"optimizer.{k}": v for k, v in self.optimizers.tensors().items()}
+        self._take_note_of_memory()
         notes = {
             "seconds": self.seconds,
             "seconds_in_checkpoints": self.seconds_in_checkpoints,
+            "peak_memory_bytes": self.peak_memory_bytes,
             "best_loss": self.best_loss if self.best else None,
             "best_step": self.best_step,
             "steps": self.steps_table.rows,
@@ -286,6 +304,7 @@ class Trainer:
         self.step = before.step
         self.seconds = before.notes["seconds"]
         self.seconds_in_checkpoints = before.notes["seconds_in_checkpoints"]
+        self.peak_memory_bytes = before.notes["peak_memory_bytes"]
         self.best_step = before.notes["best_step"]
         if self.best:
             self.best_loss = before.notes["best_loss"]
@@ -297,16 +316,27 @@ class Trainer:
             "parameters": self.job.config.parameters,
             "steps": self.job.recipe.steps,
             "tokens": self._tokens_seen(),
+            "flops": self._tokens_seen() * self.job.config.training_flops,
             "train_loss": self.steps_table.rows[-1]["loss"],
             "validation_loss": six_digits(self.best_loss),
+            "bits_per_byte": six_digits(bits_per_byte(self.best_loss, self.job.valid)),
             "best_step": self.best_step,
-            "seconds": round(self.seconds, 1),
-            "seconds_in_checkpoints": round(self.seconds_in_checkpoints, 2),
-            "tokens_per_second": round(self._tokens_seen() / self.seconds),
             "device": self.job.device.name,
             "precision": self.job.device.precision,
             "threads": self.job.device.threads,
         }
+
+    def _costs(self) -> dict[str, Any]:
+        self._take_note_of_memory()
+        return {
+            **costs(self.job.config, self._tokens_seen(), self.seconds),
+            "seconds_in_checkpoints": round(self.seconds_in_checkpoints, 2),
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+
+    def _take_note_of_memory(self) -> None:
+        here = peak_memory_bytes(self.job.device.name)
+        self.peak_memory_bytes = max(self.peak_memory_bytes, here)
 
 
 def _file_digest(path: Path) -> str:

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from datetime import timedelta
 
 from rich import progress as bars
 from rich.console import Console
 
+from storyllamas.training.machine import memory_bytes
+
+# Steps whose speed is shown.
+RECENT_STEPS = 50
+# Elsewhere than in a terminal, a line follows each validation, and the last line after this time.
+LINE_SECONDS = 60
+
 
 class Progress:
-    """Step, loss, validation loss, tokens a second and time left."""
+    """Step, loss, validation loss, tokens a second, memory and time left."""
 
-    def __init__(self, steps: int, done: int) -> None:
+    def __init__(self, steps: int, done: int, tokens_per_step: int, device: str) -> None:
+        """Begin after `done` of all `steps`; `device` is that whose memory is shown."""
         console = Console()
         self._live = console.is_terminal
-        self._steps, self._first = steps, done
+        self._steps, self._tokens, self._device = steps, tokens_per_step, device
         self._bar = bars.Progress(
             bars.TextColumn("step {task.completed}/{task.total}"),
-            bars.BarColumn(),
-            bars.TextColumn("loss {task.fields[loss]}  validation {task.fields[validation]}"),
-            bars.TextColumn("{task.fields[rate]} tokens/s"),
-            bars.TimeRemainingColumn(compact=True),
+            bars.BarColumn(bar_width=None),
+            bars.TextColumn("{task.fields[facts]}"),
             console=console,
             disable=not self._live,
+            expand=True,
         )
-        self._task = self._bar.add_task(
-            "", total=steps, completed=done, loss="…", validation="…", rate="…"
-        )
-        self._begun = time.monotonic()
+        self._task = self._bar.add_task("", total=steps, completed=done, facts="")
+        now = time.monotonic()
+        self._recent = deque([(now, done)], maxlen=RECENT_STEPS + 1)
+        self._said = now
         self._validation: float | None = None
+        self._validated = False
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -40,19 +49,22 @@ class Progress:
 
     def validated(self, loss: float) -> None:
         """Take note of a validation loss; shown with the next step."""
-        self._validation = loss
-        self._bar.update(self._task, validation=f"{loss:.3f}")
+        self._validation, self._validated = loss, True
 
-    def advance(self, step: int, loss: float, tokens: int) -> None:
-        """Show a finished step, with the tokens learned from since the start of this process."""
-        seconds = time.monotonic() - self._begun
-        rate = f"{tokens / seconds:,.0f}"
-        self._bar.update(self._task, completed=step, loss=f"{loss:.3f}", rate=rate)
-        if self._validation is not None and not self._live:
-            left = seconds / (step - self._first) * (self._steps - step)
-            print(
-                f"step {step}/{self._steps}  loss {loss:.3f}  validation {self._validation:.3f}  "
-                f"{rate} tokens/s  {timedelta(seconds=round(left))} left",
-                flush=True,
-            )
-        self._validation = None
+    def advance(self, step: int, loss: float) -> None:
+        """Show a finished step."""
+        now = time.monotonic()
+        self._recent.append((now, step))
+        begun, first = self._recent[0]
+        seconds = (now - begun) / (step - first)
+        left = timedelta(seconds=round(seconds * (self._steps - step)))
+        validation = "" if self._validation is None else f"  validation {self._validation:.3f}"
+        facts = (
+            f"loss {loss:.3f}{validation}  {self._tokens / seconds:,.0f} tokens/s  "
+            f"{memory_bytes(self._device) / 1e9:.1f} GB  {left} left"
+        )
+        self._bar.update(self._task, completed=step, facts=facts)
+        if not self._live and (self._validated or now - self._said >= LINE_SECONDS):
+            print(f"step {step}/{self._steps}  {facts}", flush=True)
+            self._said = now
+        self._validated = False
