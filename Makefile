@@ -12,6 +12,9 @@ SIZES ?= 2m 7m 30m
 ROUNDS ?= 5
 PEERS := build/bench/peers
 
+# train-distributed: processes on this machine.
+NPROC ?= 2
+
 # fuzz-tokenizer: how long.
 MINUTES ?= 60
 
@@ -36,7 +39,7 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P TOKENS
 
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story engine run-c plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format clean
+.PHONY: help setup story train-distributed engine run-c plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format clean
 
 help: ## print this
 	@echo "StoryLlamas: train a small Llama on your machine and have it tell stories in C."
@@ -51,6 +54,9 @@ story: setup ## train the model of params.yaml (minutes the first time) and tell
 	$(BIN)/dvc repro
 	@echo
 	@$(MAKE) --no-print-directory run-c
+
+train-distributed: setup ## train the model of params.yaml in several processes: NPROC=2
+	$(BIN)/dvc exp run -S compute.processes=$(NPROC) train@$(SIZE)
 
 engine: ## build the C program, csrc/build/run
 	@$(MAKE) --no-print-directory -C csrc

@@ -2,5 +2,9 @@
 
 import os
 
+from storyllamas.training.launch import forget_single_thread
+
 # Read before anything heavy is imported, since DVC may be killed meanwhile; see interrupt.py.
 PARENT = os.getppid()
+
+forget_single_thread()

@@ -7,16 +7,28 @@ from stages import PARENT
 from storyllamas import params, tokenizer, tokens
 from storyllamas.atomic import write_json
 from storyllamas.errors import UserError, exit_on_user_error
-from storyllamas.training import device
+from storyllamas.training import device, distributed
 from storyllamas.training.checkpoint import save_model
+from storyllamas.training.launch import launch, started
 from storyllamas.training.loop import Job, training_run
 from storyllamas.training.metrics import utilization
 
 
 @exit_on_user_error
 def main() -> None:
-    """Run the stage."""
+    """Run the stage, or several processes that do."""
     chosen = params.load()
+    processes = chosen.compute.processes
+    if processes > 1 and not started():
+        distributed.micro_batch(chosen.recipe, chosen.size.context, processes)
+        launch(processes, ["-m", "stages.train"], PARENT)
+        return
+    with distributed.joined(chosen.compute) as ranks:
+        train(chosen, ranks)
+
+
+def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
+    """Train the model; the first of the ranks writes the outputs."""
     digest = tokenizer.load("models/tokenizer.model").digest
     job = Job(
         config=chosen.model_config(),
@@ -33,7 +45,9 @@ def main() -> None:
         )
     seconds = chosen.compute.checkpoint_seconds
     name = f"{chosen.model}-{chosen.recipe_name}"
-    with training_run(job, Path("metrics"), seconds, PARENT, name=name) as result:
+    with training_run(job, Path("metrics"), seconds, PARENT, ranks=ranks, name=name) as result:
+        if not ranks.first:
+            return
         about = {"size": chosen.model, "recipe": chosen.recipe_name, "seed": chosen.seed}
         details = {
             "corpus": chosen.corpus.source,
@@ -44,8 +58,8 @@ def main() -> None:
         }
         folder = Path("models") / chosen.model
         save_model(folder, job.config, result.tensors, {**about, **details})
-        costs = {**result.costs, **utilization(result.costs["flops_per_second"], job.device)}
-        write_json("metrics/train.json", {**about, **result.metrics, **costs})
+        share = utilization(result.costs["flops_per_second"], job.device, ranks.count)
+        write_json("metrics/train.json", {**about, **result.metrics, **result.costs, **share})
 
 
 if __name__ == "__main__":

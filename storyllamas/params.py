@@ -110,6 +110,7 @@ class Compute:
     precision: Literal["auto", "float32", "bfloat16"]
     threads: Annotated[int, Field(ge=0, le=1024)]
     checkpoint_seconds: Annotated[int, Field(ge=1)]
+    processes: Annotated[int, Field(ge=1, le=1024)] = 1
 
 
 @dataclass(frozen=True, config=_strict)

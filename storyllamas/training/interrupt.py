@@ -10,13 +10,19 @@ from typing import NoReturn
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+def orphaned(parent: int | None) -> bool:
+    """Whether `parent`, which waits for this process, is gone; if that is DVC or torchrun."""
+    watched = "DVC_STAGE" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    return watched and parent is not None and os.getppid() != parent
+
+
 class Interrupt:
     """Turns the first signal into a question that the loop asks; a second one acts as usual."""
 
     def __init__(self, parent: int | None = None) -> None:
-        """Watch also for the end of the process `parent`, if that is DVC."""
+        """Watch also for the end of the process `parent`, if that is DVC or torchrun."""
         self.asked = False
-        self._parent = parent if "DVC_STAGE" in os.environ else None
+        self._parent = parent
 
     def __enter__(self) -> Interrupt:
         self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
@@ -34,8 +40,10 @@ class Interrupt:
 
     def check_parent(self) -> None:
         """Stop if DVC was killed: its next run would otherwise wait for this orphan."""
-        if self._parent is not None and os.getppid() != self._parent:
-            raise SystemExit("dvc is gone: stopping; the next run goes on from the last checkpoint")
+        if orphaned(self._parent):
+            raise SystemExit(
+                "dvc or torchrun is gone: stopping; the next run goes on from the last checkpoint"
+            )
 
     def leave(self, step: int, resumption: str) -> NoReturn:
         """Stop after a step; `resumption` is what the next run does."""

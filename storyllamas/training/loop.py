@@ -2,7 +2,7 @@
 
 Every step is a function of the state before it, the recipe and the step's number: batches and
 dropout draw from generators seeded with that number. So a run that was killed goes on from its last
-checkpoint to the same bits.
+checkpoint to the same bits, and several processes share a step's work (see distributed.py).
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import math
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from storyllamas.params import Recipe
 from storyllamas.rounding import six_digits
 from storyllamas.tokens import TokenFile
 from storyllamas.training.device import Device
+from storyllamas.training.distributed import Ranks, micro_batch
 from storyllamas.training.interrupt import Interrupt
 from storyllamas.training.keeper import Keeper
 from storyllamas.training.log import STEP_COLUMNS, VALIDATION_COLUMNS, Table
@@ -66,15 +68,19 @@ class Job:
     device: Device
 
     def key(self) -> str:
-        """A digest of it all, the code and the libraries that compute it included."""
+        """A digest of it all, the code and the libraries that compute it included.
+
+        Without the number of threads, so that a run goes on with another number of processes.
+        """
         room = Path(__file__).parent
         code = [*sorted(room.glob("*.py")), room.parent / "model.py", room.parent / "tokens.py"]
+        device = {k: v for k, v in dataclasses.asdict(self.device).items() if k != "threads"}
         deciding = {
             "config": dataclasses.asdict(self.config),
             "recipe": dataclasses.asdict(self.recipe),
             "seed": self.seed,
             "data": [_file_digest(self.train.path), _file_digest(self.valid.path)],
-            "device": dataclasses.asdict(self.device),
+            "device": device,
             "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
             "torch": torch.__version__,
             "code": [_file_digest(path) for path in code],
@@ -105,6 +111,7 @@ def training_run(
     checkpoint_seconds: float,
     parent: int | None = None,
     *,
+    ranks: Ranks | None = None,
     name: str = "",
 ) -> Iterator[Result]:
     """Train to the end, from the last checkpoint of the same run if there is one.
@@ -115,18 +122,23 @@ def training_run(
         job: what to train.
         logs: folder of the tables steps.csv and validation.csv, written while it goes on.
         checkpoint_seconds: time between two checkpoints, as `Keeper` takes it.
-        parent: the process that waits for this one; where that is DVC and it is gone, stop.
+        parent: the process that waits for this one; where that is DVC or torchrun and it is gone,
+            stop.
+        ranks: the processes that train together; None: this one alone.
         name: of the run in TensorBoard; empty: it is not to be seen there.
 
     Raises:
-        UserError: the loss is not finite, or the disk refuses the result.
+        UserError: the loss is not finite, the disk refuses the result, or the ranks cannot share
+            the work.
         SystemExit: interrupted; a checkpoint is kept.
     """
+    ranks = ranks or Ranks()
     key = job.key()
+    ranks.check_alike(f"{key} {job.device.threads}")
     folder = RunFolder(state.root() / "runs" / key)
-    watched = state.root() / "tensorboard" / f"{name}-{key}" if name else None
-    with folder.locked():
-        trainer = Trainer(job, logs, folder.latest())
+    watched = state.root() / "tensorboard" / f"{name}-{key}" if name and ranks.first else None
+    with folder.locked() if ranks.first else nullcontext():
+        trainer = Trainer(job, logs, ranks.from_first(folder.latest), ranks)
         kept = trainer.step, trainer.seconds_in_checkpoints
         keeper = Keeper(folder, checkpoint_seconds, *kept)
         result = trainer.run(keeper, Interrupt(parent), Scalars(watched, trainer.step))
@@ -139,14 +151,19 @@ def training_run(
                 f"{error.filename} cannot be written ({error.strerror}): once that is mended, the "
                 f"same command {keeper.resumption}"
             ) from None
-        folder.remove()
+        if ranks.first:
+            folder.remove()
 
 
 class Trainer:
     """A run in progress: `training_run` takes it to its end, a benchmark step by step."""
 
-    def __init__(self, job: Job, logs: Path, resumed: State | None) -> None:
+    def __init__(
+        self, job: Job, logs: Path, resumed: State | None, ranks: Ranks | None = None
+    ) -> None:
         self.job = job
+        self.ranks = ranks or Ranks()
+        self.micro_batch = micro_batch(job.recipe, job.config.context, self.ranks.count)
         torch.manual_seed(job.seed)
         self.model = Llama(job.config, job.recipe.dropout, job.recipe.zero_outputs).to(
             job.device.name
@@ -164,10 +181,10 @@ class Trainer:
         rows: dict[str, Any] = {"steps": [], "validation": []}
         if resumed:
             rows = self._restore(resumed)
-        self.steps_table = Table(logs / "steps.csv", STEP_COLUMNS, rows["steps"])
-        self.validation_table = Table(
-            logs / "validation.csv", VALIDATION_COLUMNS, rows["validation"]
-        )
+        self.loss = self.ranks.parallel(self.model, self.model.loss)
+        steps, validation = map(self.ranks.file, (logs / "steps.csv", logs / "validation.csv"))
+        self.steps_table = Table(steps, STEP_COLUMNS, rows["steps"])
+        self.validation_table = Table(validation, VALIDATION_COLUMNS, rows["validation"])
 
     def run(self, keeper: Keeper, interrupt: Interrupt, scalars: Scalars) -> Result:
         """Take all steps that are left, with validations and checkpoints."""
@@ -186,11 +203,12 @@ class Trainer:
                     scalars.log_validation(self.validation_table.rows[-1])
                 self.seconds = time.monotonic() - begun
                 progress.advance(self.step, loss)
-                if interrupt.asked or keeper.due():
-                    keeper.keep(self.state, last=interrupt.asked)
+                asked = self.ranks.any(interrupt.asked)
+                if self.ranks.first and (asked or keeper.due()):
+                    keeper.keep(self.state, last=asked)
                     self.seconds_in_checkpoints = keeper.seconds
-                if interrupt.asked and self.step < recipe.steps:
-                    interrupt.leave(self.step, keeper.resumption)
+                if asked and self.step < recipe.steps:
+                    self.ranks.leave(lambda: interrupt.leave(self.step, keeper.resumption))
         return Result(self.best, self._metrics(), self._costs())
 
     def close_logs(self) -> None:
@@ -201,22 +219,22 @@ class Trainer:
     def train_step(self, interrupt: Interrupt) -> tuple[float, float]:
         """Take the next step; returns its batch's mean loss and the norm of the gradient."""
         job, recipe, device = self.job, self.job.recipe, self.job.device
-        torch.manual_seed((job.seed << 32) + self.step)
         sequences = recipe.tokens_per_step // job.config.context
         batch = job.train.batch(self.step, sequences, job.config.context, job.seed)
         self.model.train()
         total = torch.zeros((), device=device.name)
-        for first in range(0, sequences, recipe.micro_batch):
+        for first in self.ranks.share(range(0, sequences, self.micro_batch)):
             interrupt.check_parent()
+            torch.manual_seed(_dropout_seed(job.seed, self.step, first))
             tokens, targets = self._to_device(batch, first)
             with device.autocast():
-                loss = self.model.loss(tokens, targets)
-            share = loss * (recipe.micro_batch / sequences)
+                loss = self.loss(tokens, targets)
+            share = loss * (self.micro_batch * self.ranks.count / sequences)
             share.backward()  # type: ignore[no-untyped-call]
             total += share.detach()
         limit = recipe.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-        mean = total.item()
+        mean = self.ranks.mean(total.item())
         self._check_finite("loss", mean)
         self._check_finite("norm of the gradient", norm)
         self.optimizers.step(learning_rate(self.step, recipe))
@@ -229,11 +247,11 @@ class Trainer:
         self.model.eval()
         tokens, _ = self.validation_set
         total = 0.0
-        for first in range(0, len(tokens), self.job.recipe.micro_batch):
+        for first in self.ranks.share(range(0, len(tokens), self.micro_batch)):
             inputs, targets = self._to_device(self.validation_set, first)
             with self.job.device.autocast():
                 total += self.model.loss(inputs, targets).item() * len(inputs)
-        loss = total / len(tokens)
+        loss = self.ranks.sum(total) / len(tokens)
         self._check_finite("validation loss", loss)
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, self.step
@@ -253,7 +271,7 @@ class Trainer:
 
     def _to_device(self, batch: tuple[Any, Any], first: int) -> tuple[Tensor, Tensor]:
         """The micro-batch that begins at row `first`: inputs and targets."""
-        rows = slice(first, first + self.job.recipe.micro_batch)
+        rows = slice(first, first + self.micro_batch)
         inputs, targets = (torch.from_numpy(part[rows]).to(self.job.device.name) for part in batch)
         return inputs, targets
 
@@ -324,6 +342,7 @@ class Trainer:
             "device": self.job.device.name,
             "precision": self.job.device.precision,
             "threads": self.job.device.threads,
+            "processes": self.ranks.count,
         }
 
     def _costs(self) -> dict[str, Any]:
@@ -337,6 +356,14 @@ class Trainer:
     def _take_note_of_memory(self) -> None:
         here = peak_memory_bytes(self.job.device.name)
         self.peak_memory_bytes = max(self.peak_memory_bytes, here)
+
+
+def _dropout_seed(seed: int, step: int, first: int) -> int:
+    """Of the draws in the micro-batch that begins at row `first` of a step's batch.
+
+    Torch's CPU generator takes 32 bits of a seed, so that all three are mixed into as many.
+    """
+    return int(np.random.SeedSequence([seed, step, first]).generate_state(1)[0])
 
 
 def _file_digest(path: Path) -> str:

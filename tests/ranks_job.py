@@ -1,0 +1,49 @@
+"""Small training runs, one after the other, in several processes; tests start it and kill ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import safetensors.torch
+from training_job import make_job
+
+from storyllamas.errors import UserError, exit_on_user_error
+from storyllamas.params import Compute
+from storyllamas.training.distributed import joined
+from storyllamas.training.launch import launch, started
+from storyllamas.training.loop import training_run
+
+PARENT = os.getppid()
+
+
+@exit_on_user_error
+def main() -> None:
+    """Train in folder/NAME for each NAME of the third argument (JSON), its recipe changed so.
+
+    The first argument is the folder, the second the number of processes. Every rank leaves its
+    process id and the weights that it found best.
+    """
+    folder, processes, jobs = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+    if processes > 1 and not started():
+        launch(processes, sys.argv, PARENT)
+        return
+    with joined(Compute("cpu", "float32", 1, 1)) as ranks:
+        (folder / f"{ranks.number}.pid").write_text(str(os.getpid()))
+        for name, changes in jobs.items():
+            job = make_job(folder, **changes)
+            with training_run(job, folder / name, 0, PARENT, ranks=ranks) as result:
+                weights = safetensors.torch.save(result.tensors)
+                (folder / name).mkdir(exist_ok=True)
+                (folder / name / f"{ranks.number}.safetensors").write_bytes(weights)
+        if ranks.count > 1:
+            with suppress(UserError):
+                ranks.check_alike(f"the work of rank {ranks.number}")
+                raise AssertionError("ranks that differ were taken for alike")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Several processes train what one trains, and nothing is lost when one of them is."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from training_job import CONFIG, RECIPE, make_job
+
+from storyllamas.errors import UserError
+from storyllamas.model import Llama
+from storyllamas.training.distributed import Ranks, micro_batch
+from storyllamas.training.interrupt import Interrupt
+from storyllamas.training.loop import _dropout_seed, training_run
+from storyllamas.training.run_folder import RunFolder
+
+TESTS = Path(__file__).parent
+# Steps of four micro-batches; in `shrunk`, of a single one, which two ranks halve.
+JOBS: dict[str, dict[str, Any]] = {
+    "adamw": {"optimizer": "adamw", "dropout": 0.0},
+    "adamw with dropout": {"optimizer": "adamw", "dropout": 0.2},
+    "muon with dropout": {"dropout": 0.2},
+    "shrunk": {"micro_batch": 16, "dropout": 0.0},
+}
+JOBS = {name: {"tokens_per_step": 512, "steps": 8, **changes} for name, changes in JOBS.items()}
+LONG = {"long": {"optimizer": "adamw", "steps": 60}}
+
+
+@pytest.fixture(autouse=True)
+def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STORYLLAMAS_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts tests/ranks_job.py in `tmp_path`; nothing of it is left after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(jobs: object, processes: int = 2, *launcher: str) -> subprocess.Popen[str]:
+        command = [*launcher, str(TESTS / "ranks_job.py"), str(tmp_path), str(processes)]
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *command, json.dumps(jobs)],
+                env=os.environ | {"PYTHONPATH": str(TESTS.parent)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=120)
+    return output
+
+
+def weights(folder: Path, rank: int) -> dict[str, torch.Tensor]:
+    return dict(safetensors.torch.load_file(folder / f"{rank}.safetensors"))
+
+
+def logged(file: Path) -> list[list[float]]:
+    with file.open() as rows:
+        return [[float(value) for value in row.values()] for row in csv.DictReader(rows)]
+
+
+def alone(folder: Path, **changes: object) -> dict[str, torch.Tensor]:
+    """The same run in this process, its log in the folder `alone`."""
+    with training_run(make_job(folder, **changes), folder / "alone", 1e9) as result:
+        return result.tensors
+
+
+def assert_close(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], share: float
+) -> None:
+    """The two differ by less than that share of what they have learned."""
+    torch.manual_seed(3)
+    begun = Llama(CONFIG, zero_outputs=True).state_dict()
+    for name, tensor in one.items():
+        moved = (tensor - begun[name]).norm()
+        assert (tensor - other[name]).norm() < share * moved, name
+
+
+def test_two_ranks_train_what_one_trains(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    process = start(JOBS, 2, *torchrun)
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert output.count("step 8/8") == len(JOBS)
+    for name, changes in JOBS.items():
+        folder = tmp_path / name
+        first, second = weights(folder, 0), weights(folder, 1)
+        assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+        # Muon orthogonalizes in bfloat16: there other micro-batches on one rank differ as much.
+        exact = changes.get("optimizer") == "adamw"
+        assert_close(alone(tmp_path, **changes), first, 1e-4 if exact else 1e-1)
+        for table in ("steps.csv", "validation.csv"):
+            rows, expected = logged(folder / table), logged(tmp_path / "alone" / table)
+            assert rows == [pytest.approx(row, rel=2e-5 if exact else 2e-4) for row in expected]
+
+
+def wait_for_checkpoint(root: Path, process: subprocess.Popen[str], beyond: int) -> None:
+    while process.poll() is None:
+        steps = [int(file.name[:9]) for file in root.glob("runs/*/*.safetensors")]
+        if max(steps, default=0) > beyond:
+            return
+        time.sleep(0.005)
+
+
+def test_a_run_goes_on_after_a_rank_was_killed_and_after_an_interrupt(
+    tmp_path: Path,
+    state_root: Path,
+    start: Callable[..., subprocess.Popen[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    process = start(LONG)
+    wait_for_checkpoint(state_root, process, 5)
+    victim = int((tmp_path / "1.pid").read_text())
+    os.kill(victim, signal.SIGKILL)
+    output = finish(process)
+    assert process.returncode != 0
+    assert f"error: rank 1 (process {victim}) was ended by SIGKILL: the same command" in output
+    assert output.count("error") == 1
+    assert "Traceback" not in output
+
+    process = start(LONG)
+    assert process.stdout is not None
+    resumed = int(re.findall("going on from step ([0-9]+)", process.stdout.readline())[0])
+    wait_for_checkpoint(state_root, process, resumed)
+    process.send_signal(signal.SIGINT)
+    output = finish(process)
+    assert process.returncode != 0
+    assert output.count("the same command goes on from step") == 1
+    assert "Traceback" not in output
+    job = make_job(tmp_path, **LONG["long"])
+    state = RunFolder(state_root / "runs" / job.key()).latest()
+    assert state is not None
+    assert f"stopped after step {state.step}:" in output
+
+    capsys.readouterr()
+    ended = alone(tmp_path, **LONG["long"])
+    assert f"going on from step {state.step}" in capsys.readouterr().out
+    assert not list(state_root.glob("runs/*"))
+    assert_close(alone(tmp_path, **LONG["long"]), ended, 1e-3)
+
+
+@pytest.mark.parametrize("variable", ["TORCHELASTIC_RUN_ID", "DVC_STAGE"])
+def test_a_rank_does_not_outlive_what_started_it(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "DVC_STAGE"):
+        monkeypatch.delenv(name, raising=False)
+    Interrupt(parent=-1).check_parent()
+    monkeypatch.setenv(variable, "x")
+    Interrupt(os.getppid()).check_parent()
+    with pytest.raises(SystemExit, match="is gone: stopping"):
+        Interrupt(parent=-1).check_parent()
+
+
+@pytest.mark.parametrize(
+    ("micro", "ranks", "expected"), [(4, 1, 4), (4, 2, 4), (16, 2, 8), (16, 16, 1), (6, 3, 4)]
+)
+def test_ranks_share_a_step_evenly(micro: int, ranks: int, expected: int) -> None:
+    tokens = 512 if ranks != 3 else 32 * 12
+    recipe = dataclasses.replace(RECIPE, tokens_per_step=tokens, micro_batch=micro, dropout=0.0)
+    assert micro_batch(recipe, 32, ranks) == expected
+
+
+def test_what_ranks_cannot_share_is_refused() -> None:
+    recipe = dataclasses.replace(RECIPE, tokens_per_step=512, micro_batch=8, dropout=0.0)
+    with pytest.raises(UserError, match=r"16 windows of 32, which 3 processes cannot share"):
+        micro_batch(recipe, 32, 3)
+    recipe = dataclasses.replace(recipe, dropout=0.1)
+    assert micro_batch(recipe, 32, 2) == 8
+    with pytest.raises(UserError, match=r"use train.micro_batch=4, whose dropout"):
+        micro_batch(recipe, 32, 4)
+
+
+def test_alone_nothing_is_wrapped(tmp_path: Path) -> None:
+    model = Llama(CONFIG)
+    ranks = Ranks()
+    assert ranks.parallel(model, model.loss) == model.loss
+    assert list(ranks.share(range(0, 12, 4))) == [0, 4, 8]
+    assert ranks.mean(0.1) == 0.1
+    assert ranks.file(tmp_path) == tmp_path
+
+
+def test_dropout_draws_anew_for_every_seed_step_and_micro_batch(tmp_path: Path) -> None:
+    seeds = {_dropout_seed(seed, step, row) for seed in (1, 2) for step in (0, 1) for row in (0, 4)}
+    assert len(seeds) == 8
+    assert max(seeds) < 2**32
+
+
+def test_the_run_is_the_same_whatever_the_number_of_threads(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    device = dataclasses.replace(job.device, threads=job.device.threads + 1)
+    assert dataclasses.replace(job, device=device).key() == job.key()
