@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SIZE := $(shell sed -n 's/^model: *\([^ \#]*\).*/\1/p' params.yaml)
 
-# bench: sizes in params.yaml, and how often each engine is asked.
+# bench and sizes: sizes in params.yaml; bench: how often each engine is asked.
 SIZES ?= 2m 7m 30m
 ROUNDS ?= 5
 PEERS := build/bench/peers
 
 # train-distributed: processes on this machine.
 NPROC ?= 2
+
+# sweep: learning rates.
+RATES ?= 1e-3 2e-3 4e-3 8e-3
 
 # fuzz-tokenizer: how long.
 MINUTES ?= 60
@@ -39,7 +42,7 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P TOKENS
 
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story train-distributed engine run-c plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format clean
+.PHONY: help setup story train-distributed engine run-c sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format clean
 
 help: ## print this
 	@echo "StoryLlamas: train a small Llama on your machine and have it tell stories in C."
@@ -63,6 +66,14 @@ engine: ## build the C program, csrc/build/run
 
 run-c: engine ## tell a story with the C program
 	@csrc/build/run "$$MODEL" $(SETTINGS) --prompt "$$PROMPT"
+
+sizes: setup ## train every size as an experiment and compare them: RECIPE=, STEPS=, SIZES=
+	@$(BIN)/python -m storyllamas.experiments sizes --sizes $(SIZES) \
+		$(if $(RECIPE),--recipe $(RECIPE)) $(if $(STEPS),--steps $(STEPS))
+
+sweep: setup ## try learning rates as experiments, the best first: RATES=, SIZE=, RECIPE=, STEPS=
+	@$(BIN)/python -m storyllamas.experiments sweep --sizes $(SIZE) --rates $(RATES) \
+		$(if $(RECIPE),--recipe $(RECIPE)) $(if $(STEPS),--steps $(STEPS))
 
 plots: setup ## draw the loss of every size trained so far: metrics/losses.png
 	$(BIN)/python -m storyllamas.pictures

@@ -74,8 +74,10 @@ def main() -> None:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
         if setup.loop == PEAK:
+            from storyllamas.training.machine import matmul_peak
+
             for request in sys.stdin:
-                _answer(answers, {"operations": matmul_peak(request.split()[1], setup.device)})
+                _answer(answers, {"operations": matmul_peak(setup.device, request.split()[1])})
             return
         with tempfile.TemporaryDirectory() as folder:
             loop = {OURS: _ours, PLAIN: _plain, LLAMA2C: _llama2c}[setup.loop](setup, Path(folder))
@@ -114,21 +116,6 @@ def peak_bytes(device: str) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
-
-
-def matmul_peak(precision: str, device: str, tries: int = 8) -> float:
-    """Operations a second of a square matrix product, the best of some tries."""
-    import torch
-
-    side = 8192 if device == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device, dtype=getattr(torch, precision)) for _ in "ab")
-    best = float("inf")
-    for _ in range(tries):
-        begun = time.perf_counter()
-        a = a @ b
-        a[0, 0].item()
-        best = min(best, time.perf_counter() - begun)
-    return 2 * side**3 / best
 
 
 # ---- The loops -----------------------------------------------------------------------------------

@@ -240,11 +240,16 @@ def read(path: str | os.PathLike[str]) -> Any:
         UserError: the file is missing or not YAML.
     """
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_YamlLoader)
+        return loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run from the folder that holds it") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def loads(text: str) -> Any:
+    """The parameters in a text, not checked."""
+    return yaml.load(text, Loader=_YamlLoader)
 
 
 def parse(raw: object) -> Params:

@@ -35,7 +35,7 @@ Curve = tuple[list[float], list[float]]
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: its names, and loss over steps in training and validation."""
+    """A training run: its names, and loss over million tokens in training and validation."""
 
     size: str
     parameters: int
@@ -48,7 +48,7 @@ def runs() -> list[Run]:
     """The latest run of each size, the smallest first: workspace, experiments, then history."""
     found: dict[str, Run] = {}
     for revision in ("", *_revisions()):
-        run = _run_at(revision)
+        run = run_at(revision)
         if run:
             found.setdefault(run.size, run)
     return sorted(found.values(), key=lambda run: run.parameters)
@@ -66,7 +66,7 @@ def draw(found: list[Run]) -> None:
             axes.plot(*run.validation, color=color, linewidth=1.8, label=label)
         axes.set(
             title="Loss on stories: training (faint) and validation",
-            xlabel="step",
+            xlabel="million tokens",
             ylabel="nats a token (log scale)",
             yscale="log",
         )
@@ -99,15 +99,15 @@ def drawing(
 def _revisions() -> Iterator[str]:
     """Experiments, the newest first, then commits that changed the log, the newest first."""
     newest = "--sort=-committerdate"
-    yield from _git("for-each-ref", newest, "--format=%(objectname)", "refs/exps").split()
-    yield from _git("log", "--format=%H", "--", "metrics/validation.csv").split()
+    yield from git("for-each-ref", newest, "--format=%(objectname)", "refs/exps").split()
+    yield from git("log", "--format=%H", "--", "metrics/validation.csv").split()
 
 
-def _run_at(revision: str) -> Run | None:
+def run_at(revision: str) -> Run | None:
     """The run whose log stands at a git revision, or in the workspace for ""; None if none does."""
-    about = _read(revision, "metrics/train.json")
-    steps = _read(revision, "metrics/steps.csv")
-    validation = _read(revision, "metrics/validation.csv")
+    about = read_at(revision, "metrics/train.json")
+    steps = read_at(revision, "metrics/steps.csv")
+    validation = read_at(revision, "metrics/validation.csv")
     if not (about and steps and validation):
         return None
     names = json.loads(about)
@@ -118,17 +118,18 @@ def _run_at(revision: str) -> Run | None:
 
 def _curve(table: str) -> Curve:
     rows = list(csv.DictReader(io.StringIO(table)))
-    return [float(row["step"]) for row in rows], [float(row["loss"]) for row in rows]
+    return [int(row["tokens"]) / 1e6 for row in rows], [float(row["loss"]) for row in rows]
 
 
-def _read(revision: str, path: str) -> str:
+def read_at(revision: str, path: str) -> str:
+    """A file of a git revision, or of the workspace for ""; nothing where there is none."""
     if revision:
-        return _git("show", f"{revision}:{path}")
+        return git("show", f"{revision}:{path}")
     file = Path(path)
     return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str) -> str:
     """What git prints; nothing where it fails, as it does outside a repository."""
     done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
     return done.stdout if done.returncode == 0 else ""

@@ -1,0 +1,128 @@
+"""Sizes and sweeps: what is run, and what is told of the results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from storyllamas import experiments, params, pictures
+from storyllamas.errors import UserError
+from storyllamas.experiments import Experiment, changed, planned
+
+RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def test_names_tell_runs_apart() -> None:
+    sizes = [*planned(["2m", "7m"], "quick")]
+    assert [each.name for each in sizes] == ["2m-quick", "7m-quick"]
+    assert sizes[1].changes == {"model": "7m", "recipe": "quick"}
+    sweep = [*planned(["2m"], "full", 200, [1e-3, 2e-3])]
+    assert [each.name for each in sweep] == [
+        "2m-full-steps-200-rate-0.001",
+        "2m-full-steps-200-rate-0.002",
+    ]
+    wanted = {"model": "2m", "recipe": "full", "train.steps": 200, "train.learning_rate": 2e-3}
+    assert sweep[1].changes == wanted
+
+
+def test_changes_reach_the_run_and_leave_the_file_alone() -> None:
+    (experiment,) = planned(["7m"], "fast", 30, [5e-3])
+    recipe = params.parse(changed(RAW, experiment.changes)).recipe
+    assert (recipe.steps, recipe.learning_rate) == (30, 5e-3)
+    assert yaml.safe_load((ROOT / "params.yaml").read_text()) == RAW
+
+
+def test_an_impossible_run_stops_all_before_the_first(tmp_path: Path) -> None:
+    good, bad = planned(["2m"], "quick", 2, [1e-3, 3.0])
+    with pytest.raises(UserError, match=r"train\.learning_rate is 3\.0"):
+        experiments.run([good, bad], RAW)
+
+
+class Repository:
+    """Commits whose results are known, kept as DVC keeps experiments."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.git("init", "-q", "-b", "main")
+        (folder / "params.yaml").write_text(yaml.safe_dump(RAW))
+        self.head = self.commit("begin")
+
+    def git(self, *words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+        done = subprocess.run(
+            ["git", *who, *words], cwd=self.folder, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    def commit(self, message: str) -> str:
+        self.git("add", "-A")
+        self.git("commit", "-qm", message)
+        return self.git("rev-parse", "HEAD")
+
+    def keep(self, experiment: Experiment, loss: float, bits: float) -> None:
+        """Have the experiment end so."""
+        size = experiment.changes["model"]
+        names = {"size": size, "recipe": "quick", "steps": 20, "parameters": int(loss * 100)}
+        times = {
+            "validation_loss": loss,
+            "bits_per_byte": bits,
+            "tokens_per_second": 12345,
+            "seconds": 90.0,
+        }
+        rows = "".join(f"{step},{step * 4096},{loss + 2 / step}\n" for step in range(1, 21))
+        (self.folder / "metrics").mkdir(exist_ok=True)
+        for path, text in {
+            "params.yaml": yaml.safe_dump(changed(RAW, experiment.changes)),
+            "metrics/train.json": json.dumps({**names, **times}),
+            "metrics/steps.csv": f"step,tokens,loss\n{rows}",
+            "metrics/validation.csv": f"step,tokens,loss\n{rows}",
+        }.items():
+            (self.folder / path).write_text(text)
+        kept = self.commit(experiment.name)
+        self.git("reset", "-q", "--hard", self.head)
+        self.git("update-ref", experiment.reference, kept)
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    monkeypatch.chdir(tmp_path)
+    return Repository(tmp_path)
+
+
+def test_results_are_a_table_and_a_figure(repository: Repository) -> None:
+    sizes = [*planned(["2m", "7m"], "quick", 20)]
+    for experiment, loss in zip(sizes, (3.5, 2.25), strict=True):
+        repository.keep(experiment, loss, loss / 3)
+    assert experiments.table(sizes).splitlines()[2:] == [
+        "| 2m | quick | 20 | 3.5000 | 1.1667 | 12,345 | 1.5 |",
+        "| 7m | quick | 20 | 2.2500 | 0.7500 | 12,345 | 1.5 |",
+    ]
+    runs = experiments.curves(sizes)
+    assert [run.size for run in runs] == ["2m", "7m"]
+    assert runs[0].train[0][-1] == pytest.approx(20 * 4096 / 1e6)
+    pictures.draw(runs)
+    assert Path("metrics/losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_done_is_not_done_again(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(experiments, "_dvc", lambda *words: asked.append(words))
+    done, new = planned(["2m", "7m"], "quick", 20)
+    repository.keep(done, 1.0, 1.0)
+    experiments.run([done, new], RAW)
+    assert [word for words in asked for word in words if "name" in word] == [f"--name={new.name}"]
+    asked.clear()
+    experiments.run([done], changed(RAW, {"seed": 9}))
+    assert [words[:2] for words in asked] == [("exp", "remove"), ("exp", "run")]
+    asked.clear()
+    (repository.folder / "dvc.yaml").write_text("stages: {}")
+    repository.commit("other code")
+    experiments.run([done], RAW)
+    assert [words[:2] for words in asked] == [("exp", "run")]
