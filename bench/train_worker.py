@@ -180,7 +180,7 @@ def _llama2c_steps(
         for _ in range(accumulate):
             pair = random_batch(ids, setup.micro_batch, setup.shape["context"])
             with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
-                model(*(part.to(setup.device) for part in pair))
+                model(*(part.to(setup.device).contiguous() for part in pair))
                 loss = raw.last_loss / accumulate
             loss.backward()
         torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)

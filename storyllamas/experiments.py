@@ -155,11 +155,14 @@ def curves(experiments: Sequence[Experiment]) -> list[pictures.Run]:
 
 
 def show() -> None:
-    """Print what matters of `dvc exp show`, sorted by bits per byte of the validation stories."""
+    """Print what matters of `dvc exp show`, sorted by bits per byte of the validation stories.
+
+    In Markdown, which is never cut to the width of a terminal.
+    """
     wanted = ("Experiment", "train.learning_rate", "best_step", "validation_loss", "bits_per_byte")
     columns = "|".join(name.replace(".", "[.]") for name in wanted)
     _dvc(
-        *("exp", "show", "--no-pager", "--hide-workspace", "--drop", ".*"),
+        *("exp", "show", "--md", "--hide-workspace", "--drop", ".*"),
         *("--keep", f"(.*:)?({columns})$", "--sort-by", "metrics/train.json:bits_per_byte"),
     )
 

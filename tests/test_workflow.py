@@ -185,6 +185,36 @@ def test_queued_experiments_run_in_workspaces_of_their_own(workspace: Workspace)
     workspace.reset()
 
 
+def test_sizes_and_sweeps_leave_the_workspace_as_it_was(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    options = workspace.options()
+    names = {name for name in options["env"] if name.startswith("GIT_")}
+    options["env"] = {k: v for k, v in options["env"].items() if k not in names}
+    options["env"] |= {"HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}  # nobody's name
+
+    def experiments(*words: str) -> str:
+        command = [sys.executable, "-m", "storyllamas.experiments", *words, "--steps", "4"]
+        return subprocess.run(command, **options, check=True).stdout
+
+    with (workspace.folder / "README.md").open("a") as file:
+        file.write("changed\n")
+    before = workspace.run("git", "status", "--porcelain")
+    output = experiments("sizes", "--sizes", "7m")
+    assert stages_that_ran(output) == ["train@7m", "export", "evaluate"]
+    assert "| 7m | quick | 4 | " in output
+    (workspace.folder / "metrics/losses.png").unlink()
+    output = experiments("sizes", "--sizes", "7m")
+    assert stages_that_ran(output) == []
+    assert "| 7m | quick | 4 | " in output
+    (workspace.folder / "metrics/losses.png").unlink()
+    output = experiments("sweep", "--sizes", "7m", "--rates", "3e-3")
+    assert "[7m-quick-steps-4-rate-0.003]" in output
+    assert "bits_per_byte" in output
+    assert workspace.run("git", "status", "--porcelain") == before
+    workspace.reset()
+
+
 def test_the_picture_has_every_size(workspace: Workspace) -> None:
     output = workspace.run(sys.executable, "-m", "storyllamas.pictures")
     assert output == "metrics/losses.png: 2m, 7m\n"
