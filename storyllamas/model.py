@@ -48,6 +48,22 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return turned.flatten(-2).to(x.dtype)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of q [B, H, T, E] to k and v [B, K, T, E]: [B, H, T, E].
+
+    On CPUs the scores are written down, which at the lengths of stories is twice as fast as
+    PyTorch's fused kernel.
+    """
+    groups = q.shape[1] // k.shape[1]
+    if not q.is_cpu:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=groups > 1)
+    if groups > 1:
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5  # [B, H, T, T]
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+    return scores.masked_fill(future, -math.inf).softmax(-1).to(v.dtype) @ v
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245)."""
 
@@ -62,11 +78,7 @@ class Attention(nn.Module):
         heads = self.qkv(x).view(*x.shape[:2], -1, self.head_dim)  # [B, T, H + 2K, E]
         q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         q, k = rotate(q, table), rotate(k, table)
-        mixed = F.scaled_dot_product_attention(
-            *(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)),
-            is_causal=True,
-            enable_gqa=self.heads != self.kv_heads,
-        )  # [B, H, T, E]
+        mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # [B, H, T, E]
         out: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return out
 

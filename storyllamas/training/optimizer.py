@@ -1,9 +1,7 @@
 """How weights follow their gradients: AdamW, or Muon with AdamW for what is no hidden matrix.
 
-AdamW: Loshchilov & Hutter 2019, arXiv:1711.05101. Muon: Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon/, with the update's size matched to AdamW's as in
-Liu et al. 2025, arXiv:2502.16982, so that both take the same learning rate. It makes each matrix's
-update orthogonal, so the matrices that the model stacks into one are given to it apart.
+AdamW: Loshchilov & Hutter 2019, arXiv:1711.05101. Muon makes each matrix's update orthogonal, so
+the matrices that the model stacks into one are given to it apart.
 """
 
 from __future__ import annotations
@@ -13,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from storyllamas.model import Llama
 from storyllamas.params import Recipe
+from storyllamas.training.muon import Muon
 
 
 class Optimizers:
@@ -45,7 +44,7 @@ class Optimizers:
             matrices = [p for p in hidden if id(p) not in stacked]
             matrices += [part for _, parts in self._stacked for part in parts]
             muon = {"params": matrices, "weight_decay": decay, "scale": 1.0}
-            self._all.append(Muon([muon], adjust_lr_fn="match_rms_adamw"))
+            self._all.append(Muon([muon]))
         else:
             groups.append({"params": hidden, "weight_decay": decay, "scale": 1.0})
         self._all.append(AdamW(groups, betas=(recipe.beta1, recipe.beta2), fused=True))
