@@ -108,8 +108,8 @@ def compare(
 ) -> Iterator[Row]:
     """Train every row with every seed."""
     train, valid = (tokens.read(data / f"{part}.bin") for part in ("train", "valid"))
-    where = device.choose(chosen.compute)
     config = dataclasses.replace(chosen.model_config(), vocab_size=train.vocab_size)
+    where = device.choose(chosen.compute, arguments.tokens * config.training_flops)
     for name in names:
         recipe = recipe_of(name, arguments.tokens, raw)
         found = []

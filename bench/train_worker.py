@@ -130,7 +130,7 @@ def _ours(setup: Setup, folder: Path) -> Loop:
 
     chosen = params.parse(setup.params)
     data = tokens.read(setup.tokens)
-    where = device.choose(chosen.compute)
+    where = device.choose(chosen.compute, chosen.training_flops)
     job = Job(chosen.model_config(), chosen.recipe, chosen.seed, data, data, where)
     trainer, interrupt = Trainer(job, folder, None), Interrupt()
     about = f"{where.precision}, {chosen.recipe.optimizer}"

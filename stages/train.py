@@ -1,9 +1,14 @@
 """Stage `train`: from token files to models/SIZE/model.safetensors and config.json, and metrics."""
 
+from stages import PARENT
+from storyllamas.training import environment
+
+if __name__ == "__main__":
+    environment.prepare()
+
 from dataclasses import asdict
 from pathlib import Path
 
-from stages import PARENT
 from storyllamas import params, tokenizer, tokens
 from storyllamas.atomic import write_json
 from storyllamas.errors import UserError, exit_on_user_error
@@ -36,7 +41,7 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
         seed=chosen.seed,
         train=tokens.read("data/tokens/train.bin", digest),
         valid=tokens.read("data/tokens/valid.bin", digest),
-        device=device.choose(chosen.compute),
+        device=device.choose(chosen.compute, chosen.training_flops),
     )
     if job.train.vocab_size != job.config.vocab_size:
         raise UserError(

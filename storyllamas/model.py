@@ -61,7 +61,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5  # [B, H, T, T]
     future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-    return scores.masked_fill(future, -math.inf).softmax(-1).to(v.dtype) @ v
+    shares = scores.masked_fill(future, -math.inf).softmax(-1)
+    return torch.matmul(shares.to(v.dtype), v)
 
 
 class Attention(nn.Module):

@@ -109,6 +109,7 @@ class Compute:
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "float32", "bfloat16"]
     threads: Annotated[int, Field(ge=0, le=1024)]
+    compile: Literal["auto", "always", "never"]
     checkpoint_seconds: Annotated[int, Field(ge=1)]
     processes: Annotated[int, Field(ge=1, le=1024)] = 1
 
@@ -206,6 +207,12 @@ class Params:
     def model_config(self) -> ModelConfig:
         """The chosen size as a model's full shape."""
         return self.model_config_of(self.model)
+
+    @property
+    def training_flops(self) -> int:
+        """Floating-point operations of the whole training."""
+        per_token = self.model_config().training_flops
+        return self.recipe.steps * self.recipe.tokens_per_step * per_token
 
     def model_config_of(self, name: str) -> ModelConfig:
         """A size, a key of `sizes`, as a model's full shape."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import os
+import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -16,6 +19,9 @@ from storyllamas.params import Compute
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
+# FLOPs of a run that takes some three minutes as it is. Compiling takes up to half of one.
+_EARNS_COMPILING = {"cpu": 2e13, "cuda": 4e15}
+
 
 @dataclass(frozen=True)
 class Device:
@@ -25,11 +31,13 @@ class Device:
         name: cpu, cuda or mps.
         bfloat16: matrix products are in bfloat16 (mixed precision); weights stay float32.
         threads: CPU threads that torch computes with.
+        compiled: the training step is compiled.
     """
 
     name: str
     bfloat16: bool
     threads: int
+    compiled: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which the forward pass runs."""
@@ -41,8 +49,12 @@ class Device:
         return "bfloat16" if self.bfloat16 else "float32"
 
 
-def choose(compute: Compute) -> Device:
+def choose(compute: Compute, flops: float = 0.0) -> Device:
     """The device that `compute` names, or the best that there is, made ready for training.
+
+    Args:
+        compute: what the user chose.
+        flops: of the whole run; decides whether to compile where that is left open.
 
     Raises:
         UserError: the named device is not there.
@@ -61,7 +73,19 @@ def choose(compute: Compute) -> Device:
         bfloat16 = _computes_in_bfloat16(name)
     if name == "cpu":
         _keep_freed_pages()
-    return Device(name, bfloat16, torch.get_num_threads())
+    return Device(name, bfloat16, torch.get_num_threads(), _is_compiled(compute, name, flops))
+
+
+def _is_compiled(compute: Compute, name: str, flops: float) -> bool:
+    """Whether to compile a run of so many FLOPs; says so if only the C++ compiler is missing."""
+    wanted = compute.compile == "always"
+    if compute.compile == "auto":
+        wanted = flops >= _EARNS_COMPILING.get(name, math.inf)
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if wanted and not shutil.which(compiler):
+        print(f"no C++ compiler ({compiler}) is here: training goes on without, slower", flush=True)
+        return False
+    return wanted
 
 
 def _computes_in_bfloat16(name: str) -> bool:

@@ -30,6 +30,7 @@ from storyllamas.model import Llama
 from storyllamas.params import Recipe
 from storyllamas.rounding import six_digits
 from storyllamas.tokens import TokenFile
+from storyllamas.training.compiled import loss_of
 from storyllamas.training.device import Device
 from storyllamas.training.distributed import Ranks, micro_batch
 from storyllamas.training.interrupt import Interrupt
@@ -181,7 +182,8 @@ class Trainer:
         rows: dict[str, Any] = {"steps": [], "validation": []}
         if resumed:
             rows = self._restore(resumed)
-        self.loss = self.ranks.parallel(self.model, self.model.loss)
+        loss = loss_of(self.model, job.device, self.micro_batch)
+        self.loss = self.ranks.parallel(self.model, loss)
         steps, validation = map(self.ranks.file, (logs / "steps.csv", logs / "validation.csv"))
         self.steps_table = Table(steps, STEP_COLUMNS, rows["steps"])
         self.validation_table = Table(validation, VALIDATION_COLUMNS, rows["validation"])
@@ -343,6 +345,7 @@ class Trainer:
             "precision": self.job.device.precision,
             "threads": self.job.device.threads,
             "processes": self.ranks.count,
+            "compiled": self.job.device.compiled,
         }
 
     def _costs(self) -> dict[str, Any]:

@@ -1,0 +1,112 @@
+"""A compiled training step learns the same, goes on to the same bits, and is not needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from training_job import CONFIG, make_job
+
+from storyllamas.model import Llama, attend
+from storyllamas.params import Compute
+from storyllamas.training import device
+from storyllamas.training.compiled import loss_of
+from storyllamas.training.interrupt import Interrupt
+from storyllamas.training.loop import Trainer, training_run
+
+ALWAYS = Compute("cpu", "float32", 1, "always", 1)
+AUTO = dataclasses.replace(ALWAYS, compile="auto")
+NEVER = dataclasses.replace(ALWAYS, compile="never")
+
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+
+
+def test_a_run_is_compiled_if_it_earns_that(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not device.choose(AUTO, 1e12).compiled
+    assert not device.choose(NEVER, math.inf).compiled
+    assert device.choose(AUTO, 1e14).compiled == (shutil.which("g++") is not None)
+
+
+def test_without_a_compiler_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not device.choose(ALWAYS).compiled
+    assert capsys.readouterr().out.splitlines() == [
+        "no C++ compiler (no-such-compiler) is here: training goes on without, slower"
+    ]
+
+
+@needs_compiler
+def test_where_compiling_fails_the_loss_is_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Llama(CONFIG)
+    where = device.choose(ALWAYS)
+
+    def broken(*_: object, **__: object) -> object:
+        def call(*_: object) -> torch.Tensor:
+            raise RuntimeError("the compiler is broken\nat great length")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert loss_of(model, where, 2) == model.loss
+    assert "failed (the compiler is broken): training goes on" in capsys.readouterr().out
+
+
+@needs_compiler
+def test_compiled_it_learns_the_same(tmp_path: Path) -> None:
+    changes = {"steps": 4, "optimizer": "adamw", "dropout": 0.0}
+    plain, compiled = (
+        dataclasses.replace(make_job(tmp_path, **changes), device=device.choose(compute))
+        for compute in (NEVER, ALWAYS)
+    )
+    assert plain.key() != compiled.key()
+    with training_run(plain, tmp_path / "plain", 60) as expected:
+        pass
+    with training_run(compiled, tmp_path / "compiled", 60) as found:
+        pass
+    assert found.metrics["compiled"]
+    for name, tensor in expected.tensors.items():
+        assert torch.allclose(found.tensors[name], tensor, rtol=1e-3, atol=1e-4), name
+
+
+@needs_compiler
+def test_compiled_it_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    job = dataclasses.replace(make_job(tmp_path), device=device.choose(ALWAYS))
+    interrupt = Interrupt()
+    whole = Trainer(job, tmp_path, None)
+    for _ in range(6):
+        whole.train_step(interrupt)
+    first = Trainer(job, tmp_path, None)
+    for _ in range(3):
+        first.train_step(interrupt)
+    torch._dynamo.reset()
+    second = Trainer(job, tmp_path, first.state())
+    for _ in range(3):
+        second.train_step(interrupt)
+    expected = whole.model.state_dict()
+    assert all(torch.equal(t, expected[name]) for name, t in second.model.state_dict().items())
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+def test_attention_on_the_cpu_is_pytorchs(heads: int, kv_heads: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 37, 8, requires_grad=True) for n in (heads, kv_heads, kv_heads))
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, is_causal=True, enable_gqa=True
+    )
+    found = attend(q, k, v)
+    assert torch.allclose(found, expected, atol=1e-5)
+    weights = torch.randn(expected.shape)
+    for mine, theirs in zip(
+        torch.autograd.grad((found * weights).sum(), (q, k, v)),
+        torch.autograd.grad((expected * weights).sum(), (q, k, v)),
+        strict=True,
+    ):
+        assert torch.allclose(mine, theirs, atol=1e-5)
