@@ -1,4 +1,4 @@
-"""Strikes every system call with which checkpoints and results are written; needs c/faults.c.
+"""Strikes the system calls with which checkpoints and results are written; needs c/faults.c.
 
 Run with that library preloaded, in a folder of its own. Each stroke falls on a child process.
 """
@@ -83,9 +83,21 @@ def strike_every_call_of_a_save(root: Path) -> None:
     print(f"{calls} calls of a save")
 
 
+def damage_newest_state() -> None:
+    states = sorted(Path(os.environ["STORYLLAMAS_STATE"]).glob("runs/*/*.safetensors"))
+    if len(states) > 1:
+        data = bytearray(states[-1].read_bytes())
+        data[len(data) // 2] ^= 1
+        states[-1].write_bytes(data)
+
+
 def strike_a_run_again_and_again(folder: Path) -> None:
     draw = random.Random(0)
-    ends = [in_child(lambda: train(folder), draw.randrange(1, 250))[0] for _ in range(10)]
+    ends = []
+    for attempt in range(10):
+        ends.append(in_child(lambda: train(folder), draw.randrange(1, 250))[0])
+        if attempt % 3 == 0:
+            damage_newest_state()
     assert ends.count(signal.SIGKILL) >= 6, ends
     ended, calls = in_child(lambda: train(folder), NEVER)
     assert (ended, calls > 8) == (0, True), (ended, calls)

@@ -82,8 +82,8 @@ def test_lines_tell_what_the_bar_shows(
                 shown.validated(1.5)
             shown.advance(step, 2.25)
     assert capsys.readouterr().out.splitlines() == [
-        "step 20/1000  loss 2.250  validation 1.500  256 tokens/s  1.2 GB  0:32:40 left",
-        "step 50/1000  loss 2.250  validation 1.500  256 tokens/s  1.2 GB  0:31:40 left",
+        "step 20/1000  loss 2.250  validation 1.500  0:32:40 left  256 tokens/s  1.2 GB",
+        "step 50/1000  loss 2.250  validation 1.500  0:31:40 left  256 tokens/s  1.2 GB",
     ]
 
 

@@ -18,7 +18,7 @@ LINE_SECONDS = 60
 
 
 class Progress:
-    """Step, loss, validation loss, tokens a second, memory and time left."""
+    """Step, loss, validation loss, time left, tokens a second and memory; the last gives way."""
 
     def __init__(self, steps: int, done: int, tokens_per_step: int, device: str) -> None:
         """Begin after `done` of all `steps`; `device` is that whose memory is shown."""
@@ -60,8 +60,8 @@ class Progress:
         left = timedelta(seconds=round(seconds * (self._steps - step)))
         validation = "" if self._validation is None else f"  validation {self._validation:.3f}"
         facts = (
-            f"loss {loss:.3f}{validation}  {self._tokens / seconds:,.0f} tokens/s  "
-            f"{memory_bytes(self._device) / 1e9:.1f} GB  {left} left"
+            f"loss {loss:.3f}{validation}  {left} left  "
+            f"{self._tokens / seconds:,.0f} tokens/s  {memory_bytes(self._device) / 1e9:.1f} GB"
         )
         self._bar.update(self._task, completed=step, facts=facts)
         if not self._live and (self._validated or now - self._said >= LINE_SECONDS):
