@@ -66,7 +66,7 @@ def launch(processes: int, arguments: Sequence[str], parent: int | None = None) 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)  # torchrun's own, of what is said below in one sentence
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     config = LaunchConfig(
         min_nodes=1,
