@@ -32,7 +32,6 @@ COLORS = ("#0072b2", "#d55e00", "#cc79a7", "#009e73", "#e69f00")
 VALIDATIONS = 16
 WINDOWS = 256
 
-# What a row changes in the recipe of its name, or in `quick`.
 PLAIN: dict[str, Any] = {
     "tokens_per_step": 16 * 256,
     "micro_batch": 16,
@@ -51,12 +50,18 @@ PLAIN: dict[str, Any] = {
     "grad_clip": 1.0,
 }
 PUBLISHED = {"tokens_per_step": 64 * 256, "learning_rate": 1e-3, "schedule": "cosine"}
-ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "published": ("AdamW 1e-3, 64 × 256, cosine", {**PLAIN, **PUBLISHED, "final_rate": 0.1}),
-    "adamw": ("AdamW 4e-3, 16 × 256, linear", PLAIN),
-    "muon": ("Muon 4e-3, 16 × 256, linear", {**PLAIN, "optimizer": "muon"}),
-    "quick": ("recipe quick", {}),
-    "fast": ("recipe fast", {}),
+# Name: label, the recipe that it is based on, and what it changes there.
+ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "published": (
+        "AdamW 1e-3, 64 × 256, cosine",
+        "quick",
+        {**PLAIN, **PUBLISHED, "final_rate": 0.1},
+    ),
+    "adamw": ("AdamW 4e-3, 16 × 256, linear", "quick", PLAIN),
+    "muon": ("Muon 4e-3, 16 × 256, linear", "quick", {**PLAIN, "optimizer": "muon"}),
+    "quick": ("recipe quick", "quick", {}),
+    "fast": ("recipe fast", "fast", {}),
+    "epochs": ("recipe fast, dropout 0.1", "fast", {"dropout": 0.1}),
 }
 DEFAULT_ROWS = ("published", "adamw", "muon", "fast")
 
@@ -82,8 +87,9 @@ class Row:
 
 def recipe_of(name: str, budget: int, raw: dict[str, Any]) -> Recipe:
     """The recipe of a row, for `budget` tokens; `raw` is params.yaml as it was read."""
-    changed = {**raw, "recipe": name if name in raw["recipes"] else "quick", "train": {}}
-    recipe = dataclasses.replace(params.parse(changed).recipe, **ROWS[name][1])
+    _, based_on, changes = ROWS[name]
+    chosen = params.parse({**raw, "recipe": based_on, "train": {}})
+    recipe = dataclasses.replace(chosen.recipe, **changes)
     steps = max(1, budget // recipe.tokens_per_step)
     every = max(1, steps // VALIDATIONS)
     return dataclasses.replace(recipe, steps=steps, evaluate_every=every, evaluate_windows=WINDOWS)
