@@ -43,6 +43,7 @@ PLAIN: dict[str, Any] = {
     "zero_outputs": False,
     "beta1": 0.9,
     "beta2": 0.95,
+    "muon_beta2": 0.0,
     "warmup": 0.02,
     "hold": 0.0,
     "schedule": "linear",

@@ -93,6 +93,7 @@ class Recipe:
     zero_outputs: bool
     beta1: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)]
+    muon_beta2: Annotated[float, Field(ge=0, lt=1)]
     warmup: Share
     hold: Share
     schedule: Literal["cosine", "linear"]

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import Muon
@@ -17,6 +18,7 @@ from storyllamas.params import Compute
 from storyllamas.training import device, loop
 from storyllamas.training.checkpoint import load_model, save_model
 from storyllamas.training.loop import training_run
+from storyllamas.training.muon import Muon as OurMuon
 from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.run_folder import RunFolder, State
 from storyllamas.training.schedule import learning_rate
@@ -133,9 +135,34 @@ def test_muon_takes_stacked_matrices_apart() -> None:
         for part, gradient in zip(apart, weight.grad.split(rows), strict=True):
             part.grad = gradient.clone()
         Muon(apart, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step()
-        Optimizers(model, RECIPE).step(1e-2)
+        Optimizers(model, dataclasses.replace(RECIPE, muon_beta2=0.0)).step(1e-2)
         assert torch.equal(weight, torch.cat(apart))
         assert weight.grad is None
+
+
+def test_muon_evens_out_rows() -> None:
+    beta2, rate = 0.9, 0.01
+    torch.manual_seed(0)
+    pair = [torch.nn.Parameter(torch.randn(6, 4)) for _ in range(2)]
+    plain = [torch.nn.Parameter(p.detach().clone()) for p in pair]
+    evened = OurMuon([{"params": pair, "lr": rate, "beta2": beta2}])
+    reference = Muon(plain, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    squares = np.zeros((2, 6))
+    for _ in range(3):
+        before = [p.detach().clone().numpy() for p in (*pair, *plain)]
+        for mine, theirs in zip(pair, plain, strict=True):
+            mine.grad = torch.randn(6, 4)
+            theirs.grad = mine.grad.clone()
+        evened.step()
+        reference.step()
+        for i, (mine, theirs) in enumerate(zip(pair, plain, strict=True)):
+            update = theirs.detach().numpy() - before[2 + i]
+            # The mean square of the orthogonal matrix itself, without the rate.
+            scale = rate * 0.2 * 6**0.5
+            squares[i] += (1 - beta2) * (((update / scale) ** 2).mean(1) - squares[i])
+            expected = update / np.sqrt(squares[i])[:, None]
+            expected *= np.linalg.norm(update) / np.linalg.norm(expected)
+            assert np.allclose(mine.detach().numpy() - before[i], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_the_embedding_has_a_rate_of_its_own() -> None:

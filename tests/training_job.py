@@ -32,6 +32,7 @@ RECIPE = Recipe(
     zero_outputs=True,
     beta1=0.9,
     beta2=0.95,
+    muon_beta2=0.95,
     warmup=0.1,
     hold=0.2,
     schedule="linear",

@@ -44,7 +44,7 @@ class Optimizers:
             matrices = [p for p in hidden if id(p) not in stacked]
             matrices += [part for _, parts in self._stacked for part in parts]
             muon = {"params": matrices, "weight_decay": decay, "scale": 1.0}
-            self._all.append(Muon([muon]))
+            self._all.append(Muon([{**muon, "beta2": recipe.muon_beta2}]))
         else:
             groups.append({"params": hidden, "weight_decay": decay, "scale": 1.0})
         self._all.append(AdamW(groups, betas=(recipe.beta1, recipe.beta2), fused=True))
