@@ -105,13 +105,14 @@ INLINE __m512i add_dot(__m512i sum, __m512i weights, const int8_t *x) {
     return _mm512_dpbusd_epi32(sum, weights, repeat_four(x));
 }
 
-/* A group of q8 weights: dot[n] += their products with x[n][x_stride]. A single row takes turns
- * with several sums, which integers allow without a difference. */
-INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t group_size, const int8_t *x,
-                   size_t x_stride, size_t n) {
+/* Add to dot[tiles * n] the products of a group of q8 weights, of tiles that are tile_bytes apart,
+ * with x[n][x_stride]. A single sum takes turns with others, which integers allow without a
+ * difference. */
+INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
+                   size_t group_size, const int8_t *x, size_t x_stride, size_t n) {
     enum { TURNS = 4 };
     size_t c = 0;
-    if (n == 1) {
+    if (tiles * n == 1) {
         __m512i sum[TURNS] = {dot[0]};
         UNROLL for (size_t turn = 1; turn < TURNS; turn++) sum[turn] = _mm512_setzero_si512();
         for (; c + 4 * TURNS <= group_size; c += 4 * TURNS)
@@ -120,15 +121,14 @@ INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t group_size, const int
         dot[0] =
             _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
     }
-    for (; c < group_size; c += 4) {
-        const __m512i weights = _mm512_loadu_si512(w + c * ROWS);
-        UNROLL for (size_t i = 0; i < n; i++) dot[i] =
-            add_dot(dot[i], weights, x + i * x_stride + c);
-    }
+    for (; c < group_size; c += 4) UNROLL for (size_t t = 0; t < tiles; t++) {
+            const __m512i weights = _mm512_loadu_si512(w + t * tile_bytes + c * ROWS);
+            UNROLL for (size_t i = 0; i < n; i++) dot[t * n + i] =
+                add_dot(dot[t * n + i], weights, x + i * x_stride + c);
+        }
 }
 
-/* Likewise of q4 weights of some tiles: dot[tiles * n]. The upper halves of their bytes count 16
- * times until the end. */
+/* Likewise of q4 weights. The upper halves of their bytes count 16 times until the end. */
 INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    size_t group_size, const int8_t *x, size_t x_stride, size_t n) {
     const __m512i lower = _mm512_set1_epi8(0x0f);
@@ -147,7 +147,7 @@ INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
         _mm512_add_epi32(dot[a], _mm512_srai_epi32(upper[a], 4));
 }
 
-/* Some tiles, of q8 one, times rows `row` … row + n - 1 of x. */
+/* Some tiles times rows `row` … row + n - 1 of x. */
 INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const uint8_t *start,
                             size_t tile_bytes, size_t tiles, const sl_quantized *q, size_t row,
                             size_t n) {
@@ -163,7 +163,7 @@ INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const u
         UNROLL for (size_t a = 0; a < tiles * n; a++) dot[a] =
             _mm512_set1_epi32(-bias * q->sums[first + a % n * q->groups]);
         if (type == Q8)
-            dot_q8(dot, w, q->group_size, x, width, n);
+            dot_q8(dot, w, tile_bytes, tiles, q->group_size, x, width, n);
         else
             dot_q4(dot, w, tile_bytes, tiles, q->group_size, x, width, n);
         UNROLL for (size_t t = 0; t < tiles; t++) {
@@ -180,25 +180,40 @@ INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const u
         _mm512_storeu_ps(y + i * y_stride + t * ROWS, sum[t * n + i]);
 }
 
+/* BLOCK(tile, tiles, i, rows) for all of tile_count tiles times n rows of x: four tiles, whose
+ * products share the load of activations, times two rows, which share the load of weights. */
+#define FOR_SQUARES(BLOCK, tile_count, n)                                                          \
+    for (size_t tile = 0, tiles_; tile < (tile_count); tile += tiles_) {                           \
+        size_t i = 0;                                                                              \
+        tiles_ = (tile_count) - tile >= 4 ? 4 : 1;                                                 \
+        if (tiles_ == 4) {                                                                         \
+            for (; i + 2 <= (n); i += 2) BLOCK(tile, 4, i, 2);                                     \
+            if (i < (n)) BLOCK(tile, 4, i, 1);                                                     \
+        } else {                                                                                   \
+            for (; i < (n); i++) BLOCK(tile, 1, i, 1);                                             \
+        }                                                                                          \
+    }
+
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     const size_t tile_bytes = sl_q8_tile_bytes(x->groups, x->group_size);
-#define BLOCK(tile, i, rows)                                                                       \
+#define BLOCK(tile, tile_n, i, rows)                                                               \
     block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
-                    tile_bytes, 1, x, i, rows)
-    FOR_TILES(BLOCK, tile_count, n)
+                    tile_bytes, tile_n, x, i, rows)
+    if (n == 1) /* memory likes tiles to be read one after the other */
+        for (size_t tile = 0; tile < tile_count; tile++) BLOCK(tile, 1, 0, 1);
+    else
+        FOR_SQUARES(BLOCK, tile_count, n)
 #undef BLOCK
 }
 
-/* Taking weights apart leaves less time to ask for the next ones: four tiles at once are four
- * places that the processor reads ahead from. */
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     const size_t tile_bytes = sl_q4_tile_bytes(x->groups, x->group_size);
 #define BLOCK(tile, tile_n, i, rows)                                                               \
     block_quantized(Q4, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
                     tile_bytes, tile_n, x, i, rows)
-    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
+    FOR_SQUARES(BLOCK, tile_count, n)
 #undef BLOCK
 }
 
