@@ -151,7 +151,7 @@ static void measure_matrix(char **arguments) {
 
 /* ---- Vectors --------------------------------------------------------------------------------- */
 
-enum { GROUP_SIZE = 64, HEAD_DIM = 32 };
+enum { GROUP_SIZE = 128, HEAD_DIM = 32 };
 
 typedef struct {
     const sl_kernels *kernels;

@@ -129,7 +129,7 @@ typedef struct {
 } sl_attention;
 
 enum {
-    SL_CHUNK = 64,  /* most tokens that go through the model at once, if there are fewer stories */
+    SL_CHUNK = 128, /* most tokens that go through the model at once, if there are fewer stories */
     SL_QUERIES = 8, /* most tokens whose queries are answered together */
 };
 

@@ -77,7 +77,7 @@ class Storage(NamedTuple):
             )
 
 
-GROUP_SIZES = {"f32": 0, "q8": 64, "q4": 32}
+GROUP_SIZES = {"f32": 0, "q8": 128, "q4": 64}
 """Columns that share a scale unless somebody says otherwise."""
 
 

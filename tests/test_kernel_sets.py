@@ -13,7 +13,7 @@ from storyllamas.engine import Engine, kernel_sets
 from storyllamas.errors import UserError
 
 CONFIG = ModelConfig(
-    dim=72, layers=3, heads=6, kv_heads=2, head_dim=20, hidden=150, context=90, vocab_size=300
+    dim=72, layers=3, heads=6, kv_heads=2, head_dim=20, hidden=150, context=150, vocab_size=300
 )
 IDS = np.random.default_rng(3).integers(3, CONFIG.vocab_size, CONFIG.context).tolist()
 

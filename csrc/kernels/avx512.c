@@ -180,41 +180,57 @@ INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const u
         _mm512_storeu_ps(y + i * y_stride + t * ROWS, sum[t * n + i]);
 }
 
-/* BLOCK(tile, tiles, i, rows) for all of tile_count tiles times n rows of x: four tiles, whose
- * products share the load of activations, times two rows, which share the load of weights. */
-#define FOR_SQUARES(BLOCK, tile_count, n)                                                          \
-    for (size_t tile = 0, tiles_; tile < (tile_count); tile += tiles_) {                           \
-        size_t i = 0;                                                                              \
-        tiles_ = (tile_count) - tile >= 4 ? 4 : 1;                                                 \
-        if (tiles_ == 4) {                                                                         \
-            for (; i + 2 <= (n); i += 2) BLOCK(tile, 4, i, 2);                                     \
-            if (i < (n)) BLOCK(tile, 4, i, 1);                                                     \
-        } else {                                                                                   \
-            for (; i < (n); i++) BLOCK(tile, 1, i, 1);                                             \
-        }                                                                                          \
-    }
+/* Have part `part` of `parts` of so many bytes brought near. */
+INLINE void fetch_ahead(const uint8_t *start, size_t bytes, size_t part, size_t parts) {
+    enum { LINE = 64 };
+    const uint8_t *end = start + bytes * (part + 1) / parts;
+    for (const uint8_t *at = start + bytes * part / parts; at < end; at += LINE)
+        _mm_prefetch((const char *)at, _MM_HINT_T1);
+}
 
+/* Four tiles, whose products share the load of activations, times two rows, which share the load of
+ * weights; meanwhile the next four tiles come nearer. */
+INLINE void matmul_quantized(weight_bits type, float *y, size_t y_stride, const uint8_t *tiles,
+                             size_t tile_bytes, size_t tile_count, const sl_quantized *x,
+                             size_t n) {
+    enum { TILES = 4, PAIR = 2 };
+    size_t tile = 0;
+    for (; tile + TILES <= tile_count; tile += TILES, tiles += TILES * tile_bytes) {
+        size_t i = 0;
+        for (; i + PAIR <= n; i += PAIR) {
+            if (tile + 2 * TILES <= tile_count)
+                fetch_ahead(tiles + TILES * tile_bytes, TILES * tile_bytes, i / PAIR, n / PAIR);
+            block_quantized(type, y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes,
+                            TILES, x, i, PAIR);
+        }
+        if (i < n)
+            block_quantized(type, y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes,
+                            TILES, x, i, 1);
+    }
+    for (; tile < tile_count; tile++, tiles += tile_bytes)
+        for (size_t i = 0; i < n; i++)
+            block_quantized(type, y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes, 1, x,
+                            i, 1);
+}
+
+/* Few rows take as long as memory, which likes tiles to be read one after the other. */
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     const size_t tile_bytes = sl_q8_tile_bytes(x->groups, x->group_size);
-#define BLOCK(tile, tile_n, i, rows)                                                               \
+#define BLOCK(tile, i, rows)                                                                       \
     block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
-                    tile_bytes, tile_n, x, i, rows)
-    if (n == 1) /* memory likes tiles to be read one after the other */
-        for (size_t tile = 0; tile < tile_count; tile++) BLOCK(tile, 1, 0, 1);
+                    tile_bytes, 1, x, i, rows)
+    if (n < 16)
+        FOR_TILES(BLOCK, tile_count, n)
     else
-        FOR_SQUARES(BLOCK, tile_count, n)
+        matmul_quantized(Q8, y, y_stride, tiles, tile_bytes, tile_count, x, n);
 #undef BLOCK
 }
 
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     const size_t tile_bytes = sl_q4_tile_bytes(x->groups, x->group_size);
-#define BLOCK(tile, tile_n, i, rows)                                                               \
-    block_quantized(Q4, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
-                    tile_bytes, tile_n, x, i, rows)
-    FOR_SQUARES(BLOCK, tile_count, n)
-#undef BLOCK
+    matmul_quantized(Q4, y, y_stride, tiles, tile_bytes, tile_count, x, n);
 }
 
 /* ---- Vectors --------------------------------------------------------------------------------- */

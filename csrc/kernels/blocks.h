@@ -13,7 +13,11 @@ enum { ROWS = SL_TILE_ROWS };
 typedef enum { Q4 = 4, Q8 = 8 } weight_bits;
 
 #define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 /* BLOCK(tile, tiles, i, rows) for all of tile_count tiles times n rows of x. Where there are as
  * many, `together` rows, or 4, share the load of a weight; a single one keeps several tiles' sums
