@@ -69,7 +69,8 @@ class Muon(Optimizer):
 
 def _norms(matrices: Tensor) -> Tensor:
     """Root of the sum of squares of each of matrices [N, R, C]: [N, 1, 1]."""
-    return torch.linalg.matrix_norm(matrices, keepdim=True)
+    norms: Tensor = torch.linalg.matrix_norm(matrices, keepdim=True)
+    return norms
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
