@@ -32,7 +32,7 @@ from storyllamas import params, tokens
 from storyllamas.atomic import write_text
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.params import Params
-from storyllamas.training import device
+from storyllamas.training import device, environment
 
 BATCH = 16
 """Windows of a step at which all sizes are measured, whatever their recipe says."""
@@ -129,7 +129,9 @@ def measure(task: Task, where: str, llama2c: str, rounds: int) -> Measured:
 
 
 def _start(setup: Setup) -> Worker:
-    return Worker([sys.executable, "-m", "bench.train_worker", json.dumps(asdict(setup))])
+    ours = environment.variables() if setup.loop == OURS else {}
+    command = ["env", *(f"{name}={value}" for name, value in ours.items()), sys.executable]
+    return Worker([*command, "-m", "bench.train_worker", json.dumps(asdict(setup))])
 
 
 def _setups(task: Task, where: str, llama2c: str) -> Iterator[Setup]:

@@ -133,7 +133,8 @@ def _ours(setup: Setup, folder: Path) -> Loop:
     where = device.choose(chosen.compute, chosen.training_flops)
     job = Job(chosen.model_config(), chosen.recipe, chosen.seed, data, data, where)
     trainer, interrupt = Trainer(job, folder, None), Interrupt()
-    about = f"{where.precision}, {chosen.recipe.optimizer}"
+    how = "compiled" if where.compiled else "eager"
+    about = f"{where.precision}, {chosen.recipe.optimizer}, {how}"
     return Loop(lambda: trainer.train_step(interrupt), where.name, about)
 
 

@@ -8,13 +8,22 @@ import sys
 _TUNABLES = "GLIBC_TUNABLES"
 
 
-def prepare() -> None:
-    """Let glibc ask for huge pages, where that is possible and the user has not set its tunables.
+def variables() -> dict[str, str]:
+    """Environment variables that training wants; none that the user has set.
 
-    Large activations then cost fewer page faults. glibc reads its tunables once, so the program
-    starts anew under the same process number; call this before torch is imported. Elsewhere than on
-    Linux, and with other C libraries, nothing changes.
+    On Linux glibc asks for huge pages, so that large activations cost fewer page faults. Other C
+    libraries do not read the variable.
     """
-    if sys.platform == "linux" and _TUNABLES not in os.environ:
-        os.environ[_TUNABLES] = "glibc.malloc.hugetlb=1"
+    if sys.platform != "linux" or _TUNABLES in os.environ:
+        return {}
+    return {_TUNABLES: "glibc.malloc.hugetlb=1"}
+
+
+def prepare() -> None:
+    """Start the program anew with `variables`, if one is missing; call it before importing torch.
+
+    The C library reads them when a process begins. The process keeps its number.
+    """
+    if wanted := variables():
+        os.environ.update(wanted)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
