@@ -194,6 +194,26 @@ int sl_check_ids(const sl_model *model, const int32_t *ids, size_t count);
 /* Refuse logits that are not finite. */
 int sl_check_finite(const float *x, size_t count);
 
+/* ---- checksum.c ------------------------------------------------------------------------------ */
+
+enum { SL_CHECKSUM_LANES = 8 };
+
+/* Of data in whole blocks of 64 bytes; zero it is that of nothing. */
+typedef struct {
+    uint64_t a[SL_CHECKSUM_LANES], b[SL_CHECKSUM_LANES];
+} sl_checksum;
+
+/* Go on with more data; what is no whole block at its end is left out. */
+void sl_checksum_add(sl_checksum *sum, const void *data, size_t bytes);
+
+/* Go on with data of which there is a checksum. */
+void sl_checksum_join(sl_checksum *sum, const sl_checksum *next, size_t bytes);
+
+/* As if word `word`, of 64 bits, of the data of `bytes` were not `value` but 0. */
+void sl_checksum_take_off(sl_checksum *sum, size_t word, uint64_t value, size_t bytes);
+
+uint64_t sl_checksum_digest(const sl_checksum *sum);
+
 /* ---- pages.c --------------------------------------------------------------------------------- */
 
 /* Zeroed memory at a page's start, which takes up space once it is used; on huge pages where `huge`
@@ -203,8 +223,8 @@ void *sl_pages_new(size_t bytes, bool huge);
 /* bytes as above; also of NULL. */
 void sl_pages_free(void *pages, size_t bytes);
 
-/* A whole file in memory, on the kind of pages that is asked for. What becomes *pages, also after
- * an error, goes back with sl_pages_free. */
-int sl_pages_open(const char *path, int32_t kind, void **pages, size_t *bytes);
+/* A whole file in memory, on the kind of pages that is asked for, and the checksum of it. What
+ * becomes *pages, also after an error, goes back with sl_pages_free. */
+int sl_pages_open(const char *path, int32_t kind, void **pages, size_t *bytes, sl_checksum *sum);
 
 #endif

@@ -15,7 +15,6 @@ enum {
     VERSION = 2,
     HEADER_BYTES = 256,
     ALIGNMENT = 64,
-    LANES = 8,
     FLAG_TIED = 1 << 0,
     FLAG_DUMMY_PREFIX = 1 << 1,
     FLAG_BYTE_FALLBACK = 1 << 2,
@@ -93,24 +92,11 @@ static int check_kind(const sl_model *model, const header *head, const char *pat
     return SL_OK;
 }
 
-static uint64_t fold(uint64_t hash, uint64_t word) {
-    hash = (hash ^ word) * UINT64_C(0x100000001b3);
-    return hash ^ hash >> 32;
-}
-
-/* See storyllamas.h. The checksum's own word, 24 bytes in, belongs to lane 3 of the first block. */
-static uint64_t checksum(const void *file, size_t bytes, uint64_t stored) {
-    uint64_t a[LANES] = {0}, b[LANES] = {0};
-    const uint64_t *words = file;
-    a[offsetof(header, checksum) / sizeof *words] -= stored;
-    for (size_t i = 0; i < bytes / sizeof *words; i += LANES)
-        for (size_t lane = 0; lane < LANES; lane++) {
-            a[lane] += words[i + lane];
-            b[lane] += a[lane];
-        }
-    uint64_t hash = UINT64_C(0xcbf29ce484222325);
-    for (size_t lane = 0; lane < LANES; lane++) hash = fold(fold(hash, a[lane]), b[lane]);
-    return hash;
+/* The checksum's own word counts as zero. */
+static bool checksum_holds(const sl_model *model, const header *head, sl_checksum sum) {
+    sl_checksum_take_off(&sum, offsetof(header, checksum) / sizeof head->checksum, head->checksum,
+                         model->file_bytes);
+    return sl_checksum_digest(&sum) == head->checksum;
 }
 
 static int check_dimensions(const header *head, const char *path) {
@@ -319,12 +305,11 @@ static int make_rotary_table(sl_model *model, const char *path) {
     return SL_OK;
 }
 
-static int load(sl_model *model, const char *path) {
+static int load(sl_model *model, const sl_checksum *sum, const char *path) {
     int status;
     const header *head = model->file;
     if ((status = check_kind(model, head, path))) return status;
-    if (checksum(model->file, model->file_bytes, head->checksum) != head->checksum)
-        return refuse(path, "its checksum does not match");
+    if (!checksum_holds(model, head, *sum)) return refuse(path, "its checksum does not match");
     if ((status = check_header(head, path))) return status;
     if (head->tokenizer_offset != HEADER_BYTES)
         return refuse(path, "tokenizer_offset is not the end of the header");
@@ -351,9 +336,10 @@ int sl_model_open(sl_model **model, const char *path, const sl_model_options *op
     if (!options) options = &defaults;
     sl_model *m = *model = calloc(1, sizeof *m);
     if (!m) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
+    sl_checksum sum = {0};
     int status = choose_kernels(m, options->kernels);
-    if (!status) status = sl_pages_open(path, options->pages, &m->file, &m->file_bytes);
-    if (!status) status = load(m, path);
+    if (!status) status = sl_pages_open(path, options->pages, &m->file, &m->file_bytes, &sum);
+    if (!status) status = load(m, &sum, path);
     if (status) {
         sl_model_close(m);
         *model = NULL;

@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -69,22 +71,77 @@ static int map(int file, const char *path, size_t bytes, void **pages) {
     return SL_OK;
 }
 
-static int copy(int file, const char *path, size_t bytes, void **pages) {
-    uint8_t *memory = sl_pages_new(bytes, true);
-    if (!memory)
+static int allocate(int file, const char *path, size_t bytes, void **pages) {
+    (void)file;
+    *pages = sl_pages_new(bytes, true);
+    if (!*pages)
         return sl_fail(SL_ERROR_MEMORY, "not enough memory for the %zu bytes of %s", bytes, path);
-    *pages = memory;
-    for (size_t done = 0; done < bytes;) {
-        const ssize_t count = read(file, memory + done, bytes - done);
-        if (count < 0 && errno == EINTR) continue;
-        if (count < 0) return refuse_read(path);
-        if (count == 0) return sl_fail(SL_ERROR_FILE, "weight file %s became shorter", path);
-        done += (size_t)count;
-    }
     return SL_OK;
 }
 
-int sl_pages_open(const char *path, int32_t kind, void **pages, size_t *bytes) {
+/* A file that comes into memory in parts of PART bytes. */
+typedef struct {
+    int file;
+    bool is_mapped; /* it is there */
+    uint8_t *memory;
+    size_t bytes;
+    sl_checksum *sums;  /* [parts] */
+    atomic_int failure; /* of reading: an error number or TOO_SHORT; 0: none */
+} loading;
+
+enum { PART = 1 << 18, TOO_SHORT = -1 };
+
+static int read_part(const loading *l, size_t start, size_t end) {
+    while (start < end) {
+        const ssize_t count = pread(l->file, l->memory + start, end - start, (off_t)start);
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) return errno;
+        if (count == 0) return TOO_SHORT;
+        start += (size_t)count;
+    }
+    return 0;
+}
+
+/* The checksum of a part is computed while it is in the processor's cache. */
+static void load_parts(void *context, size_t first, size_t end, size_t thread) {
+    (void)thread;
+    loading *l = context;
+    for (size_t part = first; part < end; part++) {
+        const size_t start = part * PART, left = l->bytes - start, size = left < PART ? left : PART;
+        const int failure = l->is_mapped ? 0 : read_part(l, start, start + size);
+        if (failure) {
+            atomic_store(&l->failure, failure);
+            return;
+        }
+        sl_checksum_add(&l->sums[part], l->memory + start, size);
+    }
+}
+
+/* Read the file unless it is mapped, and compute its checksum, with as many threads as help: the
+ * system finds the file's pages, clears fresh ones and copies for each thread apart. */
+static int load(loading *l, const char *path, sl_checksum *sum) {
+    enum { HELP_FROM = 1 << 22, MOST = 8 };
+    const size_t parts = (l->bytes + PART - 1) / PART, processors = sl_processors();
+    l->sums = calloc(parts, sizeof *l->sums);
+    if (!l->sums) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
+    /* Without a team the work is done alone. */
+    sl_team *team = l->bytes < HELP_FROM || processors < 2
+                        ? NULL
+                        : sl_team_new(processors < MOST ? processors : MOST);
+    sl_share(team, parts, 1, load_parts, l);
+    sl_team_free(team);
+    for (size_t part = 0; part < parts; part++) {
+        const size_t left = l->bytes - part * PART;
+        sl_checksum_join(sum, &l->sums[part], left < PART ? left : PART);
+    }
+    free(l->sums);
+    if (l->failure == TOO_SHORT)
+        return sl_fail(SL_ERROR_FILE, "weight file %s became shorter", path);
+    errno = l->failure;
+    return errno ? refuse_read(path) : SL_OK;
+}
+
+int sl_pages_open(const char *path, int32_t kind, void **pages, size_t *bytes, sl_checksum *sum) {
     if (kind < SL_PAGES_AUTO || kind > SL_PAGES_HUGE)
         return sl_fail(SL_ERROR_ARGUMENT, "pages is %" PRId32 " and must be one of SL_PAGES_…",
                        kind);
@@ -96,7 +153,11 @@ int sl_pages_open(const char *path, int32_t kind, void **pages, size_t *bytes) {
     int status = measure(file, path, bytes);
     if (!status) {
         if (kind == SL_PAGES_AUTO) kind = *bytes < COPY_FROM ? SL_PAGES_SHARED : SL_PAGES_HUGE;
-        status = (kind == SL_PAGES_SHARED ? map : copy)(file, path, *bytes, pages);
+        status = (kind == SL_PAGES_SHARED ? map : allocate)(file, path, *bytes, pages);
+    }
+    if (!status) {
+        loading l = {file, kind == SL_PAGES_SHARED, *pages, *bytes, NULL, 0};
+        status = load(&l, path, sum);
     }
     close(file);
     return status;

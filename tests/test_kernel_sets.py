@@ -70,6 +70,28 @@ def test_threads_chunks_and_pages_change_no_bit(
     assert Engine(files[name], kernels=kernels).logits(ids).argmax(1).tolist()[:-1] == ids[1:]
 
 
+@pytest.mark.parametrize("pages", ["shared", "huge"])
+def test_large_files_are_read_and_summed_in_parts(tmp_path: Path, pages: str) -> None:
+    """By several threads, and as storyllamas/weights.py summed them; no part is left out."""
+    config = engine_files.small_config(dim=128, vocab_size=9000)
+    tensors = engine_files.random_tensors(config, 2)
+    path = engine_files.write(tmp_path / "large.slm", config, tensors)
+    good = path.read_bytes()
+    assert len(good) > 1 << 22
+    assert Engine(path, pages=pages).info["file_bytes"] == len(good)
+    for place in (300, len(good) // 3, len(good) // 2, len(good) - 1):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        with pytest.raises(UserError, match="its checksum does not match"):
+            Engine(path, pages=pages)
+    for first, second in ((1 << 19, 1 << 20), (1 << 20, 3 << 20)):  # 64 bytes change places
+        swapped = bytearray(good)
+        swapped[first : first + 64] = good[second : second + 64]
+        swapped[second : second + 64] = good[first : first + 64]
+        path.write_bytes(swapped)
+        with pytest.raises(UserError, match="its checksum does not match"):
+            Engine(path, pages=pages)
+
+
 def test_unknown_options_are_refused(files: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=r'no kernels "mmx": the best that it has are'):
         Engine(files["f32"], kernels="mmx")
