@@ -9,17 +9,19 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = """
+NAMES = ("GLIBC_TUNABLES", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+PROGRAM = f"""
 import os, sys
 from storyllamas.training import environment
 environment.prepare()
 assert "torch" not in sys.modules
-print(os.getpid(), os.environ["GLIBC_TUNABLES"], sys.argv[1:])
+print(os.getpid(), *(os.environ.get(name) for name in {NAMES}), sys.argv[1:])
 """
 
 
-def run(**variables: str) -> tuple[int, str]:
-    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+def run(**variables: str) -> list[str]:
+    """What the environment is in the end, with those variables set by the user."""
+    environment = {k: v for k, v in os.environ.items() if k not in NAMES}
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "two words"],
         cwd=Path(__file__).parent.parent,
@@ -29,15 +31,21 @@ def run(**variables: str) -> tuple[int, str]:
     )
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    return process.pid, output.strip()
+    pid, *values = output.split(maxsplit=4)
+    assert int(pid) == process.pid
+    assert values.pop() == "['two words']\n"
+    return values
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has glibc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
+
+
 def test_it_is_set_before_the_process_begins() -> None:
-    pid, output = run()
-    assert output == f"{pid} glibc.malloc.hugetlb=1 ['two words']"
+    assert run() == ["glibc.malloc.hugetlb=1", "10000", "None"]
 
 
 def test_what_the_user_set_stays() -> None:
-    pid, output = run(GLIBC_TUNABLES="glibc.malloc.perturb=0")
-    assert output == f"{pid} glibc.malloc.perturb=0 ['two words']"
+    perturb = {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}
+    assert run(**perturb) == ["glibc.malloc.perturb=0", "10000", "None"]
+    assert run(OMP_WAIT_POLICY="passive") == ["glibc.malloc.hugetlb=1", "None", "passive"]
+    assert run(**perturb, GOMP_SPINCOUNT="7") == ["glibc.malloc.perturb=0", "7", "None"]
