@@ -6,6 +6,11 @@ finished is not run again; both are kept in build/bench/learning.
 
 from __future__ import annotations
 
+from storyllamas.training import environment
+
+if __name__ == "__main__":
+    environment.prepare()
+
 import argparse
 import dataclasses
 import json

@@ -92,9 +92,10 @@ class _Runner:
         first, second = (worker.ask("steps 1")["seconds"] for _ in range(2))
         self._steps = math.ceil(ROUND_SECONDS / second)
         self._tokens = self._steps * tokens_per_step
-        about = worker.ask("about")["about"]
+        about = worker.ask("about")
         worker.pause()
-        self.row = Row(loop, about, max(0.0, first - second), [], 0)
+        start = about["seconds"] + max(0.0, first - second)
+        self.row = Row(loop, about["about"], start, [], 0)
 
     def take_steps(self) -> None:
         """Measure one round."""

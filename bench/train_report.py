@@ -126,8 +126,7 @@ def markdown(measured: Sequence[Measured], machine: str) -> str:
         "nothing fused, compiled or set",
         "- Shares of the peak count 6 operations for each weight of a matrix and 12 for each "
         "layer, channel of the queries and position of the context",
-        "- Start is by how much the first step took longer than the second: compilation, where "
-        "there is some",
+        "- Start is what passed before the first step, imports and compilation included",
         "",
         table(
             [

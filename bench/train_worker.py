@@ -4,7 +4,7 @@ It reads requests, one a line, and answers each with a line of JSON:
 
     steps N      take N steps: {"seconds", "peak_bytes"}
     peak TYPE    operations a second of a matrix product in float32 or bfloat16 (loop "peak" only)
-    about        what runs: {"about"}
+    about        what runs: {"about", "seconds"}, the latter it took to begin
 """
 
 from __future__ import annotations
@@ -80,9 +80,12 @@ def main() -> None:
                 _answer(answers, {"operations": matmul_peak(setup.device, request.split()[1])})
             return
         with tempfile.TemporaryDirectory() as folder:
+            begun = time.perf_counter()
             loop = {OURS: _ours, PLAIN: _plain, LLAMA2C: _llama2c}[setup.loop](setup, Path(folder))
+            about = {"about": loop.about, "seconds": time.perf_counter() - begun}
             for request in sys.stdin:
-                _answer(answers, _done(loop, request.split()))
+                steps = request.split()
+                _answer(answers, about if steps == ["about"] else _done(loop, int(steps[1])))
 
 
 def _answer(answers: TextIO, what: dict[str, Any]) -> None:
@@ -90,32 +93,18 @@ def _answer(answers: TextIO, what: dict[str, Any]) -> None:
     answers.flush()
 
 
-def _done(loop: Loop, request: list[str]) -> dict[str, Any]:
-    if request == ["about"]:
-        return {"about": loop.about}
+def _done(loop: Loop, steps: int) -> dict[str, Any]:
+    from storyllamas.training.machine import peak_memory_bytes
+
     begun = time.perf_counter()
-    for _ in range(int(request[1])):
+    for _ in range(steps):
         loop.step()
     if loop.device == "cuda":
         import torch
 
         torch.cuda.synchronize()
-    return {"seconds": time.perf_counter() - begun, "peak_bytes": peak_bytes(loop.device)}
-
-
-def peak_bytes(device: str) -> int:
-    """The most memory taken so far: of the GPU's tensors, or resident of this process."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+    seconds = time.perf_counter() - begun
+    return {"seconds": seconds, "peak_bytes": peak_memory_bytes(loop.device)}
 
 
 # ---- The loops -----------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ class Compute:
     threads: Annotated[int, Field(ge=0, le=1024)]
     compile: Literal["auto", "always", "never"]
     checkpoint_seconds: Annotated[int, Field(ge=1)]
-    processes: Annotated[int, Field(ge=1, le=1024)] = 1
+    processes: Annotated[int, Field(ge=1, le=1024)]
 
 
 @dataclass(frozen=True, config=_strict)

@@ -31,7 +31,7 @@ def main() -> None:
     if processes > 1 and not started():
         launch(processes, sys.argv, PARENT)
         return
-    with joined(Compute("cpu", "float32", 1, "never", 1)) as ranks:
+    with joined(Compute("cpu", "float32", 1, "never", 1, 1)) as ranks:
         (folder / f"{ranks.number}.pid").write_text(str(os.getpid()))
         for name, changes in jobs.items():
             job = make_job(folder, **changes)

@@ -191,8 +191,8 @@ def test_zero_outputs_leave_the_embedding_alone_at_first() -> None:
 @pytest.mark.parametrize(
     ("compute", "named"),
     [
-        (Compute("cuda", "auto", 0, "auto", 1), "cuda"),
-        (Compute("mps", "auto", 0, "auto", 1), "mps"),
+        (Compute("cuda", "auto", 0, "auto", 1, 1), "cuda"),
+        (Compute("mps", "auto", 0, "auto", 1, 1), "mps"),
     ],
 )
 def test_a_device_that_is_not_there_is_refused(compute: Compute, named: str) -> None:

@@ -64,7 +64,7 @@ def make_job(folder: Path, config: ModelConfig = CONFIG, **changes: object) -> J
         seed=3,
         train=make_tokens(folder / "train.bin", 0),
         valid=make_tokens(folder / "valid.bin", 1),
-        device=device.choose(Compute("cpu", "float32", 1, "auto", 1)),
+        device=device.choose(Compute("cpu", "float32", 1, "auto", 1, 1)),
     )
 
 

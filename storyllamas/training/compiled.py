@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.training.device import Device
 
@@ -16,21 +18,27 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def loss_of(model: Llama, device: Device, micro_batch: int) -> Loss:
     """The model's loss, for training: compiled for one micro-batch if the device says so.
 
-    Where compiling fails it says so in one line and gives the loss as it is.
+    Raises:
+        UserError: it cannot be compiled here.
     """
     if not device.compiled:
         return model.loss
     print("compiling the training step", flush=True)
     compiled: Loss = torch.compile(model.loss, dynamic=False)
-    tokens = torch.zeros(micro_batch, model.config.context, dtype=torch.int64, device=device.name)
+    # Laid out as the windows of a batch are, since another layout would be another program.
+    windows = np.zeros((micro_batch, model.config.context + 1), np.int64)
+    tokens, targets = (
+        torch.from_numpy(part).to(device.name) for part in (windows[:, :-1], windows[:, 1:])
+    )
+    model.train()
     try:
         with device.autocast():
-            loss = compiled(tokens, tokens)
+            loss = compiled(tokens, targets)
         loss.backward()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
-        print(f"compiling failed ({reason}): training goes on without, slower", flush=True)
-        return model.loss
-    finally:
-        model.zero_grad(set_to_none=True)
+        raise UserError(
+            f"the training step cannot be compiled ({reason}): set compute.compile to never"
+        ) from None
+    model.zero_grad(set_to_none=True)
     return compiled

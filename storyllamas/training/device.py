@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import shlex
 import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -77,12 +78,12 @@ def choose(compute: Compute, flops: float = 0.0) -> Device:
 
 
 def _is_compiled(compute: Compute, name: str, flops: float) -> bool:
-    """Whether to compile a run of so many FLOPs; says so if only the C++ compiler is missing."""
+    """Whether to compile a run of so many FLOPs; says so if only a C++ compiler is missing."""
     wanted = compute.compile == "always"
     if compute.compile == "auto":
         wanted = flops >= _EARNS_COMPILING.get(name, math.inf)
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if wanted and not shutil.which(compiler):
+    if wanted and name == "cpu" and not shutil.which(shlex.split(compiler)[0]):
         print(f"no C++ compiler ({compiler}) is here: training goes on without, slower", flush=True)
         return False
     return wanted

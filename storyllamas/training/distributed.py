@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -22,10 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from storyllamas.errors import UserError
 from storyllamas.params import Compute, Recipe
+from storyllamas.training.compiled import Loss
 from storyllamas.training.launch import GO_ON, LOST, launched
 
 T = TypeVar("T")
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 # How long a rank waits for the others: longer than compiling or writing a checkpoint takes.
 PATIENCE = timedelta(minutes=10)
@@ -184,6 +185,7 @@ def joined(compute: Compute) -> Iterator[Ranks]:
         yield Ranks(number, dist.get_world_size())
     except UserError:
         if local:
+            time.sleep(2)  # torchrun ends the others with the first to go: let that one speak
             raise SystemExit(1) from None
         raise
     except Exception as error:

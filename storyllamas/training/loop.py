@@ -74,7 +74,8 @@ class Job:
         Without the number of threads, so that a run goes on with another number of processes.
         """
         room = Path(__file__).parent
-        code = [*sorted(room.glob("*.py")), room.parent / "model.py", room.parent / "tokens.py"]
+        beside = ("config.py", "model.py", "rounding.py", "tokens.py")
+        code = [*sorted(room.glob("*.py")), *(room.parent / name for name in beside)]
         device = {k: v for k, v in dataclasses.asdict(self.device).items() if k != "threads"}
         deciding = {
             "config": dataclasses.asdict(self.config),
@@ -83,7 +84,7 @@ class Job:
             "data": [_file_digest(self.train.path), _file_digest(self.valid.path)],
             "device": device,
             "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
-            "torch": torch.__version__,
+            "libraries": [np.__version__, torch.__version__],
             "code": [_file_digest(path) for path in code],
         }
         text = json.dumps(deciding, sort_keys=True)

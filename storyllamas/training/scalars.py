@@ -25,13 +25,13 @@ class Scalars:
         self._writer: Any = None
         self._before: tuple[float, float] | None = None
         if folder and importlib.util.find_spec("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
-
             try:
+                from torch.utils.tensorboard import SummaryWriter
+
                 self._writer = SummaryWriter(
                     str(folder), purge_step=step + 1, flush_secs=FLUSH_SECONDS
                 )
-            except OSError as error:
+            except (ImportError, OSError) as error:
                 self._give_up(error)
 
     def __enter__(self) -> Scalars:
@@ -70,6 +70,7 @@ class Scalars:
         except OSError as error:
             self._give_up(error)
 
-    def _give_up(self, error: OSError) -> None:
-        print(f"no more scalars for TensorBoard: {error.strerror}", flush=True)
+    def _give_up(self, error: OSError | ImportError) -> None:
+        reason = error.strerror if isinstance(error, OSError) else error
+        print(f"no more scalars for TensorBoard: {reason}", flush=True)
         self._writer = None
