@@ -106,11 +106,11 @@ static void multiply(void *data, size_t call) {
     const uint8_t *tiles = m->copies + call % m->copy_count * m->bytes;
     const size_t stride = m->columns * SL_TILE_ROWS, rows = m->tiles * SL_TILE_ROWS;
     if (!strcmp(m->type, "f32"))
-        m->kernels->matmul_f32(m->y, rows, (const float *)(const void *)tiles, stride, m->tiles,
-                               m->columns, m->x, m->columns, m->n);
+        m->kernels->matmul_f32(m->y, rows, (const float *)(const void *)tiles, stride, SL_TILE_ROWS,
+                               m->tiles, m->columns, m->x, m->columns, m->n);
     else if (!strcmp(m->type, "f16"))
-        m->kernels->matmul_f16(m->y, rows, (const uint16_t *)(const void *)tiles, stride, m->tiles,
-                               m->columns, m->x, m->columns, m->n);
+        m->kernels->matmul_f16(m->y, rows, (const uint16_t *)(const void *)tiles, stride,
+                               SL_TILE_ROWS, m->tiles, m->columns, m->x, m->columns, m->n);
     else if (!strcmp(m->type, "q8"))
         m->kernels->matmul_q8(m->y, rows, tiles, m->tiles, &m->quantized, m->n);
     else

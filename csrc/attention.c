@@ -1,10 +1,15 @@
 /* attention.c: the key-value cache and attention over it.
  *
- * The cache of a key-value head is two matrices in the kernels' tiles: keys, a row for each
- * position, so that scores are keys times a query; and transposed values, a column for each
- * position, so that the result is values times the softmax of the scores. They are f32 beside f32
- * weights and f16, half the traffic, beside quantized ones; all that is multiplied with them and
- * added up is f32. */
+ * To a query head, the cache of its key-value head is two matrices in the kernels' tiles: keys, a
+ * row for each position, so that scores are keys times a query; and transposed values, a column for
+ * each position, so that the result is values times the softmax of the scores. In memory the heads
+ * of a layer stand side by side, so that what has been used of it is dense, whatever the context:
+ *
+ *   keys    [layers][tiles of 16 positions][kv_heads][head_dim][16]
+ *   values  [layers][positions][kv_heads][head_dim in whole tiles]
+ *
+ * They are f32 beside f32 weights and f16, half the traffic, beside quantized ones; all that is
+ * multiplied with them and added up is f32. */
 
 #include <math.h>
 #include <string.h>
@@ -15,72 +20,77 @@ bool sl_cache_is_compact(const sl_model *model) {
     return model->info.weight_type != SL_F32;
 }
 
-/* Elements of one head's keys and of its values, rows padded. */
-static size_t key_elements(const sl_info *info) {
-    return sl_padded_rows(info->context) * info->head_dim;
+/* Elements from one tile of positions to the next, and from one position's values to the next. */
+static size_t key_stride(const sl_info *info) {
+    return (size_t)info->kv_heads * info->head_dim * SL_TILE_ROWS;
 }
 
 static size_t value_stride(const sl_info *info) {
-    return (size_t)info->context * SL_TILE_ROWS;
+    return (size_t)info->kv_heads * sl_padded_rows(info->head_dim);
 }
 
-static size_t value_elements(const sl_info *info) {
-    return sl_padded_rows(info->head_dim) / SL_TILE_ROWS * value_stride(info);
+/* Bytes of a layer's keys, and of its values. */
+static size_t element_bytes(const sl_model *model) {
+    return sl_cache_is_compact(model) ? sizeof(uint16_t) : sizeof(float);
 }
 
-static size_t cache_bytes(const sl_model *model, size_t head_elements) {
-    const size_t heads = (size_t)model->info.layers * model->info.kv_heads;
-    return heads * head_elements * (sl_cache_is_compact(model) ? sizeof(uint16_t) : sizeof(float));
+static size_t layer_keys_bytes(const sl_model *model) {
+    const size_t tiles = sl_padded_rows(model->info.context) / SL_TILE_ROWS;
+    return tiles * key_stride(&model->info) * element_bytes(model);
+}
+
+static size_t layer_values_bytes(const sl_model *model) {
+    return model->info.context * value_stride(&model->info) * element_bytes(model);
 }
 
 size_t sl_keys_bytes(const sl_model *model) {
-    return cache_bytes(model, key_elements(&model->info));
+    return model->info.layers * layer_keys_bytes(model);
 }
 
 size_t sl_values_bytes(const sl_model *model) {
-    return cache_bytes(model, value_elements(&model->info));
+    return model->info.layers * layer_values_bytes(model);
 }
 
-/* Where a matrix in tiles has an element. */
-static size_t at(size_t row, size_t column, size_t tile_stride) {
-    return row / SL_TILE_ROWS * tile_stride + column * SL_TILE_ROWS + row % SL_TILE_ROWS;
+/* Where a head's keys, and its values, have a number. */
+static size_t key_at(const sl_info *info, size_t position, size_t d) {
+    return position / SL_TILE_ROWS * key_stride(info) + d * SL_TILE_ROWS + position % SL_TILE_ROWS;
+}
+
+static size_t value_at(const sl_info *info, size_t position, size_t d) {
+    return position * value_stride(info) + d;
 }
 
 static void remember_f32(const sl_info *info, float *keys, float *values, size_t position,
                          const float *key, const float *value) {
-    const size_t head_dim = info->head_dim;
-    for (size_t d = 0; d < head_dim; d++) {
-        keys[at(position, d, SL_TILE_ROWS * head_dim)] = key[d];
-        values[at(d, position, value_stride(info))] = value[d];
+    for (size_t d = 0; d < info->head_dim; d++) {
+        keys[key_at(info, position, d)] = key[d];
+        values[value_at(info, position, d)] = value[d];
     }
 }
 
 static void remember_f16(const sl_model *model, const sl_attention *scratch, uint16_t *keys,
                          uint16_t *values, size_t position, const float *key, const float *value) {
-    const size_t head_dim = model->info.head_dim;
-    uint16_t *rounded_key = scratch->rounded, *rounded_value = scratch->rounded + head_dim;
-    model->kernels->to_f16(rounded_key, key, head_dim);
-    model->kernels->to_f16(rounded_value, value, head_dim);
-    for (size_t d = 0; d < head_dim; d++) {
-        keys[at(position, d, SL_TILE_ROWS * head_dim)] = rounded_key[d];
-        values[at(d, position, value_stride(&model->info))] = rounded_value[d];
-    }
-}
-
-/* y[n][rows in whole tiles] = x[n][columns] times the transposed matrix in the cache. */
-static void multiply(const sl_model *model, float *y, size_t y_stride, const void *tiles,
-                     size_t tile_stride, size_t rows, size_t columns, const float *x,
-                     size_t x_stride, size_t n) {
-    const size_t tile_count = sl_padded_rows(rows) / SL_TILE_ROWS;
-    if (sl_cache_is_compact(model))
-        model->kernels->matmul_f16(y, y_stride, tiles, tile_stride, tile_count, columns, x,
-                                   x_stride, n);
-    else
-        model->kernels->matmul_f32(y, y_stride, tiles, tile_stride, tile_count, columns, x,
-                                   x_stride, n);
+    const sl_info *info = &model->info;
+    model->kernels->to_f16(scratch->rounded, key, info->head_dim);
+    for (size_t d = 0; d < info->head_dim; d++)
+        keys[key_at(info, position, d)] = scratch->rounded[d];
+    model->kernels->to_f16(values + value_at(info, position, 0), value, info->head_dim);
 }
 
 /* ---- Attention ------------------------------------------------------------------------------- */
+
+/* y[n][rows in whole tiles] = x[n][columns] times the transposed matrix in the cache. */
+static void multiply(const sl_model *model, float *y, size_t y_stride, const void *tiles,
+                     size_t tile_stride, size_t column_stride, size_t rows, size_t columns,
+                     const float *x, size_t x_stride, size_t n) {
+    const size_t tile_count = sl_padded_rows(rows) / SL_TILE_ROWS;
+    if (sl_cache_is_compact(model))
+        model->kernels->matmul_f16(y, y_stride, tiles, tile_stride, column_stride, tile_count,
+                                   columns, x, x_stride, n);
+    else
+        model->kernels->matmul_f32(y, y_stride, tiles, tile_stride, column_stride, tile_count,
+                                   columns, x, x_stride, n);
+}
 
 /* Leave exp(scores - largest) of the first `positions` and zeros up to `most`; returns the sum. */
 static float exponentials(const sl_model *model, float *scores, size_t positions, size_t most) {
@@ -99,13 +109,13 @@ static void answer(const sl_model *model, const sl_run *run, const void *keys, c
     const size_t scores_stride = sl_padded_rows(info->context);
     const size_t position = run->story->position + first, positions = position + n;
     float sums[SL_QUERIES];
-    multiply(model, scratch->scores, scores_stride, keys, SL_TILE_ROWS * head_dim, positions,
+    multiply(model, scratch->scores, scores_stride, keys, key_stride(info), SL_TILE_ROWS, positions,
              head_dim, queries, stride, n);
     for (size_t i = 0; i < n; i++)
         sums[i] =
             exponentials(model, scratch->scores + i * scores_stride, position + i + 1, positions);
-    multiply(model, scratch->output, output_stride, values, value_stride(info), head_dim, positions,
-             scratch->scores, scores_stride, n);
+    multiply(model, scratch->output, output_stride, values, SL_TILE_ROWS, value_stride(info),
+             head_dim, positions, scratch->scores, scores_stride, n);
     for (size_t i = 0; i < n; i++) {
         const float *row = scratch->output + i * output_stride;
         float *out = output + i * info->heads * head_dim;
@@ -114,14 +124,22 @@ static void answer(const sl_model *model, const sl_run *run, const void *keys, c
     }
 }
 
-void sl_attend(const sl_model *model, const sl_run *run, size_t layer, size_t kv_head, float *qkv,
-               size_t qkv_stride, float *output, const sl_attention *scratch) {
+/* Load something of each line of bytes[rows][width], whose rows are `stride` apart: memory is
+ * fastest where a lot is asked for in a row, before each line is worked on. */
+static void bring_near(const uint8_t *bytes, size_t rows, size_t stride, size_t width) {
+    enum { LINE = 64 };
+    for (size_t row = 0; row < rows; row++)
+        for (size_t i = 0; i < width; i += LINE)
+            (void)*(const volatile uint8_t *)(bytes + row * stride + i);
+}
+
+/* One key-value head, whose matrices start at `keys` and `values`. */
+static void attend(const sl_model *model, const sl_run *run, size_t kv_head, void *keys,
+                   void *values, float *qkv, size_t qkv_stride, float *output,
+                   const sl_attention *scratch) {
     const sl_info *info = &model->info;
     const size_t head_dim = info->head_dim, sharing = info->heads / info->kv_heads;
-    const size_t first_head = kv_head * sharing, head = layer * info->kv_heads + kv_head;
-    const size_t element = sl_cache_is_compact(model) ? sizeof(uint16_t) : sizeof(float);
-    void *keys = run->story->keys + head * key_elements(info) * element;
-    void *values = run->story->values + head * value_elements(info) * element;
+    const size_t first_head = kv_head * sharing;
     for (size_t i = 0; i < run->count; i++) {
         const size_t position = run->story->position + i;
         const float *table = model->rotary + position * head_dim;
@@ -141,4 +159,21 @@ void sl_attend(const sl_model *model, const sl_run *run, size_t layer, size_t kv
             answer(model, run, keys, values, i, n, qkv + i * qkv_stride + h * head_dim, qkv_stride,
                    output + (i * info->heads + h) * head_dim, scratch);
         }
+}
+
+void sl_attend(const sl_model *model, const sl_run *run, size_t layer, size_t first, size_t end,
+               float *qkv, size_t qkv_stride, float *output, const sl_attention *scratch) {
+    const sl_info *info = &model->info;
+    const size_t element = element_bytes(model), positions = run->story->position;
+    const size_t key_bytes = info->head_dim * SL_TILE_ROWS * element;    /* of a head in a tile */
+    const size_t value_bytes = sl_padded_rows(info->head_dim) * element; /* in a position */
+    uint8_t *keys = run->story->keys + layer * layer_keys_bytes(model);
+    uint8_t *values = run->story->values + layer * layer_values_bytes(model);
+    bring_near(keys + first * key_bytes, sl_padded_rows(positions + 1) / SL_TILE_ROWS,
+               key_stride(info) * element, (end - first) * key_bytes);
+    bring_near(values + first * value_bytes, positions, value_stride(info) * element,
+               (end - first) * value_bytes);
+    for (size_t head = first; head < end; head++)
+        attend(model, run, head, keys + head * key_bytes, values + head * value_bytes, qkv,
+               qkv_stride, output, scratch);
 }

@@ -99,8 +99,7 @@ int32_t sl_sample(const sl_kernels *kernels, const sl_options *options, sl_rando
 
 /* A sequence of tokens, its key-value cache and how it is told. */
 typedef struct {
-    /* The cache: for each layer and key-value head a matrix of keys, whose rows are positions, and
-     * one of transposed values, whose columns are; see attention.c. */
+    /* The cache: of each layer the keys and values of all heads, see attention.c. */
     uint8_t *keys;
     uint8_t *values;
     size_t position; /* tokens in the cache */
@@ -125,7 +124,7 @@ typedef struct {
 typedef struct {
     float *scores;     /* [SL_QUERIES][context in whole tiles] */
     float *output;     /* [SL_QUERIES][head_dim in whole tiles] */
-    uint16_t *rounded; /* [2][head_dim]: a key and a value */
+    uint16_t *rounded; /* [head_dim]: a key */
 } sl_attention;
 
 enum {
@@ -180,11 +179,11 @@ bool sl_cache_is_compact(const sl_model *model);
 size_t sl_keys_bytes(const sl_model *model);
 size_t sl_values_bytes(const sl_model *model);
 
-/* Causal grouped-query attention of one run and key-value head: its keys and values join the cache
- * and output[count][heads * head_dim] gets the results of the query heads that share it.
- * qkv[count][qkv_stride] holds queries, keys and values before rotation. */
-void sl_attend(const sl_model *model, const sl_run *run, size_t layer, size_t kv_head, float *qkv,
-               size_t qkv_stride, float *output, const sl_attention *scratch);
+/* Causal grouped-query attention of one run and the key-value heads first … end - 1: their keys and
+ * values join the cache and output[count][heads * head_dim] gets the results of the query heads
+ * that share them. qkv[count][qkv_stride] holds queries, keys and values before rotation. */
+void sl_attend(const sl_model *model, const sl_run *run, size_t layer, size_t first, size_t end,
+               float *qkv, size_t qkv_stride, float *output, const sl_attention *scratch);
 
 /* Forget a story. */
 void sl_rewind(sl_story *story);

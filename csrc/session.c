@@ -55,7 +55,7 @@ static void lay_out_attention(sl_attention *scratch, const sl_model *model, aren
     const sl_attention laid_out = {
         .scores = carve(a, SL_QUERIES, context, sizeof *scratch->scores),
         .output = carve(a, SL_QUERIES, head_dim, sizeof *scratch->output),
-        .rounded = carve(a, 2, head_dim, sizeof *scratch->rounded),
+        .rounded = carve(a, 1, head_dim, sizeof *scratch->rounded),
     };
     if (scratch) *scratch = laid_out;
 }

@@ -118,7 +118,7 @@ static void multiply_tiles(void *context, size_t first, size_t end, size_t threa
     const size_t count = end - first;
     if (!is_quantized(matrix)) {
         kernels->matmul_f32(y, stride, (const float *)(const void *)tiles, SL_TILE_ROWS * columns,
-                            count, columns, p->s->input, columns, p->n);
+                            SL_TILE_ROWS, count, columns, p->s->input, columns, p->n);
         return;
     }
     const sl_quantized q = quantized(p->s, matrix);
@@ -141,13 +141,15 @@ static void attend_heads(void *context, size_t first, size_t end, size_t thread)
     const sl_session *s = p->s;
     const sl_info *info = &s->model->info;
     const size_t stride = sl_padded_rows(s->model->layers[p->layer].qkv.rows);
-    const size_t width = (size_t)info->heads * info->head_dim;
-    size_t item = 0, token = 0;
-    for (size_t r = 0; r < p->run_count; token += p->runs[r++].count)
-        for (size_t h = 0; h < info->kv_heads; h++, item++)
-            if (item >= first && item < end)
-                sl_attend(s->model, &p->runs[r], p->layer, h, s->qkv + token * stride, stride,
-                          s->input + token * width, &s->attention[thread]);
+    const size_t width = (size_t)info->heads * info->head_dim, heads = info->kv_heads;
+    size_t start = 0, token = 0; /* of a run */
+    for (size_t r = 0; r < p->run_count; token += p->runs[r++].count, start += heads) {
+        const size_t from = first > start ? first - start : 0;
+        const size_t to = end < start + heads ? end - start : heads;
+        if (first < start + heads && end > start)
+            sl_attend(s->model, &p->runs[r], p->layer, from, to, s->qkv + token * stride, stride,
+                      s->input + token * width, &s->attention[thread]);
+    }
 }
 
 /* ---- The pass -------------------------------------------------------------------------------- */

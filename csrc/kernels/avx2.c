@@ -30,13 +30,15 @@ INLINE void store_sums(float *y, size_t y_stride, __m256 sum[MOST][HALVES], size
             _mm256_storeu_ps(y + i * y_stride + t * ROWS + h * LANES, sum[t * n + i][h]);
 }
 
-INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t tile_stride, size_t tiles,
-                      size_t columns, const float *x, size_t x_stride, size_t n) {
+INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t tile_stride,
+                      size_t column_stride, size_t tiles, size_t columns, const float *x,
+                      size_t x_stride, size_t n) {
     __m256 sum[MOST][HALVES];
     UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm256_setzero_ps();
     for (size_t c = 0; c < columns; c++)
         UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
-            const __m256 weights = _mm256_loadu_ps(w + t * tile_stride + c * ROWS + h * LANES);
+            const __m256 weights =
+                _mm256_loadu_ps(w + t * tile_stride + c * column_stride + h * LANES);
             UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][h] =
                 _mm256_fmadd_ps(weights, _mm256_set1_ps(x[i * x_stride + c]), sum[t * n + i][h]);
         }
@@ -44,22 +46,23 @@ INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t tile_str
 }
 
 static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
-                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
-                       size_t n){
+                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                       size_t x_stride, size_t n){
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
-              tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+              tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
     FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }
 
 INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
-                      size_t tiles, size_t columns, const float *x, size_t x_stride, size_t n) {
+                      size_t column_stride, size_t tiles, size_t columns, const float *x,
+                      size_t x_stride, size_t n) {
     __m256 sum[MOST][HALVES];
     UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm256_setzero_ps();
     for (size_t c = 0; c < columns; c++)
         UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
-            const uint16_t *at = w + t * tile_stride + c * ROWS + h * LANES;
+            const uint16_t *at = w + t * tile_stride + c * column_stride + h * LANES;
             const __m256 weights =
                 _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)at));
             UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][h] =
@@ -69,11 +72,11 @@ INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_
 }
 
 static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
-                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
-                       size_t n){
+                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                       size_t x_stride, size_t n){
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_f16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
-              tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+              tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
     FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }

@@ -20,30 +20,30 @@
 
 /* ---- Matrices of f32 and f16 ----------------------------------------------------------------- */
 
-INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t columns, const float *x,
-                      size_t x_stride, size_t n) {
+INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t column_stride,
+                      size_t columns, const float *x, size_t x_stride, size_t n) {
     __m512 sum[MOST][CHAINS];
     UNROLL for (size_t i = 0; i < n; i++) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
     size_t c = 0;
     for (; c + CHAINS <= columns; c += CHAINS)
         UNROLL for (size_t chain = 0; chain < CHAINS; chain++) {
-            const __m512 weights = _mm512_loadu_ps(w + (c + chain) * ROWS);
+            const __m512 weights = _mm512_loadu_ps(w + (c + chain) * column_stride);
             UNROLL for (size_t i = 0; i < n; i++) sum[i][chain] = _mm512_fmadd_ps(
                 weights, _mm512_set1_ps(x[i * x_stride + c + chain]), sum[i][chain]);
         }
     if (c < columns)
         UNROLL for (size_t i = 0; i < n; i++) sum[i][0] = _mm512_fmadd_ps(
-            _mm512_loadu_ps(w + c * ROWS), _mm512_set1_ps(x[i * x_stride + c]), sum[i][0]);
+            _mm512_loadu_ps(w + c * column_stride), _mm512_set1_ps(x[i * x_stride + c]), sum[i][0]);
     UNROLL for (size_t i = 0; i < n; i++)
         _mm512_storeu_ps(y + i * y_stride, _mm512_add_ps(sum[i][0], sum[i][1]));
 }
 
 static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
-                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
-                       size_t n){
+                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                       size_t x_stride, size_t n){
 #define BLOCK(tile, i, rows)                                                                       \
-    block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride, columns, \
-              x + (i) * x_stride, x_stride, rows)
+    block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
+              column_stride, columns, x + (i) * x_stride, x_stride, rows)
     FOR_TILES(BLOCK, tile_count, n)
 #undef BLOCK
 }
@@ -54,21 +54,22 @@ INLINE __m512 load_f16(const uint16_t *x) {
 
 /* A single row of x takes several tiles together, whose sums do not wait for each other. */
 INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
-                      size_t tiles, size_t columns, const float *x, size_t x_stride, size_t n) {
+                      size_t column_stride, size_t tiles, size_t columns, const float *x,
+                      size_t x_stride, size_t n) {
     __m512 sum[MOST][CHAINS];
     UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm512_setzero_ps();
     size_t c = 0;
     for (; c + CHAINS <= columns; c += CHAINS)
         UNROLL for (size_t t = 0; t < tiles; t++)
             UNROLL for (size_t chain = 0; chain < CHAINS; chain++) {
-            const __m512 weights = load_f16(w + t * tile_stride + (c + chain) * ROWS);
+            const __m512 weights = load_f16(w + t * tile_stride + (c + chain) * column_stride);
             UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][chain] = _mm512_fmadd_ps(
                 weights, _mm512_set1_ps(x[i * x_stride + c + chain]), sum[t * n + i][chain]);
         }
     if (c < columns)
         UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
             sum[t * n + i][0] =
-                _mm512_fmadd_ps(load_f16(w + t * tile_stride + c * ROWS),
+                _mm512_fmadd_ps(load_f16(w + t * tile_stride + c * column_stride),
                                 _mm512_set1_ps(x[i * x_stride + c]), sum[t * n + i][0]);
     UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
         _mm512_storeu_ps(y + i * y_stride + t * ROWS,
@@ -76,11 +77,11 @@ INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_
 }
 
 static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
-                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
-                       size_t n){
+                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                       size_t x_stride, size_t n){
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_f16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
-              tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+              tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
     FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }

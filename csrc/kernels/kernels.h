@@ -60,15 +60,16 @@ typedef struct {
 typedef struct {
     const char *name;
 
-    /* y[n][16 tiles] = x[n][columns] times the transposed matrix of f32 tiles. */
+    /* y[n][16 tiles] = x[n][columns] times the transposed matrix of f32 tiles [columns][16 rows],
+     * whose columns are column_stride apart, a multiple of 16. */
     void (*matmul_f32)(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
-                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
-                       size_t n);
+                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                       size_t x_stride, size_t n);
 
     /* Likewise with tiles of f16; x, products and sums are f32. */
     void (*matmul_f16)(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
-                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
-                       size_t n);
+                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                       size_t x_stride, size_t n);
 
     /* y[n][16 tiles] = the quantized x[n] times the transposed matrix of q8 or q4 tiles; for q4 the
      * group_size is a multiple of 8. */

@@ -39,13 +39,15 @@ INLINE void store_sums(float *y, size_t y_stride, float32x4_t sum[MOST][QUARTERS
             vst1q_f32(y + i * y_stride + t * ROWS + h * LANES, sum[t * n + i][h]);
 }
 
-INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t tile_stride, size_t tiles,
-                      size_t columns, const float *x, size_t x_stride, size_t n) {
+INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t tile_stride,
+                      size_t column_stride, size_t tiles, size_t columns, const float *x,
+                      size_t x_stride, size_t n) {
     float32x4_t sum[MOST][QUARTERS];
     clear_sums(sum, tiles, n);
     for (size_t c = 0; c < columns; c++)
         UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < QUARTERS; h++) {
-            const float32x4_t weights = vld1q_f32(w + t * tile_stride + c * ROWS + h * LANES);
+            const float32x4_t weights =
+                vld1q_f32(w + t * tile_stride + c * column_stride + h * LANES);
             UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][h] =
                 vfmaq_n_f32(sum[t * n + i][h], weights, x[i * x_stride + c]);
         }
@@ -53,22 +55,23 @@ INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t tile_str
 }
 
 static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
-                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
-                       size_t n){
+                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                       size_t x_stride, size_t n){
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
-              tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+              tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
     FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }
 
 INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
-                      size_t tiles, size_t columns, const float *x, size_t x_stride, size_t n) {
+                      size_t column_stride, size_t tiles, size_t columns, const float *x,
+                      size_t x_stride, size_t n) {
     float32x4_t sum[MOST][QUARTERS];
     clear_sums(sum, tiles, n);
     for (size_t c = 0; c < columns; c++)
         UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < QUARTERS; h++) {
-            const uint16x4_t half = vld1_u16(w + t * tile_stride + c * ROWS + h * LANES);
+            const uint16x4_t half = vld1_u16(w + t * tile_stride + c * column_stride + h * LANES);
             const float32x4_t weights = vcvt_f32_f16(vreinterpret_f16_u16(half));
             UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][h] =
                 vfmaq_n_f32(sum[t * n + i][h], weights, x[i * x_stride + c]);
@@ -77,11 +80,11 @@ INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_
 }
 
 static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
-                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
-                       size_t n){
+                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                       size_t x_stride, size_t n){
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_f16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
-              tile_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+              tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
     FOR_BLOCKS(BLOCK, tile_count, n, MOST)
 #undef BLOCK
 }

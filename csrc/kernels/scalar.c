@@ -18,15 +18,17 @@ typedef uint16_t ushort4 __attribute__((vector_size(8)));
 enum { ROWS = SL_TILE_ROWS, VECTORS = ROWS / 4 };
 
 static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
-                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
-                       size_t n) {
+                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                       size_t x_stride, size_t n) {
     for (size_t tile = 0; tile < tile_count; tile++) {
-        const float4 *w = (const float4 *)(tiles + tile * tile_stride);
+        const float *w = tiles + tile * tile_stride;
         for (size_t i = 0; i < n; i++) {
             const float *xi = x + i * x_stride;
             float4 sum[VECTORS] = {0};
-            for (size_t c = 0; c < columns; c++)
-                for (size_t v = 0; v < VECTORS; v++) sum[v] += w[c * VECTORS + v] * xi[c];
+            for (size_t c = 0; c < columns; c++) {
+                const float4 *column = (const float4 *)(w + c * column_stride);
+                for (size_t v = 0; v < VECTORS; v++) sum[v] += column[v] * xi[c];
+            }
             memcpy(y + i * y_stride + tile * ROWS, sum, sizeof sum);
         }
     }
@@ -44,8 +46,8 @@ static inline float4 load_f16(const uint16_t *x) {
 }
 
 static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
-                       size_t tile_count, size_t columns, const float *x, size_t x_stride,
-                       size_t n) {
+                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                       size_t x_stride, size_t n) {
     for (size_t tile = 0; tile < tile_count; tile++) {
         const uint16_t *w = tiles + tile * tile_stride;
         for (size_t i = 0; i < n; i++) {
@@ -53,7 +55,7 @@ static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t 
             float4 sum[VECTORS] = {0};
             for (size_t c = 0; c < columns; c++)
                 for (size_t v = 0; v < VECTORS; v++)
-                    sum[v] += load_f16(w + c * ROWS + 4 * v) * xi[c];
+                    sum[v] += load_f16(w + c * column_stride + 4 * v) * xi[c];
             memcpy(y + i * y_stride + tile * ROWS, sum, sizeof sum);
         }
     }

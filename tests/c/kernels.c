@@ -7,6 +7,7 @@
 #define _POSIX_C_SOURCE 200809L
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,17 +48,26 @@ static double differs(const float *a, const float *b) {
     return memcmp(a, b, ROWS * sizeof *a) ? (double)INFINITY : 0;
 }
 
+/* Elements of a matrix whose tiles follow each other, or whose columns do. */
+static size_t lay_out(size_t tiles, size_t columns, size_t *tile_stride, size_t *column_stride) {
+    const bool by_tiles = integer(2);
+    *tile_stride = by_tiles ? (columns + integer(3)) * ROWS : ROWS;
+    *column_stride = by_tiles ? ROWS : (tiles + integer(3)) * ROWS;
+    return ((tiles - 1) * *tile_stride + (columns - 1) * *column_stride) + ROWS;
+}
+
 static double matmul_f32(const sl_kernels *k) {
     const size_t tiles = 1 + integer(9), columns = 1 + integer(70), n = 1 + integer(20);
     const size_t rows = tiles * ROWS, y_stride = rows + integer(3) * 4, x_stride = columns + 1;
-    const size_t tile_stride = (columns + integer(3)) * ROWS;
-    float *w = reals(tiles * tile_stride), *x = reals(n * x_stride), *y = reals(n * y_stride);
-    k->matmul_f32(y, y_stride, w, tile_stride, tiles, columns, x, x_stride, n);
+    size_t tile_stride, column_stride;
+    float *w = reals(lay_out(tiles, columns, &tile_stride, &column_stride)),
+          *x = reals(n * x_stride), *y = reals(n * y_stride);
+    k->matmul_f32(y, y_stride, w, tile_stride, column_stride, tiles, columns, x, x_stride, n);
     double error = 0;
     for (size_t i = 0; i < n; i++)
         for (size_t t = 0; t < tiles; t++) {
             float alone[ROWS];
-            k->matmul_f32(alone, ROWS, w + t * tile_stride, tile_stride, 1, columns,
+            k->matmul_f32(alone, ROWS, w + t * tile_stride, tile_stride, column_stride, 1, columns,
                           x + i * x_stride, x_stride, 1);
             error = larger(differs(alone, y + i * y_stride + t * ROWS), error);
         }
@@ -65,7 +75,7 @@ static double matmul_f32(const sl_kernels *k) {
         for (size_t r = 0; r < rows; r++) {
             double sum = 0;
             for (size_t c = 0; c < columns; c++)
-                sum += (double)w[r / ROWS * tile_stride + c * ROWS + r % ROWS] *
+                sum += (double)w[r / ROWS * tile_stride + c * column_stride + r % ROWS] *
                        (double)x[i * x_stride + c];
             error = larger(fabs(sum - (double)y[i * y_stride + r]), error);
         }
@@ -95,15 +105,15 @@ static uint16_t *f16s(size_t count) {
 static double matmul_f16(const sl_kernels *k) {
     const size_t tiles = 1 + integer(9), columns = 1 + integer(70), n = 1 + integer(20);
     const size_t rows = tiles * ROWS, y_stride = rows + integer(3) * 4, x_stride = columns + 1;
-    const size_t tile_stride = (columns + integer(3)) * ROWS;
-    uint16_t *w = f16s(tiles * tile_stride);
+    size_t tile_stride, column_stride;
+    uint16_t *w = f16s(lay_out(tiles, columns, &tile_stride, &column_stride));
     float *x = reals(n * x_stride), *y = reals(n * y_stride);
-    k->matmul_f16(y, y_stride, w, tile_stride, tiles, columns, x, x_stride, n);
+    k->matmul_f16(y, y_stride, w, tile_stride, column_stride, tiles, columns, x, x_stride, n);
     double error = 0;
     for (size_t i = 0; i < n; i++)
         for (size_t t = 0; t < tiles; t++) {
             float alone[ROWS];
-            k->matmul_f16(alone, ROWS, w + t * tile_stride, tile_stride, 1, columns,
+            k->matmul_f16(alone, ROWS, w + t * tile_stride, tile_stride, column_stride, 1, columns,
                           x + i * x_stride, x_stride, 1);
             error = larger(differs(alone, y + i * y_stride + t * ROWS), error);
         }
@@ -111,7 +121,8 @@ static double matmul_f16(const sl_kernels *k) {
         for (size_t r = 0; r < rows; r++) {
             double sum = 0, most = 0;
             for (size_t c = 0; c < columns; c++) {
-                const double weight = widened(w[r / ROWS * tile_stride + c * ROWS + r % ROWS]);
+                const double weight =
+                    widened(w[r / ROWS * tile_stride + c * column_stride + r % ROWS]);
                 const double product = weight * (double)x[i * x_stride + c];
                 sum += product;
                 most = larger(fabs(product), most);
