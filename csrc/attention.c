@@ -29,29 +29,59 @@ static size_t value_stride(const sl_info *info) {
     return (size_t)info->kv_heads * sl_padded_rows(info->head_dim);
 }
 
-/* Bytes of a layer's keys, and of its values. */
+/* Elements of a layer's keys, and of its values. */
+static size_t layer_keys(const sl_info *info) {
+    return sl_padded_rows(info->context) / SL_TILE_ROWS * key_stride(info);
+}
+
+static size_t layer_values(const sl_info *info) {
+    return info->context * value_stride(info);
+}
+
 static size_t element_bytes(const sl_model *model) {
     return sl_cache_is_compact(model) ? sizeof(uint16_t) : sizeof(float);
 }
 
-static size_t layer_keys_bytes(const sl_model *model) {
-    const size_t tiles = sl_padded_rows(model->info.context) / SL_TILE_ROWS;
-    return tiles * key_stride(&model->info) * element_bytes(model);
-}
-
-static size_t layer_values_bytes(const sl_model *model) {
-    return model->info.context * value_stride(&model->info) * element_bytes(model);
-}
-
 size_t sl_keys_bytes(const sl_model *model) {
-    return model->info.layers * layer_keys_bytes(model);
+    return model->info.layers * layer_keys(&model->info) * element_bytes(model);
 }
 
 size_t sl_values_bytes(const sl_model *model) {
-    return model->info.layers * layer_values_bytes(model);
+    return model->info.layers * layer_values(&model->info) * element_bytes(model);
 }
 
-/* Where a head's keys, and its values, have a number. */
+/* Where the matrices of a key-value head start. */
+static uint8_t *keys_of(const sl_model *model, const sl_story *story, size_t layer, size_t head) {
+    const sl_info *info = &model->info;
+    const size_t first = layer * layer_keys(info) + head * info->head_dim * SL_TILE_ROWS;
+    return story->keys + first * element_bytes(model);
+}
+
+static uint8_t *values_of(const sl_model *model, const sl_story *story, size_t layer, size_t head) {
+    const sl_info *info = &model->info;
+    const size_t first = layer * layer_values(info) + head * sl_padded_rows(info->head_dim);
+    return story->values + first * element_bytes(model);
+}
+
+/* Load something of each line of rows[count][bytes], which are `stride` bytes apart. */
+static void load_lines(const uint8_t *rows, size_t count, size_t stride, size_t bytes) {
+    enum { LINE = 64 };
+    for (size_t row = 0; row < count; row++)
+        for (size_t i = 0; i < bytes; i += LINE)
+            (void)*(const volatile uint8_t *)(rows + row * stride + i);
+}
+
+void sl_bring_near(const sl_model *model, const sl_story *story, size_t layer, size_t first,
+                   size_t end) {
+    const sl_info *info = &model->info;
+    const size_t heads = end - first, element = element_bytes(model), positions = story->position;
+    load_lines(keys_of(model, story, layer, first), sl_padded_rows(positions + 1) / SL_TILE_ROWS,
+               key_stride(info) * element, heads * info->head_dim * SL_TILE_ROWS * element);
+    load_lines(values_of(model, story, layer, first), positions, value_stride(info) * element,
+               heads * sl_padded_rows(info->head_dim) * element);
+}
+
+/* Where in them an element is. */
 static size_t key_at(const sl_info *info, size_t position, size_t d) {
     return position / SL_TILE_ROWS * key_stride(info) + d * SL_TILE_ROWS + position % SL_TILE_ROWS;
 }
@@ -124,22 +154,13 @@ static void answer(const sl_model *model, const sl_run *run, const void *keys, c
     }
 }
 
-/* Load something of each line of bytes[rows][width], whose rows are `stride` apart: memory is
- * fastest where a lot is asked for in a row, before each line is worked on. */
-static void bring_near(const uint8_t *bytes, size_t rows, size_t stride, size_t width) {
-    enum { LINE = 64 };
-    for (size_t row = 0; row < rows; row++)
-        for (size_t i = 0; i < width; i += LINE)
-            (void)*(const volatile uint8_t *)(bytes + row * stride + i);
-}
-
-/* One key-value head, whose matrices start at `keys` and `values`. */
-static void attend(const sl_model *model, const sl_run *run, size_t kv_head, void *keys,
-                   void *values, float *qkv, size_t qkv_stride, float *output,
-                   const sl_attention *scratch) {
+void sl_attend(const sl_model *model, const sl_run *run, size_t layer, size_t kv_head, float *qkv,
+               size_t qkv_stride, float *output, const sl_attention *scratch) {
     const sl_info *info = &model->info;
     const size_t head_dim = info->head_dim, sharing = info->heads / info->kv_heads;
     const size_t first_head = kv_head * sharing;
+    void *keys = keys_of(model, run->story, layer, kv_head);
+    void *values = values_of(model, run->story, layer, kv_head);
     for (size_t i = 0; i < run->count; i++) {
         const size_t position = run->story->position + i;
         const float *table = model->rotary + position * head_dim;
@@ -159,21 +180,4 @@ static void attend(const sl_model *model, const sl_run *run, size_t kv_head, voi
             answer(model, run, keys, values, i, n, qkv + i * qkv_stride + h * head_dim, qkv_stride,
                    output + (i * info->heads + h) * head_dim, scratch);
         }
-}
-
-void sl_attend(const sl_model *model, const sl_run *run, size_t layer, size_t first, size_t end,
-               float *qkv, size_t qkv_stride, float *output, const sl_attention *scratch) {
-    const sl_info *info = &model->info;
-    const size_t element = element_bytes(model), positions = run->story->position;
-    const size_t key_bytes = info->head_dim * SL_TILE_ROWS * element;    /* of a head in a tile */
-    const size_t value_bytes = sl_padded_rows(info->head_dim) * element; /* in a position */
-    uint8_t *keys = run->story->keys + layer * layer_keys_bytes(model);
-    uint8_t *values = run->story->values + layer * layer_values_bytes(model);
-    bring_near(keys + first * key_bytes, sl_padded_rows(positions + 1) / SL_TILE_ROWS,
-               key_stride(info) * element, (end - first) * key_bytes);
-    bring_near(values + first * value_bytes, positions, value_stride(info) * element,
-               (end - first) * value_bytes);
-    for (size_t head = first; head < end; head++)
-        attend(model, run, head, keys + head * key_bytes, values + head * value_bytes, qkv,
-               qkv_stride, output, scratch);
 }

@@ -179,11 +179,16 @@ bool sl_cache_is_compact(const sl_model *model);
 size_t sl_keys_bytes(const sl_model *model);
 size_t sl_values_bytes(const sl_model *model);
 
-/* Causal grouped-query attention of one run and the key-value heads first … end - 1: their keys and
- * values join the cache and output[count][heads * head_dim] gets the results of the query heads
- * that share them. qkv[count][qkv_stride] holds queries, keys and values before rotation. */
-void sl_attend(const sl_model *model, const sl_run *run, size_t layer, size_t first, size_t end,
-               float *qkv, size_t qkv_stride, float *output, const sl_attention *scratch);
+/* Load what the key-value heads first … end - 1 have in a story's cache, line by line: memory is
+ * fastest where a lot is asked for in a row, before any of it is worked on. */
+void sl_bring_near(const sl_model *model, const sl_story *story, size_t layer, size_t first,
+                   size_t end);
+
+/* Causal grouped-query attention of one run and key-value head: its keys and values join the cache
+ * and output[count][heads * head_dim] gets the results of the query heads that share it.
+ * qkv[count][qkv_stride] holds queries, keys and values before rotation. */
+void sl_attend(const sl_model *model, const sl_run *run, size_t layer, size_t kv_head, float *qkv,
+               size_t qkv_stride, float *output, const sl_attention *scratch);
 
 /* Forget a story. */
 void sl_rewind(sl_story *story);

@@ -143,11 +143,15 @@ static void attend_heads(void *context, size_t first, size_t end, size_t thread)
     const size_t stride = sl_padded_rows(s->model->layers[p->layer].qkv.rows);
     const size_t width = (size_t)info->heads * info->head_dim, heads = info->kv_heads;
     size_t start = 0, token = 0; /* of a run */
-    for (size_t r = 0; r < p->run_count; token += p->runs[r++].count, start += heads) {
+    for (size_t r = 0; r < p->run_count; start += heads, token += p->runs[r++].count) {
+        const sl_run *run = &p->runs[r];
         const size_t from = first > start ? first - start : 0;
         const size_t to = end < start + heads ? end - start : heads;
-        if (first < start + heads && end > start)
-            sl_attend(s->model, &p->runs[r], p->layer, from, to, s->qkv + token * stride, stride,
+        if (end <= start || from >= to) continue;
+        /* Several stories have pushed each other's caches out; a single one's is near. */
+        if (p->run_count > 1) sl_bring_near(s->model, run->story, p->layer, from, to);
+        for (size_t h = from; h < to; h++)
+            sl_attend(s->model, run, p->layer, h, s->qkv + token * stride, stride,
                       s->input + token * width, &s->attention[thread]);
     }
 }
