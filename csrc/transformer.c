@@ -136,6 +136,14 @@ static void multiply(pass *p, float *result) {
     sl_share(p->team, tiles, GRAIN, multiply_tiles, p);
 }
 
+/* Whether the stories' key-value caches are so large together, with the room that they have, that
+ * each has been pushed out of the processor's nearer caches since the layer's last turn. */
+static bool is_cache_far(const pass *p) {
+    enum { FAR = 24 << 20 };
+    const sl_model *model = p->s->model;
+    return p->run_count * (sl_keys_bytes(model) + sl_values_bytes(model)) >= FAR;
+}
+
 static void attend_heads(void *context, size_t first, size_t end, size_t thread) {
     const pass *p = context;
     const sl_session *s = p->s;
@@ -148,8 +156,7 @@ static void attend_heads(void *context, size_t first, size_t end, size_t thread)
         const size_t from = first > start ? first - start : 0;
         const size_t to = end < start + heads ? end - start : heads;
         if (end <= start || from >= to) continue;
-        /* Several stories have pushed each other's caches out; a single one's is near. */
-        if (p->run_count > 1) sl_bring_near(s->model, run->story, p->layer, from, to);
+        if (is_cache_far(p)) sl_bring_near(s->model, run->story, p->layer, from, to);
         for (size_t h = from; h < to; h++)
             sl_attend(s->model, run, p->layer, h, s->qkv + token * stride, stride,
                       s->input + token * width, &s->attention[thread]);
