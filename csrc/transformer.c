@@ -136,12 +136,13 @@ static void multiply(pass *p, float *result) {
     sl_share(p->team, tiles, GRAIN, multiply_tiles, p);
 }
 
-/* Whether the stories' key-value caches are so large together, with the room that they have, that
- * each has been pushed out of the processor's nearer caches since the layer's last turn. */
+/* Whether between two turns of a layer so much is read, all weights and the stories' key-value
+ * caches with the room that they have, that the layer's has left the processor's nearer caches. */
 static bool is_cache_far(const pass *p) {
     enum { FAR = 24 << 20 };
     const sl_model *model = p->s->model;
-    return p->run_count * (sl_keys_bytes(model) + sl_values_bytes(model)) >= FAR;
+    const size_t caches = p->run_count * (sl_keys_bytes(model) + sl_values_bytes(model));
+    return model->info.file_bytes + caches >= FAR;
 }
 
 static void attend_heads(void *context, size_t first, size_t end, size_t thread) {
