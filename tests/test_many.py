@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import random
 from collections.abc import Iterator
@@ -56,6 +57,19 @@ def make_prompts(number: int) -> list[str]:
     """Of many lengths, some of which take more than one pass beside others."""
     lengths = random.Random(number)
     return ["ab é "[: lengths.randrange(6)] * lengths.randrange(1, 9) for _ in range(number)]
+
+
+@pytest.mark.parametrize("name", ["f32", "q8"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_large_cache_changes_no_story(tmp_path: Path, name: str, threads: int) -> None:
+    """All caches together are more than what is left where it is (transformer.c)."""
+    config = dataclasses.replace(CONFIG, context=4096)
+    tensors = engine_files.random_tensors(config, 6)
+    path = engine_files.write(tmp_path / "far.slm", config, tensors, None, name, {"q8": 16})
+    prompts = make_prompts(48)
+    engine = Engine(path, threads=threads)
+    expected = [alone(engine, i, text, 7 + i, tokens=40) for i, text in enumerate(prompts)]
+    assert list(engine.generate_many(prompts, seed=7, together=48, tokens=40)) == expected
 
 
 @pytest.mark.parametrize("name", ["f32", "q8", "q4"])
