@@ -74,3 +74,33 @@ def configs(draw: st.DrawFn, plain: bool = False, divided: bool = False) -> Mode
         norm_eps=1e-5 if plain else draw(st.sampled_from([1e-6, 1e-5, 1e-3])),
         tied=draw(st.booleans()),
     )
+
+
+def draw_config(random: np.random.Generator, plain: bool, whole: bool) -> ModelConfig:
+    """A shape of the kinds that `configs` draws, the same for the same generator whatever the code.
+
+    Not as narrow as there: RMSNorm of a few channels makes a sign of anything, so that the least
+    rounding turns the whole model over, in every program.
+
+    Args:
+        random: what it is drawn from.
+        plain: such as llama2.c can hold.
+        whole: all rows are made of whole blocks of 32 weights, as GGUF's quantized types want.
+    """
+    kv_heads, groups = (4, 1) if whole else random.integers(1, 4, 2).tolist()
+    head_dim = 8 * int(random.integers(1, 5)) if whole else 2 * int(random.integers(4, 13))
+    heads, unit = kv_heads * groups, 32 if whole else kv_heads * groups
+    dim = unit * int(random.integers(math.ceil(16 / unit), 100 // unit + 1))
+    return ModelConfig(
+        dim=heads * head_dim if plain else dim,
+        layers=int(random.integers(1, 4)),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        hidden=32 * int(random.integers(1, 5)) if whole else int(random.integers(16, 101)),
+        context=int(random.integers(8, 41)),
+        vocab_size=int(random.integers(290, 701)),
+        rope_theta=10000.0 if plain else float(random.choice([100.0, 10000.0, 500000.0])),
+        norm_eps=1e-5 if plain else float(random.choice([1e-6, 1e-5, 1e-3])),
+        tied=bool(random.integers(2)),
+    )

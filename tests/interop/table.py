@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from random_models import configs, make_source
+from random_models import draw_config, make_source
 from runtimes import (
     CEngine,
     Llama2c,
@@ -113,25 +112,12 @@ def compare(source: Source, ids: list[int], rows: list[Row], folder: Path) -> No
 
 def compare_random(rows: list[Row]) -> None:
     """Enter random models, half of them such as llama2.c can hold."""
-    quiet = settings(
-        max_examples=MODELS // 2,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    for shapes in (configs(divided=True), configs(plain=True)):
-
-        @seed(1)
-        @quiet
-        @given(shapes)
-        def enter(config: object) -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                random = np.random.default_rng(config.dim)
-                ids = random.integers(3, config.vocab_size, config.context - 4).tolist()
-                compare(make_source(config), ids, rows, Path(folder))
-
-        enter()
+    random = np.random.default_rng(1)
+    for number in range(MODELS):
+        config = draw_config(random, plain=number % 2 == 1, whole=number % 4 > 1)
+        ids = random.integers(3, config.vocab_size, config.context - 4).tolist()
+        with tempfile.TemporaryDirectory() as folder:
+            compare(make_source(config, number), ids, rows, Path(folder))
 
 
 def print_table(title: str, rows: list[Row]) -> None:
