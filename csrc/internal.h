@@ -35,12 +35,15 @@ typedef struct {
     sl_matrix down;
 } sl_layer;
 
+typedef struct sl_move sl_move;
+
 struct sl_model {
     sl_info info;
     sl_tokenizer tokenizer;
     const sl_kernels *kernels;
     void *file; /* [file_bytes], see sl_pages_open */
     size_t file_bytes;
+    sl_move *move; /* of the file; NULL: none */
     sl_matrix embedding;
     sl_layer *layers;
     const float *norm;
@@ -227,8 +230,24 @@ void *sl_pages_new(size_t bytes, bool huge);
 /* bytes as above; also of NULL. */
 void sl_pages_free(void *pages, size_t bytes);
 
-/* A whole file in memory, on the kind of pages that is asked for, and the checksum of it. What
- * becomes *pages, also after an error, goes back with sl_pages_free. */
+/* A whole file in memory, copied onto huge pages for SL_PAGES_HUGE and mapped for other kinds, and
+ * the checksum of it. What becomes *pages, also after an error, goes back with sl_pages_free. */
 int sl_pages_open(const char *path, int32_t kind, void **pages, size_t *bytes, sl_checksum *sum);
+
+/* ---- move.c ---------------------------------------------------------------------------------- */
+
+/* Ready to move a file, mapped by sl_pages_open, onto huge pages at the same addresses, beside
+ * whoever reads it; NULL: it stays where it is. */
+sl_move *sl_move_new(void *pages, size_t bytes);
+
+/* A pass through the model begins: the move begins with the fourth, so that the first token, and
+ * who waits for it, have the machine to themselves. Also of NULL. */
+void sl_move_pass(sl_move *move);
+
+/* Whether a processor is at work on it; also of NULL. */
+bool sl_move_is_under_way(const sl_move *move);
+
+/* Give it up unless it is over; before sl_pages_free, and also of NULL. */
+void sl_move_end(sl_move *move);
 
 #endif

@@ -22,6 +22,9 @@ enum {
     LARGEST_DIMENSION = 1 << 20,
     LARGEST_CONTEXT = 1 << 17,
     LARGEST_GROUP = 1 << 14, /* a group's dot product must fit 32 bits */
+    /* Files from here on are moved onto huge pages: the first level that translates addresses
+     * reaches less far than this with small ones. */
+    MOVE_FROM = 1 << 23,
 };
 
 static const uint8_t magic[8] = {0x89, 'S', 'L', 'M', '\r', '\n', 0x1a, '\n'};
@@ -343,12 +346,15 @@ int sl_model_open(sl_model **model, const char *path, const sl_model_options *op
     if (status) {
         sl_model_close(m);
         *model = NULL;
+    } else if (options->pages == SL_PAGES_AUTO && m->file_bytes >= MOVE_FROM) {
+        m->move = sl_move_new(m->file, m->file_bytes);
     }
     return status;
 }
 
 void sl_model_close(sl_model *model) {
     if (!model) return;
+    sl_move_end(model->move);
     sl_tokenizer_free(&model->tokenizer);
     free(model->layers);
     free(model->rotary);

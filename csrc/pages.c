@@ -14,12 +14,7 @@
 
 #include "internal.h"
 
-enum {
-    HUGE_PAGE = 1 << 21,
-    /* Files from here on are copied onto huge pages: the first level that translates addresses
-     * reaches less far than this with small ones. */
-    COPY_FROM = 1 << 23
-};
+enum { HUGE_PAGE = 1 << 21 };
 
 /* ---- Memory ---------------------------------------------------------------------------------- */
 
@@ -63,19 +58,19 @@ static int measure(int file, const char *path, size_t *bytes) {
     return SL_OK;
 }
 
-static int map(int file, const char *path, size_t bytes, void **pages) {
-    void *mapped = mmap(NULL, bytes, PROT_READ, MAP_SHARED, file, 0);
-    if (mapped == MAP_FAILED)
-        return sl_fail(SL_ERROR_FILE, "weight file %s cannot be mapped: %s", path, strerror(errno));
-    *pages = mapped;
-    return SL_OK;
-}
-
-static int allocate(int file, const char *path, size_t bytes, void **pages) {
-    (void)file;
+static int allocate(const char *path, size_t bytes, void **pages) {
     *pages = sl_pages_new(bytes, true);
     if (!*pages)
         return sl_fail(SL_ERROR_MEMORY, "not enough memory for the %zu bytes of %s", bytes, path);
+    return SL_OK;
+}
+
+/* Where huge pages would lie, so that they can take its place. */
+static int map(int file, const char *path, size_t bytes, void **pages) {
+    const int status = allocate(path, bytes, pages);
+    if (status) return status;
+    if (mmap(*pages, bytes, PROT_READ, MAP_SHARED | MAP_FIXED, file, 0) == MAP_FAILED)
+        return sl_fail(SL_ERROR_FILE, "weight file %s cannot be mapped: %s", path, strerror(errno));
     return SL_OK;
 }
 
@@ -150,13 +145,12 @@ int sl_pages_open(const char *path, int32_t kind, void **pages, size_t *bytes, s
         return sl_fail(SL_ERROR_FILE, "weight file %s does not exist: run `dvc repro` first", path);
     if (file < 0)
         return sl_fail(SL_ERROR_FILE, "weight file %s cannot be opened: %s", path, strerror(errno));
+    const bool is_mapped = kind != SL_PAGES_HUGE;
     int status = measure(file, path, bytes);
+    if (!status)
+        status = is_mapped ? map(file, path, *bytes, pages) : allocate(path, *bytes, pages);
     if (!status) {
-        if (kind == SL_PAGES_AUTO) kind = *bytes < COPY_FROM ? SL_PAGES_SHARED : SL_PAGES_HUGE;
-        status = (kind == SL_PAGES_SHARED ? map : allocate)(file, path, *bytes, pages);
-    }
-    if (!status) {
-        loading l = {file, kind == SL_PAGES_SHARED, *pages, *bytes, NULL, 0};
+        loading l = {file, is_mapped, *pages, *bytes, NULL, 0};
         status = load(&l, path, sum);
     }
     close(file);

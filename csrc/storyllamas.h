@@ -114,7 +114,7 @@ typedef struct {
 /* Where the weights lie. Huge pages are worth up to 1.4 times the speed where a file is larger than
  * the processor's caches, but they are a copy of it for each process. */
 enum {
-    SL_PAGES_AUTO = 0, /* huge pages from 8 MB on */
+    SL_PAGES_AUTO = 0, /* mapped; from 8 MB on, moved onto huge pages after a few tokens */
     SL_PAGES_SHARED,   /* the file is mapped, and its memory shared by all processes */
     SL_PAGES_HUGE      /* the file is copied, onto huge pages where the system has them */
 };
@@ -124,9 +124,9 @@ typedef struct {
     const char *kernels; /* an instruction set, see sl_info; NULL: the best that there is */
 } sl_model_options;
 
-/* Open a weight file and check all of it; options may be NULL: SL_MODEL_DEFAULTS. Unless it is
- * copied, the file must not be written to while it is open; replacing it by another through a
- * rename is fine. */
+/* Open a weight file and check all of it; options may be NULL: SL_MODEL_DEFAULTS. Except for
+ * SL_PAGES_HUGE the file must not be written to while it is open; replacing it by another through
+ * a rename is fine. */
 SL_API int sl_model_open(sl_model **model, const char *path, const sl_model_options *options);
 
 /* Names of the instruction sets that this processor runs, the fastest first. NULL from `index` on

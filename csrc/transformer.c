@@ -213,10 +213,13 @@ static void do_pass(pass *p) {
 void sl_forward(sl_session *s, const sl_run *runs, size_t count) {
     pass p = {.s = s, .runs = runs, .run_count = count};
     for (size_t r = 0; r < count; r++) p.n += runs[r].count;
+    sl_move_pass(s->model->move);
     sl_pace *pace = &s->pace[p.n > 1];
-    if (s->team && !sl_pace_begin(pace)) p.team = s->team;
+    /* While the weights are moved a processor is taken: what a team does then tells nothing. */
+    const bool is_paced = s->team && !sl_move_is_under_way(s->model->move);
+    if (is_paced && !sl_pace_begin(pace)) p.team = s->team;
     do_pass(&p);
-    if (s->team) sl_pace_end(pace);
+    if (is_paced) sl_pace_end(pace);
     for (size_t r = 0; r < count; r++) runs[r].story->position += runs[r].count;
 }
 

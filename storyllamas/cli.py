@@ -233,8 +233,9 @@ def _add_engine(sub: argparse.ArgumentParser) -> None:
         "--pages",
         choices=["auto", "shared", "huge"],
         default="auto",
-        help="shared (the file is mapped) or huge (it is copied onto huge pages, which is faster "
-        "if it is large) (default: %(default)s)",
+        help="shared (the file is mapped), huge (it is copied onto huge pages, which is faster if "
+        "it is large) or auto (mapped, and copied beside the story if it is large) "
+        "(default: %(default)s)",
     )
 
 

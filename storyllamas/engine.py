@@ -65,7 +65,8 @@ class Engine:
         Args:
             path: the file.
             threads: that compute a story together, 1 … 64; 0: as many as serve best.
-            pages: shared (the file is mapped), huge (it is copied onto huge pages) or auto.
+            pages: shared (the file is mapped), huge (it is copied onto huge pages) or auto
+                (mapped at first; one of 8 MB or more is copied while it is used).
             kernels: one of `kernel_sets()`; None: the best.
 
         Raises:

@@ -472,11 +472,28 @@ def test_a_team_does_everything_once(build: Path, threads: int) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_threads_do_not_race(build: Path, model: Path) -> None:
-    command = [build / "raced" / "run", model, "--threads", "3", "-n", "100"]
+@pytest.fixture(scope="module")
+def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that is moved onto huge pages while it tells."""
+    config = small_config(dim=128, vocab_size=18000, context=120)
+    path = tmp_path_factory.mktemp("large") / "m.slm"
+    return engine_files.write(path, config, engine_files.random_tensors(config, 1))
+
+
+@pytest.mark.parametrize("name", ["model", "large_model"])
+def test_threads_do_not_race(build: Path, name: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(name)
+    command = [build / "raced" / "run", path, "--threads", "3", "-n", "100"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
+
+
+def test_a_model_that_is_moved_tells_the_same(run: Run, large_model: Path) -> None:
+    for tokens in (1, 5, 100):  # it closes while it is moved, or after
+        told = [run(large_model, "-n", tokens, "--pages", p) for p in ("auto", "shared", "huge")]
+        assert [done.returncode for done in told] == [0, 0, 0], told[0].stderr
+        assert len({done.stdout for done in told}) == 1
 
 
 def test_valgrind(build: Path, model: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import engine_files
@@ -70,7 +73,7 @@ def test_threads_chunks_and_pages_change_no_bit(
     assert Engine(files[name], kernels=kernels).logits(ids).argmax(1).tolist()[:-1] == ids[1:]
 
 
-@pytest.mark.parametrize("pages", ["shared", "huge"])
+@pytest.mark.parametrize("pages", ["shared", "huge", "auto"])
 def test_large_files_are_read_and_summed_in_parts(tmp_path: Path, pages: str) -> None:
     """By several threads, and as storyllamas/weights.py summed them; no part is left out."""
     config = engine_files.small_config(dim=128, vocab_size=9000)
@@ -90,6 +93,62 @@ def test_large_files_are_read_and_summed_in_parts(tmp_path: Path, pages: str) ->
         path.write_bytes(swapped)
         with pytest.raises(UserError, match="its checksum does not match"):
             Engine(path, pages=pages)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that is moved onto huge pages."""
+    config = engine_files.small_config(dim=128, vocab_size=18000)
+    path = tmp_path_factory.mktemp("large") / "m.slm"
+    engine_files.write(path, config, engine_files.random_tensors(config, 2))
+    assert path.stat().st_size > 1 << 23
+    return path
+
+
+def is_mapped(path: Path) -> bool:
+    return path.as_posix() in Path("/proc/self/maps").read_text()
+
+
+def test_a_large_file_is_moved_while_it_is_read(large: Path) -> None:
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("only Linux moves it")
+    ids = [5, 300, 17999]
+    expected = Engine(large, pages="shared").logits(ids)
+    assert not is_mapped(large)  # closed
+    engine = Engine(large)
+    deadline = time.monotonic() + 20
+    was_mapped = True
+    while was_mapped and time.monotonic() < deadline:
+        was_mapped = is_mapped(large)
+        assert (engine.logits(ids) == expected).all()
+    assert not was_mapped
+    for passes in range(10):  # closed before the move, in it, or after
+        engine = Engine(large)
+        for _ in range(passes):
+            engine.logits(ids)
+    del engine
+    assert not is_mapped(large)
+
+
+FORK = """
+import os, sys
+from storyllamas.engine import Engine
+engine = Engine(sys.argv[1], threads=1)
+for _ in range(int(sys.argv[2])):
+    engine.logits([5, 300])
+child = os.fork()
+for _ in range(5):
+    engine.logits([5, 300])
+del engine
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_fork_may_use_and_close_a_file_that_is_moved(large: Path) -> None:
+    for passes in (0, 4, 6):
+        command = [sys.executable, "-c", FORK, large, str(passes)]
+        subprocess.run(command, check=True, timeout=60)
 
 
 def test_unknown_options_are_refused(files: dict[str, Path]) -> None:
