@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 300  # seconds until what hangs is given up
+
+# The same examples on every machine, however long a busy one takes for each.
+settings.register_profile(
+    "project", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +28,19 @@ def tinystories() -> Path:
     if not (folder / "TinyStories-train.txt").is_file():
         pytest.skip("set STORYLLAMAS_TINYSTORIES to a folder with TinyStories-train.txt")
     return folder
+
+
+@pytest.fixture
+def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the runs of a test are kept, those of its processes too."""
+    monkeypatch.setenv("STORYLLAMAS_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def wait_until_stopped(pid: int) -> None:
+    """Return once the process has stopped itself; an error if it ends instead."""
+    deadline = time.monotonic() + PATIENCE
+    while (status := psutil.Process(pid).status()) != psutil.STATUS_STOPPED:
+        assert status != psutil.STATUS_ZOMBIE, "it has ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

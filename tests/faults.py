@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from training_job import train
+from training_job import make_state, train
 
 from storyllamas.training.run_folder import KEPT, RunFolder, State
 
@@ -41,8 +41,7 @@ def in_child(work: Callable[[], object], at: int, error: int = 0) -> tuple[int, 
 
 
 def state(step: int) -> State:
-    tensors = {"x": torch.full((300, 100), float(step)), "y": torch.tensor(float(step))}
-    return State(step, tensors, {"step": step})
+    return make_state(step, 30_000)
 
 
 def check(folder: RunFolder, steps: tuple[int, ...]) -> None:

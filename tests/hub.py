@@ -159,6 +159,14 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
+def nobody_listens() -> Iterator[str]:
+    """A URL that is refused; nobody else can take its port meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+
+@contextmanager
 def serving() -> Iterator[Hub]:
     hub = Hub(
         {

@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
-from training_job import make_job
+from training_job import make_job, stop_after
 
+from storyllamas.atomic import write_text
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.params import Compute
 from storyllamas.training.distributed import joined
@@ -25,14 +26,17 @@ def main() -> None:
     """Train in folder/NAME for each NAME of the third argument (JSON), its recipe changed so.
 
     The first argument is the folder, the second the number of processes. Every rank leaves its
-    process id and the weights that it found best.
+    process id and the weights that it found best. A fourth argument is where rank 0 stops itself,
+    as `stop_after`.
     """
     folder, processes, jobs = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
     if processes > 1 and not started():
         launch(processes, sys.argv, PARENT)
         return
     with joined(Compute("cpu", "float32", 1, "never", 1, 1)) as ranks:
-        (folder / f"{ranks.number}.pid").write_text(str(os.getpid()))
+        write_text(folder / f"{ranks.number}.pid", str(os.getpid()))
+        for step in sys.argv[4:] if ranks.number == 0 else []:
+            stop_after(int(step))
         for name, changes in jobs.items():
             job = make_job(folder, **changes)
             with training_run(job, folder / name, 0, PARENT, ranks=ranks) as result:

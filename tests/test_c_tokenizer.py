@@ -224,7 +224,7 @@ morsels = st.sampled_from(MORSELS)
 texts = st.one_of(anything, st.lists(st.one_of(morsels, anything), max_size=30).map("".join))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @example("")
 @example(" ")
 @example(SPACE)
@@ -235,7 +235,7 @@ def test_encodes_as_sentencepiece(pair: Pair, text: str) -> None:
     pair.check(text)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_decodes_as_sentencepiece(pair: Pair, data: st.DataObject) -> None:
     """Any ids: control and unknown pieces between others, bytes that are no characters."""
@@ -246,7 +246,7 @@ def test_decodes_as_sentencepiece(pair: Pair, data: st.DataObject) -> None:
     assert pair.ours.decode(ids) == pair.theirs.decode(ids)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(raw=st.binary(max_size=24))
 def test_decodes_bytes_as_sentencepiece(pair: Pair, raw: bytes) -> None:
     """Random bytes, mostly not UTF-8, spelt in byte pieces where there are any."""
@@ -270,7 +270,7 @@ def test_the_engine_has_its_models_tokenizer(pair: Pair) -> None:
         )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(stories=st.lists(texts, max_size=8), bos_id=st.integers(-1, 2), eos_id=st.integers(-1, 2))
 def test_many_stories_at_once(pair: Pair, stories: list[str], bos_id: int, eos_id: int) -> None:
     expected = []
@@ -375,7 +375,7 @@ def last_error() -> str:
     return bytes(ffi.string(lib.sl_error())).decode()
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500)
 @given(data=st.one_of(st.binary(max_size=20), st.tuples(texts, st.binary(max_size=4)).map(
     lambda parts: parts[0].encode() + parts[1])))  # fmt: skip
 def test_refuses_exactly_what_is_not_utf8(pair: Pair, data: bytes) -> None:

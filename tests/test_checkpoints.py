@@ -12,17 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_job import make_state as state
 
 from storyllamas.atomic import atomic_file, atomic_folder, write_text
 from storyllamas.training import keeper
 from storyllamas.training.keeper import Keeper
 from storyllamas.training.log import Table
 from storyllamas.training.run_folder import RunFolder, State
-
-
-def state(step: int) -> State:
-    tensors = {"x": torch.full((1000,), float(step)), "y": torch.tensor(float(step))}
-    return State(step, tensors, {"step": step, "loss": 1 / 3})
 
 
 @contextmanager

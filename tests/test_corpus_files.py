@@ -27,9 +27,7 @@ fragments = st.sampled_from(
 contents = st.lists(fragments | st.binary(max_size=8), max_size=40).map(
     lambda parts: PREFIX.encode() + b"".join(parts)
 )
-any_file = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+any_file = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def whole_file(data: bytes) -> list[str]:

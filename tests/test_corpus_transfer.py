@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-from hub import Fault, Hub, serving
+from hub import Fault, Hub, nobody_listens, serving
 from huggingface_hub import close_session, constants
 
 from storyllamas.corpus import transfer
 from storyllamas.corpus.transfer import Patience, TransferError
 
 NAME = "TinyStories-train.txt"
-QUICK = Patience(pauses=(0, 0.001, 0.002), jitter=0, silence=0.3, longest=5)
+QUICK = Patience(pauses=(0, 0.001, 0.002), jitter=0, silence=30, longest=5)
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +82,9 @@ def test_goes_on_behind_the_last_byte_wherever_it_is_cut(
 def test_a_stall_is_a_broken_connection(
     hub: Hub, target: Path, cut: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fetch(hub, target, Fault(cut_at=cut, then="stall"))
-    assert [start for _, start in hub.gets] == [0, cut]
+    fetch(hub, target, Fault(cut_at=cut, then="stall"), patience=replace(QUICK, silence=0.3))
+    # A busy machine may be as silent once more.
+    assert [start for _, start in hub.gets][:2] == [0, cut]
     said = capsys.readouterr().out
     assert f"no byte for 0.3 s at byte {cut:,} of {len(hub.files[NAME]):,}; going on in" in said
 
@@ -135,7 +137,6 @@ def test_a_server_that_never_gets_further_is_given_up(hub: Hub, target: Path) ->
     [
         {"Retry-After": "3"},
         {"RateLimit": '"resolvers";r=0;t=3'},
-        {"Retry-After": format_datetime(datetime.now(timezone.utc) + timedelta(hours=1))},
         {"Retry-After": "soon"},
     ],
 )
@@ -144,10 +145,14 @@ def test_what_the_server_asks_for_is_waited(
 ) -> None:
     patience = Patience(pauses=(0.5,), jitter=0, longest=3600)
     fetch(hub, target, Fault(status=429, headers=headers), patience=patience)
-    if "GMT" in headers.get("Retry-After", "") or "+0000" in headers.get("Retry-After", ""):
-        assert 3400 < waits[0] <= 3600
-    else:
-        assert waits == [0.5 if headers == {"Retry-After": "soon"} else 3]
+    assert waits == [0.5 if headers == {"Retry-After": "soon"} else 3]
+
+
+def test_a_time_of_day_is_waited_for(hub: Hub, target: Path, waits: list[float]) -> None:
+    later = format_datetime(datetime.now(timezone.utc) + timedelta(hours=1))
+    fault = Fault(status=429, headers={"Retry-After": later})
+    fetch(hub, target, fault, patience=replace(QUICK, longest=3600))
+    assert 3000 < waits[0] <= 3600
 
 
 def test_a_wait_beyond_patience_is_an_error(hub: Hub, target: Path, waits: list[float]) -> None:
@@ -244,8 +249,8 @@ def test_a_partial_file_that_lacks_nothing_asks_for_nothing(hub: Hub, target: Pa
 
 def test_an_unreachable_server_is_tried_again(target: Path, waits: list[float]) -> None:
     published = transfer.Published(5, "0" * 64)
-    with pytest.raises(TransferError, match="refused"):
-        transfer.fetch("http://127.0.0.1:9/x", target, published, QUICK)
+    with nobody_listens() as url, pytest.raises(TransferError, match="refused"):
+        transfer.fetch(f"{url}/x", target, published, QUICK)
     assert len(waits) == 3
 
 

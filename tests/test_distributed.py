@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from conftest import PATIENCE, wait_until_stopped
 from training_job import CONFIG, RECIPE, make_job
 
 from storyllamas.errors import UserError
@@ -36,13 +36,10 @@ JOBS: dict[str, dict[str, Any]] = {
     "shrunk": {"micro_batch": 16, "dropout": 0.0},
 }
 JOBS = {name: {"tokens_per_step": 512, "steps": 8, **changes} for name, changes in JOBS.items()}
-LONG = {"long": {"optimizer": "adamw", "steps": 60}}
+LONG = {"long": {"optimizer": "adamw", "steps": 100}}
 
 
-@pytest.fixture(autouse=True)
-def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("STORYLLAMAS_STATE", str(tmp_path / "state"))
-    return tmp_path / "state"
+pytestmark = pytest.mark.usefixtures("state_root")
 
 
 @pytest.fixture
@@ -50,11 +47,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts tests/ranks_job.py in `tmp_path`; nothing of it is left after the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def begin(jobs: object, processes: int = 2, *launcher: str) -> subprocess.Popen[str]:
+    def begin(
+        jobs: object, processes: int = 2, *launcher: str, stop: int = 0
+    ) -> subprocess.Popen[str]:
         command = [*launcher, str(TESTS / "ranks_job.py"), str(tmp_path), str(processes)]
         started.append(
             subprocess.Popen(
-                [sys.executable, *command, json.dumps(jobs)],
+                [sys.executable, *command, json.dumps(jobs), *([str(stop)] if stop else [])],
                 env=os.environ | {"PYTHONPATH": str(TESTS.parent)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -67,11 +66,25 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in started:
         if process.poll() is None:
             process.terminate()
-            process.communicate(timeout=60)
+            process.communicate(timeout=PATIENCE)
+
+
+def stopped_ranks(folder: Path) -> list[int]:
+    """The processes of a run of two ranks, once the first has stopped itself."""
+    files = [folder / f"{rank}.pid" for rank in range(2)]
+    deadline = time.monotonic() + PATIENCE
+    while not all(file.exists() for file in files):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    ranks = [int(file.read_text()) for file in files]
+    for file in files:
+        file.unlink()
+    wait_until_stopped(ranks[0])
+    return ranks
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE)
     return output
 
 
@@ -121,24 +134,16 @@ def test_two_ranks_train_what_one_trains(
             assert rows == [pytest.approx(row, rel=2e-5 if exact else 2e-4) for row in expected]
 
 
-def wait_for_checkpoint(root: Path, process: subprocess.Popen[str], beyond: int) -> None:
-    while process.poll() is None:
-        steps = [int(file.name[:9]) for file in root.glob("runs/*/*.safetensors")]
-        if max(steps, default=0) > beyond:
-            return
-        time.sleep(0.005)
-
-
 def test_a_run_goes_on_after_a_rank_was_killed_and_after_an_interrupt(
     tmp_path: Path,
     state_root: Path,
     start: Callable[..., subprocess.Popen[str]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    process = start(LONG)
-    wait_for_checkpoint(state_root, process, 5)
-    victim = int((tmp_path / "1.pid").read_text())
+    process = start(LONG, stop=6)
+    first, victim = stopped_ranks(tmp_path)
     os.kill(victim, signal.SIGKILL)
+    os.kill(first, signal.SIGCONT)
     output = finish(process)
     assert process.returncode != 0
     assert f"error: rank 1 (process {victim}) was ended by SIGKILL: the same command" in output
@@ -146,13 +151,13 @@ def test_a_run_goes_on_after_a_rank_was_killed_and_after_an_interrupt(
     assert "torch/distributed" not in output
     assert "Traceback" not in output
 
-    process = start(LONG)
-    assert process.stdout is not None
-    resumed = int(re.findall("going on from step ([0-9]+)", process.stdout.readline())[0])
-    wait_for_checkpoint(state_root, process, resumed)
+    process = start(LONG, stop=10)
+    first, _ = stopped_ranks(tmp_path)
     process.send_signal(signal.SIGINT)
+    os.kill(first, signal.SIGCONT)
     output = finish(process)
     assert process.returncode != 0
+    assert "going on from step 6 of" in output
     assert output.count("the same command goes on from step") == 1
     assert "Traceback" not in output
     job = make_job(tmp_path, **LONG["long"])

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hub import Fault, Hub, serving
+from conftest import PATIENCE, ROOT
+from hub import Fault, Hub, nobody_listens, serving
 
 from storyllamas.corpus.tinystories import FILES, PUBLISHED, REVISION
 from storyllamas.corpus.transfer import Published
 
-ROOT = Path(__file__).resolve().parent.parent
 TRAIN, VALID = FILES["v1"]
 # The stage, with other published files and less patience.
 RUN = """
@@ -27,7 +27,7 @@ from storyllamas.corpus import tinystories
 from storyllamas.corpus.transfer import Patience, Published
 for name, values in json.loads(sys.argv[1]).items():
     tinystories.PUBLISHED[name] = Published(*values)
-tinystories.PATIENCE = Patience(pauses=(0.01, 0.02), silence=5)
+tinystories.PATIENCE = Patience(pauses=(0.01, 0.02), silence=60)
 from stages.download import main
 main()
 """
@@ -83,7 +83,7 @@ class Stage:
         """Run to an error of one sentence that leaves no corpus; return the sentence."""
         self.hub.faults[:] = faults
         process = self.start()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1, errors
         assert errors.startswith("error: ")
         assert errors.count("\n") == 1, errors
@@ -99,13 +99,13 @@ class Stage:
 
 
 def finished(process: subprocess.Popen[str]) -> str:
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     return output
 
 
 def wait_for_bytes(path: Path, count: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not path.exists() or path.stat().st_size < count:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -191,8 +191,8 @@ def test_missing_file_is_named_with_its_status(hub: Hub, stage: Stage) -> None:
 
 
 def test_without_a_server_the_sentence_says_what_to_do(stage: Stage) -> None:
-    stage.hub.endpoint = "http://127.0.0.1:9"
-    sentence = stage.fails()
+    with nobody_listens() as stage.hub.endpoint:
+        sentence = stage.fails()
     for way_out in ("storybook", "HF_ENDPOINT", "corpus.mirror", "folder", stage.hub.endpoint):
         assert way_out in sentence
 
@@ -240,8 +240,8 @@ def test_a_mirror_behind_a_url(hub: Hub, stage: Stage) -> None:
     assert "SHA-256" in sentence
     assert f"from {hub.endpoint}/mirror/" in sentence
     assert "secret" not in sentence
-    stage.environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
-    stage.succeeds(Fault(cut_at=100))
+    with nobody_listens() as stage.environment["HF_ENDPOINT"]:
+        stage.succeeds(Fault(cut_at=100))
     assert hub.gets == [(TRAIN, 0), (TRAIN, 0), (TRAIN, 100), (VALID, 0)]
 
 

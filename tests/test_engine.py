@@ -69,7 +69,7 @@ def shapes(draw: st.DrawFn) -> ModelConfig:
     )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(config=shapes(), data=st.data())
 def test_logits_are_pytorchs(
     config: ModelConfig, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -92,7 +92,7 @@ def test_logits_are_pytorchs(
     )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     config=shapes(),
     how=engine_files.STORAGES,

@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE, wait_until_stopped
 
 TESTS = Path(__file__).parent
 RESULTS = ("model/model.safetensors", "logs/steps.csv", "logs/validation.csv")
 
-
-@pytest.fixture(autouse=True)
-def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("STORYLLAMAS_STATE", str(tmp_path / "state"))
-    return tmp_path / "state"
-
+pytestmark = pytest.mark.usefixtures("state_root")
 
 ENVIRONMENT = {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
 
 
-def start(folder: Path, within: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """Start the job in a folder, as the last arguments of another command if one is given."""
+def start(folder: Path, within: Sequence[str] = (), stop: int = 0) -> subprocess.Popen[str]:
+    """Start the job in a folder, as the last arguments of another command if one is given.
+
+    With `stop`, return when it has stopped itself after that step or a later one.
+    """
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [*within, sys.executable, TESTS / "training_job.py", folder, json.dumps({})],
+    process = subprocess.Popen(
+        [
+            *within,
+            sys.executable,
+            TESTS / "training_job.py",
+            folder,
+            *([str(stop)] if stop else []),
+        ],
         env=os.environ | ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    if stop:
+        wait_until_stopped(process.pid)
+    return process
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE)
     return output
 
 
@@ -61,40 +66,28 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return results(folder)
 
 
-def wait_for_checkpoints(root: Path, process: subprocess.Popen[str], beyond: int) -> None:
-    """Return once a state after step `beyond` is there, or the process has ended."""
-    while process.poll() is None:
-        steps = [int(file.name[:9]) for file in root.glob("runs/*/*.safetensors")]
-        if max(steps, default=0) > beyond:
-            return
-        time.sleep(0.005)
-
-
 def test_a_killed_run_goes_on_to_the_same_bits(
     tmp_path: Path, state_root: Path, unbroken: list[bytes]
 ) -> None:
-    draw = random.Random(0)
-    for beyond in (1, 20):
-        process = start(tmp_path)
-        wait_for_checkpoints(state_root, process, beyond)
-        time.sleep(draw.random() * 0.05)
+    for step in (2, 21):
+        process = start(tmp_path, stop=step)
         process.kill()
         process.communicate()
     process = start(tmp_path)
     output = finish(process)
     assert process.returncode == 0, output
-    assert "going on from step" in output
+    assert "going on from step 21 of 40" in output
     assert results(tmp_path) == unbroken
     assert not list(state_root.glob("runs/*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on(
-    tmp_path: Path, state_root: Path, unbroken: list[bytes], number: signal.Signals
+    tmp_path: Path, unbroken: list[bytes], number: signal.Signals
 ) -> None:
-    process = start(tmp_path)
-    wait_for_checkpoints(state_root, process, 5)
+    process = start(tmp_path, stop=6)
     process.send_signal(number)
+    process.send_signal(signal.SIGCONT)
     output = finish(process)
     assert process.returncode != 0
     assert "the same command goes on from step" in output
@@ -104,12 +97,8 @@ def test_an_interrupted_run_says_how_to_go_on(
         assert results(tmp_path) == unbroken
 
 
-def test_a_second_process_waits_for_the_first(
-    tmp_path: Path, state_root: Path, unbroken: list[bytes]
-) -> None:
-    first = start(tmp_path)
-    wait_for_checkpoints(state_root, first, 0)
-    first.send_signal(signal.SIGSTOP)
+def test_a_second_process_waits_for_the_first(tmp_path: Path, unbroken: list[bytes]) -> None:
+    first = start(tmp_path, stop=1)
     second = start(tmp_path)
     assert second.stdout is not None
     assert "waiting for the process" in second.stdout.readline()
@@ -135,7 +124,7 @@ def test_struck_at_any_system_call_and_damaged_it_ends_in_the_same_bits(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=200,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout
     assert "is damaged: going back to the one before it\ngoing on from step" in done.stdout

@@ -82,7 +82,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(
 ).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=texts)
 def test_ids_are_those_of_a_plain_bpe_over_the_vocabulary(
     trained: Tokenizer, vocabulary: Vocabulary, text: str
@@ -90,7 +90,7 @@ def test_ids_are_those_of_a_plain_bpe_over_the_vocabulary(
     assert trained.encode(text) == plain_bpe(vocabulary, text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=texts)
 def test_decoding_gives_the_text_back(trained: Tokenizer, text: str) -> None:
     assert trained.decode(trained.encode(text)) == text.replace("\u2581", " ")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from storyllamas import tokens
@@ -84,7 +84,6 @@ shapes = st.tuples(st.integers(1, 20), st.integers(0, 300)).map(lambda s: (s[0],
 seeds = st.integers(0, 2**32 - 1)
 
 
-@settings(deadline=None)
 @given(shape=shapes, seed=seeds, epoch=st.integers(0, 3))
 def test_an_epoch_predicts_each_token_once(shape: tuple[int, int], seed: int, epoch: int) -> None:
     context, length = shape
@@ -101,7 +100,6 @@ def test_an_epoch_predicts_each_token_once(shape: tuple[int, int], seed: int, ep
     assert len(predicted) > length - 2 * context - 1
 
 
-@settings(deadline=None)
 @given(shape=shapes, seed=seeds, sequences=st.integers(1, 50), step=st.integers(0, 20))
 def test_a_batch_is_its_part_of_one_endless_order(
     shape: tuple[int, int], seed: int, sequences: int, step: int

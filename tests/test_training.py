@@ -23,11 +23,7 @@ from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.run_folder import RunFolder, State
 from storyllamas.training.schedule import learning_rate
 
-
-@pytest.fixture(autouse=True)
-def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("STORYLLAMAS_STATE", str(tmp_path / "state"))
-    return tmp_path / "state"
+pytestmark = pytest.mark.usefixtures("state_root")
 
 
 def test_training_learns(tmp_path: Path) -> None:

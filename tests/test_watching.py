@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import importlib.util
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
+from conftest import ROOT
 from training_job import CONFIG, make_job
 
 from storyllamas.training import machine, progress
@@ -40,7 +43,7 @@ def test_the_same_bits_have_the_same_metrics(
     assert first.metrics["bits_per_byte"] == pytest.approx(best / math.log(2) * 32 / 30, rel=1e-5)
     assert first.costs.keys() == second.costs.keys()
     assert not first.costs.keys() & first.metrics.keys()
-    assert 0 < first.costs["peak_memory_bytes"] <= second.costs["peak_memory_bytes"]
+    assert min(found.costs["peak_memory_bytes"] for found in (first, second)) > 1e6
 
 
 def test_costs_are_in_units_of_a_second(tmp_path: Path) -> None:
@@ -60,12 +63,32 @@ def test_utilization_is_beside_what_the_machine_does(monkeypatch: pytest.MonkeyP
     assert utilization(1e9, device, processes=2)["utilization"] == 0.125
 
 
+# In a process of its own: one with a history has memory at hand that others have freed.
+HOLD = """
+import torch
+from storyllamas.training.machine import memory_bytes, peak_memory_bytes
+before = memory_bytes("cpu")
+held = torch.ones(100_000_000)
+during = memory_bytes("cpu")
+del held
+print(before, during, memory_bytes("cpu"), peak_memory_bytes("cpu"))
+"""
+
+
 def test_memory_is_that_of_the_process() -> None:
-    before = machine.memory_bytes("cpu")
-    held = torch.ones(50_000_000)
-    assert 190e6 < machine.memory_bytes("cpu") - before < 250e6
-    del held
-    assert machine.peak_memory_bytes("cpu") >= before + 190e6
+    """400 MB are seen while they are held, and afterwards as what was the most."""
+    output = subprocess.run(
+        [sys.executable, "-c", HOLD],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    before, during, after, peak = map(int, output.split())
+    # A system short of memory takes pages of libraries away meanwhile.
+    assert 300e6 < during - before < 500e6
+    assert after < during - 300e6
+    assert during - 50e6 < peak < during + 300e6
 
 
 def test_lines_tell_what_the_bar_shows(

@@ -61,7 +61,7 @@ def write(path: Path, weight_type: str = "f32", **changes: object) -> dict:
     return tensors
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     dim=st.integers(1, 70),
     heads=st.integers(1, 3),
@@ -118,7 +118,7 @@ def from_bits(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(st.floats(width=32, min_value=0, allow_infinity=False, max_value=2.0**127))
 def test_bfloat16s_are_the_neighbours(value: float) -> None:
     """Against every bfloat16 there is that is finite and not negative."""
@@ -333,7 +333,7 @@ def test_another_version_is_refused_by_number(tmp_path: Path) -> None:
         weights.read(path)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(field=st.integers(5, 27), value=st.integers(-(2**31), 2**63 - 1))
 def test_a_header_that_lies_is_refused_though_its_checksum_holds(
     tmp_path_factory: pytest.TempPathFactory, field: int, value: int

@@ -1,13 +1,18 @@
-"""A small training run in a folder of its own; tests start it as a process and kill it."""
+"""A small training run in a folder of its own; tests start it as a process and kill it.
+
+Where tests have something happen to it, it waits for that: else a busy machine lets it end before.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from storyllamas import tokens
 from storyllamas.config import ModelConfig
@@ -16,6 +21,7 @@ from storyllamas.params import Compute, Recipe
 from storyllamas.training import device
 from storyllamas.training.checkpoint import save_model
 from storyllamas.training.loop import Job, training_run
+from storyllamas.training.run_folder import RunFolder, State
 
 CONFIG = ModelConfig(
     dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=48, context=32, vocab_size=300
@@ -42,6 +48,25 @@ RECIPE = Recipe(
     evaluate_windows=6,
 )
 DIGEST = bytes(range(32))
+
+
+def make_state(step: int, size: int = 1000) -> State:
+    """A state that tells its step."""
+    tensors = {"x": torch.full((size,), float(step)), "y": torch.tensor(float(step))}
+    return State(step, tensors, {"step": step, "loss": 1 / 3})
+
+
+def stop_after(step: int) -> None:
+    """Have this process stop, as on SIGSTOP, once the state of that step or a later one is kept."""
+    save = RunFolder.save
+
+    def save_and_stop(folder: RunFolder, state: State) -> None:
+        save(folder, state)
+        if state.step >= step:
+            RunFolder.save = save  # type: ignore[method-assign]
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    RunFolder.save = save_and_stop  # type: ignore[method-assign]
 
 
 def make_tokens(path: Path, seed: int) -> tokens.TokenFile:
@@ -77,8 +102,10 @@ def train(folder: Path, **changes: object) -> None:
 
 @exit_on_user_error
 def main() -> None:
-    """Train in the folder of the first argument, with the changes of the second (JSON)."""
-    train(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+    """Train in the folder of the first argument; a second one is where to stop, as `stop_after`."""
+    for step in sys.argv[2:]:
+        stop_after(int(step))
+    train(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def save(folder: Path, source: Source, version: int) -> Path:
     return folder / "model.bin"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(config=configs(plain=True), version=st.sampled_from([0, 1]), seed=st.integers(0, 1000))
 def test_float32_versions_are_read_exactly(
     tmp_path_factory: pytest.TempPathFactory, config: ModelConfig, version: int, seed: int

@@ -39,7 +39,7 @@ def there_and_back(source: Source, name: str, folder: Path) -> Source:
 
 
 @pytest.mark.parametrize("name", ["hf", "gguf", "llama2c"])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(data=st.data(), seed=st.integers(0, 1000))
 def test_float32_keeps_every_bit(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject, seed: int
