@@ -59,7 +59,8 @@ story: setup ## train the model of params.yaml (minutes the first time) and tell
 	@$(MAKE) --no-print-directory run-c
 
 train-distributed: setup ## train the model of params.yaml in several processes: NPROC=2
-	$(BIN)/dvc exp run -S model=$(SIZE) -S compute.processes=$(NPROC) train@$(SIZE)
+	$(BIN)/python -m storyllamas.dvc_command exp run \
+		-S model=$(SIZE) -S compute.processes=$(NPROC) train@$(SIZE)
 
 engine: ## build the C program, csrc/build/run
 	@$(MAKE) --no-print-directory -C csrc

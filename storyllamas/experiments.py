@@ -10,21 +10,16 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from storyllamas import params, pictures, state
+from storyllamas import dvc_command, params, pictures
 from storyllamas.errors import UserError, exit_on_user_error
 
 CODE = ("dvc.yaml", "stages", "storyllamas", "csrc")
-
-# Whose experiments they are where git knows no name, as on a new machine: DVC asks for one.
-IDENTITY = "storyllamas"
 
 
 @dataclass(frozen=True)
@@ -99,9 +94,9 @@ def run(experiments: Sequence[Experiment], raw: Mapping[str, Any]) -> None:
             print("done before", flush=True)
             continue
         if pictures.git("rev-parse", "--verify", "--quiet", experiment.reference):
-            _dvc("exp", "remove", "--quiet", experiment.name)
+            dvc_command.run("exp", "remove", "--quiet", experiment.name)
         changes = [f"--set-param={name}={value}" for name, value in experiment.changes.items()]
-        if _dvc("exp", "run", "--temp", f"--name={experiment.name}", *changes):
+        if dvc_command.run("exp", "run", "--temp", f"--name={experiment.name}", *changes):
             raise UserError(f"{experiment.name} did not end: the same command goes on from there")
 
 
@@ -112,20 +107,6 @@ def _is_done(experiment: Experiment, raw: Mapping[str, Any]) -> bool:
         return False
     same = ["git", "diff", "--quiet", experiment.reference, "--", *CODE]
     return subprocess.run(same, check=False).returncode == 0
-
-
-def _dvc(*arguments: str) -> int:
-    """Run DVC to its end; Ctrl-C is for it and what it runs."""
-    environment = {**os.environ, "STORYLLAMAS_STATE": str(state.root().absolute())}
-    if not (pictures.git("config", "user.name") and pictures.git("config", "user.email")):
-        for who, what in product(("AUTHOR", "COMMITTER"), ("NAME", "EMAIL")):
-            environment.setdefault(f"GIT_{who}_{what}", IDENTITY)
-    process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments], env=environment)
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue
 
 
 def table(experiments: Sequence[Experiment]) -> str:
@@ -161,7 +142,7 @@ def show() -> None:
     """
     wanted = ("Experiment", "train.learning_rate", "best_step", "validation_loss", "bits_per_byte")
     columns = "|".join(name.replace(".", "[.]") for name in wanted)
-    _dvc(
+    dvc_command.run(
         *("exp", "show", "--md", "--hide-workspace", "--drop", ".*"),
         *("--keep", f"(.*:)?({columns})$", "--sort-by", "metrics/train.json:bits_per_byte"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from storyllamas import experiments, params, pictures
+from storyllamas import dvc_command, experiments, params, pictures
 from storyllamas.errors import UserError
 from storyllamas.experiments import Experiment, changed, planned
 
@@ -113,7 +114,7 @@ def test_what_is_done_is_not_done_again(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(experiments, "_dvc", lambda *words: asked.append(words))
+    monkeypatch.setattr(experiments.dvc_command, "run", lambda *words: asked.append(words))
     done, new = planned(["2m", "7m"], "quick", 20)
     repository.keep(done, 1.0, 1.0)
     experiments.run([done, new], RAW)
@@ -126,3 +127,40 @@ def test_what_is_done_is_not_done_again(
     repository.commit("other code")
     experiments.run([done], RAW)
     assert [words[:2] for words in asked] == [("exp", "run")]
+
+
+def forget_names(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Nobody's name is known to git."""
+    for name in [each for each in os.environ if each.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    (folder / "nobody").mkdir()
+    (folder / ".git/info/exclude").write_text("/nobody\n")
+    monkeypatch.setenv("HOME", str(folder / "nobody"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "nobody"))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
+
+def test_dvc_runs_where_git_knows_no_name(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is changed, as by an experiment before, is put aside: that takes a name."""
+    forget_names(monkeypatch, repository.folder)
+    stage = {"cmd": "cp params.yaml copy", "params": ["seed"], "outs": ["copy"]}
+    (repository.folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"copy": stage}}))
+    (repository.folder / ".dvc").mkdir()
+    (repository.folder / ".dvc/config").touch()
+    (repository.folder / ".gitignore").write_text("/copy\n/.dvc/tmp\n/.dvc/cache\n")
+    repository.commit("a stage")
+    (repository.folder / "params.yaml").write_text(yaml.safe_dump(changed(RAW, {"seed": 7})))
+    assert dvc_command.run("exp", "run", "--quiet", "-S", "seed=8") == 0
+    assert yaml.safe_load((repository.folder / "copy").read_text())["seed"] == 8
+
+
+def test_a_name_that_git_knows_stays(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_names(monkeypatch, repository.folder)
+    assert dvc_command.environment()["GIT_COMMITTER_NAME"] == "storyllamas"
+    repository.git("config", "user.name", "me")
+    repository.git("config", "user.email", "me@example.com")
+    assert "GIT_COMMITTER_NAME" not in dvc_command.environment()
