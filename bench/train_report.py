@@ -126,6 +126,8 @@ def markdown(measured: Sequence[Measured], machine: str) -> str:
         "nothing fused, compiled or set",
         "- Shares of the peak count 6 operations for each weight of a matrix and 12 for each "
         "layer, channel of the queries and position of the context",
+        "- 2 × 8 windows a step: two forward and backward passes of 8 windows each; in brackets the "
+        "recipes that take so many",
         "- Start is what passed before the first step, imports and compilation included",
         "",
         table(
@@ -142,12 +144,14 @@ def markdown(measured: Sequence[Measured], machine: str) -> str:
 
 def _cells(one: Measured, row: Row, peaks: dict[str, float]) -> list[str]:
     plain = next((each.speed for each in one.rows if each.loop == PLAIN), 0.0)
+    passes = one.case.batch // one.case.micro_batch
+    windows = f"{passes} × {one.case.micro_batch}" if passes > 1 else f"{one.case.batch}"
     recipes = f" ({', '.join(one.case.recipes)})" if one.case.recipes else ""
     name = f"**{row.loop}**" if row.loop == OURS else row.loop
     spread = f"{number(min(row.speeds))}–{number(max(row.speeds))}"
     return [
         one.case.size,
-        f"{one.case.batch}{recipes}",
+        f"{windows}{recipes}",
         name,
         f"{number(row.speed)} ({spread})",
         f"{row.speed / plain:.2f} ×" if plain else "",
