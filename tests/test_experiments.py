@@ -51,6 +51,10 @@ class Repository:
         self.folder = folder
         self.git("init", "-q", "-b", "main")
         (folder / "params.yaml").write_text(yaml.safe_dump(RAW))
+        for name in experiments.CODE:
+            file = folder / name if "." in name else folder / name / "code"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("{}")
         self.head = self.commit("begin")
 
     def git(self, *words: str) -> str:
@@ -122,8 +126,16 @@ def test_what_is_done_is_not_done_again(
     asked.clear()
     experiments.run([done], changed(RAW, {"seed": 9}))
     assert [words[:2] for words in asked] == [("exp", "remove"), ("exp", "run")]
+    for file in ("dvc.yaml", "stages/code", "storyllamas/code", "csrc/code"):
+        asked.clear()
+        (repository.folder / file).write_text("{stages: {}}")
+        experiments.run([done], RAW)
+        assert [words[:2] for words in asked] == [("exp", "remove"), ("exp", "run")], file
+        repository.git("checkout", "-q", file)
     asked.clear()
-    (repository.folder / "dvc.yaml").write_text("stages: {}")
+    experiments.run([done], RAW)
+    assert asked == []
+    (repository.folder / "dvc.yaml").write_text("{stages: {}}")
     repository.commit("other code")
     experiments.run([done], RAW)
     assert [words[:2] for words in asked] == [("exp", "run")]

@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import random
 from collections.abc import Iterator
-from itertools import count, islice
+from itertools import chain, count, islice, repeat
 from pathlib import Path
 
 import engine_files
@@ -149,6 +149,26 @@ def test_prompts_are_taken_as_they_are_needed(engine: Engine) -> None:
     for story in islice(stories, 200):
         assert taken <= story.index + 2 * 16 + 2 + 2
     assert taken < 250
+    stories.close()  # type: ignore[attr-defined]
+
+
+def test_short_stories_wait_for_a_long_one(tmp_path: Path) -> None:
+    """The first fills the context, and no more are told behind it than may be kept."""
+    config = dataclasses.replace(CONFIG, context=400)
+    path = engine_files.write(tmp_path / "m.slm", config, engine_files.random_tensors(config, 5))
+    engine, taken = Engine(path), 0
+    nearly_full = "é" * 396
+    assert 390 < len(engine.encode(nearly_full)) < config.context
+
+    def prompts() -> Iterator[str]:
+        nonlocal taken
+        for prompt in chain([""], repeat(nearly_full)):
+            taken += 1
+            yield prompt
+
+    stories = engine.generate_many(prompts(), together=2, ignore_end=True, tokens=400)
+    assert next(iter(stories)).stop == "context"
+    assert 2 * 16 <= taken <= 2 * 16 + 2
     stories.close()  # type: ignore[attr-defined]
 
 
