@@ -106,7 +106,8 @@ INLINE __m256i add_pairs(__m256i sums) {
 }
 
 /* Both of these add to dot[tiles * n] the products of a group of x, n rows that are `width` apart,
- * with the group's weights of tiles that are tile_bytes apart.
+ * with the group's weights of tiles that are tile_bytes apart. With a single row, which leaves a
+ * weight no time, each line asks for that of the next tiles: to the cache that served best.
  *
  * vpmaddubsw multiplies unsigned bytes by signed ones and saturates the sum of two products at
  * 2^15 - 1, which weights up to 255 would reach. So the bias comes off the weights and their signs
@@ -118,6 +119,7 @@ INLINE void dot_q8(__m256i dot[MOST][HALVES], const uint8_t *w, size_t tile_byte
         UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
             const uint8_t *at = w + t * tile_bytes + c * ROWS + h * 4 * LANES;
             const __m256i weights = _mm256_xor_si256(load_bytes(at), bias);
+            if (n == 1 && h == 0) _mm_prefetch((const char *)at + tiles * tile_bytes, _MM_HINT_T1);
             const __m256i magnitudes = _mm256_abs_epi8(weights);
             UNROLL for (size_t i = 0; i < n; i++) {
                 const __m256i signs = _mm256_sign_epi8(repeat_four(x + i * width + c), weights);
@@ -133,7 +135,9 @@ INLINE void dot_q4(__m256i dot[MOST][HALVES], const uint8_t *w, size_t tile_byte
     const __m256i nibble = _mm256_set1_epi8(15);
     for (size_t c = 0; c < group_size; c += 8)
         UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
-            const __m256i both = load_bytes(w + t * tile_bytes + c * ROWS / 2 + h * 4 * LANES);
+            const uint8_t *at = w + t * tile_bytes + c * ROWS / 2 + h * 4 * LANES;
+            const __m256i both = load_bytes(at);
+            if (n == 1 && h == 0) _mm_prefetch((const char *)at + tiles * tile_bytes, _MM_HINT_T0);
             const __m256i low = _mm256_and_si256(both, nibble);
             const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
             UNROLL for (size_t i = 0; i < n; i++) {

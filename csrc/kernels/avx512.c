@@ -14,6 +14,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <stdbool.h>
 
 #include "avx512.h"
 #include "exponential.h"
@@ -106,6 +107,14 @@ INLINE __m512i add_dot(__m512i sum, __m512i weights, const int8_t *x) {
     return _mm512_dpbusd_epi32(sum, weights, repeat_four(x));
 }
 
+/* Have the line at `at` brought near, to the first cache or only to the second. */
+INLINE void fetch(const uint8_t *at, bool is_first) {
+    if (is_first)
+        _mm_prefetch((const char *)at, _MM_HINT_T0);
+    else
+        _mm_prefetch((const char *)at, _MM_HINT_T1);
+}
+
 /* Add to dot[tiles * n] the products of a group of q8 weights, of tiles that are tile_bytes apart,
  * with x[n][x_stride]. A single sum takes turns with others, which integers allow without a
  * difference. */
@@ -129,14 +138,20 @@ INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
         }
 }
 
-/* Likewise of q4 weights. The upper halves of their bytes count 16 times until the end. */
+/* Likewise of q4 weights. The upper halves of their bytes count 16 times until the end. With a
+ * single row of x, which leaves a weight no time, each line asks for that of the next tiles: to the
+ * first cache if those leave half of it. */
 INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    size_t group_size, const int8_t *x, size_t x_stride, size_t n) {
+    enum { HALF_OF_FIRST = 1 << 14 };
     const __m512i lower = _mm512_set1_epi8(0x0f);
+    const bool is_first = tiles * tile_bytes < HALF_OF_FIRST;
     __m512i upper[MOST];
     UNROLL for (size_t a = 0; a < tiles * n; a++) upper[a] = _mm512_setzero_si512();
     for (size_t c = 0; c < group_size; c += 8) UNROLL for (size_t t = 0; t < tiles; t++) {
-            const __m512i both = _mm512_loadu_si512(w + t * tile_bytes + c * ROWS / 2);
+            const uint8_t *at = w + t * tile_bytes + c * ROWS / 2;
+            const __m512i both = _mm512_loadu_si512(at);
+            if (n == 1) fetch(at + tiles * tile_bytes, is_first);
             const __m512i low = _mm512_and_si512(both, lower);
             const __m512i high = _mm512_andnot_si512(lower, both);
             UNROLL for (size_t i = 0; i < n; i++) {
@@ -185,8 +200,7 @@ INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const u
 INLINE void fetch_ahead(const uint8_t *start, size_t bytes, size_t part, size_t parts) {
     enum { LINE = 64 };
     const uint8_t *end = start + bytes * (part + 1) / parts;
-    for (const uint8_t *at = start + bytes * part / parts; at < end; at += LINE)
-        _mm_prefetch((const char *)at, _MM_HINT_T1);
+    for (const uint8_t *at = start + bytes * part / parts; at < end; at += LINE) fetch(at, false);
 }
 
 /* Four tiles, whose products share the load of activations, times two rows, which share the load of
