@@ -126,8 +126,8 @@ def markdown(measured: Sequence[Measured], machine: str) -> str:
         "nothing fused, compiled or set",
         "- Shares of the peak count 6 operations for each weight of a matrix and 12 for each "
         "layer, channel of the queries and position of the context",
-        "- 2 × 8 windows a step: two forward and backward passes of 8 windows each; in brackets the "
-        "recipes that take so many",
+        "- 2 × 8 windows a step: two forward and backward passes of 8 windows each; in brackets "
+        "the recipes that take so many",
         "- Start is what passed before the first step, imports and compilation included",
         "",
         table(

@@ -6,15 +6,18 @@
 
 #define _GNU_SOURCE /* mremap */
 
+#include <sys/mman.h>
+
+#include "internal.h"
+
+#if defined(MREMAP_FIXED) && defined(MADV_HUGEPAGE)
+
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
-
-#include "internal.h"
 
 enum { FIRST = 4 }; /* pass with which the move begins */
 
@@ -27,8 +30,6 @@ struct sl_move {
     atomic_uint passes; /* that began, up to FIRST and a few */
     atomic_bool is_over, is_unwanted;
 };
-
-#if defined(MREMAP_FIXED) && defined(MADV_HUGEPAGE)
 
 /* Whether the copy was finished. */
 static bool copy(const sl_move *m, uint8_t *to) {
@@ -66,15 +67,6 @@ sl_move *sl_move_new(void *pages, size_t bytes) {
     return NULL;
 }
 
-#else
-
-sl_move *sl_move_new(void *pages, size_t bytes) {
-    (void)pages, (void)bytes;
-    return NULL;
-}
-
-#endif
-
 void sl_move_pass(sl_move *move) {
     if (!move || atomic_load_explicit(&move->passes, memory_order_relaxed) >= FIRST) return;
     if (atomic_fetch_add(&move->passes, 1) + 1 == FIRST) sem_post(&move->turn);
@@ -93,3 +85,25 @@ void sl_move_end(sl_move *move) {
     sem_destroy(&move->turn);
     free(move);
 }
+
+#else /* no such step: files stay where they are */
+
+sl_move *sl_move_new(void *pages, size_t bytes) {
+    (void)pages, (void)bytes;
+    return NULL;
+}
+
+void sl_move_pass(sl_move *move) {
+    (void)move;
+}
+
+bool sl_move_is_under_way(const sl_move *move) {
+    (void)move;
+    return false;
+}
+
+void sl_move_end(sl_move *move) {
+    (void)move;
+}
+
+#endif
