@@ -21,9 +21,9 @@ static int64_t nanoseconds(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* The trial's first half is of the other kind than was best, its second of that. */
+/* The trial's first half is of the kind that was best, its second of the other. */
 static bool is_trial_alone(const sl_pace *pace) {
-    return pace->is_alone != (pace->number < HALF);
+    return pace->is_alone != (pace->number >= HALF);
 }
 
 bool sl_pace_begin(sl_pace *pace) {

@@ -7,7 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Times pieces of work of one kind, such as the tokens of a story. Start with zeros. */
+/* Times pieces of work of one kind, such as the tokens of a story. Start with zeros, and `is_alone`
+ * as is likely: what is likely is tried first. */
 typedef struct {
     bool is_alone;    /* one thread is faster, as far as is known */
     uint32_t number;  /* of the present piece within a cycle, which begins with a trial of both */

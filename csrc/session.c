@@ -114,6 +114,7 @@ static int allocate(sl_session *s) {
     lay_out(s, &a);
     if (s->threads > 1 && !(s->team = sl_team_new(s->threads)))
         return sl_fail(SL_ERROR_MEMORY, "%zu threads cannot be started: use fewer", s->threads);
+    s->pace[0].is_alone = true; /* a prompt, which is often the only one, begins with the team */
     return SL_OK;
 }
 
