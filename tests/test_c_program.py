@@ -465,7 +465,7 @@ def test_kernels_are_their_definitions(build: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_a_team_does_everything_once(build: Path, threads: int) -> None:
+def test_a_team_does_everything_once_and_is_used_where_it_pays(build: Path, threads: int) -> None:
     for sanitizer in ("sanitized", "raced"):
         command = [build / sanitizer / "threads", str(threads), "3000"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from training_job import CONFIG, make_job
 
 from storyllamas.errors import UserError
-from storyllamas.model import Llama, attend
+from storyllamas.model import ATTENTION_BLOCK, Llama, attend
 from storyllamas.params import Compute
 from storyllamas.training import device
 from storyllamas.training.compiled import loss_of
@@ -102,9 +102,12 @@ def test_compiled_it_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
-def test_attention_on_the_cpu_is_pytorchs(heads: int, kv_heads: int) -> None:
+@pytest.mark.parametrize("length", [37, ATTENTION_BLOCK, 2 * ATTENTION_BLOCK + 37])
+def test_attention_on_the_cpu_is_pytorchs(length: int, heads: int, kv_heads: int) -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, n, 37, 8, requires_grad=True) for n in (heads, kv_heads, kv_heads))
+    q, k, v = (
+        torch.randn(2, n, length, 8, requires_grad=True) for n in (heads, kv_heads, kv_heads)
+    )
     expected = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, is_causal=True, enable_gqa=True
     )

@@ -1,4 +1,5 @@
-/* threads.c: a team does every item of every loop once, however many threads there are.
+/* threads.c: a team does every item of every loop once, however many threads there are, and a pace
+ * tries what is likely first and settles on what is faster.
  *
  * usage: threads THREADS LOOPS. The counters are plain, so a thread sanitizer sees what the team
  * does not keep apart. */
@@ -7,10 +8,13 @@
 
 #include "threads.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+
+#include "pace.h"
 
 enum { MOST = 64, PAUSE_EVERY = 1000 };
 
@@ -25,6 +29,23 @@ static void count_items(void *context, size_t first, size_t end, size_t thread) 
     (void)thread;
     size_t *counts = context;
     for (size_t i = first; i < end; i++) counts[i]++;
+}
+
+/* Whether a pace tries what is likely, then the other kind, then stays with the one that takes no
+ * time. */
+static bool settles(bool likely, bool faster) {
+    enum { HALF = 4, PIECES = 4 * HALF };
+    sl_pace pace = {.is_alone = likely};
+    for (int piece = 0; piece < PIECES; piece++) {
+        const bool is_alone = sl_pace_begin(&pace);
+        if (is_alone != faster) nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+        sl_pace_end(&pace);
+        const bool expected = piece < HALF ? likely : piece < 2 * HALF ? !likely : faster;
+        if (is_alone == expected) continue;
+        printf("likely %d, faster %d: piece %d was alone: %d\n", likely, faster, piece, is_alone);
+        return false;
+    }
+    return true;
 }
 
 int main(int argc, char **argv) {
@@ -47,6 +68,9 @@ int main(int argc, char **argv) {
         if (loop % PAUSE_EVERY == 0) nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
     }
     sl_team_free(team);
+    for (int likely = 0; likely < 2; likely++)
+        for (int faster = 0; faster < 2; faster++)
+            if (!settles(likely, faster)) return EXIT_FAILURE;
     printf("%zu threads, %zu loops\n", threads, loops);
     return EXIT_SUCCESS;
 }
