@@ -101,6 +101,24 @@ def test_compiled_it_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert all(torch.equal(t, expected[name]) for name, t in second.model.state_dict().items())
 
 
+@needs_compiler
+def test_compiled_with_several_threads_the_bits_are_the_same_every_time(tmp_path: Path) -> None:
+    two = dataclasses.replace(ALWAYS, threads=2)
+    changes = {"tokens_per_step": 4096, "micro_batch": 128}
+    threads = torch.get_num_threads()
+    try:
+        job = dataclasses.replace(make_job(tmp_path, **changes), device=device.choose(two))
+        found = []
+        for _ in range(4):
+            trainer = Trainer(job, tmp_path, None)
+            for _ in range(8):
+                trainer.train_step(Interrupt())
+            found.append(trainer.model.embedding.weight)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(weight, found[0]) for weight in found)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
 @pytest.mark.parametrize("length", [37, ATTENTION_BLOCK, 2 * ATTENTION_BLOCK + 37])
 def test_attention_on_the_cpu_is_pytorchs(length: int, heads: int, kv_heads: int) -> None:

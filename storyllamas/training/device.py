@@ -74,6 +74,7 @@ def choose(compute: Compute, flops: float = 0.0) -> Device:
         bfloat16 = _computes_in_bfloat16(name)
     if name == "cpu":
         _keep_freed_pages()
+        _add_in_order()
     return Device(name, bfloat16, torch.get_num_threads(), _is_compiled(compute, name, flops))
 
 
@@ -96,6 +97,15 @@ def _computes_in_bfloat16(name: str) -> bool:
     if name == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
+
+
+def _add_in_order() -> None:
+    """Have threads add up in the same order in every run, so that the bits are the same.
+
+    A compiled step would add the gradients of the embedding's rows as its threads come.
+    """
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def _keep_freed_pages() -> None:
