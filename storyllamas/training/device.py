@@ -105,7 +105,7 @@ def _add_in_order() -> None:
     A compiled step would add the gradients of the embedding's rows as its threads come.
     """
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _keep_freed_pages() -> None:
