@@ -16,12 +16,12 @@ from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.params import Compute
 from storyllamas.training import device, loop
-from storyllamas.training.checkpoint import load_model, save_model
+from storyllamas.training.checkpoints import RunFolder, State
 from storyllamas.training.loop import training_run
 from storyllamas.training.muon import Muon as OurMuon
 from storyllamas.training.optimizer import Optimizers
-from storyllamas.training.run_folder import RunFolder, State
 from storyllamas.training.schedule import learning_rate
+from storyllamas.training.trained_model import load_model, save_model
 
 pytestmark = pytest.mark.usefixtures("state_root")
 
@@ -81,7 +81,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_the_rate_rises_then_falls_to_its_end(schedule: str) -> None:
-    recipe = dataclasses.replace(RECIPE, schedule=schedule, steps=101, warmup=0.1, hold=0.0)
+    recipe = dataclasses.replace(RECIPE, schedule=schedule, steps=101, warmup=0.1, stable=0.0)
     rates = [learning_rate(step, recipe) for step in range(101)]
     assert rates[0] == pytest.approx(recipe.learning_rate / 11)
     assert rates[10] == rates[11] == max(rates) == recipe.learning_rate
@@ -89,7 +89,7 @@ def test_the_rate_rises_then_falls_to_its_end(schedule: str) -> None:
     assert rates[-1] == pytest.approx(0.05 * recipe.learning_rate)
     middle = recipe.learning_rate * (0.05 + 0.95 / 2)
     assert rates[55] == pytest.approx(middle, rel=0.03)
-    held = dataclasses.replace(recipe, hold=0.5)
+    held = dataclasses.replace(recipe, stable=0.5)
     rates = [learning_rate(step, held) for step in range(101)]
     assert set(rates[10:62]) == {recipe.learning_rate}
     assert rates[61:] == sorted(set(rates[61:]), reverse=True)
@@ -168,7 +168,7 @@ def test_the_embedding_has_a_rate_of_its_own() -> None:
         model = Llama(CONFIG)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         model.loss(torch.arange(32)[None], torch.arange(32)[None]).backward()
-        recipe = dataclasses.replace(RECIPE, weight_decay=0.0, embedding_rate=rate)
+        recipe = dataclasses.replace(RECIPE, weight_decay=0.0, embedding_lr_scale=rate)
         Optimizers(model, recipe).step(1e-2)
         changes.append({name: p - before[name] for name, p in model.named_parameters()})
     for name, change in changes[0].items():
@@ -177,7 +177,7 @@ def test_the_embedding_has_a_rate_of_its_own() -> None:
 
 
 def test_zero_outputs_leave_the_embedding_alone_at_first() -> None:
-    model = Llama(CONFIG, zero_outputs=True)
+    model = Llama(CONFIG, zero_init_residual=True)
     tokens = torch.arange(32)[None]
     expected = model.norm(model.embedding(tokens)) @ model.embedding.weight.T
     assert torch.allclose(model(tokens), expected, atol=1e-6)

@@ -33,8 +33,8 @@ class Optimizers:
         vocabulary = [p for p in model.parameters() if id(p) not in taken]
         decay = recipe.weight_decay
         groups: list[dict[str, Any]] = [
-            {"params": vocabulary, "weight_decay": decay, "scale": recipe.embedding_rate},
-            {"params": vectors, "weight_decay": 0.0, "scale": recipe.embedding_rate},
+            {"params": vocabulary, "weight_decay": decay, "scale": recipe.embedding_lr_scale},
+            {"params": vectors, "weight_decay": 0.0, "scale": recipe.embedding_lr_scale},
         ]
         self._all: list[Optimizer] = []
         self._stacked: list[tuple[Tensor, list[nn.Parameter]]] = []
