@@ -19,6 +19,7 @@ from storyllamas.training import device, loop
 from storyllamas.training.checkpoints import RunFolder, State
 from storyllamas.training.loop import training_run
 from storyllamas.training.muon import Muon as OurMuon
+from storyllamas.training.muon import orthogonal
 from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.schedule import learning_rate
 from storyllamas.training.trained_model import load_model, save_model
@@ -114,7 +115,9 @@ def test_every_parameter_moves_and_only_matrices_decay(optimizer: str, tied: boo
     assert all((p != before[name]).any() for name, p in model.named_parameters())
 
 
-def test_muon_takes_stacked_matrices_apart() -> None:
+def test_muon_takes_stacked_matrices_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch.optim.Muon iterates in bfloat16 everywhere.
+    monkeypatch.setattr("storyllamas.training.optimizer.computes_in_bfloat16", lambda _: True)
     model = Llama(CONFIG)
     tokens = torch.randint(3, CONFIG.vocab_size, (4, 33), generator=torch.manual_seed(0))
     model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
@@ -134,6 +137,30 @@ def test_muon_takes_stacked_matrices_apart() -> None:
         Optimizers(model, dataclasses.replace(RECIPE, muon_beta2=0.0)).step(1e-2)
         assert torch.equal(weight, torch.cat(apart))
         assert weight.grad is None
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_muon_iterates_in_the_fastest_precision(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 where the processor has it; in float32 the singular values are the same."""
+    monkeypatch.setattr("storyllamas.training.optimizer.computes_in_bfloat16", lambda _: native)
+    seen: list[torch.dtype] = []
+
+    def watched(matrices: torch.Tensor) -> torch.Tensor:
+        seen.append(matrices.dtype)
+        return orthogonal(matrices)
+
+    monkeypatch.setattr("storyllamas.training.muon.orthogonal", watched)
+    model = Llama(CONFIG)
+    tokens = torch.randint(3, CONFIG.vocab_size, (4, 33), generator=torch.manual_seed(0))
+    model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    Optimizers(model, RECIPE).step(1e-2)
+    assert set(seen) == {torch.bfloat16 if native else torch.float32}
+    matrix = torch.randn(3, 32, 16, generator=torch.manual_seed(1))
+    values = torch.linalg.svdvals(orthogonal(matrix.to(seen[0])).float())
+    assert (values > 0.6).all()
+    assert (values < 1.3).all()
 
 
 def test_muon_evens_out_rows() -> None:
