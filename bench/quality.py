@@ -23,7 +23,7 @@ from storyllamas.corpus import files
 from storyllamas.engine.engine import Engine
 from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.errors import exit_on_user_error
-from storyllamas.interop.model import Source, open_source
+from storyllamas.interop.model import InteropModel, open_model
 from storyllamas.slm import calibration, weight_file
 from storyllamas.slm.encoding import F32, Encoding, Storage, WeightType
 from storyllamas.slm.quantize import Float32
@@ -44,7 +44,7 @@ def storages() -> Iterator[Storage]:
             yield Storage(encoding, embedding)
 
 
-def fitting_windows(source: Source, text: Path, count: int) -> npt.NDArray[np.int64]:
+def fitting_windows(source: InteropModel, text: Path, count: int) -> npt.NDArray[np.int64]:
     """The first windows of framed stories: [count, context]."""
     tokenizer, context = FastTokenizer.of(source.vocabulary), source.config.context
     ids: list[int] = []
@@ -56,7 +56,7 @@ def fitting_windows(source: Source, text: Path, count: int) -> npt.NDArray[np.in
 
 
 def rows(
-    source: Source, stories: Sequence[str], windows: npt.NDArray[np.int64], folder: Path
+    source: InteropModel, stories: Sequence[str], windows: npt.NDArray[np.int64], folder: Path
 ) -> Iterator[str]:
     """The lines of the table."""
     yield "| layers | embedding | fitted | bits a weight | bits per byte | above float32 |"
@@ -93,7 +93,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--windows", type=int, default=32, help="of the text, to fit to")
     parser.add_argument("--count", type=int, default=200, help="stories, the first of the file")
     given = parser.parse_args(None if arguments is None else list(arguments))
-    source = open_source(given.model or Path("models") / params.load().model)
+    source = open_model(given.model or Path("models") / params.load().model)
     stories = list(islice(files.read(given.stories), given.count))
     windows = fitting_windows(source, given.text, given.windows)
     with tempfile.TemporaryDirectory() as folder:

@@ -15,10 +15,10 @@ import numpy as np
 
 from storyllamas.errors import UserError
 from storyllamas.interop.model import (
+    InteropModel,
     Part,
-    Source,
     check_tensors,
-    foreign_name,
+    external_name,
     make_config,
     parts,
     stack,
@@ -79,7 +79,7 @@ PARAMETER repeat_penalty 1
 """
 
 
-def write(source: Source, folder: Path, type_name: str) -> None:
+def write(source: InteropModel, folder: Path, type_name: str) -> None:
     """Write model.gguf, and a Modelfile for Ollama, into an existing folder.
 
     A matrix whose columns do not fill blocks of 32 is kept in f16 where the type is q8_0 or q4_0,
@@ -105,7 +105,7 @@ def write(source: Source, folder: Path, type_name: str) -> None:
             shape = parts(source.config)[name].shape
             block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
             size = math.prod(shape) // block * block_bytes
-            foreign = foreign_name(name, PARTS, "blk")
+            foreign = external_name(name, PARTS, "blk")
             writer.add_tensor_info(foreign, shape, np.dtype(np.float32), size, kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -134,7 +134,7 @@ def _quantized(gguf: Any, name: str, part: Float32, kind: Any) -> Any:
     return gguf.quantize(np.ascontiguousarray(part), kind)
 
 
-def _add_header(gguf: Any, writer: Any, source: Source) -> None:
+def _add_header(gguf: Any, writer: Any, source: InteropModel) -> None:
     config, vocabulary = source.config, source.vocabulary
     writer.add_name(f"StoryLlamas {source.about.get('size', '')}".strip())
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -159,7 +159,7 @@ def _add_header(gguf: Any, writer: Any, source: Source) -> None:
     writer.add_add_space_prefix(vocabulary.dummy_prefix)
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> InteropModel:
     """Open a GGUF file of architecture llama.
 
     Raises:
@@ -179,13 +179,13 @@ def read(path: Path) -> Source:
     _complete(where, values, found)
     config = make_config(where, KEYS | {"tied": "tied"}, values)
     expected = {
-        foreign_name(name, PARTS, "blk"): each.shape for name, each in parts(config).items()
+        external_name(name, PARTS, "blk"): each.shape for name, each in parts(config).items()
     }
     check_tensors(where, expected, found)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
 
     def part(name: str) -> Float32:
-        tensor = tensors[foreign_name(name, PARTS, "blk")]
+        tensor = tensors[external_name(name, PARTS, "blk")]
         try:
             value: Float32 = gguf.dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError:
@@ -195,7 +195,7 @@ def read(path: Path) -> Source:
             ) from None
         return value.astype(np.float32).reshape(parts(config)[name].shape)
 
-    return Source(config, _vocabulary(where, values), stack(config, part))
+    return InteropModel(config, _vocabulary(where, values), stack(config, part))
 
 
 def _open(gguf: Any, path: Path) -> Any:

@@ -18,7 +18,14 @@ import numpy as np
 from storyllamas.atomic import write_json, write_text
 from storyllamas.errors import UserError
 from storyllamas.interop import model_card, safetensors_file
-from storyllamas.interop.model import Source, check_tensors, foreign_name, make_config, parts, stack
+from storyllamas.interop.model import (
+    InteropModel,
+    check_tensors,
+    external_name,
+    make_config,
+    parts,
+    stack,
+)
 from storyllamas.interop.sentencepiece import MERGEABLE, SPACE, from_sentencepiece, to_sentencepiece
 from storyllamas.rounding import rounded
 from storyllamas.slm.quantize import Float32
@@ -102,7 +109,7 @@ def _permuted(name: str, part: Float32, head_dim: int, permute: Permute) -> Floa
 # ---- Out -----------------------------------------------------------------------------------------
 
 
-def write(source: Source, folder: Path) -> None:
+def write(source: InteropModel, folder: Path) -> None:
     """Write model, tokenizer and model card into an existing folder.
 
     Args:
@@ -124,7 +131,7 @@ def write(source: Source, folder: Path) -> None:
     write_json(folder / "tokenizer_config.json", _tokenizer_config(vocabulary, config.context))
     (folder / "tokenizer.model").write_bytes(to_sentencepiece(vocabulary))
     write_text(folder / "README.md", model_card.text(source))
-    names = {foreign_name(name, PARTS, LAYERS): name for name in parts(config)}
+    names = {external_name(name, PARTS, LAYERS): name for name in parts(config)}
     shapes = {theirs: parts(config)[ours].shape for theirs, ours in names.items()}
 
     def read(name: str) -> Float32:
@@ -135,7 +142,7 @@ def write(source: Source, folder: Path) -> None:
             file.write(block)
 
 
-def _config(source: Source) -> dict[str, Any]:
+def _config(source: InteropModel) -> dict[str, Any]:
     config, vocabulary = source.config, source.vocabulary
     shape = {theirs: getattr(config, ours) for ours, theirs in KEYS.items()}
     theta = rounded(config.rope_theta)
@@ -154,7 +161,7 @@ def _config(source: Source) -> dict[str, Any]:
     }
 
 
-def _generation(source: Source) -> dict[str, Any]:
+def _generation(source: InteropModel) -> dict[str, Any]:
     return {
         **_special_ids(source.vocabulary),
         "do_sample": True,
@@ -273,7 +280,7 @@ def merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
 # ---- In ------------------------------------------------------------------------------------------
 
 
-def read(folder: Path) -> Source:
+def read(folder: Path) -> InteropModel:
     """Open a folder with config.json, safetensors and tokenizer.model.
 
     Raises:
@@ -283,7 +290,7 @@ def read(folder: Path) -> Source:
     config = make_config(str(folder / "config.json"), KEYS, values)
     tensors = _open_tensors(folder)
     expected = {
-        foreign_name(name, PARTS, LAYERS): each.shape for name, each in parts(config).items()
+        external_name(name, PARTS, LAYERS): each.shape for name, each in parts(config).items()
     }
     found = {name: shape for name, shape in tensors.shapes.items() if not DERIVED.fullmatch(name)}
     if config.tied and (classifier := found.pop("lm_head.weight", None)):
@@ -298,10 +305,10 @@ def read(folder: Path) -> Source:
     check_tensors(str(folder), expected, found)
 
     def part(name: str) -> Float32:
-        value = tensors.read(foreign_name(name, PARTS, LAYERS))
+        value = tensors.read(external_name(name, PARTS, LAYERS))
         return _permuted(name, value, config.head_dim, to_neighbours)
 
-    return Source(config, _read_vocabulary(folder / "tokenizer.model"), stack(config, part))
+    return InteropModel(config, _read_vocabulary(folder / "tokenizer.model"), stack(config, part))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
-from storyllamas.interop.model import Source, make_config, parts, stack
+from storyllamas.interop.model import InteropModel, make_config, parts, stack
 from storyllamas.interop.sentencepiece import SPACE, byte_piece, check
 from storyllamas.slm.quantize import Float32, to_integers
 from storyllamas.vocabulary import PieceType, Vocabulary
@@ -72,7 +72,7 @@ def _layout(config: ModelConfig, version: int) -> list[str]:
 # ---- Out -----------------------------------------------------------------------------------------
 
 
-def write(source: Source, folder: Path, version: int) -> None:
+def write(source: InteropModel, folder: Path, version: int) -> None:
     """Write model.bin and tokenizer.bin into an existing folder.
 
     Args:
@@ -120,7 +120,7 @@ def _dimensions(config: ModelConfig, vocab_size: int) -> bytes:
     return DIMENSIONS.pack(*fields)
 
 
-def _float_blocks(source: Source) -> Iterator[bytes]:
+def _float_blocks(source: InteropModel) -> Iterator[bytes]:
     config = source.config
     yield _dimensions(config, config.vocab_size if config.tied else -config.vocab_size)
     for name in _layout(config, 0):
@@ -133,7 +133,7 @@ def _float_blocks(source: Source) -> Iterator[bytes]:
             yield source.part(name).astype("<f4").tobytes()
 
 
-def _int8_blocks(source: Source) -> Iterator[bytes]:
+def _int8_blocks(source: InteropModel) -> Iterator[bytes]:
     config = source.config
     group_size = math.gcd(GROUP_SIZE, config.dim, config.hidden)
     start = struct.pack("<Ii", MAGIC, 2) + _dimensions(config, config.vocab_size)
@@ -171,7 +171,7 @@ class _Header:
     bytes: int
 
 
-def read(path: Path, tokenizer: Path | None = None) -> Source:
+def read(path: Path, tokenizer: Path | None = None) -> InteropModel:
     """Open a checkpoint of version 0, 1 or 2.
 
     Args:
@@ -206,7 +206,7 @@ def read(path: Path, tokenizer: Path | None = None) -> Source:
 
     tokenizer = tokenizer or path.with_name("tokenizer.bin")
     vocabulary = _read_tokenizer(tokenizer, config.vocab_size)
-    return Source(config, vocabulary, stack(config, part))
+    return InteropModel(config, vocabulary, stack(config, part))
 
 
 def _floats(data: npt.NDArray[np.uint8]) -> Float32:

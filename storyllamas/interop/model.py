@@ -53,7 +53,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Source:
+class InteropModel:
     """A model to convert.
 
     Attributes:
@@ -102,7 +102,7 @@ def stack(config: ModelConfig, part: Callable[[str], Float32]) -> Callable[[str]
     return tensor
 
 
-def foreign_name(part: str, names: Mapping[str, str], layer_prefix: str) -> str:
+def external_name(part: str, names: Mapping[str, str], layer_prefix: str) -> str:
     """A part's name in another format.
 
     Args:
@@ -175,7 +175,7 @@ def _check_field(field: str, what: str, value: object) -> None:
         raise UserError(f"{what} is {value!r} and must be a whole number from 1 to {largest}")
 
 
-def open_source(path: str | os.PathLike[str]) -> Source:
+def open_model(path: str | os.PathLike[str]) -> InteropModel:
     """A weight file, or the folder of a training checkpoint.
 
     The checkpoint's tokenizer is tokenizer.model in the folder or in the one above it.
@@ -186,11 +186,11 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     path = Path(path)
     if not path.is_dir():
         file = weight_file.read(path)
-        return Source(file.config, file.vocabulary, file.tensor)
+        return InteropModel(file.config, file.vocabulary, file.tensor)
     return _open_checkpoint(path)
 
 
-def _open_checkpoint(folder: Path) -> Source:
+def _open_checkpoint(folder: Path) -> InteropModel:
     again = "train it again with `dvc repro`"
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -206,4 +206,4 @@ def _open_checkpoint(folder: Path) -> Source:
     pieces = tokenizer.load(next((each for each in candidates if each.exists()), candidates[-1]))
     if digest != pieces.digest.hex():
         raise UserError(f"checkpoint {folder} was trained with another tokenizer: {again}")
-    return Source(config, pieces.vocabulary(), tensors.read, about)
+    return InteropModel(config, pieces.vocabulary(), tensors.read, about)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from storyllamas.interop.model import Source
+from storyllamas.interop.model import InteropModel
 
 FRONT = """\
 ---
@@ -41,7 +41,7 @@ DATA = {
 LICENSE = "MIT, as StoryLlamas itself. The licence of the data stands above."
 
 
-def text(source: Source) -> str:
+def text(source: InteropModel) -> str:
     """The card in Markdown, with the metadata that the Hugging Face hub reads."""
     about = source.about
     corpus = about.get("corpus")

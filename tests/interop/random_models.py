@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from storyllamas.config import ModelConfig, tensor_shapes
-from storyllamas.interop.model import Source
+from storyllamas.interop.model import InteropModel
 from storyllamas.interop.sentencepiece import SPACE
 from storyllamas.vocabulary import PieceType, Vocabulary
 
@@ -45,14 +45,14 @@ def hash_of(piece: str) -> int:
     return int.from_bytes(piece.encode(), "little") * 2654435761 % (1 << 32)
 
 
-def make_source(config: ModelConfig, seed: int = 0) -> Source:
+def make_source(config: ModelConfig, seed: int = 0) -> InteropModel:
     """Weights whose activations neither vanish nor explode."""
     random = np.random.default_rng(seed)
     tensors = {}
     for name, shape in tensor_shapes(config).items():
         values = random.standard_normal(shape, np.float32)
         tensors[name] = 1 + values / 8 if len(shape) == 1 else values / math.sqrt(shape[1])
-    return Source(config, make_vocabulary(config.vocab_size), tensors.__getitem__)
+    return InteropModel(config, make_vocabulary(config.vocab_size), tensors.__getitem__)
 
 
 @st.composite

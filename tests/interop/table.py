@@ -31,7 +31,7 @@ from storyllamas import params
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
 from storyllamas.interop.formats import export_model, import_model
-from storyllamas.interop.model import Source, open_source
+from storyllamas.interop.model import InteropModel, open_model
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES, storage
 
@@ -81,7 +81,7 @@ ROWS = [
 ]
 
 
-def export(source: Source, name: str, folder: Path) -> tuple[Path, Path]:
+def export(source: InteropModel, name: str, folder: Path) -> tuple[Path, Path]:
     """Where a runtime finds the model, and the weight file with the weights as exported."""
     back = folder / f"{name}.slm"
     if name in GROUP_SIZES:
@@ -94,7 +94,7 @@ def export(source: Source, name: str, folder: Path) -> tuple[Path, Path]:
     return foreign, back
 
 
-def compare(source: Source, ids: list[int], rows: list[Row], folder: Path) -> None:
+def compare(source: InteropModel, ids: list[int], rows: list[Row], folder: Path) -> None:
     """Enter one model into the rows."""
     unrounded = PyTorch(export(source, "f32", folder)[1]).logits(ids)
     for row in rows:
@@ -138,7 +138,7 @@ def print_table(title: str, rows: list[Row]) -> None:
             print(line.format(name, *words, *found, equal, "" if row.is_good else "TOO MUCH"))
 
 
-def print_stories(source: Source, folder: Path) -> bool:
+def print_stories(source: InteropModel, folder: Path) -> bool:
     """Print the greedy story of every program; whether they are equal."""
     path, _ = export(source, "f32", folder)
     engine = Engine(path)
@@ -181,7 +181,7 @@ def main() -> int:
         print(f"\n{checkpoint} is not trained: `dvc repro train` first for a story")
         return 0 if is_good else 1
     with tempfile.TemporaryDirectory() as folder:
-        source = open_source(checkpoint)
+        source = open_model(checkpoint)
         ids = np.random.default_rng(1).integers(3, source.config.vocab_size, 64).tolist()
         trained = fresh()
         compare(source, ids, trained, Path(folder))

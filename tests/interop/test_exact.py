@@ -27,7 +27,7 @@ from storyllamas.config import ModelConfig
 from storyllamas.corpus import files
 from storyllamas.engine.engine import Engine
 from storyllamas.interop.formats import export_model, import_model
-from storyllamas.interop.model import Source
+from storyllamas.interop.model import InteropModel
 from storyllamas.interop.sentencepiece import SPACE
 from storyllamas.slm import weight_file
 from storyllamas.tokenizer import Tokenizer, train
@@ -164,17 +164,22 @@ def test_token_ids(tmp_path: Path, runtime: type, name: str, most: int | None) -
 
 
 @pytest.fixture(scope="module")
-def trained(tinystories: Path) -> Source:
+def trained(tinystories: Path) -> InteropModel:
     """A model with a tokenizer of real stories."""
     stories = islice(files.read(tinystories / "TinyStories-train.txt"), 4000)
     vocabulary = Tokenizer(train(stories, 4096)).vocabulary()
     model = make_source(make_config(vocab_size=4096))
-    return Source(model.config, vocabulary, model.tensor)
+    return InteropModel(model.config, vocabulary, model.tensor)
 
 
 @TOKENIZERS
 def test_token_ids_of_real_stories(
-    tmp_path: Path, tinystories: Path, trained: Source, runtime: type, name: str, most: int | None
+    tmp_path: Path,
+    tinystories: Path,
+    trained: InteropModel,
+    runtime: type,
+    name: str,
+    most: int | None,
 ) -> None:
     export_model(trained, name, tmp_path / name)
     weight_file.write(tmp_path / "model.slm", trained.config, trained.vocabulary, trained.tensor)

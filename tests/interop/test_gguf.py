@@ -10,8 +10,8 @@ import pytest
 from random_models import make_config, make_source
 
 from storyllamas.errors import UserError
-from storyllamas.interop.formats import export_model, import_model, open_foreign
-from storyllamas.interop.model import Source
+from storyllamas.interop.formats import export_model, import_model, open_external
+from storyllamas.interop.model import InteropModel
 
 gguf = pytest.importorskip("gguf")
 
@@ -79,9 +79,9 @@ def test_the_header_is_llama_s(model: Path) -> None:
 
 def test_what_a_header_may_leave_out(model: Path) -> None:
     names = ["attention.key_length", "attention.value_length", "vocab_size", "rope.freq_base"]
-    before = open_foreign(model).config
+    before = open_external(model).config
     edit(model, {f"llama.{name}": None for name in names} | {"llama.expert_count": 0})
-    assert open_foreign(model).config == before
+    assert open_external(model).config == before
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_another_architecture(model: Path) -> None:
     data = model.read_bytes()
     model.write_bytes(data.replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0qwen2", 1))
     with pytest.raises(UserError, match="architecture 'qwen2'"):
-        open_foreign(model)
+        open_external(model)
 
 
 def test_every_cut_and_lie_is_noticed(model: Path) -> None:
@@ -143,14 +143,14 @@ def test_every_cut_and_lie_is_noticed(model: Path) -> None:
     for size in [*range(4, 64), *random.integers(64, len(good), 60).tolist(), len(good) - 1]:
         model.write_bytes(good[:size])
         with pytest.raises(UserError, match=r"model\.gguf"):
-            open_foreign(model)
+            open_external(model)
     for offset in (8, 16):  # counts of tensors and of fields
         model.write_bytes(good[:offset] + b"\xff" * 7 + b"\x7f" + good[offset + 8 :])
         with pytest.raises(UserError, match=r"model\.gguf"):
-            open_foreign(model)
+            open_external(model)
     model.write_bytes(good[:4] + b"\7\0\0\0" + good[8:])
     with pytest.raises(UserError, match="version 7"):
-        open_foreign(model)
+        open_external(model)
 
 
 def test_no_flipped_bit_of_the_header_does_worse_than_a_sentence(model: Path) -> None:
@@ -162,7 +162,7 @@ def test_no_flipped_bit_of_the_header_does_worse_than_a_sentence(model: Path) ->
         bad[place] ^= 1 << int(random.integers(8))
         model.write_bytes(bad)
         try:
-            open_foreign(model)
+            open_external(model)
         except UserError:
             refused += 1
     assert refused > 10
@@ -174,7 +174,7 @@ def test_weights_beyond_the_type(tmp_path: Path) -> None:
     def large(name: str) -> np.ndarray:
         return source.tensor(name) * np.float32(1e6)
 
-    large_source = Source(source.config, source.vocabulary, large)
+    large_source = InteropModel(source.config, source.vocabulary, large)
     with pytest.raises(UserError, match=r"embedding\.weight has a weight of .* use f32 or bf16"):
         export_model(large_source, "gguf-f16", tmp_path / "out")
     export_model(large_source, "gguf-bf16", tmp_path / "out")

@@ -18,8 +18,8 @@ from random_models import configs, make_config, make_source
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop import llama2c
-from storyllamas.interop.formats import export_model, import_model, open_foreign
-from storyllamas.interop.model import Source, parts
+from storyllamas.interop.formats import export_model, import_model, open_external
+from storyllamas.interop.model import InteropModel, parts
 from storyllamas.slm import weight_file
 from storyllamas.vocabulary import PieceType, Vocabulary
 
@@ -34,7 +34,7 @@ def int8(array: np.ndarray, group_size: int) -> bytes:
     return np.round(groups / scales[:, None]).astype(np.int8).tobytes() + floats(scales)
 
 
-def checkpoint(source: Source, version: int, group_size: int = 8) -> bytes:
+def checkpoint(source: InteropModel, version: int, group_size: int = 8) -> bytes:
     """A checkpoint's bytes; the names are llama2.c's."""
     c = source.config
 
@@ -61,7 +61,7 @@ def checkpoint(source: Source, version: int, group_size: int = 8) -> bytes:
     return start + floats(*norms) + b"".join(int8(matrix, group_size) for matrix in matrices)
 
 
-def save(folder: Path, source: Source, version: int) -> Path:
+def save(folder: Path, source: InteropModel, version: int) -> Path:
     export_model(source, "llama2c", folder)  # for its tokenizer.bin
     (folder / "model.bin").write_bytes(checkpoint(source, version))
     return folder / "model.bin"
@@ -73,7 +73,7 @@ def test_float32_versions_are_read_exactly(
     tmp_path_factory: pytest.TempPathFactory, config: ModelConfig, version: int, seed: int
 ) -> None:
     folder, source = tmp_path_factory.mktemp("read"), make_source(config, seed)
-    read = open_foreign(save(folder, source, version))
+    read = open_external(save(folder, source, version))
     assert read.config == config
     for name in parts(config):
         assert np.array_equal(read.part(name), source.part(name)), name
@@ -81,7 +81,7 @@ def test_float32_versions_are_read_exactly(
 
 def test_int8_is_read_as_its_program_reads_it(tmp_path: Path) -> None:
     source = make_source(make_config(dim=32, hidden=48, tied=False))
-    read = open_foreign(save(tmp_path, source, 2))
+    read = open_external(save(tmp_path, source, 2))
     for name in parts(source.config):
         part = source.part(name)
         if part.ndim > 1:
@@ -144,7 +144,7 @@ def test_written_as_its_export_py_writes(
     export_model(source, "llama2c-q8", tmp_path)
     assert (tmp_path / "model.bin").read_bytes() == (tmp_path / "theirs2.bin").read_bytes()
     for version in (0, 1):
-        read = open_foreign(tmp_path / f"theirs{version}.bin")
+        read = open_external(tmp_path / f"theirs{version}.bin")
         assert read.config == c
         assert all(np.array_equal(read.part(name), source.part(name)) for name in parts(c))
 
@@ -158,7 +158,7 @@ def test_tokenizer_bin(tmp_path: Path) -> None:
     assert struct.pack("<fI", 0, 5) + b"\n<s>\n" in data
     assert struct.pack("<fI", 0, 6) + b"\n</s>\n" in data
     assert data.endswith(vocabulary.pieces[-1].replace("\u2581".encode(), b" "))
-    read = open_foreign(tmp_path / "model.bin").vocabulary
+    read = open_external(tmp_path / "model.bin").vocabulary
     assert read.pieces == vocabulary.pieces
     assert (read.types == vocabulary.types).all()
     assert (read.scores == vocabulary.scores).all()
@@ -201,7 +201,9 @@ def changed(vocabulary: Vocabulary, **changes: object) -> Vocabulary:
 def test_tokenizers_that_it_cannot_hold(tmp_path: Path, change, sentence: str) -> None:
     source = make_source(make_config())
     with pytest.raises(UserError, match=sentence):
-        llama2c.write(Source(source.config, change(source.vocabulary), source.tensor), tmp_path, 0)
+        llama2c.write(
+            InteropModel(source.config, change(source.vocabulary), source.tensor), tmp_path, 0
+        )
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
@@ -238,7 +240,7 @@ def test_headers_that_lie(tmp_path: Path, offset: int, value: int, sentence: str
     struct.pack_into("<i", data, offset, value)
     path.write_bytes(data)
     with pytest.raises(UserError, match=sentence):
-        open_foreign(path)
+        open_external(path)
 
 
 def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
@@ -248,13 +250,13 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
     for size in range(0, len(good), 97):
         tokenizer.write_bytes(good[:size])
         with pytest.raises(UserError, match=r"tokenizer\.bin ends at byte"):
-            open_foreign(path)
+            open_external(path)
     tokenizer.write_bytes(good + bytes(9))
     with pytest.raises(UserError, match="more pieces than the 400"):
-        open_foreign(path)
+        open_external(path)
     tokenizer.unlink()
     with pytest.raises(UserError, match=r"give the model's tokenizer\.bin with --tokenizer FILE"):
-        open_foreign(path)
+        open_external(path)
     elsewhere = tmp_path / "other.bin"
     elsewhere.write_bytes(good)
     import_model(path, tmp_path / "out.slm", tokenizer=elsewhere)
