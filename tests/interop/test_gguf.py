@@ -1,4 +1,4 @@
-"""GGUF files that are damaged, or say what cannot be represented."""
+"""GGUF files that are damaged, or have features that cannot be represented."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ gguf = pytest.importorskip("gguf")
 
 
 def edit(path: Path, fields: dict[str, Any], tensors: dict[str, np.ndarray] | None = None) -> None:
-    """Write a GGUF file again with other fields (None: without) and tensors (empty: without)."""
+    """Rewrite a GGUF file with other fields and tensors; None and empty arrays remove them."""
     reader = gguf.GGUFReader(path)
     writer = gguf.GGUFWriter(path.with_suffix(".new"), "llama")
     for name, field in reader.fields.items():
@@ -54,7 +54,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model.gguf"
 
 
-def test_the_header_is_llama_s(model: Path) -> None:
+def test_the_header_is_that_of_a_llama(model: Path) -> None:
     fields = {name: field.contents() for name, field in gguf.GGUFReader(model).fields.items()}
     expected = {
         "general.architecture": "llama",
@@ -77,7 +77,7 @@ def test_the_header_is_llama_s(model: Path) -> None:
     assert "num_ctx 32" in (model.parent / "Modelfile").read_text()
 
 
-def test_what_a_header_may_leave_out(model: Path) -> None:
+def test_a_header_may_omit_keys_with_defaults(model: Path) -> None:
     names = ["attention.key_length", "attention.value_length", "vocab_size", "rope.freq_base"]
     before = open_external(model).config
     edit(model, {f"llama.{name}": None for name in names} | {"llama.expert_count": 0})
@@ -95,13 +95,13 @@ def test_what_a_header_may_leave_out(model: Path) -> None:
         ({"llama.attention.head_count_kv": 3}, "head_count_kv in .* is 3 and must divide"),
         ({"llama.feed_forward_length": [96]}, r"feed_forward_length in .* is \[96\]"),
         ({"llama.block_count": 2}, "no tensor blk.1.attn_norm.weight"),
-        ({"llama.block_count": None}, "does not say llama.block_count"),
+        ({"llama.block_count": None}, "has no llama.block_count"),
         ({"llama.attention.layer_norm_rms_epsilon": 0.0}, "epsilon in .* is 0.0"),
         ({"llama.embedding_length": 64}, "shape"),
         ({"tokenizer.ggml.model": "gpt2"}, r"tokenizer\.ggml\.model in .* is 'gpt2'"),
-        ({"tokenizer.ggml.scores": None}, r"does not say tokenizer\.ggml\.scores"),
+        ({"tokenizer.ggml.scores": None}, r"has no tokenizer\.ggml\.scores"),
         ({"tokenizer.ggml.bos_token_id": 4000}, "bos_id of the tokenizer in .* is 4000"),
-        ({"tokenizer.ggml.tokens": ["a"] * 400}, "is there twice"),
+        ({"tokenizer.ggml.tokens": ["a"] * 400}, "occurs twice"),
     ],
 )
 def test_headers_that_are_refused(model: Path, fields: dict[str, Any], sentence: str) -> None:
@@ -137,7 +137,7 @@ def test_another_architecture(model: Path) -> None:
         open_external(model)
 
 
-def test_every_cut_and_lie_is_noticed(model: Path) -> None:
+def test_every_truncation_and_wrong_count_is_noticed(model: Path) -> None:
     good = model.read_bytes()
     random = np.random.default_rng(0)
     for size in [*range(4, 64), *random.integers(64, len(good), 60).tolist(), len(good) - 1]:
@@ -153,10 +153,10 @@ def test_every_cut_and_lie_is_noticed(model: Path) -> None:
         open_external(model)
 
 
-def test_no_flipped_bit_of_the_header_does_worse_than_a_sentence(model: Path) -> None:
+def test_a_flipped_bit_of_the_header_ends_in_one_sentence_at_worst(model: Path) -> None:
     good = model.read_bytes()
     random = np.random.default_rng(1)
-    refused = 0
+    rejected = 0
     for place in random.integers(4, 18_000, 80).tolist():
         bad = bytearray(good)
         bad[place] ^= 1 << int(random.integers(8))
@@ -164,11 +164,11 @@ def test_no_flipped_bit_of_the_header_does_worse_than_a_sentence(model: Path) ->
         try:
             open_external(model)
         except UserError:
-            refused += 1
-    assert refused > 10
+            rejected += 1
+    assert rejected > 10
 
 
-def test_weights_beyond_the_type(tmp_path: Path) -> None:
+def test_weights_above_the_range_of_the_type(tmp_path: Path) -> None:
     source = make_source(make_config())
 
     def large(name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Hugging Face folders: layouts that differ, and what is refused."""
+"""Hugging Face folders: other layouts that are accepted, and models that are rejected."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def set_config(model: Path, **changes: Any) -> None:
     path.write_text(json.dumps({k: v for k, v in values.items() if v != "absent"}))
 
 
-def test_pairs_move_half_a_head_apart() -> None:
+def test_rotary_pairs_are_half_a_head_apart() -> None:
     rows = np.arange(12, dtype=np.float32).reshape(12, 1)  # two heads of six
     assert to_halves(rows, 6).ravel().tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
 
 
-def test_the_safetensors_are_what_the_package_reads(model: Path) -> None:
+def test_the_safetensors_package_reads_the_file(model: Path) -> None:
     tensors = load_file(model / "model.safetensors")
     source = make_source(make_config(tied=False))
     assert torch.equal(tensors["lm_head.weight"], torch.tensor(source.part("classifier.weight")))
@@ -69,7 +69,7 @@ def test_bfloat16_shards_and_old_tables(model: Path) -> None:
         open_external(model)
 
 
-def test_a_tied_classifier_may_be_there_twice(tmp_path: Path) -> None:
+def test_a_tied_classifier_may_be_stored_twice(tmp_path: Path) -> None:
     export_model(make_source(make_config()), "hf", tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     embedding = tensors["model.embed_tokens.weight"]
@@ -80,7 +80,7 @@ def test_a_tied_classifier_may_be_there_twice(tmp_path: Path) -> None:
         open_external(tmp_path)
 
 
-def test_what_config_json_may_leave_out_or_spell_otherwise(model: Path) -> None:
+def test_config_json_may_omit_defaults_and_use_old_keys(model: Path) -> None:
     before = open_external(model).config
     set_config(model, head_dim=None, rope_parameters="absent", rope_theta="absent")
     set_config(model, attention_bias="absent", rope_scaling=None, pretraining_tp=1)
@@ -114,8 +114,8 @@ def test_what_config_json_may_leave_out_or_spell_otherwise(model: Path) -> None:
         ({"num_hidden_layers": 1}, "has a tensor model.layers.1"),
         ({"num_attention_heads": True}, "num_attention_heads in .* is True"),
         ({"hidden_size": "32"}, "hidden_size in .* is '32'"),
-        ({"hidden_size": None}, "does not say hidden_size"),
-        ({"head_dim": 7}, "heads in .* are 7 wide"),
+        ({"hidden_size": None}, "has no hidden_size"),
+        ({"head_dim": 7}, "head width in .* is 7 and must be even"),
         ({"intermediate_size": 95}, "mlp.gate_proj.weight in .* has shape .96, 32."),
     ],
 )
@@ -189,8 +189,8 @@ def test_user_defined_pieces_stay_at_home(tmp_path: Path) -> None:
         export_model(InteropModel(source.config, vocabulary, source.tensor), "hf", tmp_path / "out")
 
 
-def test_of_two_cuts_that_overlap_the_left_one_merges() -> None:
-    """In "ab a ba", "aba" may come of the first two or the last two: SentencePiece takes these."""
+def test_the_left_of_two_overlapping_splits_merges_first() -> None:
+    """SentencePiece merges the first two pieces of "ab a ba" to "aba", not the last two."""
     pieces = ["<unk>", "a", "b", "ab", "ba", "aba"]
     scores = np.array([0, 0, 0, -1, -2, -3], np.float32)
     types = np.array([2, 1, 1, 1, 1, 1], np.uint8)
@@ -220,4 +220,4 @@ def test_the_model_card_says_where_it_comes_from(tmp_path: Path) -> None:
     ):
         assert text in card
     export_model(source, "hf", tmp_path)
-    assert "not known" in (tmp_path / "README.md").read_text()
+    assert "The training is unknown" in (tmp_path / "README.md").read_text()

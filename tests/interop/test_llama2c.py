@@ -1,4 +1,4 @@
-"""Checkpoints of llama2.c, laid out here once more as its export.py does."""
+"""Checkpoints of llama2.c, compared with bytes built here as its export.py builds them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def int8(array: np.ndarray, group_size: int) -> bytes:
 
 
 def checkpoint(source: InteropModel, version: int, group_size: int = 8) -> bytes:
-    """A checkpoint's bytes; the names are llama2.c's."""
+    """Return a checkpoint's bytes; the variables have llama2.c's names."""
     c = source.config
 
     def each(kind: str) -> list[np.ndarray]:
@@ -79,7 +79,7 @@ def test_float32_versions_are_read_exactly(
         assert np.array_equal(read.part(name), source.part(name)), name
 
 
-def test_int8_is_read_as_its_program_reads_it(tmp_path: Path) -> None:
+def test_int8_is_read_as_llama2c_reads_it(tmp_path: Path) -> None:
     source = make_source(make_config(dim=32, hidden=48, tied=False))
     read = open_external(save(tmp_path, source, 2))
     for name in parts(source.config):
@@ -172,7 +172,7 @@ def test_tokenizer_bin(tmp_path: Path) -> None:
         ({"head_dim": 16}, r"heads \* head_dim is 64 and must be dim, 32"),
     ],
 )
-def test_shapes_that_it_cannot_hold(tmp_path: Path, changes: dict, sentence: str) -> None:
+def test_shapes_that_it_cannot_represent(tmp_path: Path, changes: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         export_model(make_source(make_config(**changes)), "llama2c", tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -186,7 +186,7 @@ def changed(vocabulary: Vocabulary, **changes: object) -> Vocabulary:
     ("change", "sentence"),
     [
         (lambda v: changed(v, bos_id=-1), r"bos_id and eos_id are \(0, -1, 2\)"),
-        (lambda v: changed(v, dummy_prefix=False), "no space before a text"),
+        (lambda v: changed(v, dummy_prefix=False), "adds no space before a text"),
         (
             lambda v: changed(v, pieces=[*v.pieces[:259], b"x", *v.pieces[260:]]),
             "piece for a space",
@@ -198,7 +198,7 @@ def changed(vocabulary: Vocabulary, **changes: object) -> Vocabulary:
         ),
     ],
 )
-def test_tokenizers_that_it_cannot_hold(tmp_path: Path, change, sentence: str) -> None:
+def test_tokenizers_that_it_cannot_represent(tmp_path: Path, change, sentence: str) -> None:
     source = make_source(make_config())
     with pytest.raises(UserError, match=sentence):
         llama2c.write(
@@ -207,7 +207,7 @@ def test_tokenizers_that_it_cannot_hold(tmp_path: Path, change, sentence: str) -
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
-def test_every_cut_is_noticed(tmp_path: Path, version: int) -> None:
+def test_every_truncation_is_noticed(tmp_path: Path, version: int) -> None:
     path = save(tmp_path, make_source(make_config(layers=1)), version)
     good = path.read_bytes()
     for size in [0, 1, 27, 28, 255, 256, len(good) // 2, len(good) - 1]:
@@ -225,7 +225,7 @@ def test_every_cut_is_noticed(tmp_path: Path, version: int) -> None:
     [
         (4, 3, "version 3: only 0, 1 and 2"),
         (8, 33, r"n_heads in .*model.bin is 4 and must divide dim \(33\)"),
-        (8, 64, "its header asks for"),
+        (8, 64, "its header requires"),
         (12, -5, "hidden_dim in .*model.bin is -5"),
         (20, 0, "n_heads in .*model.bin is 0"),
         (24, 3, r"n_kv_heads in .* is 3 and must divide n_heads \(4\)"),
@@ -234,7 +234,7 @@ def test_every_cut_is_noticed(tmp_path: Path, version: int) -> None:
         (37, -8, "group_size in .* is -8"),
     ],
 )
-def test_headers_that_lie(tmp_path: Path, offset: int, value: int, sentence: str) -> None:
+def test_wrong_headers(tmp_path: Path, offset: int, value: int, sentence: str) -> None:
     path = save(tmp_path, make_source(make_config()), 2)
     data = bytearray(path.read_bytes())
     struct.pack_into("<i", data, offset, value)
@@ -255,7 +255,7 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="more pieces than the 400"):
         open_external(path)
     tokenizer.unlink()
-    with pytest.raises(UserError, match=r"give the model's tokenizer\.bin with --tokenizer FILE"):
+    with pytest.raises(UserError, match=r"name the model's tokenizer\.bin with --tokenizer FILE"):
         open_external(path)
     elsewhere = tmp_path / "other.bin"
     elsewhere.write_bytes(good)

@@ -1,4 +1,4 @@
-"""What goes out comes back, bit for bit in float32, one tensor in memory at a time."""
+"""A model that is exported and imported again is bit-identical in float32, in little memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLAIN = ("llama2c", "llama2c-q8")
 
 
 def model_in(folder: Path) -> Path:
-    """What to import of an exported folder."""
+    """Return the path to import from an exported folder."""
     files = [folder / name for name in ("model.gguf", "model.bin")]
     return next((file for file in files if file.exists()), folder)
 
