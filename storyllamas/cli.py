@@ -193,7 +193,7 @@ def _corpus(arguments: argparse.Namespace) -> None:
         )
     parts = sources.parts(arguments.corpus or CORPUS_FOLDER, arguments.edition)
     with report.progress(parts) as watched:
-        found = stats.survey(watched, arguments.seed)
+        found = stats.collect(watched, arguments.seed)
     if arguments.picture:
         plot.draw(found, arguments.picture)
     if arguments.json:
