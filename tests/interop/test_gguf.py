@@ -104,7 +104,7 @@ def test_a_header_may_omit_keys_with_defaults(model: Path) -> None:
         ({"tokenizer.ggml.tokens": ["a"] * 400}, "occurs twice"),
     ],
 )
-def test_headers_that_are_refused(model: Path, fields: dict[str, Any], sentence: str) -> None:
+def test_headers_that_are_rejected(model: Path, fields: dict[str, Any], sentence: str) -> None:
     edit(model, fields)
     with pytest.raises(UserError, match=sentence):
         import_model(model, model.with_name("out.slm"))
@@ -122,7 +122,7 @@ def test_headers_that_are_refused(model: Path, fields: dict[str, Any], sentence:
         ("output_norm.weight", np.zeros(32, np.int32), "type I32"),
     ],
 )
-def test_tensors_that_are_refused(
+def test_tensors_that_are_rejected(
     model: Path, name: str, tensor: np.ndarray, sentence: str
 ) -> None:
     edit(model, {}, {name: tensor})

@@ -119,7 +119,7 @@ def test_config_json_may_omit_defaults_and_use_old_keys(model: Path) -> None:
         ({"intermediate_size": 95}, "mlp.gate_proj.weight in .* has shape .96, 32."),
     ],
 )
-def test_configurations_that_are_refused(model: Path, changes: dict, sentence: str) -> None:
+def test_configurations_that_are_rejected(model: Path, changes: dict, sentence: str) -> None:
     set_config(model, **changes)
     with pytest.raises(UserError, match=sentence):
         import_model(model, model.parent / "out.slm")
@@ -163,7 +163,7 @@ def test_biases_are_not_dropped(model: Path) -> None:
         ("trainer_spec", "bos_id", 400, "bos_id of the tokenizer in .* is 400"),
     ],
 )
-def test_tokenizers_that_are_refused(
+def test_tokenizers_that_are_rejected(
     model: Path, spec: str, field: str, value: object, sentence: str
 ) -> None:
     proto = schema.ModelProto()
