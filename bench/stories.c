@@ -32,12 +32,12 @@ static int bench_vocab_size(void) {
 }
 
 static sl_options story_options(int steps, uint64_t seed) {
-    sl_options options = SL_DEFAULTS;
+    sl_options options = SL_OPTIONS_DEFAULTS;
     options.temperature = 1;
     options.top_p = bench_top_p;
-    options.tokens = steps;
+    options.max_tokens = steps;
     options.seed = seed;
-    options.ignore_end = 1;
+    options.ignore_eos = 1;
     return options;
 }
 
@@ -78,7 +78,7 @@ static int bench_batch(int stories, int steps, uint64_t seed) {
     if (!many) many = new_session(stories);
     for (int s = 0; s < stories; s++) {
         const sl_options options = story_options(steps, seed + (uint64_t)s);
-        check(sl_join_ids(many, (size_t)s, &bos, 1, &options));
+        check(sl_start_slot_ids(many, (size_t)s, &bos, 1, &options));
     }
     for (int step = 0; step < steps; step++) check(sl_step(many, pieces));
     free(pieces);

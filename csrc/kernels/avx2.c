@@ -182,7 +182,7 @@ INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const u
 
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_q8_tile_bytes(x->groups, x->group_size);
+    const size_t tile_bytes = sl_tile_bytes(8, x->groups, x->group_size);
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
                     tile_bytes, tile_n, x, i, i_n)
@@ -192,7 +192,7 @@ static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t ti
 
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_q4_tile_bytes(x->groups, x->group_size);
+    const size_t tile_bytes = sl_tile_bytes(4, x->groups, x->group_size);
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_quantized(Q4, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
                     tile_bytes, tile_n, x, i, i_n)
@@ -279,7 +279,7 @@ static void quantize(const sl_quantized *q, size_t i, const float *x, size_t col
 }
 
 static void to_f16(uint16_t *y, const float *x, size_t n) {
-    const __m256 most = _mm256_set1_ps(SL_F16_MOST), least = _mm256_set1_ps(-SL_F16_MOST);
+    const __m256 most = _mm256_set1_ps(SL_F16_MAX), least = _mm256_set1_ps(-SL_F16_MAX);
     for (size_t i = 0; i < n; i += LANES) {
         const __m256 saturated = _mm256_min_ps(most, _mm256_max_ps(least, load(x + i, n - i)));
         const __m128i rounded = _mm256_cvtps_ph(saturated, _MM_FROUND_TO_NEAREST_INT);
@@ -322,7 +322,7 @@ INLINE __m256 power_of_2(__m256i k) {
 /* exp(x) for x up to 88; 0 for what is below the smallest float; NaN stays NaN. 2^k goes in by
  * halves, for it may be below the smallest power that a float holds in full. */
 INLINE __m256 exponential(__m256 x) {
-    x = _mm256_max_ps(_mm256_set1_ps(EXP_LEAST), x);
+    x = _mm256_max_ps(_mm256_set1_ps(EXP_MIN), x);
     const __m256 k = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(LOG2_E)),
                                      _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 r = _mm256_fnmadd_ps(k, _mm256_set1_ps(LN_2_UPPER), x);
@@ -343,7 +343,7 @@ static void swiglu(float *y, const float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i += LANES) {
         const __m256 g = load(gate + i, n - i);
         /* Past 88 exp(-gate) is as good as infinite: silu is within 1e-36 of 0 there. */
-        const __m256 negative = _mm256_min_ps(_mm256_set1_ps(EXP_MOST), _mm256_xor_ps(g, sign));
+        const __m256 negative = _mm256_min_ps(_mm256_set1_ps(EXP_MAX), _mm256_xor_ps(g, sign));
         const __m256 silu = _mm256_div_ps(g, _mm256_add_ps(one, exponential(negative)));
         store(y + i, n - i, _mm256_mul_ps(silu, load(up + i, n - i)));
     }
@@ -387,21 +387,7 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
-const sl_kernels sl_kernels_avx2 = {
-    .name = "avx2",
-    .matmul_f32 = matmul_f32,
-    .matmul_f16 = matmul_f16,
-    .matmul_q8 = matmul_q8,
-    .matmul_q4 = matmul_q4,
-    .quantize = quantize,
-    .to_f16 = to_f16,
-    .rmsnorm = rmsnorm,
-    .rotate = rotate,
-    .swiglu = swiglu,
-    .argmax = argmax,
-    .exponentials = exponentials,
-    .select = select,
-};
+SL_KERNEL_SET(avx2, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -231,7 +231,7 @@ INLINE void matmul_quantized(weight_bits type, float *y, size_t y_stride, const 
 /* Few rows take as long as memory, which likes tiles to be read one after the other. */
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_q8_tile_bytes(x->groups, x->group_size);
+    const size_t tile_bytes = sl_tile_bytes(8, x->groups, x->group_size);
 #define BLOCK(tile, i, rows)                                                                       \
     block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
                     tile_bytes, 1, x, i, rows)
@@ -244,7 +244,7 @@ static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t ti
 
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_q4_tile_bytes(x->groups, x->group_size);
+    const size_t tile_bytes = sl_tile_bytes(4, x->groups, x->group_size);
     matmul_quantized(Q4, y, y_stride, tiles, tile_bytes, tile_count, x, n);
 }
 
@@ -292,7 +292,7 @@ static void quantize(const sl_quantized *q, size_t i, const float *x, size_t col
 }
 
 static void to_f16(uint16_t *y, const float *x, size_t n) {
-    const __m512 most = _mm512_set1_ps(SL_F16_MOST), least = _mm512_set1_ps(-SL_F16_MOST);
+    const __m512 most = _mm512_set1_ps(SL_F16_MAX), least = _mm512_set1_ps(-SL_F16_MAX);
     for (size_t i = 0; i < n; i += ROWS) {
         const __mmask16 mask = lanes(i, n);
         const __m512 part = _mm512_maskz_loadu_ps(mask, x + i);
@@ -332,9 +332,9 @@ static void rotate(float *x, size_t heads, size_t head_dim, const float *table) 
         }
 }
 
-/* exp(x) for x up to EXP_MOST, see exponential.h; NaN stays NaN. */
+/* exp(x) for x up to EXP_MAX, see exponential.h; NaN stays NaN. */
 INLINE __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(EXP_LEAST), x);
+    x = _mm512_max_ps(_mm512_set1_ps(EXP_MIN), x);
     const __m512 k = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(LOG2_E)), 0);
     __m512 r = _mm512_fnmadd_ps(k, _mm512_set1_ps(LN_2_UPPER), x);
     r = _mm512_fnmadd_ps(k, _mm512_set1_ps(LN_2_LOWER), r);
@@ -353,7 +353,7 @@ static void swiglu(float *y, const float *gate, const float *up, size_t n) {
         const __mmask16 mask = lanes(i, n);
         const __m512 g = _mm512_maskz_loadu_ps(mask, gate + i);
         /* Past 88 exp(-gate) is as good as infinite: silu is within 1e-36 of 0 there. */
-        const __m512 negative = _mm512_min_ps(_mm512_set1_ps(EXP_MOST), _mm512_xor_ps(g, sign));
+        const __m512 negative = _mm512_min_ps(_mm512_set1_ps(EXP_MAX), _mm512_xor_ps(g, sign));
         const __m512 silu = _mm512_div_ps(g, _mm512_add_ps(one, exponential(negative)));
         _mm512_mask_storeu_ps(y + i, mask,
                               _mm512_mul_ps(silu, _mm512_maskz_loadu_ps(mask, up + i)));
@@ -404,21 +404,7 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
-const sl_kernels sl_kernels_avx512 = {
-    .name = "avx512",
-    .matmul_f32 = matmul_f32,
-    .matmul_f16 = matmul_f16,
-    .matmul_q8 = matmul_q8,
-    .matmul_q4 = matmul_q4,
-    .quantize = quantize,
-    .to_f16 = to_f16,
-    .rmsnorm = rmsnorm,
-    .rotate = rotate,
-    .swiglu = swiglu,
-    .argmax = argmax,
-    .exponentials = exponentials,
-    .select = select,
-};
+SL_KERNEL_SET(avx512, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 
 #ifdef __clang__
 #pragma clang attribute pop

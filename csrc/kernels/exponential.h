@@ -7,8 +7,8 @@
 #ifndef STORYLLAMAS_EXPONENTIAL_H
 #define STORYLLAMAS_EXPONENTIAL_H
 
-#define EXP_LEAST (-105.0f) /* exp of it and of all below is 0 */
-#define EXP_MOST 88.0f
+#define EXP_MIN (-105.0f) /* exp of it and of all below is 0 */
+#define EXP_MAX 88.0f
 #define LOG2_E 1.44269504f
 #define LN_2_UPPER 0.693359375f
 #define LN_2_LOWER (-2.12194440e-4f)

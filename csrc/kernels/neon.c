@@ -168,7 +168,7 @@ INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const u
 
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_q8_tile_bytes(x->groups, x->group_size);
+    const size_t tile_bytes = sl_tile_bytes(8, x->groups, x->group_size);
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
                     tile_bytes, tile_n, x, i, i_n)
@@ -178,7 +178,7 @@ static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t ti
 
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_q4_tile_bytes(x->groups, x->group_size);
+    const size_t tile_bytes = sl_tile_bytes(4, x->groups, x->group_size);
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_quantized(Q4, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
                     tile_bytes, tile_n, x, i, i_n)
@@ -239,7 +239,7 @@ static void quantize(const sl_quantized *q, size_t i, const float *x, size_t col
 }
 
 static void to_f16(uint16_t *y, const float *x, size_t n) {
-    const float32x4_t most = vdupq_n_f32(SL_F16_MOST), least = vdupq_n_f32(-SL_F16_MOST);
+    const float32x4_t most = vdupq_n_f32(SL_F16_MAX), least = vdupq_n_f32(-SL_F16_MAX);
     for (size_t i = 0; i < n; i += LANES) {
         const float32x4_t saturated = vminq_f32(most, vmaxq_f32(least, load(x + i, n - i)));
         const uint16x4_t rounded = vreinterpret_u16_f16(vcvt_f16_f32(saturated));
@@ -281,7 +281,7 @@ INLINE float32x4_t power_of_2(int32x4_t k) {
 /* exp(x) for x up to 88; 0 for what is below the smallest float; NaN stays NaN. 2^k goes in by
  * halves, for it may be below the smallest power that a float holds in full. */
 INLINE float32x4_t exponential(float32x4_t x) {
-    x = vmaxq_f32(vdupq_n_f32(EXP_LEAST), x);
+    x = vmaxq_f32(vdupq_n_f32(EXP_MIN), x);
     const int32x4_t whole = vcvtnq_s32_f32(vmulq_n_f32(x, LOG2_E)), half = vshrq_n_s32(whole, 1);
     const float32x4_t k = vcvtq_f32_s32(whole);
     float32x4_t r = vfmsq_n_f32(x, k, LN_2_UPPER);
@@ -300,7 +300,7 @@ static void swiglu(float *y, const float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i += LANES) {
         const float32x4_t g = load(gate + i, n - i);
         /* Past 88 exp(-gate) is as good as infinite: silu is within 1e-36 of 0 there. */
-        const float32x4_t e = exponential(vminq_f32(vdupq_n_f32(EXP_MOST), vnegq_f32(g)));
+        const float32x4_t e = exponential(vminq_f32(vdupq_n_f32(EXP_MAX), vnegq_f32(g)));
         const float32x4_t silu = vdivq_f32(g, vaddq_f32(vdupq_n_f32(1), e));
         store(y + i, n - i, vmulq_f32(silu, load(up + i, n - i)));
     }
@@ -344,21 +344,7 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
-const sl_kernels sl_kernels_neon = {
-    .name = "neon",
-    .matmul_f32 = matmul_f32,
-    .matmul_f16 = matmul_f16,
-    .matmul_q8 = matmul_q8,
-    .matmul_q4 = matmul_q4,
-    .quantize = quantize,
-    .to_f16 = to_f16,
-    .rmsnorm = rmsnorm,
-    .rotate = rotate,
-    .swiglu = swiglu,
-    .argmax = argmax,
-    .exponentials = exponentials,
-    .select = select,
-};
+SL_KERNEL_SET(neon, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -144,13 +144,13 @@ static inline void matmul(float *y, size_t y_stride, const uint8_t *tiles, size_
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     matmul(y, y_stride, tiles, tile_count, x, n, dot_q8, 128,
-           sl_q8_tile_bytes(x->groups, x->group_size), ROWS * x->group_size);
+           sl_tile_bytes(8, x->groups, x->group_size), ROWS * x->group_size);
 }
 
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     matmul(y, y_stride, tiles, tile_count, x, n, dot_q4, 8,
-           sl_q4_tile_bytes(x->groups, x->group_size), ROWS * x->group_size / 2);
+           sl_tile_bytes(4, x->groups, x->group_size), ROWS * x->group_size / 2);
 }
 
 /* The largest |x|; NaN if there is one. Compared as integers, which order magnitudes the same. */
@@ -202,7 +202,7 @@ static uint16_t nearest_f16(float x) {
     const uint32_t sign = bits >> 16 & 0x8000, least_bit = bits >> 13 & 1;
     const float magnitude = fabsf(x);
     if (isnan(x)) return 0x7e00;
-    if (magnitude >= SL_F16_MOST) return (uint16_t)(sign | 0x7bff);
+    if (magnitude >= SL_F16_MAX) return (uint16_t)(sign | 0x7bff);
     if (magnitude < 0x1p-14f) return (uint16_t)(sign | (uint32_t)nearest(magnitude * 0x1p24f));
     return (uint16_t)(sign | (((bits & 0x7fffffff) - 0x38000000 + 0xfff + least_bit) >> 13));
 }
@@ -252,18 +252,4 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
-const sl_kernels sl_kernels_scalar = {
-    .name = "scalar",
-    .matmul_f32 = matmul_f32,
-    .matmul_f16 = matmul_f16,
-    .matmul_q8 = matmul_q8,
-    .matmul_q4 = matmul_q4,
-    .quantize = quantize,
-    .to_f16 = to_f16,
-    .rmsnorm = rmsnorm,
-    .rotate = rotate,
-    .swiglu = swiglu,
-    .argmax = argmax,
-    .exponentials = exponentials,
-    .select = select,
-};
+SL_KERNEL_SET(scalar, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);

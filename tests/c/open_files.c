@@ -50,15 +50,15 @@ static void use_session(const sl_model *model) {
     sl_session *session;
     if (sl_session_new(&session, model, NULL)) return;
     for (int round = 0; round < 4; round++) {
-        sl_options options = SL_DEFAULTS;
+        sl_options options = SL_OPTIONS_DEFAULTS;
         options.temperature = (float)integer(3);
         options.top_k = (int32_t)integer(2) * (int32_t)integer(1000);
         options.top_p = integer(2) ? 1.0f : 0.5f;
         options.min_p = integer(2) ? 0.0f : 0.1f;
         options.repetition_penalty = integer(2) ? 1.0f : 1.5f;
         options.repetition_window = (int32_t)integer(300);
-        options.ignore_end = (int32_t)integer(2);
-        options.tokens = 1 + (int32_t)integer(50);
+        options.ignore_eos = (int32_t)integer(2);
+        options.max_tokens = 1 + (int32_t)integer(50);
         const char *prompt = "a b\xc3\xa9";
         int status = sl_start(session, prompt, integer(2) * strlen(prompt), &options);
         for (sl_piece piece = {0}; !status && !piece.stop;) status = sl_next(session, &piece);

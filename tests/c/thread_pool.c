@@ -35,11 +35,11 @@ static void count_items(void *context, size_t first, size_t end, size_t thread) 
  * time. */
 static bool settles(bool likely, bool faster) {
     enum { HALF = 4, PIECES = 4 * HALF };
-    sl_pace pace = {.is_alone = likely};
+    sl_autotune pace = {.is_alone = likely};
     for (int piece = 0; piece < PIECES; piece++) {
-        const bool is_alone = sl_pace_begin(&pace);
+        const bool is_alone = sl_autotune_begin(&pace);
         if (is_alone != faster) nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
-        sl_pace_end(&pace);
+        sl_autotune_end(&pace);
         const bool expected = piece < HALF ? likely : piece < 2 * HALF ? !likely : faster;
         if (is_alone == expected) continue;
         printf("likely %d, faster %d: piece %d was alone: %d\n", likely, faster, piece, is_alone);
@@ -51,12 +51,12 @@ static bool settles(bool likely, bool faster) {
 int main(int argc, char **argv) {
     const size_t threads = argc > 1 ? strtoul(argv[1], NULL, 10) : 2;
     const size_t loops = argc > 2 ? strtoul(argv[2], NULL, 10) : 10000;
-    sl_team *team = sl_team_new(threads);
+    sl_thread_pool *team = sl_thread_pool_new(threads);
     size_t counts[MOST] = {0}, expected[MOST] = {0};
     if (!team) return EXIT_FAILURE;
     for (size_t loop = 1; loop <= loops; loop++) {
         const size_t count = number(MOST + 1);
-        sl_share(team, count, 1 + number(5), count_items, counts);
+        sl_parallel_for(team, count, 1 + number(5), count_items, counts);
         for (size_t i = 0; i < count; i++) expected[i]++;
         for (size_t i = 0; i < MOST; i++)
             if (counts[i] != expected[i]) {
@@ -67,7 +67,7 @@ int main(int argc, char **argv) {
         /* Long enough for the others to fall asleep. */
         if (loop % PAUSE_EVERY == 0) nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
     }
-    sl_team_free(team);
+    sl_thread_pool_free(team);
     for (int likely = 0; likely < 2; likely++)
         for (int faster = 0; faster < 2; faster++)
             if (!settles(likely, faster)) return EXIT_FAILURE;
