@@ -29,7 +29,7 @@ static inline size_t sl_scale_bytes(size_t groups) {
 
 /* Return the bytes of a tile whose weights have so many bits. */
 static inline size_t sl_tile_bytes(size_t bits, size_t groups, size_t group_size) {
-    return sl_scale_bytes(groups) + groups * group_size * SL_TILE_ROWS * bits / 8;
+    return sl_scale_bytes(groups) + groups * group_size * (SL_TILE_ROWS * bits / 8);
 }
 
 /* Return the tile that starts at `tile`. */

@@ -19,7 +19,7 @@ extern const sl_kernels sl_kernels_neon;   /* with the dot product */
 
 /* Define the table of a set from the functions of these names in its file. The other arguments are
  * its products for quantized weight types. */
-#define SL_KERNEL_SET(set, ...)                                                                       \
+#define SL_KERNEL_SET(set, ...)                                                                    \
     const sl_kernels sl_kernels_##set = {                                                          \
         .name = #set,                                                                              \
         .matmul_f32 = matmul_f32,                                                                  \

@@ -52,7 +52,8 @@ bool sl_index_decoded(sl_tokenizer *tokenizer) {
         tokenizer->decoded[id] = (sl_decoded){start, (uint32_t)length};
         start += (uint32_t)length;
     }
-    memset(tokenizer->decoded_text + start, 0, SHORT); /* append reads SHORT bytes of the last piece */
+    memset(tokenizer->decoded_text + start, 0,
+           SHORT); /* append reads SHORT bytes of the last piece */
     return true;
 }
 
@@ -64,8 +65,8 @@ size_t sl_decoder_bound(const sl_tokenizer *tokenizer) {
     return longest + sizeof(((sl_decoder *)0)->pending) * REPLACEMENT_BYTES;
 }
 
-/* Write the characters that the pending bytes complete, and U+FFFD for bytes that cannot become part
- * of a character. */
+/* Write the characters that the pending bytes complete, and U+FFFD for bytes that cannot become
+ * part of a character. */
 static size_t write_pending(sl_decoder *decoder, char *text) {
     char *out = text;
     while (decoder->pending_count) {
@@ -122,8 +123,8 @@ typedef struct {
     size_t length; /* may exceed capacity */
 } text_out;
 
-/* Append a text, or count its length if it does not fit. A short text is copied as SHORT bytes, which
- * is faster; the text that follows overwrites the excess. SHORT bytes must be readable. */
+/* Append a text, or count its length if it does not fit. A short text is copied as SHORT bytes,
+ * which is faster; the text that follows overwrites the excess. SHORT bytes must be readable. */
 static void append(text_out *out, const char *text, size_t length) {
     if (length <= SHORT && out->length + SHORT <= out->capacity)
         memcpy(out->bytes + out->length, text, SHORT);
@@ -138,7 +139,8 @@ static int decode(const sl_tokenizer *tokenizer, const int32_t *ids, size_t coun
     for (size_t i = 0; i < count; i++) {
         const int32_t id = ids[i];
         if (id < 0 || (uint32_t)id >= tokenizer->vocabulary.size)
-            return sl_fail(SL_ERROR_ARGUMENT, "token id %" PRId32 " is not in the vocabulary: give 0 to %" PRIu32, id,
+            return sl_fail(SL_ERROR_ARGUMENT,
+                           "token id %" PRId32 " is not in the vocabulary: give 0 to %" PRIu32, id,
                            tokenizer->vocabulary.size - 1);
         const sl_decoded piece = tokenizer->decoded[id];
         if (piece.length && decoder.begun && !decoder.pending_count)

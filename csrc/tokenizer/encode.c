@@ -23,8 +23,8 @@ typedef struct {
     uint64_t borders; /* bit i: a border before byte block + i that is not returned yet */
 } border_scan;
 
-/* Return the borders in the current block. No branch depends on the text: one misprediction for each
- * word would take as long as all the rest. */
+/* Return the borders in the current block. No branch depends on the text: one misprediction for
+ * each word would take as long as all the rest. */
 static uint64_t find_borders(const border_scan *scan) {
     const size_t left = scan->length - scan->block, count = left < 64 ? left : 64;
     uint64_t borders = 0;
@@ -70,8 +70,8 @@ static inline void put_cached(sl_id_list *list, const sl_word *word) {
 }
 
 /* Encode a word that is not in the cache, and add it if its ids fit. */
-static int put_new(const sl_tokenizer *tokenizer, const char *text, size_t length,
-                      sl_word_key key, sl_word *slot, sl_id_list *list) {
+static int put_new(const sl_tokenizer *tokenizer, const char *text, size_t length, sl_word_key key,
+                   sl_word *slot, sl_id_list *list) {
     int32_t ids[MAX_WORD_IDS];
     sl_id_list found = {ids, MAX_WORD_IDS, 0, -1, list->unk_id};
     const int status = sl_merge(tokenizer, false, text, length, &found);
@@ -124,7 +124,8 @@ static int put_text(const sl_tokenizer *tokenizer, sl_word_cache *cache, const c
 
 static int check_cache(const sl_tokenizer *tokenizer, const sl_word_cache *cache) {
     if (cache && cache->tokenizer != tokenizer)
-        return sl_fail(SL_ERROR_ARGUMENT, "the word cache belongs to another tokenizer: make one for this tokenizer");
+        return sl_fail(SL_ERROR_ARGUMENT,
+                       "the word cache belongs to another tokenizer: make one for this tokenizer");
     return SL_OK;
 }
 

@@ -37,7 +37,8 @@ typedef struct {
     symbol *symbols; /* [length] */
     merge *heap;     /* the best on top */
     uint32_t heap_count;
-    uint32_t *splits; /* [pieces] the length of an unused piece's left part; NULL: no unused pieces */
+    uint32_t
+        *splits; /* [pieces] the length of an unused piece's left part; NULL: no unused pieces */
 } encoding;
 
 /* ---- The heap -------------------------------------------------------------------------------- */
@@ -204,7 +205,8 @@ static int merge_large(const sl_tokenizer *tokenizer, bool prefix, const char *w
     e.symbols = malloc(normalized * sizeof *e.symbols);
     e.heap = malloc(MERGES(length) * sizeof *e.heap);
     if (tokenizer->has_unused) e.splits = calloc(tokenizer->vocabulary.size, sizeof *e.splits);
-    const bool is_out_of_memory = !e.text || !e.symbols || !e.heap || (tokenizer->has_unused && !e.splits);
+    const bool is_out_of_memory =
+        !e.text || !e.symbols || !e.heap || (tokenizer->has_unused && !e.splits);
     if (!is_out_of_memory) run(&e, prefix, word, length, list);
     free(e.text);
     free(e.symbols);

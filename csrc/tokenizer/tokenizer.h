@@ -42,16 +42,16 @@ struct sl_tokenizer {
     void *copy; /* sl_tokenizer_open's copy of these arrays, or NULL */
 
     /* Encoding. */
-    uint32_t *slots;       /* hash table of the pieces that text can merge to: id + 1, or 0 if free */
-    uint32_t slot_mask;    /* number of slots, a power of two, minus 1 */
-    int32_t *user_defined; /* ids, sorted by first byte, then longest first */
+    uint32_t *slots;    /* hash table of the pieces that text can merge to: id + 1, or 0 if free */
+    uint32_t slot_mask; /* number of slots, a power of two, minus 1 */
+    int32_t *user_defined;      /* ids, sorted by first byte, then longest first */
     uint32_t user_starts[257];  /* pieces with first byte b begin at user_starts[b] */
     int32_t byte_ids[256];      /* the byte pieces; -1: there is none */
     uint32_t longest_mergeable; /* bytes of the longest piece in slots */
     uint32_t longest;           /* bytes of the longest piece */
     bool has_unused;
-    /* Whether there is a border between two bytes, indexed by the two bytes as they lie in memory: 1
-     * if no piece has a character that ends in the first byte before one that begins with the
+    /* Whether there is a border between two bytes, indexed by the two bytes as they lie in memory:
+     * 1 if no piece has a character that ends in the first byte before one that begins with the
      * second. A space counts in both its forms, ' ' and U+2581. */
     uint8_t borders[1 << 16];
 
@@ -62,8 +62,8 @@ struct sl_tokenizer {
 
 /* ---- utf8.c ---------------------------------------------------------------------------------- */
 
-/* Return the length of the UTF-8 character that text begins with, 0 if it is not valid, or -1 if the
- * text ends before that is certain. length is at least 1. */
+/* Return the length of the UTF-8 character that text begins with, 0 if it is not valid, or -1 if
+ * the text ends before that is certain. length is at least 1. */
 int sl_utf8_character(const char *text, size_t length);
 
 /* Return how many bytes of valid UTF-8 the text begins with. */
