@@ -59,7 +59,7 @@ story: setup ## train the model of params.yaml (minutes the first time) and tell
 	@$(MAKE) --no-print-directory run-c
 
 train-distributed: setup ## train the model of params.yaml in several processes: NPROC=2
-	$(BIN)/python -m storyllamas.dvc_command exp run \
+	$(BIN)/python -m storyllamas.experiments.dvc exp run \
 		-S model=$(SIZE) -S compute.processes=$(NPROC) train@$(SIZE)
 
 engine: ## build the C program, csrc/build/run
@@ -69,21 +69,21 @@ run-c: engine ## tell a story with the C program
 	@csrc/build/run "$$MODEL" $(SETTINGS) --prompt "$$PROMPT"
 
 sizes: setup ## train every size as an experiment and compare them: RECIPE=, STEPS=, SIZES=
-	@$(BIN)/python -m storyllamas.experiments sizes --sizes $(SIZES) \
+	@$(BIN)/python -m storyllamas.experiments.run sizes --sizes $(SIZES) \
 		$(if $(RECIPE),--recipe $(RECIPE)) $(if $(STEPS),--steps $(STEPS))
 
 sweep: setup ## try learning rates as experiments, the best first: RATES=, SIZE=, RECIPE=, STEPS=
-	@$(BIN)/python -m storyllamas.experiments sweep --sizes $(SIZE) --rates $(RATES) \
+	@$(BIN)/python -m storyllamas.experiments.run sweep --sizes $(SIZE) --rates $(RATES) \
 		$(if $(RECIPE),--recipe $(RECIPE)) $(if $(STEPS),--steps $(STEPS))
 
 plots: setup ## draw the loss of every size trained so far: metrics/losses.png
-	$(BIN)/python -m storyllamas.pictures
+	$(BIN)/python -m storyllamas.experiments.losses
 
 corpus: setup ## print and draw what is in the corpus in use: metrics/corpus.png
 	$(BIN)/storyllamas corpus --picture metrics/corpus.png
 
 vocab-table: setup ## compare sizes of the vocabulary on the corpus in use: metrics/vocabulary.*
-	$(BIN)/python -m storyllamas.survey.vocabularies
+	$(BIN)/python -m storyllamas.corpus_stats.vocab_table
 
 test: $(VENV)/installed-dev ## install what tests need and run them all
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
@@ -134,7 +134,7 @@ clean: ## remove builds and caches; keeps models, data and .venv
 	find storyllamas stages tests -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '.*.tmp' -not -path './.git/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-ENGINE_SOURCES := setup.py storyllamas/engine_build.py $(wildcard csrc/*.[ch] csrc/*/*.[ch])
+ENGINE_SOURCES := setup.py storyllamas/engine/build.py $(wildcard csrc/*.[ch] csrc/*/*.[ch])
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -2,4 +2,4 @@
 
 from setuptools import setup
 
-setup(cffi_modules=["storyllamas/engine_build.py:ffibuilder"])
+setup(cffi_modules=["storyllamas/engine/build.py:ffibuilder"])

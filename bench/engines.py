@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import build
 from storyllamas.errors import UserError
-from storyllamas.weight_header import GROUP_SIZES
+from storyllamas.slm.encoding import GROUP_SIZES
 
 OURS = "StoryLlamas"
 AUTO = 0

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from storyllamas.fast_tokenizer import FastTokenizer
-from storyllamas.interop.vocabulary import from_sentencepiece, to_sentencepiece
-from storyllamas.native import check, ffi, lib
-from storyllamas.weights import PieceType, Vocabulary
+from storyllamas.engine.ffi import check, ffi, lib
+from storyllamas.engine.tokenizer import FastTokenizer
+from storyllamas.interop.sentencepiece import from_sentencepiece, to_sentencepiece
+from storyllamas.vocabulary import PieceType, Vocabulary
 
 SPACE = "\u2581"
 TEXTS = 400

@@ -13,11 +13,10 @@ from bench import build, limits
 from bench.limits import ARITHMETIC, Machine
 from bench.models import shape
 from bench.report import table
-from storyllamas.config import ModelConfig
+from storyllamas.config import ModelConfig, tensor_shapes
 from storyllamas.errors import exit_on_user_error
-from storyllamas.tiles import Encoding, tensor_bytes
-from storyllamas.weight_header import storage
-from storyllamas.weights import tensor_shapes
+from storyllamas.slm.encoding import Encoding, storage
+from storyllamas.slm.tiles import tensor_bytes
 
 TYPES = ("f32", "q8", "q4")
 ROWS = (1, 8, 32)

@@ -6,15 +6,14 @@ finished is not run again; both are kept in build/bench/learning.
 
 from __future__ import annotations
 
-from storyllamas.training import environment
+from storyllamas.training import process_env
 
 if __name__ == "__main__":
-    environment.prepare()
+    process_env.prepare()
 
 import argparse
 import dataclasses
 import json
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,12 +22,14 @@ from typing import Any
 
 import matplotlib as mpl
 
-from storyllamas import params, tokenizer, tokens
+from storyllamas import params, token_file, tokenizer
 from storyllamas.atomic import atomic_file, write_json
+from storyllamas.bits_per_byte import framed_bits_per_byte
 from storyllamas.corpus import files, sources
 from storyllamas.errors import exit_on_user_error
 from storyllamas.params import Params, Recipe
 from storyllamas.pretokenize import pretokenize
+from storyllamas.token_file import TokenFile
 from storyllamas.training import device
 from storyllamas.training.loop import Job, training_run
 
@@ -42,17 +43,17 @@ PLAIN: dict[str, Any] = {
     "micro_batch": 16,
     "optimizer": "adamw",
     "learning_rate": 4e-3,
-    "embedding_rate": 1.0,
+    "embedding_lr_scale": 1.0,
     "weight_decay": 0.1,
     "dropout": 0.0,
-    "zero_outputs": False,
+    "zero_init_residual": False,
     "beta1": 0.9,
     "beta2": 0.95,
     "muon_beta2": 0.0,
     "warmup": 0.02,
-    "hold": 0.0,
+    "stable": 0.0,
     "schedule": "linear",
-    "final_rate": 0.05,
+    "final_lr_ratio": 0.05,
     "grad_clip": 1.0,
 }
 PUBLISHED = {"tokens_per_step": 64 * 256, "learning_rate": 1e-3, "schedule": "cosine"}
@@ -61,7 +62,7 @@ ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "published": (
         "AdamW 1e-3, 64 × 256, cosine",
         "quick",
-        {**PLAIN, **PUBLISHED, "final_rate": 0.1},
+        {**PLAIN, **PUBLISHED, "final_lr_ratio": 0.1},
     ),
     "adamw": ("AdamW 4e-3, 16 × 256, linear", "quick", PLAIN),
     "muon": ("Muon 4e-3, 16 × 256, linear", "quick", {**PLAIN, "optimizer": "muon"}),
@@ -98,7 +99,7 @@ def recipe_of(name: str, budget: int, raw: dict[str, Any]) -> Recipe:
     recipe = dataclasses.replace(chosen.recipe, **changes)
     steps = max(1, budget // recipe.tokens_per_step)
     every = max(1, steps // VALIDATIONS)
-    return dataclasses.replace(recipe, steps=steps, evaluate_every=every, evaluate_windows=WINDOWS)
+    return dataclasses.replace(recipe, steps=steps, eval_every=every, eval_sequences=WINDOWS)
 
 
 def run(job: Job, name: str) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def compare(
     chosen: Params, raw: dict[str, Any], data: Path, names: Sequence[str], arguments: Any
 ) -> Iterator[Row]:
     """Train every row with every seed."""
-    train, valid = (tokens.read(data / f"{part}.bin") for part in ("train", "valid"))
+    train, valid = (token_file.read(data / f"{part}.bin") for part in ("train", "valid"))
     config = dataclasses.replace(chosen.model_config(), vocab_size=train.vocab_size)
     where = device.choose(chosen.compute, arguments.tokens * config.training_flops)
     for name in names:
@@ -138,9 +139,13 @@ def compare(
         )
 
 
-def table(rows: Sequence[Row], bits: float) -> str:
-    """The rows in Markdown; `bits` is what one nat a token is in bits a byte."""
-    lines = ["| recipe | nats a token | spread | bits a byte | minutes |", "|---|---|---|---|---|"]
+def table(rows: Sequence[Row], valid: TokenFile) -> str:
+    """Write the rows as a Markdown table; `valid` is what they were validated on."""
+    bits = framed_bits_per_byte(1.0, len(valid.tokens), valid.text_bytes)
+    lines = [
+        "| recipe | nats a token | spread | framed bits per byte | minutes |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows:
         mean, spread = statistics.mean(row.losses), max(row.losses) - min(row.losses)
         lines.append(
@@ -203,10 +208,10 @@ def main() -> None:
     chosen = params.parse(raw)
     data = prepare(arguments.corpus, chosen) if arguments.corpus else Path("data/tokens")
     rows = list(compare(chosen, raw, data, arguments.rows, arguments))
-    valid = tokens.read(data / "valid.bin")
+    valid = token_file.read(data / "valid.bin")
     seeds = ", ".join(map(str, arguments.seeds))
     title = f"{chosen.model} after {arguments.tokens / 1e6:g} million tokens, seeds {seeds}"
-    print(f"\n{title}\n\n{table(rows, len(valid.tokens) / valid.text_bytes / math.log(2))}\n")
+    print(f"\n{title}\n\n{table(rows, valid)}\n")
     draw(rows, title, arguments.figure)
     print(arguments.figure)
 

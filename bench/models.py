@@ -13,12 +13,13 @@ import numpy as np
 import yaml
 
 from bench.build import BUILD, ROOT
-from storyllamas import params, weights
-from storyllamas.config import ModelConfig
-from storyllamas.interop.convert import export_model
-from storyllamas.interop.source import Source, open_source
-from storyllamas.weight_header import GROUP_SIZES, storage
-from storyllamas.weights import PieceType, Vocabulary
+from storyllamas import params
+from storyllamas.config import ModelConfig, tensor_shapes
+from storyllamas.interop.formats import export_model
+from storyllamas.interop.model import Source, open_source
+from storyllamas.slm import weight_file
+from storyllamas.slm.encoding import GROUP_SIZES, storage
+from storyllamas.vocabulary import PieceType, Vocabulary
 
 SEED = 1
 SPREAD = 6.0
@@ -55,7 +56,7 @@ class Model:
 
         A token reads them all, where the classifier is the embedding.
         """
-        return weights.read(self.folder / f"{weight_type}.slm").tensors_bytes
+        return weight_file.read(self.folder / f"{weight_type}.slm").tensors_bytes
 
 
 def prepare(size: str, formats: set[str]) -> Model:
@@ -86,7 +87,7 @@ def shape(size: str) -> ModelConfig:
 def _export(source: Source, name: str, folder: Path) -> None:
     if name in GROUP_SIZES:
         path = folder / f"{name}.slm"
-        weights.write(path, source.config, source.vocabulary, source.tensor, storage(name))
+        weight_file.write(path, source.config, source.vocabulary, source.tensor, storage(name))
     elif name.startswith("ct2-"):
         _convert_to_ctranslate2(folder / "hf", folder / name, name.removeprefix("ct2-"))
     else:
@@ -109,7 +110,7 @@ def _random_source(config: ModelConfig) -> Source:
     """
     random = np.random.default_rng(SEED)
     tensors = {}
-    for name, shape in weights.tensor_shapes(config).items():
+    for name, shape in tensor_shapes(config).items():
         if len(shape) == 1:
             tensors[name] = np.ones(shape, np.float32)
         else:

@@ -9,7 +9,7 @@ import matplotlib as mpl
 from bench.engines import OURS
 from bench.report import Results
 from storyllamas.atomic import atomic_file
-from storyllamas.pictures import COLORS
+from storyllamas.plots import COLORS
 
 MARKERS = {32: "o", 8: "s", 4: "^"}
 

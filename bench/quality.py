@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from storyllamas import calibration, evaluation, params, weights
+from storyllamas import evaluation, params
 from storyllamas.corpus import files
-from storyllamas.engine import Engine
+from storyllamas.engine.engine import Engine
+from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.errors import exit_on_user_error
-from storyllamas.fast_tokenizer import FastTokenizer
-from storyllamas.interop.source import Source, open_source
-from storyllamas.quantize import Float32
-from storyllamas.tiles import Encoding, WeightType
-from storyllamas.weight_header import F32, Storage
+from storyllamas.interop.model import Source, open_source
+from storyllamas.slm import calibration, weight_file
+from storyllamas.slm.encoding import F32, Encoding, Storage, WeightType
+from storyllamas.slm.quantize import Float32
 
 Q8_GROUPS = (32, 64, 128, 256)
 Q4_GROUPS = (16, 32, 64)
@@ -70,10 +70,10 @@ def rows(
         for moments in fits:
             path = folder / "model.slm"
             config, vocabulary = source.config, source.vocabulary
-            weights.write(path, config, vocabulary, source.tensor, storage, moments)
+            weight_file.write(path, config, vocabulary, source.tensor, storage, moments)
             score = evaluation.score(Engine(path), stories).bits_per_byte
             exact = exact or score
-            bits = 8 * weights.read(path).tensors_bytes / source.config.parameters
+            bits = 8 * weight_file.read(path).tensors_bytes / source.config.parameters
             names = " | ".join([*map(_name, storage), "yes" if moments else "no"])
             yield f"| {names} | {bits:.2f} | {score:.5f} | {100 * (score / exact - 1):+.2f} % |"
 

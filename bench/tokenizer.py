@@ -22,8 +22,8 @@ from rich.table import Table
 
 from storyllamas import tokenizer
 from storyllamas.corpus import files
+from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.errors import UserError, exit_on_user_error
-from storyllamas.fast_tokenizer import FastTokenizer
 from storyllamas.interop.huggingface import tokenizer_json
 
 Ids = list[list[int]]

@@ -28,11 +28,11 @@ from bench.engines import Worker
 from bench.plain_loop import Shape
 from bench.train_report import Case, Measured, Row
 from bench.train_worker import LLAMA2C, OURS, PEAK, PLAIN, Setup
-from storyllamas import params, tokens
+from storyllamas import params, token_file
 from storyllamas.atomic import write_text
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.params import Params
-from storyllamas.training import device, environment
+from storyllamas.training import device, process_env
 
 BATCH = 16
 """Windows of a step at which all sizes are measured, whatever their recipe says."""
@@ -130,7 +130,7 @@ def measure(task: Task, where: str, llama2c: str, rounds: int) -> Measured:
 
 
 def _start(setup: Setup) -> Worker:
-    ours = environment.variables() if setup.loop == OURS else {}
+    ours = process_env.variables() if setup.loop == OURS else {}
     command = ["env", *(f"{name}={value}" for name, value in ours.items()), sys.executable]
     return Worker([*command, "-m", "bench.train_worker", json.dumps(asdict(setup))])
 
@@ -150,7 +150,7 @@ def _token_file(vocab_size: int) -> Path:
     path = build.BUILD / "training" / f"random-{vocab_size}.bin"
     if not path.exists():
         ids = np.random.default_rng(0).integers(vocab_size, size=RANDOM_TOKENS, dtype=np.uint16)
-        with tokens.write(path, vocab_size, bytes(32)) as writer:
+        with token_file.write(path, vocab_size, bytes(32)) as writer:
             writer.append(ids, 1, RANDOM_TOKENS)
     return path
 

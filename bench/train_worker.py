@@ -74,7 +74,7 @@ def main() -> None:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
         if setup.loop == PEAK:
-            from storyllamas.training.machine import matmul_peak
+            from storyllamas.training.metrics import matmul_peak
 
             for request in sys.stdin:
                 _answer(answers, {"operations": matmul_peak(setup.device, request.split()[1])})
@@ -94,7 +94,7 @@ def _answer(answers: TextIO, what: dict[str, Any]) -> None:
 
 
 def _done(loop: Loop, steps: int) -> dict[str, Any]:
-    from storyllamas.training.machine import peak_memory_bytes
+    from storyllamas.training.metrics import peak_memory_bytes
 
     begun = time.perf_counter()
     for _ in range(steps):
@@ -112,13 +112,13 @@ def _done(loop: Loop, steps: int) -> dict[str, Any]:
 
 def _ours(setup: Setup, folder: Path) -> Loop:
     """The trainer of `dvc repro`, with all that the stage sets up."""
-    from storyllamas import params, tokens
+    from storyllamas import params, token_file
     from storyllamas.training import device
     from storyllamas.training.interrupt import Interrupt
     from storyllamas.training.loop import Job, Trainer
 
     chosen = params.parse(setup.params)
-    data = tokens.read(setup.tokens)
+    data = token_file.read(setup.tokens)
     where = device.choose(chosen.compute, chosen.training_flops)
     job = Job(chosen.model_config(), chosen.recipe, chosen.seed, data, data, where)
     trainer, interrupt = Trainer(job, folder, None), Interrupt()

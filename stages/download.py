@@ -25,7 +25,7 @@ def main() -> None:
         files.write(valid, cleaner.valid(split.valid))
         files.write(train, cleaner.train(split.train))
     parts = {"train": cleaner.train_counts, "valid": cleaner.valid_counts}
-    read = {"empty": split.counts.empty, "replaced": split.counts.replaced}
+    read = {"empty": split.counts.empty, "invalid_bytes": split.counts.invalid_bytes}
     write_json("metrics/corpus.json", {part: asdict(met) for part, met in parts.items()} | read)
     for part, met in parts.items():
         print(f"{part}: {met.stories:,} stories, {met.text_bytes:,} bytes of text")
@@ -33,14 +33,14 @@ def main() -> None:
             {
                 "repaired": met.repaired,
                 "dropped: too short": met.short,
-                "dropped: also in valid": met.shared,
+                "dropped: also in valid": met.train_valid_overlap,
                 "dropped: came before": met.duplicates,
             }
         )
     _print_counts(
         {
             "empty stories skipped": split.counts.empty,
-            "invalid bytes replaced by U+FFFD": split.counts.replaced,
+            "invalid bytes replaced by U+FFFD": split.counts.invalid_bytes,
         }
     )
 

@@ -10,10 +10,10 @@ from typing import Any
 from storyllamas import evaluation, params
 from storyllamas.atomic import write_json, write_text
 from storyllamas.corpus import files
-from storyllamas.engine import Engine
+from storyllamas.engine.engine import Engine
 from storyllamas.errors import exit_on_user_error
 from storyllamas.rounding import six_digits
-from storyllamas.training.checkpoint import load_model
+from storyllamas.training.trained_model import load_model
 
 
 @exit_on_user_error
@@ -45,7 +45,7 @@ def main() -> None:
         "distinct_1": evaluation.distinct(texts, 1),
         "distinct_2": evaluation.distinct(texts, 2),
         "distinct_3": evaluation.distinct(texts, 3),
-        "ended": sum(story.stop == "eos" for story in told) / len(told),
+        "eos_fraction": sum(story.stop == "eos" for story in told) / len(told),
     }
     shown = evaluation.sample(engine, how.prompts, generation, chosen.seed)
     page = evaluation.samples_page(chosen.model, how.prompts, shown, chosen.seed)

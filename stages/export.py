@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from storyllamas import params, tokenizer, tokens
+from storyllamas import params, token_file, tokenizer
 from storyllamas.errors import exit_on_user_error
 from storyllamas.export import export
 
@@ -17,9 +17,9 @@ def main() -> None:
     checkpoint = Path("models") / chosen.model
     how = chosen.export
     group_sizes = asdict(how.group_size)
-    folder, windows = checkpoint / "export", how.calibration_windows
+    folder, windows = checkpoint / "export", how.calibration_sequences
     digest = tokenizer.load("models/tokenizer.model").digest
-    text = tokens.read("data/tokens/train.bin", digest) if windows else None
+    text = token_file.read("data/tokens/train.bin", digest) if windows else None
     paths = export(checkpoint, folder, how.types, group_sizes, how.formats, text, windows)
     for path in paths:
         print(f"{path}: {path.stat().st_size:,} bytes")

@@ -1,22 +1,22 @@
 """Stage `train`: from token files to models/SIZE/model.safetensors and config.json, and metrics."""
 
 from stages import PARENT
-from storyllamas.training import environment
+from storyllamas.training import process_env
 
 if __name__ == "__main__":
-    environment.prepare()
+    process_env.prepare()
 
 from dataclasses import asdict
 from pathlib import Path
 
-from storyllamas import params, tokenizer, tokens
+from storyllamas import params, token_file, tokenizer
 from storyllamas.atomic import write_json
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.training import device, distributed
-from storyllamas.training.checkpoint import save_model
 from storyllamas.training.launch import launch, started
 from storyllamas.training.loop import Job, training_run
-from storyllamas.training.metrics import utilization
+from storyllamas.training.metrics import matmul_utilization
+from storyllamas.training.trained_model import save_model
 
 
 @exit_on_user_error
@@ -39,8 +39,8 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
         config=chosen.model_config(),
         recipe=chosen.recipe,
         seed=chosen.seed,
-        train=tokens.read("data/tokens/train.bin", digest),
-        valid=tokens.read("data/tokens/valid.bin", digest),
+        train=token_file.read("data/tokens/train.bin", digest),
+        valid=token_file.read("data/tokens/valid.bin", digest),
         device=device.choose(chosen.compute, chosen.training_flops),
     )
     if job.train.vocab_size != job.config.vocab_size:
@@ -63,7 +63,7 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
         }
         folder = Path("models") / chosen.model
         save_model(folder, job.config, result.tensors, {**about, **details})
-        share = utilization(result.costs["flops_per_second"], job.device, ranks.count)
+        share = matmul_utilization(result.costs["flops_per_second"], job.device, ranks.count)
         write_json("metrics/train.json", {**about, **result.metrics, **result.costs, **share})
 
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from storyllamas.engine import Engine
+    from storyllamas.engine.engine import Engine
     from storyllamas.errors import UserError
 
 __all__ = ["Engine", "UserError"]
@@ -12,7 +12,7 @@ __all__ = ["Engine", "UserError"]
 def __getattr__(name: str) -> object:
     """Import on first use, so that what does not sample stories does not load the C engine."""
     if name == "Engine":
-        from storyllamas.engine import Engine
+        from storyllamas.engine.engine import Engine
 
         return Engine
     if name == "UserError":

@@ -11,14 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storyllamas import weights
 from storyllamas.errors import UserError, exit_on_user_error
-from storyllamas.interop import convert
-from storyllamas.interop.source import open_source, rounded
-from storyllamas.weight_header import GROUP_SIZES, VERSION, storage
+from storyllamas.interop import formats
+from storyllamas.interop.model import open_source
+from storyllamas.rounding import rounded
+from storyllamas.slm import weight_file
+from storyllamas.slm.encoding import GROUP_SIZES, storage
+from storyllamas.slm.header import VERSION
 
 if TYPE_CHECKING:
-    from storyllamas.engine import Engine
+    from storyllamas.engine.engine import Engine
 
 DESCRIPTION = """\
 Tell stories with a small Llama model, run by the C engine.
@@ -100,7 +102,7 @@ def _default_model() -> Path:
 
 
 def _open(arguments: argparse.Namespace) -> Engine:
-    from storyllamas.engine import Engine
+    from storyllamas.engine.engine import Engine
 
     return Engine(
         arguments.model or _default_model(),
@@ -124,18 +126,18 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 
 def _generate_many(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
-    from storyllamas import story_lines
+    from storyllamas import jsonl
 
     prompts = [arguments.prompt]
     if arguments.prompts:
-        prompts = story_lines.read_prompts(arguments.prompts)
+        prompts = jsonl.read_prompts(arguments.prompts)
     count = arguments.count or 1
     stories = _open(arguments).generate_many(prompts, count=count, **options)
-    story_lines.write(stories, len(prompts) * count, arguments.out, sys.stdout.buffer)
+    jsonl.write(stories, len(prompts) * count, arguments.out, sys.stdout.buffer)
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    file = weights.read(arguments.model or _default_model())
+    file = weight_file.read(arguments.model or _default_model())
     config = {
         name: rounded(value) if isinstance(value, float) else value
         for name, value in dataclasses.asdict(file.config).items()
@@ -183,33 +185,33 @@ def _corpus(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from storyllamas.corpus import sources
-    from storyllamas.survey import facts, picture, screen
+    from storyllamas.corpus_stats import plot, report, stats
 
     if arguments.corpus is None and not CORPUS_FOLDER.is_dir():
         raise UserError(
             f"{CORPUS_FOLDER} does not exist: run `dvc repro download`, or name a file or folder"
         )
     parts = sources.parts(arguments.corpus or CORPUS_FOLDER, arguments.edition)
-    with screen.progress(parts) as watched:
-        found = facts.survey(watched, arguments.seed)
+    with report.progress(parts) as watched:
+        found = stats.survey(watched, arguments.seed)
     if arguments.picture:
-        picture.draw(found, arguments.picture)
+        plot.draw(found, arguments.picture)
     if arguments.json:
         print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False))
     else:
-        screen.show(found, Console(highlight=False))
+        report.show(found, Console(highlight=False))
 
 
 def _export(arguments: argparse.Namespace) -> None:
     model = open_source(arguments.model or _default_checkpoint())
-    for path in convert.export_model(model, arguments.to, arguments.folder):
+    for path in formats.export_model(model, arguments.to, arguments.folder):
         print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 def _import(arguments: argparse.Namespace) -> None:
     given = {arguments.type: arguments.group_size} if arguments.group_size else {}
     how = storage(arguments.type, given)
-    convert.import_model(arguments.source, arguments.out, how, arguments.tokenizer)
+    formats.import_model(arguments.source, arguments.out, how, arguments.tokenizer)
     print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
 
 
@@ -335,7 +337,7 @@ def _parser() -> argparse.ArgumentParser:
         "size that params.yaml names)",
     )
     export.add_argument(
-        "--to", required=True, choices=convert.FORMATS, metavar="FORMAT", help="see above"
+        "--to", required=True, choices=formats.FORMATS, metavar="FORMAT", help="see above"
     )
     export.add_argument("folder", type=Path, metavar="FOLDER", help="made if need be")
 

@@ -64,3 +64,22 @@ class ModelConfig:
         vectors = self.dim * (2 * self.layers + 1)
         matrices = self.parameters - vectors - (0 if self.tied else self.vocab_size * self.dim)
         return 6 * matrices + 12 * self.layers * width * self.context
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor, in the order of the file; the names are `Llama`'s."""
+    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (config.vocab_size, config.dim)}
+    for layer in range(config.layers):
+        prefix = f"layers.{layer}."
+        shapes |= {
+            prefix + "attention_norm.weight": (config.dim,),
+            prefix + "attention.qkv.weight": (config.qkv_rows, config.dim),
+            prefix + "attention.output.weight": (config.dim, config.heads * config.head_dim),
+            prefix + "feed_forward_norm.weight": (config.dim,),
+            prefix + "feed_forward.gate_up.weight": (2 * config.hidden, config.dim),
+            prefix + "feed_forward.down.weight": (config.dim, config.hidden),
+        }
+    shapes["norm.weight"] = (config.dim,)
+    if not config.tied:
+        shapes["classifier.weight"] = (config.vocab_size, config.dim)
+    return shapes

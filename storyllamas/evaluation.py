@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from storyllamas.engine import Engine
+from storyllamas.bits_per_byte import bits_per_byte
+from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.params import Generation
@@ -32,7 +33,7 @@ class Score:
     Attributes:
         loss: nats a token.
         perplexity: exp(loss).
-        bits_per_byte: of the text.
+        bits_per_byte: of the text, see `bits_per_byte.bits_per_byte`.
     """
 
     loss: float
@@ -53,7 +54,7 @@ def score(engine: Engine, stories: Sequence[str]) -> Score:
     loss = -sum(every.sum() for every, _ in each) / sum(len(every) for every, _ in each)
     text_bytes = sum(len(story.encode()) for story in stories)
     nats = -sum(every[is_text].sum() for every, is_text in each)
-    return Score(float(loss), math.exp(loss), float(nats / math.log(2) / text_bytes))
+    return Score(float(loss), math.exp(loss), bits_per_byte(float(nats), text_bytes))
 
 
 def _log_probabilities(
@@ -78,11 +79,11 @@ class Parity:
     """How far the C engine is from PyTorch.
 
     Attributes:
-        logit_difference: largest difference of two logits, as a share of the largest logit.
+        max_relative_logit_error: largest difference of two logits, as a share of the largest logit.
         greedy_agreement: share of the prompts whose greedy stories are equal, token for token.
     """
 
-    logit_difference: float
+    max_relative_logit_error: float
     greedy_agreement: float
 
 
@@ -159,7 +160,7 @@ def sample(engine: Engine, prompts: Sequence[str], how: Generation, seed: int) -
             temperature=how.temperature,
             top_p=how.top_p,
             seed=seed + index,
-            tokens=how.tokens,
+            tokens=how.max_tokens,
         )
         text = "".join(pieces)
         stories.append(Story((prompt + text).strip(), pieces.stop))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from storyllamas import weights
-from storyllamas.calibration import input_moments
-from storyllamas.interop.convert import export_model
-from storyllamas.interop.source import open_source
-from storyllamas.tokens import TokenFile
-from storyllamas.weight_header import storage
+from storyllamas.interop.formats import export_model
+from storyllamas.interop.model import open_source
+from storyllamas.slm import weight_file
+from storyllamas.slm.calibration import input_moments
+from storyllamas.slm.encoding import storage
+from storyllamas.token_file import TokenFile
 
 
 def export(
@@ -49,7 +49,7 @@ def export(
             ids, _ = text.first_windows(windows, source.config.context)
             moments = input_moments(source.config, source.tensor, ids)
         how = storage(name, group_sizes)
-        weights.write(path, source.config, source.vocabulary, source.tensor, how, moments)
+        weight_file.write(path, source.config, source.vocabulary, source.tensor, how, moments)
         paths.append(path)
     for name in formats:
         paths += export_model(source, name, folder / name)

@@ -130,17 +130,17 @@ class Llama(nn.Module):
 
     Its parameters have the names and shapes of `weights.tensor_shapes`. Matrices start normal with
     deviation 0.02; those that write to the residual stream divided by the root of their number or,
-    with `zero_outputs`, at zero, so that every layer begins as the identity.
+    with `zero_init_residual`, at zero, so that every layer begins as the identity.
     """
 
     rotary: Tensor
 
     def __init__(
-        self, config: ModelConfig, dropout: float = 0.0, zero_outputs: bool = False
+        self, config: ModelConfig, dropout: float = 0.0, zero_init_residual: bool = False
     ) -> None:
         super().__init__()
         self.config = config
-        self._output_deviation = 0.0 if zero_outputs else 0.02 / math.sqrt(2 * config.layers)
+        self._output_deviation = 0.0 if zero_init_residual else 0.02 / math.sqrt(2 * config.layers)
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(Block(config, dropout) for _ in range(config.layers))

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
-from storyllamas.tiles import LARGEST_GROUP
+from storyllamas.slm.encoding import LARGEST_GROUP
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -30,8 +30,8 @@ class Clean:
     """What is changed and dropped on the way from the source to the corpus files."""
 
     repair_encoding: bool
-    shortest: Annotated[int, Field(ge=0)]
-    drop_shared: bool
+    min_words: Annotated[int, Field(ge=0)]
+    drop_train_valid_overlap: bool
     drop_duplicates: bool
 
 
@@ -87,20 +87,20 @@ class Recipe:
     steps: Count
     optimizer: Literal["adamw", "muon"]
     learning_rate: Rate
-    embedding_rate: Annotated[float, Field(gt=0, le=100)]
+    embedding_lr_scale: Annotated[float, Field(gt=0, le=100)]
     weight_decay: Share
     dropout: Annotated[float, Field(ge=0, le=0.9)]
-    zero_outputs: bool
+    zero_init_residual: bool
     beta1: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)]
     muon_beta2: Annotated[float, Field(ge=0, lt=1)]
     warmup: Share
-    hold: Share
+    stable: Share
     schedule: Literal["cosine", "linear"]
-    final_rate: Share
+    final_lr_ratio: Share
     grad_clip: Annotated[float, Field(ge=0)]
-    evaluate_every: Count
-    evaluate_windows: Count
+    eval_every: Count
+    eval_sequences: Count
 
 
 @dataclass(frozen=True, config=_strict)
@@ -129,7 +129,7 @@ class Export:
 
     types: Annotated[list[Literal["f32", "q8", "q4"]], Field(min_length=1)]
     group_size: GroupSize
-    calibration_windows: Annotated[int, Field(ge=0, le=65536)]
+    calibration_sequences: Annotated[int, Field(ge=0, le=65536)]
     formats: list[
         Literal[
             "hf",
@@ -161,7 +161,7 @@ class Generation:
 
     temperature: Annotated[float, Field(ge=0, le=1000)]
     top_p: Annotated[float, Field(gt=0, le=1)]
-    tokens: Count
+    max_tokens: Count
 
 
 @dataclass(frozen=True, config=_strict)

@@ -20,9 +20,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from storyllamas import tokenizer, tokens
+from storyllamas import token_file, tokenizer
 from storyllamas.corpus import files
-from storyllamas.fast_tokenizer import FastTokenizer
+from storyllamas.engine.tokenizer import FastTokenizer
 
 _SHARD_BYTES = 1 << 20
 _SHARDS_AHEAD = 2
@@ -32,7 +32,7 @@ class Shard(NamedTuple):
     """The framed stories of a span of the corpus, its length there, and what reading it met."""
 
     corpus_bytes: int
-    tokens: tokens.Tokens
+    tokens: token_file.Tokens
     counts: files.Counts
 
 
@@ -96,7 +96,7 @@ def pretokenize(
     trained = tokenizer.load(model)
     total = files.Counts()
     with (
-        tokens.write(target, trained.vocab_size, trained.digest) as writer,
+        token_file.write(target, trained.vocab_size, trained.digest) as writer,
         files.open_binary(source) as file,
         _progress() as progress,
     ):

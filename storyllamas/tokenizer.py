@@ -19,7 +19,7 @@ import numpy as np
 import sentencepiece
 
 from storyllamas.errors import UserError
-from storyllamas.weights import PieceType, Vocabulary
+from storyllamas.vocabulary import PieceType, Vocabulary
 
 
 class ImpossibleVocabularyError(UserError):

@@ -11,12 +11,11 @@ import numpy.typing as npt
 import torch
 from hypothesis import strategies as st
 
-from storyllamas import weights
-from storyllamas.config import ModelConfig
+from storyllamas.config import ModelConfig, tensor_shapes
 from storyllamas.model import Llama
-from storyllamas.tiles import Encoding, WeightType
-from storyllamas.weight_header import Storage, storage
-from storyllamas.weights import PieceType, Vocabulary
+from storyllamas.slm import weight_file
+from storyllamas.slm.encoding import Encoding, Storage, WeightType, storage
+from storyllamas.vocabulary import PieceType, Vocabulary
 
 UNK, BOS, EOS = 0, 1, 2
 FIRST_BYTE = 3
@@ -50,7 +49,7 @@ def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, npt.NDArray[
     """Weights that make logits of about ±5 and attention that is neither flat nor one-hot."""
     random = np.random.default_rng(seed)
     tensors = {}
-    for name, shape in weights.tensor_shapes(config).items():
+    for name, shape in tensor_shapes(config).items():
         if len(shape) == 1:
             tensors[name] = random.uniform(0.5, 1.5, shape).astype(np.float32)
         else:
@@ -73,7 +72,7 @@ def write(
         extra = [f"w{index}".encode() for index in range(max(0, words - len(WORDS)))]
         vocabulary = make_vocabulary((WORDS + extra)[:words])
     how = storage(weight_type, group_sizes) if isinstance(weight_type, str) else weight_type
-    weights.write(path, config, vocabulary, tensors.__getitem__, how)
+    weight_file.write(path, config, vocabulary, tensors.__getitem__, how)
     return path
 
 
@@ -102,9 +101,7 @@ def write_chain(
         dim=size, layers=1, heads=1, kv_heads=1, head_dim=2, hidden=1, context=context,
         vocab_size=size, norm_eps=0.0, tied=False,
     )  # fmt: skip
-    tensors = {
-        name: np.zeros(shape, np.float32) for name, shape in weights.tensor_shapes(config).items()
-    }
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in tensor_shapes(config).items()}
     tensors["embedding.weight"] = np.eye(size, dtype=np.float32)
     tensors["norm.weight"] = np.full(size, 1 / np.sqrt(size), np.float32)
     tensors["classifier.weight"] = np.stack([logits(token) for token in range(size)], axis=1)

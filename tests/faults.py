@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from training_job import make_state, train
 
-from storyllamas.training.run_folder import KEPT, RunFolder, State
+from storyllamas.training.checkpoints import KEPT, RunFolder, State
 
 library = ctypes.CDLL(None)
 library.fault_arm.argtypes = [ctypes.c_long, ctypes.c_int]

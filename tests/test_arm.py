@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from engine_files import small_config
 
-from storyllamas.engine import Engine
+from storyllamas.engine.engine import Engine
 
 COMPILER, QEMU = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 WITH_DOT_PRODUCT, WITHOUT = "max", "cortex-a53"

@@ -18,8 +18,9 @@ import pytest
 from conftest import ROOT
 from engine_files import BOS, EOS, small_config, word_id
 
-from storyllamas.engine import DEFAULTS, Engine
-from storyllamas.weight_header import GROUP_SIZES, Checksum
+from storyllamas.engine.engine import DEFAULTS, Engine
+from storyllamas.slm.checksum import Checksum
+from storyllamas.slm.encoding import GROUP_SIZES
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -22,11 +22,11 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from storyllamas.engine import Engine
+from storyllamas.engine.engine import Engine
+from storyllamas.engine.ffi import ffi, lib
+from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.errors import UserError
-from storyllamas.fast_tokenizer import FastTokenizer
-from storyllamas.native import ffi, lib
-from storyllamas.weights import PieceType, Vocabulary
+from storyllamas.vocabulary import PieceType, Vocabulary
 
 SPACE = "\u2581"
 SENTENCES = [

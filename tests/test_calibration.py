@@ -7,9 +7,9 @@ import pytest
 import torch
 from engine_files import random_tensors, small_config
 
-from storyllamas.calibration import EMBEDDING_SHARE, input_moments
+from storyllamas.config import tensor_shapes
 from storyllamas.model import Llama
-from storyllamas.weights import tensor_shapes
+from storyllamas.slm.calibration import EMBEDDING_SHARE, input_moments
 
 
 @pytest.mark.parametrize("tied", [True, False])

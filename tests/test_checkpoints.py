@@ -15,10 +15,9 @@ import torch
 from training_job import make_state as state
 
 from storyllamas.atomic import atomic_file, atomic_folder, write_text
-from storyllamas.training import keeper
-from storyllamas.training.keeper import Keeper
-from storyllamas.training.log import Table
-from storyllamas.training.run_folder import RunFolder, State
+from storyllamas.training import checkpoints
+from storyllamas.training.checkpoints import Keeper, RunFolder, State
+from storyllamas.training.csv_log import Table
 
 
 @contextmanager
@@ -144,7 +143,7 @@ def test_keeping_states_takes_little_of_the_time(
     tmp_path: Path, takes: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(keeper.time, "monotonic", lambda: now)
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now)
 
     class Slow(RunFolder):
         def save(self, state: State) -> None:

@@ -24,8 +24,8 @@ from storyllamas.params import Clean
 
 NOTHING = {
     "repair_encoding": False,
-    "shortest": 0,
-    "drop_shared": False,
+    "min_words": 0,
+    "drop_train_valid_overlap": False,
     "drop_duplicates": False,
 }
 TRAIN = [
@@ -60,32 +60,42 @@ def test_duplicates_are_dropped_within_a_part_only() -> None:
 
 
 def test_training_stories_that_are_validation_stories_are_dropped() -> None:
-    train, valid, cleaner = cleaned(drop_shared=True)
+    train, valid, cleaner = cleaned(drop_train_valid_overlap=True)
     assert train == [TRAIN[0], *TRAIN[2:5]]
     assert valid == VALID
-    assert (cleaner.train_counts.shared, cleaner.valid_counts.shared) == (2, 0)
+    assert (cleaner.train_counts.train_valid_overlap, cleaner.valid_counts.train_valid_overlap) == (
+        2,
+        0,
+    )
 
 
 def test_short_stories_are_dropped_by_their_words() -> None:
-    train, valid, cleaner = cleaned(shortest=3)
+    train, valid, cleaner = cleaned(min_words=3)
     assert train == [TRAIN[0], *TRAIN[2:5]]
     assert valid == ["E f g", "E f g"]
     assert (cleaner.train_counts.short, cleaner.valid_counts.short) == (2, 2)
 
 
 def test_stories_are_compared_after_their_repair_and_counted_once() -> None:
-    how = {"repair_encoding": True, "shortest": 2, "drop_shared": True, "drop_duplicates": True}
+    how = {
+        "repair_encoding": True,
+        "min_words": 2,
+        "drop_train_valid_overlap": True,
+        "drop_duplicates": True,
+    }
     train, valid, cleaner = cleaned(**how)
     assert train == ["A cat sat.", "“I’m here,” he said."]
     assert valid == ["C d", "E f g"]
     text_bytes = len("".join(train).encode())
-    expected = cleaning.Counts(2, text_bytes, repaired=1, short=1, shared=1, duplicates=2)
+    expected = cleaning.Counts(
+        2, text_bytes, repaired=1, short=1, train_valid_overlap=1, duplicates=2
+    )
     assert cleaner.train_counts == expected
 
 
 def test_a_part_of_which_nothing_is_left_is_refused() -> None:
     with pytest.raises(UserError, match="no validation story"):
-        list(Cleaner(Clean(**NOTHING | {"shortest": 9})).valid(VALID))
+        list(Cleaner(Clean(**NOTHING | {"min_words": 9})).valid(VALID))
 
 
 def mistaken(text: str) -> str:
@@ -166,7 +176,10 @@ def test_the_stage_cleans_and_counts(tmp_path: Path) -> None:
             files.write(file, ["", *stories])
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["corpus"]["source"] = str(source)
-    values["corpus"]["clean"] = NOTHING | {"drop_shared": True, "drop_duplicates": True}
+    values["corpus"]["clean"] = NOTHING | {
+        "drop_train_valid_overlap": True,
+        "drop_duplicates": True,
+    }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     output = subprocess.run(
         [sys.executable, "-m", "stages.download"],
@@ -181,7 +194,8 @@ def test_the_stage_cleans_and_counts(tmp_path: Path) -> None:
     assert list(files.read(corpus / "valid.txt")) == ["C d", "E f g", "B"]
     metrics = json.loads((tmp_path / "metrics/corpus.json").read_text())
     assert metrics["train"] | {"text_bytes": 0} == {
-        "stories": 3, "text_bytes": 0, "repaired": 0, "short": 0, "shared": 2, "duplicates": 1,
+        "stories": 3, "text_bytes": 0, "repaired": 0, "short": 0, "train_valid_overlap": 2,
+        "duplicates": 1,
     }  # fmt: skip
-    assert (metrics["valid"]["duplicates"], metrics["empty"], metrics["replaced"]) == (1, 2, 0)
+    assert (metrics["valid"]["duplicates"], metrics["empty"], metrics["invalid_bytes"]) == (1, 2, 0)
     assert "2 dropped: also in valid" in output

@@ -12,17 +12,18 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "interop"))
 from random_models import make_config, make_source
 
-from storyllamas import cli, weights
-from storyllamas.engine import Engine
-from storyllamas.many import ToldStory
-from storyllamas.weight_header import storage
+from storyllamas import cli
+from storyllamas.engine.batch import ToldStory
+from storyllamas.engine.engine import Engine
+from storyllamas.slm import weight_file
+from storyllamas.slm.encoding import storage
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     source = make_source(make_config())
     path = tmp_path / "model.slm"
-    weights.write(path, source.config, source.vocabulary, source.tensor)
+    weight_file.write(path, source.config, source.vocabulary, source.tensor)
     return path
 
 
@@ -153,7 +154,7 @@ def test_export_and_import(model: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert out.read_bytes() == model.read_bytes()
     command = ("import", folder / "model.bin", "--out", out, "--type", "q4", "--group-size", 16)
     assert run(*command) == 0
-    assert weights.read(out).storage == storage("q4", {"q4": 16})
+    assert weight_file.read(out).storage == storage("q4", {"q4": 16})
     assert "group size of q4 is 12: use a multiple of 8" in str(run(*command[:-1], 12))
     assert "it needs no import" in str(run("import", model, "--out", out))
     assert "error: " in str(run("import", tmp_path / "none", "--out", out))

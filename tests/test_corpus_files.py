@@ -55,7 +55,7 @@ def test_stories_are_those_of_the_whole_file(path: Path, data: bytes, chunk: int
     assert counts.stories == len(stories)
     assert counts.text_bytes == len("".join(stories).encode())
     replaced = data.decode(errors="replace").count("\ufffd") + data.count(b"\0")
-    assert counts.replaced == replaced - data.decode(errors="ignore").count("\ufffd")
+    assert counts.invalid_bytes == replaced - data.decode(errors="ignore").count("\ufffd")
 
 
 @any_file
@@ -93,7 +93,7 @@ def test_lines_are_not_stories_and_the_last_needs_no_separator(path: Path) -> No
     )
     counts = files.Counts()
     assert list(files.read(path, counts)) == ["Once.\n\nTwice.", "One", "two"]
-    assert counts == files.Counts(stories=3, text_bytes=19, empty=1, replaced=0)
+    assert counts == files.Counts(stories=3, text_bytes=19, empty=1, invalid_bytes=0)
 
 
 def test_real_stories_are_written_as_published(tinystories: Path) -> None:
@@ -166,4 +166,4 @@ def test_a_few_latin_1_characters_are_replaced(path: Path) -> None:
     path.write_bytes("Zoé drank her café au lait at the window.<|endoftext|>".encode("latin-1"))
     counts = files.Counts()
     assert list(files.read(path, counts)) == ["Zo\ufffd drank her caf\ufffd au lait at the window."]
-    assert counts.replaced == 2
+    assert counts.invalid_bytes == 2

@@ -106,7 +106,7 @@ def test_json_that_is_not_unicode_is_replaced_and_counted(tmp_path: Path) -> Non
     path.write_bytes(b'{"text": "Zo\xff"}\n{"text": "half \\ud83d."}\n')
     counts = files.Counts()
     assert list(formats.read(path, counts)) == ["Zo\ufffd", "half \ufffd\ufffd\ufffd."]
-    assert counts.replaced == 4
+    assert counts.invalid_bytes == 4
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])

@@ -22,10 +22,10 @@ from training_job import CONFIG, RECIPE, make_job
 
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
+from storyllamas.training.checkpoints import RunFolder
 from storyllamas.training.distributed import Ranks, micro_batch
 from storyllamas.training.interrupt import Interrupt
 from storyllamas.training.loop import _dropout_seed, training_run
-from storyllamas.training.run_folder import RunFolder
 
 TESTS = Path(__file__).parent
 # Steps of four micro-batches; in `shrunk`, of a single one, which two ranks halve.
@@ -108,7 +108,7 @@ def assert_close(
 ) -> None:
     """The two differ by less than that share of what they have learned."""
     torch.manual_seed(3)
-    begun = Llama(CONFIG, zero_outputs=True).state_dict()
+    begun = Llama(CONFIG, zero_init_residual=True).state_dict()
     for name, tensor in one.items():
         moved = (tensor - begun[name]).norm()
         assert (tensor - other[name]).norm() < share * moved, name

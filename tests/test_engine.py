@@ -29,12 +29,12 @@ from engine_files import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storyllamas import weights
 from storyllamas.config import ModelConfig
-from storyllamas.engine import DEFAULTS, Engine, Story
+from storyllamas.engine.engine import DEFAULTS, Engine, Story
+from storyllamas.engine.ffi import ffi, lib
 from storyllamas.errors import UserError
-from storyllamas.native import ffi, lib
-from storyllamas.weight_header import GROUP_SIZES, Storage
+from storyllamas.slm import weight_file
+from storyllamas.slm.encoding import GROUP_SIZES, Storage
 
 Float32 = npt.NDArray[np.float32]
 VOCAB_SIZE = small_config().vocab_size
@@ -105,7 +105,7 @@ def test_quantized_logits_are_its_weights_on_rounded_activations(
     path = tmp_path_factory.mktemp("quantized") / "m.slm"
     tensors = engine_files.random_tensors(config, seed)
     engine_files.write(path, config, tensors, None, how)
-    rounded = dict(weights.read(path).tensors())
+    rounded = dict(weight_file.read(path).tensors())
     ids = np.random.default_rng(seed).integers(0, config.vocab_size, config.context).tolist()
     expected = torch_logits(torch_model(config, rounded), ids)
     difference = Engine(path).logits(ids) - expected
@@ -540,14 +540,14 @@ def test_builds_in_place_when_it_must(tmp_path: Path) -> None:
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     def build() -> int:
-        done = run("-m", "storyllamas.engine_build")
+        done = run("-m", "storyllamas.engine.build")
         assert done.returncode == 0, done.stderr
         (module,) = (tmp_path / "storyllamas").glob("_engine.*")
         return module.stat().st_mtime_ns
 
     hide = "import sys; sys.modules['storyllamas._engine'] = None"
-    missing = run("-c", f"{hide}; import storyllamas.engine")
-    assert "the C engine is not built: run `python -m storyllamas.engine_build`" in missing.stderr
+    missing = run("-c", f"{hide}; import storyllamas.engine.engine")
+    assert "the C engine is not built: run `python -m storyllamas.engine.build`" in missing.stderr
     first = build()
     assert run("-c", "from storyllamas import _engine as e; print(e.__file__)").stdout.startswith(
         str(tmp_path)
@@ -556,7 +556,7 @@ def test_builds_in_place_when_it_must(tmp_path: Path) -> None:
     (tmp_path / "csrc" / "sampler.c").touch()
     assert build() > first
     (tmp_path / "csrc" / "sampler.c").write_text("not C")
-    broken = run("-m", "storyllamas.engine_build")
+    broken = run("-m", "storyllamas.engine.build")
     assert broken.returncode == 1
     assert broken.stderr.splitlines()[-1].startswith("error: the C engine cannot be built: ")
     assert {path.name for path in tmp_path.iterdir()} == {

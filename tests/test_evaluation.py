@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from engine_files import BOS, EOS
 
 from storyllamas import evaluation
-from storyllamas.engine import Engine
+from storyllamas.engine.engine import Engine
 from storyllamas.evaluation import Story
 from storyllamas.model import Llama
 from storyllamas.params import Generation
@@ -23,7 +23,7 @@ STORIES = [
     "é and so on, far beyond what a context of forty tokens can hold, at last",
     "z",
 ]
-HOW = Generation(temperature=1.0, top_p=0.9, tokens=12)
+HOW = Generation(temperature=1.0, top_p=0.9, max_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +65,11 @@ def test_loss_and_bits_per_byte(pair: tuple[Engine, Llama]) -> None:
 def test_parity_sees_another_model(pair: tuple[Engine, Llama]) -> None:
     engine, model = pair
     same = evaluation.parity(engine, model, STORIES, ["a", ""])
-    assert same.logit_difference < 1e-5
+    assert same.max_relative_logit_error < 1e-5
     assert same.greedy_agreement == 1
     torch.manual_seed(0)
     other = evaluation.parity(engine, Llama(model.config).eval(), STORIES, ["a", ""])
-    assert other.logit_difference > 0.5
+    assert other.max_relative_logit_error > 0.5
     assert other.greedy_agreement < 1
 
 

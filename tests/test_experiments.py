@@ -11,9 +11,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from storyllamas import dvc_command, experiments, params, pictures
+from storyllamas import params
 from storyllamas.errors import UserError
-from storyllamas.experiments import Experiment, changed, planned
+from storyllamas.experiments import dvc, losses, run
+from storyllamas.experiments.run import Experiment, changed, planned
 
 RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
 
@@ -41,7 +42,7 @@ def test_changes_reach_the_run_and_leave_the_file_alone() -> None:
 def test_an_impossible_run_stops_all_before_the_first(tmp_path: Path) -> None:
     good, bad = planned(["2m"], "quick", 2, [1e-3, 3.0])
     with pytest.raises(UserError, match=r"train\.learning_rate is 3\.0"):
-        experiments.run([good, bad], RAW)
+        run.run([good, bad], RAW)
 
 
 class Repository:
@@ -51,7 +52,7 @@ class Repository:
         self.folder = folder
         self.git("init", "-q", "-b", "main")
         (folder / "params.yaml").write_text(yaml.safe_dump(RAW))
-        for name in experiments.CODE:
+        for name in run.CODE:
             file = folder / name if "." in name else folder / name / "code"
             file.parent.mkdir(exist_ok=True)
             file.write_text("{}")
@@ -75,7 +76,7 @@ class Repository:
         names = {"size": size, "recipe": "quick", "steps": 20, "parameters": int(loss * 100)}
         times = {
             "validation_loss": loss,
-            "bits_per_byte": bits,
+            "framed_bits_per_byte": bits,
             "tokens_per_second": 12345,
             "seconds": 90.0,
         }
@@ -103,14 +104,14 @@ def test_results_are_a_table_and_a_figure(repository: Repository) -> None:
     sizes = [*planned(["2m", "7m"], "quick", 20)]
     for experiment, loss in zip(sizes, (3.5, 2.25), strict=True):
         repository.keep(experiment, loss, loss / 3)
-    assert experiments.table(sizes).splitlines()[2:] == [
+    assert run.table(sizes).splitlines()[2:] == [
         "| 2m | quick | 20 | 3.5000 | 1.1667 | 12,345 | 1.5 |",
         "| 7m | quick | 20 | 2.2500 | 0.7500 | 12,345 | 1.5 |",
     ]
-    runs = experiments.curves(sizes)
+    runs = run.curves(sizes)
     assert [run.size for run in runs] == ["2m", "7m"]
     assert runs[0].train[0][-1] == pytest.approx(20 * 4096 / 1e6)
-    pictures.draw(runs)
+    losses.draw(runs)
     assert Path("metrics/losses.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -118,26 +119,26 @@ def test_what_is_done_is_not_done_again(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(experiments.dvc_command, "run", lambda *words: asked.append(words))
+    monkeypatch.setattr(run.dvc, "run", lambda *words: asked.append(words))
     done, new = planned(["2m", "7m"], "quick", 20)
     repository.keep(done, 1.0, 1.0)
-    experiments.run([done, new], RAW)
+    run.run([done, new], RAW)
     assert [word for words in asked for word in words if "name" in word] == [f"--name={new.name}"]
     asked.clear()
-    experiments.run([done], changed(RAW, {"seed": 9}))
+    run.run([done], changed(RAW, {"seed": 9}))
     assert [words[:2] for words in asked] == [("exp", "remove"), ("exp", "run")]
     for file in ("dvc.yaml", "stages/code", "storyllamas/code", "csrc/code"):
         asked.clear()
         (repository.folder / file).write_text("{stages: {}}")
-        experiments.run([done], RAW)
+        run.run([done], RAW)
         assert [words[:2] for words in asked] == [("exp", "remove"), ("exp", "run")], file
         repository.git("checkout", "-q", file)
     asked.clear()
-    experiments.run([done], RAW)
+    run.run([done], RAW)
     assert asked == []
     (repository.folder / "dvc.yaml").write_text("{stages: {}}")
     repository.commit("other code")
-    experiments.run([done], RAW)
+    run.run([done], RAW)
     assert [words[:2] for words in asked] == [("exp", "run")]
 
 
@@ -164,7 +165,7 @@ def test_dvc_runs_where_git_knows_no_name(
     (repository.folder / ".gitignore").write_text("/copy\n/.dvc/tmp\n/.dvc/cache\n")
     repository.commit("a stage")
     (repository.folder / "params.yaml").write_text(yaml.safe_dump(changed(RAW, {"seed": 7})))
-    assert dvc_command.run("exp", "run", "--quiet", "-S", "seed=8") == 0
+    assert dvc.run("exp", "run", "--quiet", "-S", "seed=8") == 0
     assert yaml.safe_load((repository.folder / "copy").read_text())["seed"] == 8
 
 
@@ -172,7 +173,7 @@ def test_a_name_that_git_knows_stays(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forget_names(monkeypatch, repository.folder)
-    assert dvc_command.environment()["GIT_COMMITTER_NAME"] == "storyllamas"
+    assert dvc.environment()["GIT_COMMITTER_NAME"] == "storyllamas"
     repository.git("config", "user.name", "me")
     repository.git("config", "user.email", "me@example.com")
-    assert "GIT_COMMITTER_NAME" not in dvc_command.environment()
+    assert "GIT_COMMITTER_NAME" not in dvc.environment()

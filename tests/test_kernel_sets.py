@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from storyllamas.config import ModelConfig
-from storyllamas.engine import Engine, kernel_sets
+from storyllamas.engine.engine import Engine, kernel_sets
 from storyllamas.errors import UserError
 
 CONFIG = ModelConfig(
@@ -75,7 +75,7 @@ def test_threads_chunks_and_pages_change_no_bit(
 
 @pytest.mark.parametrize("pages", ["shared", "huge", "auto"])
 def test_large_files_are_read_and_summed_in_parts(tmp_path: Path, pages: str) -> None:
-    """By several threads, and as storyllamas/weights.py summed them; no part is left out."""
+    """By several threads, and as the writer summed them; no part is left out."""
     config = engine_files.small_config(dim=128, vocab_size=9000)
     tensors = engine_files.random_tensors(config, 2)
     path = engine_files.write(tmp_path / "large.slm", config, tensors)
@@ -132,7 +132,7 @@ def test_a_large_file_is_moved_while_it_is_read(large: Path) -> None:
 
 FORK = """
 import os, sys
-from storyllamas.engine import Engine
+from storyllamas.engine.engine import Engine
 engine = Engine(sys.argv[1], threads=1)
 for _ in range(int(sys.argv[2])):
     engine.logits([5, 300])

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from storyllamas import weights
-from storyllamas.config import ModelConfig
+from storyllamas.config import ModelConfig, tensor_shapes
 from storyllamas.model import Llama
 
 CONFIGS = [
@@ -71,8 +70,8 @@ def test_logits_are_those_of_the_formulas(config: ModelConfig) -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_parameters_are_those_of_the_weight_file(config: ModelConfig) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in Llama(config).state_dict().items()}
-    assert shapes == weights.tensor_shapes(config)
-    assert list(shapes) == list(weights.tensor_shapes(config))
+    assert shapes == tensor_shapes(config)
+    assert list(shapes) == list(tensor_shapes(config))
     count = sum(parameter.numel() for parameter in Llama(config).parameters())
     assert count == config.parameters
 

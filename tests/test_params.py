@@ -44,7 +44,7 @@ def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
     table = (recipe.tokens_per_step, recipe.steps, recipe.learning_rate, recipe.weight_decay)
     assert (*table, recipe.dropout) == PUBLISHED[size]
     assert (recipe.beta1, recipe.beta2, recipe.warmup, recipe.grad_clip) == (0.9, 0.95, 0.01, 1.0)
-    assert (recipe.schedule, recipe.final_rate) == ("cosine", 0.1)
+    assert (recipe.schedule, recipe.final_lr_ratio) == ("cosine", 0.1)
     assert chosen.model_config().parameters == pytest.approx(PARAMETERS[size], rel=0.02)
 
 
@@ -75,7 +75,7 @@ def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
         ("recipes/full/extra", {}, "recipes.full.extra is unknown"),
         ("export/types", ["f64"], "export.types.0 is 'f64'"),
         ("export/types", [], "export.types is []"),
-        ("export/calibration_windows", -1, "export.calibration_windows is -1"),
+        ("export/calibration_sequences", -1, "export.calibration_sequences is -1"),
         ("export/group_size/q8", 6, "export.group_size.q8 is 6"),
         ("export/group_size/q4", 12, "export.group_size.q4 is 12"),
         ("export/group_size/f32", 4, "export.group_size.f32 is unknown: use one of q8, q4"),

@@ -15,7 +15,7 @@ import pytest
 import sentencepiece
 import yaml
 
-from storyllamas import pretokenize, tokenizer, tokens
+from storyllamas import pretokenize, token_file, tokenizer
 from storyllamas.corpus import files
 from storyllamas.errors import UserError
 
@@ -45,7 +45,7 @@ def test_tokens_are_bos_story_eos(folder: Path, tmp_path: Path) -> None:
     model = folder / "tokenizer.model"
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     expected = processor.encode(STORIES, add_bos=True, add_eos=True)
-    file = tokens.read(tmp_path / "train.bin", tokenizer.load(model).digest)
+    file = token_file.read(tmp_path / "train.bin", tokenizer.load(model).digest)
     assert file.tokens.tolist() == list(itertools.chain(*expected))
     assert (file.vocab_size, file.stories) == (330, 400)
     assert file.text_bytes == len("".join(STORIES).encode())
@@ -125,7 +125,7 @@ def test_stages_from_a_users_file_to_tokens(tmp_path: Path) -> None:
         assert (result.returncode, result.stderr) == (0, "")
     digest = tokenizer.load(tmp_path / "models/tokenizer.model").digest
     opened = [
-        tokens.read(tmp_path / f"data/tokens/{part}.bin", digest) for part in ("train", "valid")
+        token_file.read(tmp_path / f"data/tokens/{part}.bin", digest) for part in ("train", "valid")
     ]
     assert sum(file.stories for file in opened) == 400
     assert all(np.count_nonzero(file.tokens == 1) == file.stories for file in opened)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from storyllamas import tokenizer
 from storyllamas.errors import UserError
 from storyllamas.tokenizer import Tokenizer
-from storyllamas.weights import PieceType, Vocabulary
+from storyllamas.vocabulary import PieceType, Vocabulary
 
 NAMES = ["Lily", "Tom", "Mia", "Ben", "Zoé"]
 VERBS = ["played", "found", "lost", "wanted", "shared"]

@@ -16,12 +16,13 @@ from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.params import Compute
 from storyllamas.training import device, loop
-from storyllamas.training.checkpoint import load_model, save_model
+from storyllamas.training.checkpoints import RunFolder, State
 from storyllamas.training.loop import training_run
 from storyllamas.training.muon import Muon as OurMuon
+from storyllamas.training.muon import orthogonal
 from storyllamas.training.optimizer import Optimizers
-from storyllamas.training.run_folder import RunFolder, State
 from storyllamas.training.schedule import learning_rate
+from storyllamas.training.trained_model import load_model, save_model
 
 pytestmark = pytest.mark.usefixtures("state_root")
 
@@ -81,7 +82,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_the_rate_rises_then_falls_to_its_end(schedule: str) -> None:
-    recipe = dataclasses.replace(RECIPE, schedule=schedule, steps=101, warmup=0.1, hold=0.0)
+    recipe = dataclasses.replace(RECIPE, schedule=schedule, steps=101, warmup=0.1, stable=0.0)
     rates = [learning_rate(step, recipe) for step in range(101)]
     assert rates[0] == pytest.approx(recipe.learning_rate / 11)
     assert rates[10] == rates[11] == max(rates) == recipe.learning_rate
@@ -89,7 +90,7 @@ def test_the_rate_rises_then_falls_to_its_end(schedule: str) -> None:
     assert rates[-1] == pytest.approx(0.05 * recipe.learning_rate)
     middle = recipe.learning_rate * (0.05 + 0.95 / 2)
     assert rates[55] == pytest.approx(middle, rel=0.03)
-    held = dataclasses.replace(recipe, hold=0.5)
+    held = dataclasses.replace(recipe, stable=0.5)
     rates = [learning_rate(step, held) for step in range(101)]
     assert set(rates[10:62]) == {recipe.learning_rate}
     assert rates[61:] == sorted(set(rates[61:]), reverse=True)
@@ -114,7 +115,9 @@ def test_every_parameter_moves_and_only_matrices_decay(optimizer: str, tied: boo
     assert all((p != before[name]).any() for name, p in model.named_parameters())
 
 
-def test_muon_takes_stacked_matrices_apart() -> None:
+def test_muon_takes_stacked_matrices_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch.optim.Muon iterates in bfloat16 everywhere.
+    monkeypatch.setattr("storyllamas.training.optimizer.computes_in_bfloat16", lambda _: True)
     model = Llama(CONFIG)
     tokens = torch.randint(3, CONFIG.vocab_size, (4, 33), generator=torch.manual_seed(0))
     model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
@@ -134,6 +137,30 @@ def test_muon_takes_stacked_matrices_apart() -> None:
         Optimizers(model, dataclasses.replace(RECIPE, muon_beta2=0.0)).step(1e-2)
         assert torch.equal(weight, torch.cat(apart))
         assert weight.grad is None
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_muon_iterates_in_the_fastest_precision(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 where the processor has it; in float32 the singular values are the same."""
+    monkeypatch.setattr("storyllamas.training.optimizer.computes_in_bfloat16", lambda _: native)
+    seen: list[torch.dtype] = []
+
+    def watched(matrices: torch.Tensor) -> torch.Tensor:
+        seen.append(matrices.dtype)
+        return orthogonal(matrices)
+
+    monkeypatch.setattr("storyllamas.training.muon.orthogonal", watched)
+    model = Llama(CONFIG)
+    tokens = torch.randint(3, CONFIG.vocab_size, (4, 33), generator=torch.manual_seed(0))
+    model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    Optimizers(model, RECIPE).step(1e-2)
+    assert set(seen) == {torch.bfloat16 if native else torch.float32}
+    matrix = torch.randn(3, 32, 16, generator=torch.manual_seed(1))
+    values = torch.linalg.svdvals(orthogonal(matrix.to(seen[0])).float())
+    assert (values > 0.6).all()
+    assert (values < 1.3).all()
 
 
 def test_muon_evens_out_rows() -> None:
@@ -168,7 +195,7 @@ def test_the_embedding_has_a_rate_of_its_own() -> None:
         model = Llama(CONFIG)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         model.loss(torch.arange(32)[None], torch.arange(32)[None]).backward()
-        recipe = dataclasses.replace(RECIPE, weight_decay=0.0, embedding_rate=rate)
+        recipe = dataclasses.replace(RECIPE, weight_decay=0.0, embedding_lr_scale=rate)
         Optimizers(model, recipe).step(1e-2)
         changes.append({name: p - before[name] for name, p in model.named_parameters()})
     for name, change in changes[0].items():
@@ -177,7 +204,7 @@ def test_the_embedding_has_a_rate_of_its_own() -> None:
 
 
 def test_zero_outputs_leave_the_embedding_alone_at_first() -> None:
-    model = Llama(CONFIG, zero_outputs=True)
+    model = Llama(CONFIG, zero_init_residual=True)
     tokens = torch.arange(32)[None]
     expected = model.norm(model.embedding(tokens)) @ model.embedding.weight.T
     assert torch.allclose(model(tokens), expected, atol=1e-6)

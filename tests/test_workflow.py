@@ -27,7 +27,7 @@ SMALL = {
     "corpus": {"stories": 400, "valid_stories": 20},
     "tokenizer": {"vocab_size": 400},
     "recipes": {"quick": {"sizes": {"2m": {"steps": 12}, "7m": {"steps": 6}}}},
-    "train": {"tokens_per_step": 512, "micro_batch": 4, "evaluate_every": 4, "evaluate_windows": 4},
+    "train": {"tokens_per_step": 512, "micro_batch": 4, "eval_every": 4, "eval_sequences": 4},
     "compute": {"threads": 1, "checkpoint_seconds": 1},
     "evaluation": {
         "stories": 4, "samples": 2, "parity_stories": 1, "speed_tokens": 8,
@@ -130,7 +130,7 @@ def stages_that_ran(output: str) -> list[str]:
 def test_the_chain_ends_in_metrics_and_stories(workspace: Workspace) -> None:
     report = workspace.read("metrics/eval.json")
     assert report["size"] == "2m"
-    assert report["parity"]["logit_difference"] < 1e-4
+    assert report["parity"]["max_relative_logit_error"] < 1e-4
     assert report["parity"]["greedy_agreement"] == 1
     assert report["q8"]["loss"] == pytest.approx(report["f32"]["loss"], rel=0.01)
     assert report["q4"]["loss"] == pytest.approx(report["f32"]["loss"], rel=0.05)
@@ -210,20 +210,20 @@ def test_sizes_and_sweeps_leave_the_workspace_as_it_was(
     (workspace.folder / "metrics/losses.png").unlink()
     output = experiments("sweep", "--sizes", "7m", "--rates", "3e-3")
     assert "[7m-quick-steps-4-rate-0.003]" in output
-    assert "bits_per_byte" in output
+    assert "framed_bits_per_byte" in output
     assert workspace.run("git", "status", "--porcelain") == before
     workspace.reset()
 
 
 def test_the_picture_has_every_size(workspace: Workspace) -> None:
-    output = workspace.run(sys.executable, "-m", "storyllamas.pictures")
+    output = workspace.run(sys.executable, "-m", "storyllamas.experiments.losses")
     assert output == "metrics/losses.png: 2m, 7m\n"
     (workspace.folder / "metrics/losses.png").unlink()
 
 
 def test_a_killed_repro_goes_on_to_the_same_files(workspace: Workspace) -> None:
     workspace.edit(r"^  steps:.*$", "  steps: 1500")
-    workspace.edit(r"^  evaluate_every:.*$", "  evaluate_every: 500")
+    workspace.edit(r"^  eval_every:.*$", "  eval_every: 500")
     workspace.run("dvc", "repro")
     unbroken = workspace.exported()
     workspace.run("git", "checkout", "-q", "HEAD", "--", "dvc.lock", "metrics")

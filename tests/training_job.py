@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from storyllamas import tokens
+from storyllamas import token_file
 from storyllamas.config import ModelConfig
 from storyllamas.errors import exit_on_user_error
 from storyllamas.params import Compute, Recipe
 from storyllamas.training import device
-from storyllamas.training.checkpoint import save_model
+from storyllamas.training.checkpoints import RunFolder, State
 from storyllamas.training.loop import Job, training_run
-from storyllamas.training.run_folder import RunFolder, State
+from storyllamas.training.trained_model import save_model
 
 CONFIG = ModelConfig(
     dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=48, context=32, vocab_size=300
@@ -32,20 +32,20 @@ RECIPE = Recipe(
     steps=40,
     optimizer="muon",
     learning_rate=5e-3,
-    embedding_rate=0.5,
+    embedding_lr_scale=0.5,
     weight_decay=0.1,
     dropout=0.1,
-    zero_outputs=True,
+    zero_init_residual=True,
     beta1=0.9,
     beta2=0.95,
     muon_beta2=0.95,
     warmup=0.1,
-    hold=0.2,
+    stable=0.2,
     schedule="linear",
-    final_rate=0.05,
+    final_lr_ratio=0.05,
     grad_clip=1.0,
-    evaluate_every=7,
-    evaluate_windows=6,
+    eval_every=7,
+    eval_sequences=6,
 )
 DIGEST = bytes(range(32))
 
@@ -69,16 +69,16 @@ def stop_after(step: int) -> None:
     RunFolder.save = save_and_stop  # type: ignore[method-assign]
 
 
-def make_tokens(path: Path, seed: int) -> tokens.TokenFile:
+def make_tokens(path: Path, seed: int) -> token_file.TokenFile:
     """Counting stories: each token is the one before it plus a step that the story keeps."""
     random = np.random.default_rng(seed)
-    with tokens.write(path, CONFIG.vocab_size, DIGEST) as writer:
+    with token_file.write(path, CONFIG.vocab_size, DIGEST) as writer:
         for _ in range(120):
             start, step = random.integers(0, 297), random.integers(1, 5)
             story = 3 + (start + step * np.arange(30)) % 297
             framed = np.array([1, *story, 2], np.uint16)
             writer.append(framed, 1, 30)
-    return tokens.read(path, DIGEST)
+    return token_file.read(path, DIGEST)
 
 
 def make_job(folder: Path, config: ModelConfig = CONFIG, **changes: object) -> Job:

@@ -41,7 +41,7 @@ class Counts:
         text_bytes: their length in UTF-8, without separators.
         repaired: stories whose encoding was repaired, also where they were dropped afterwards.
         short: stories dropped because they were too short.
-        shared: training stories dropped because they are also validation stories.
+        train_valid_overlap: training stories dropped because they are also validation stories.
         duplicates: stories dropped because they came before.
     """
 
@@ -49,7 +49,7 @@ class Counts:
     text_bytes: int = 0
     repaired: int = 0
     short: int = 0
-    shared: int = 0
+    train_valid_overlap: int = 0
     duplicates: int = 0
 
 
@@ -69,33 +69,33 @@ class Cleaner:
 
     def valid(self, stories: Iterable[str]) -> Iterator[str]:
         """The validation stories, cleaned; `UserError` if there are none left."""
-        keep = self._how.drop_duplicates or self._how.drop_shared
+        keep = self._how.drop_duplicates or self._how.drop_train_valid_overlap
         seen = self._valid if keep else None
         return self._clean(stories, self.valid_counts, seen, Fingerprints(), "validation")
 
     def train(self, stories: Iterable[str]) -> Iterator[str]:
         """The training stories, cleaned; `UserError` if there are none left."""
         seen = Fingerprints() if self._how.drop_duplicates else None
-        shared = self._valid if self._how.drop_shared else Fingerprints()
-        return self._clean(stories, self.train_counts, seen, shared, "training")
+        overlap = self._valid if self._how.drop_train_valid_overlap else Fingerprints()
+        return self._clean(stories, self.train_counts, seen, overlap, "training")
 
     def _clean(
         self,
         stories: Iterable[str],
         counts: Counts,
         seen: Fingerprints | None,
-        shared: Fingerprints,
+        train_valid_overlap: Fingerprints,
         part: str,
     ) -> Iterator[str]:
         for original in stories:
             story = repaired(original) if self._how.repair_encoding else original
             counts.repaired += story != original
-            if self._how.shortest and len(story.split()) < self._how.shortest:
+            if self._how.min_words and len(story.split()) < self._how.min_words:
                 counts.short += 1
                 continue
             mark = fingerprint(story)
-            if mark in shared:
-                counts.shared += 1
+            if mark in train_valid_overlap:
+                counts.train_valid_overlap += 1
                 continue
             if seen is not None and not seen.add(mark) and self._how.drop_duplicates:
                 counts.duplicates += 1

@@ -43,13 +43,13 @@ class Counts:
         stories: stories that are not empty.
         text_bytes: their length in UTF-8, without separators and what was dropped around them.
         empty: stories that were skipped because nothing was in them.
-        replaced: U+FFFD that stand for bytes that are not text.
+        invalid_bytes: U+FFFD that stand for bytes that are not text.
     """
 
     stories: int = 0
     text_bytes: int = 0
     empty: int = 0
-    replaced: int = 0
+    invalid_bytes: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -202,9 +202,9 @@ def _clean(raw: bytes, counts: Counts) -> bytes:
         text = raw.decode()
     except UnicodeDecodeError:
         text = raw.decode(errors="replace")
-        counts.replaced += _replaced(raw, text)
+        counts.invalid_bytes += _replaced(raw, text)
     if "\0" in text:
-        counts.replaced += text.count("\0")
+        counts.invalid_bytes += text.count("\0")
         text = text.replace("\0", "\ufffd")
     return text.replace("\r\n", "\n").replace("\r", "\n").strip(_AROUND).encode()
 

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from storyllamas import state
+from storyllamas import workdir
 from storyllamas.corpus import formats, storybook, tinystories
 from storyllamas.corpus.files import Counts
 from storyllamas.errors import UserError
@@ -41,7 +41,7 @@ def split(corpus: Corpus, seed: int) -> Split:
     if corpus.source == "storybook":
         return Split(*storybook.split(corpus.stories, corpus.valid_stories, seed), Counts())
     if corpus.source == "tinystories":
-        folder = state.root() / "downloads"
+        folder = workdir.root() / "downloads"
         train, valid = tinystories.download(corpus.edition, folder, corpus.mirror)
         return _pair([train], [valid])
     source = Path(corpus.source)

@@ -27,7 +27,7 @@ from huggingface_hub.utils.sha import sha_fileobj
 from rich import progress as bars
 from rich.console import Console
 
-from storyllamas.state import locked
+from storyllamas.workdir import locked
 
 _BUSY = (408, 425, 429, *range(500, 600))
 _BROKEN = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)

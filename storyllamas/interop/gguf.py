@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from storyllamas.errors import UserError
-from storyllamas.interop.source import (
+from storyllamas.interop.model import (
     Part,
     Source,
     check_tensors,
@@ -23,9 +23,9 @@ from storyllamas.interop.source import (
     parts,
     stack,
 )
-from storyllamas.interop.vocabulary import check, package
-from storyllamas.quantize import Float32
-from storyllamas.weights import PieceType, Vocabulary
+from storyllamas.interop.sentencepiece import check, package
+from storyllamas.slm.quantize import Float32
+from storyllamas.vocabulary import PieceType, Vocabulary
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 

@@ -18,23 +18,11 @@ import numpy as np
 from storyllamas.atomic import write_json, write_text
 from storyllamas.errors import UserError
 from storyllamas.interop import model_card, safetensors_file
-from storyllamas.interop.source import (
-    Source,
-    check_tensors,
-    foreign_name,
-    make_config,
-    parts,
-    rounded,
-    stack,
-)
-from storyllamas.interop.vocabulary import (
-    MERGEABLE,
-    SPACE,
-    from_sentencepiece,
-    to_sentencepiece,
-)
-from storyllamas.quantize import Float32
-from storyllamas.weights import PieceType, Vocabulary
+from storyllamas.interop.model import Source, check_tensors, foreign_name, make_config, parts, stack
+from storyllamas.interop.sentencepiece import MERGEABLE, SPACE, from_sentencepiece, to_sentencepiece
+from storyllamas.rounding import rounded
+from storyllamas.slm.quantize import Float32
+from storyllamas.vocabulary import PieceType, Vocabulary
 
 PARTS = {
     "embedding.weight": "model.embed_tokens.weight",

@@ -26,10 +26,10 @@ import numpy.typing as npt
 
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
-from storyllamas.interop.source import Source, make_config, parts, stack
-from storyllamas.interop.vocabulary import SPACE, byte_piece, check
-from storyllamas.quantize import Float32, to_integers
-from storyllamas.weights import PieceType, Vocabulary
+from storyllamas.interop.model import Source, make_config, parts, stack
+from storyllamas.interop.sentencepiece import SPACE, byte_piece, check
+from storyllamas.slm.quantize import Float32, to_integers
+from storyllamas.vocabulary import PieceType, Vocabulary
 
 MAGIC = 0x616B3432  # "ak42"
 DIMENSIONS = struct.Struct("<7i")

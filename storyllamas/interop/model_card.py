@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from storyllamas.interop.source import Source
+from storyllamas.interop.model import Source
 
 FRONT = """\
 ---

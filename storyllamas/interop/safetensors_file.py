@@ -15,7 +15,7 @@ from typing import Any
 import safetensors
 
 from storyllamas.errors import UserError
-from storyllamas.quantize import Float32
+from storyllamas.slm.quantize import Float32
 
 
 class TensorFiles:

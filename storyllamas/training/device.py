@@ -71,7 +71,7 @@ def choose(compute: Compute, flops: float = 0.0) -> Device:
         raise UserError(f"compute.device is {name!r}: this machine has none, use auto or cpu")
     bfloat16 = compute.precision == "bfloat16"
     if compute.precision == "auto":
-        bfloat16 = _computes_in_bfloat16(name)
+        bfloat16 = computes_in_bfloat16(name)
     if name == "cpu":
         _keep_freed_pages()
         _add_in_order()
@@ -90,8 +90,8 @@ def _is_compiled(compute: Compute, name: str, flops: float) -> bool:
     return wanted
 
 
-def _computes_in_bfloat16(name: str) -> bool:
-    """Whether bfloat16 products are native, so that mixed precision is faster."""
+def computes_in_bfloat16(name: str) -> bool:
+    """Return whether a device of that name multiplies bfloat16 natively, so that it is faster."""
     if name == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if name == "cpu":

@@ -23,26 +23,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from storyllamas import state
+from storyllamas import workdir
+from storyllamas.bits_per_byte import framed_bits_per_byte
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.params import Recipe
 from storyllamas.rounding import six_digits
-from storyllamas.tokens import TokenFile
+from storyllamas.token_file import TokenFile
+from storyllamas.training.checkpoints import Keeper, RunFolder, State
 from storyllamas.training.compiled import loss_of
+from storyllamas.training.csv_log import STEP_COLUMNS, VALIDATION_COLUMNS, Table
 from storyllamas.training.device import Device
 from storyllamas.training.distributed import Ranks, micro_batch
 from storyllamas.training.interrupt import Interrupt
-from storyllamas.training.keeper import Keeper
-from storyllamas.training.log import STEP_COLUMNS, VALIDATION_COLUMNS, Table
-from storyllamas.training.machine import peak_memory_bytes
-from storyllamas.training.metrics import bits_per_byte, costs
+from storyllamas.training.metrics import costs, peak_memory_bytes
 from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.progress import Progress
-from storyllamas.training.run_folder import RunFolder, State
-from storyllamas.training.scalars import Scalars
 from storyllamas.training.schedule import learning_rate
+from storyllamas.training.tensorboard import Scalars
 
 # A row for every step, or in a long run for every few.
 MOST_LOG_ROWS = 2000
@@ -74,7 +73,7 @@ class Job:
         Without the number of threads, so that a run goes on with another number of processes.
         """
         room = Path(__file__).parent
-        beside = ("config.py", "model.py", "rounding.py", "tokens.py")
+        beside = ("config.py", "model.py", "rounding.py", "token_file.py", "bits_per_byte.py")
         code = [*sorted(room.glob("*.py")), *(room.parent / name for name in beside)]
         device = {k: v for k, v in dataclasses.asdict(self.device).items() if k != "threads"}
         deciding = {
@@ -137,8 +136,8 @@ def training_run(
     ranks = ranks or Ranks()
     key = job.key()
     ranks.check_alike(f"{key} {job.device.threads}")
-    folder = RunFolder(state.root() / "runs" / key)
-    watched = state.root() / "tensorboard" / f"{name}-{key}" if name and ranks.first else None
+    folder = RunFolder(workdir.root() / "runs" / key)
+    watched = workdir.root() / "tensorboard" / f"{name}-{key}" if name and ranks.first else None
     with folder.locked() if ranks.first else nullcontext():
         trainer = Trainer(job, logs, ranks.from_first(folder.latest), ranks)
         kept = trainer.step, trainer.seconds_in_checkpoints
@@ -167,11 +166,11 @@ class Trainer:
         self.ranks = ranks or Ranks()
         self.micro_batch = micro_batch(job.recipe, job.config.context, self.ranks.count)
         torch.manual_seed(job.seed)
-        self.model = Llama(job.config, job.recipe.dropout, job.recipe.zero_outputs).to(
+        self.model = Llama(job.config, job.recipe.dropout, job.recipe.zero_init_residual).to(
             job.device.name
         )
         self.optimizers = Optimizers(self.model, job.recipe)
-        windows = job.recipe.evaluate_windows, job.config.context
+        windows = job.recipe.eval_sequences, job.config.context
         self.validation_set = job.valid.first_windows(*windows)
         self.step = 0
         self.seconds = 0.0
@@ -201,7 +200,7 @@ class Trainer:
                 if self.step % log_every == 0 or self.step == recipe.steps:
                     self._log_step(loss, norm)
                     scalars.log_step(self.steps_table.rows[-1])
-                if self.step % recipe.evaluate_every == 0 or self.step == recipe.steps:
+                if self.step % recipe.eval_every == 0 or self.step == recipe.steps:
                     progress.validated(self._validate())
                     scalars.log_validation(self.validation_table.rows[-1])
                 self.seconds = time.monotonic() - begun
@@ -333,6 +332,7 @@ class Trainer:
         return before.notes
 
     def _metrics(self) -> dict[str, Any]:
+        valid = self.job.valid
         return {
             "parameters": self.job.config.parameters,
             "steps": self.job.recipe.steps,
@@ -340,7 +340,9 @@ class Trainer:
             "flops": self._tokens_seen() * self.job.config.training_flops,
             "train_loss": self.steps_table.rows[-1]["loss"],
             "validation_loss": six_digits(self.best_loss),
-            "bits_per_byte": six_digits(bits_per_byte(self.best_loss, self.job.valid)),
+            "framed_bits_per_byte": six_digits(
+                framed_bits_per_byte(self.best_loss, len(valid.tokens), valid.text_bytes)
+            ),
             "best_step": self.best_step,
             "device": self.job.device.name,
             "precision": self.job.device.precision,

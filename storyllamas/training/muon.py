@@ -29,7 +29,17 @@ class Muon(Optimizer):
     whose root it is divided; 0: rows stay as they are.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], dtype: torch.dtype = torch.bfloat16
+    ) -> None:
+        """Take parameter groups.
+
+        Args:
+            groups: as any optimizer takes them.
+            dtype: of the Newton-Schulz iteration. bfloat16 is exact enough, but a CPU without
+                bfloat16 arithmetic takes some 20 times longer for it than for float32.
+        """
+        self._dtype = dtype
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "beta2": 0.0})
 
     @torch.no_grad()
@@ -40,7 +50,8 @@ class Muon(Optimizer):
             for parameter in group["params"]:
                 shapes.setdefault(parameter.shape, []).append(parameter)
             for shape, matrices in shapes.items():
-                updates = orthogonal(torch.stack(self._momentum(matrices))).to(matrices[0].dtype)
+                momentum = torch.stack(self._momentum(matrices)).to(self._dtype)
+                updates = orthogonal(momentum).to(matrices[0].dtype)
                 if group["beta2"]:
                     updates = self._evened(matrices, updates, group["beta2"])
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
@@ -74,13 +85,13 @@ def _norms(matrices: Tensor) -> Tensor:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """The nearly orthogonal matrices [N, R, C], in bfloat16, next to those given [N, R, C].
+    """Return the nearly orthogonal matrices [N, R, C] next to those given, in the same precision.
 
     Singular values, scaled to at most 1, all move to between 0.7 and 1.2 by a quintic Newton-Schulz
     iteration on the shorter side.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = (matrices.mT if tall else matrices).bfloat16()
+    x = matrices.mT if tall else matrices
     x = x / _norms(x).clamp(min=1e-7)
     for _ in range(STEPS):
         gram = x @ x.mT

@@ -15,6 +15,7 @@ from torch.optim import AdamW, Optimizer
 
 from storyllamas.model import Llama
 from storyllamas.params import Recipe
+from storyllamas.training.device import computes_in_bfloat16
 from storyllamas.training.muon import Muon
 
 
@@ -33,8 +34,8 @@ class Optimizers:
         vocabulary = [p for p in model.parameters() if id(p) not in taken]
         decay = recipe.weight_decay
         groups: list[dict[str, Any]] = [
-            {"params": vocabulary, "weight_decay": decay, "scale": recipe.embedding_rate},
-            {"params": vectors, "weight_decay": 0.0, "scale": recipe.embedding_rate},
+            {"params": vocabulary, "weight_decay": decay, "scale": recipe.embedding_lr_scale},
+            {"params": vectors, "weight_decay": 0.0, "scale": recipe.embedding_lr_scale},
         ]
         self._all: list[Optimizer] = []
         self._stacked: list[tuple[Tensor, list[nn.Parameter]]] = []
@@ -44,7 +45,9 @@ class Optimizers:
             matrices = [p for p in hidden if id(p) not in stacked]
             matrices += [part for _, parts in self._stacked for part in parts]
             muon = {"params": matrices, "weight_decay": decay, "scale": 1.0}
-            self._all.append(Muon([{**muon, "beta2": recipe.muon_beta2}]))
+            native = computes_in_bfloat16(matrices[0].device.type)
+            dtype = torch.bfloat16 if native else torch.float32
+            self._all.append(Muon([{**muon, "beta2": recipe.muon_beta2}], dtype))
         else:
             groups.append({"params": hidden, "weight_decay": decay, "scale": 1.0})
         self._all.append(AdamW(groups, betas=(recipe.beta1, recipe.beta2), fused=True))

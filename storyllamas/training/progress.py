@@ -9,7 +9,7 @@ from datetime import timedelta
 from rich import progress as bars
 from rich.console import Console
 
-from storyllamas.training.machine import memory_bytes
+from storyllamas.training.metrics import memory_bytes
 
 # Steps whose speed is shown.
 RECENT_STEPS = 50

@@ -9,10 +9,10 @@ from string import ascii_lowercase
 import numpy as np
 from hypothesis import strategies as st
 
-from storyllamas.config import ModelConfig
-from storyllamas.interop.source import Source
-from storyllamas.interop.vocabulary import SPACE
-from storyllamas.weights import PieceType, Vocabulary, tensor_shapes
+from storyllamas.config import ModelConfig, tensor_shapes
+from storyllamas.interop.model import Source
+from storyllamas.interop.sentencepiece import SPACE
+from storyllamas.vocabulary import PieceType, Vocabulary
 
 
 def make_config(**changes: object) -> ModelConfig:

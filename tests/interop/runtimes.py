@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from storyllamas import weights
-from storyllamas.engine import Engine
+from storyllamas.engine.engine import Engine
 from storyllamas.model import Llama
+from storyllamas.slm import weight_file
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -31,7 +31,7 @@ class PyTorch:
     """The reference: storyllamas/model.py on a weight file."""
 
     def __init__(self, path: Path) -> None:
-        file = weights.read(path)
+        file = weight_file.read(path)
         self._model = Llama(file.config)
         tensors = {name: torch.tensor(tensor) for name, tensor in file.tensors()}
         self._model.load_state_dict(tensors)

@@ -27,12 +27,13 @@ from runtimes import (
     is_there,
 )
 
-from storyllamas import params, weights
-from storyllamas.engine import Engine
+from storyllamas import params
+from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
-from storyllamas.interop.convert import export_model, import_model
-from storyllamas.interop.source import Source, open_source
-from storyllamas.weight_header import GROUP_SIZES, storage
+from storyllamas.interop.formats import export_model, import_model
+from storyllamas.interop.model import Source, open_source
+from storyllamas.slm import weight_file
+from storyllamas.slm.encoding import GROUP_SIZES, storage
 
 MODELS = 20
 PROMPT = "Once upon a time"
@@ -84,7 +85,7 @@ def export(source: Source, name: str, folder: Path) -> tuple[Path, Path]:
     """Where a runtime finds the model, and the weight file with the weights as exported."""
     back = folder / f"{name}.slm"
     if name in GROUP_SIZES:
-        weights.write(back, source.config, source.vocabulary, source.tensor, storage(name))
+        weight_file.write(back, source.config, source.vocabulary, source.tensor, storage(name))
         return back, back
     foreign = folder / name
     files = export_model(source, name, foreign)

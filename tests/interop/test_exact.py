@@ -23,13 +23,13 @@ from runtimes import (
     needed,
 )
 
-from storyllamas import weights
 from storyllamas.config import ModelConfig
 from storyllamas.corpus import files
-from storyllamas.engine import Engine
-from storyllamas.interop.convert import export_model, import_model
-from storyllamas.interop.source import Source
-from storyllamas.interop.vocabulary import SPACE
+from storyllamas.engine.engine import Engine
+from storyllamas.interop.formats import export_model, import_model
+from storyllamas.interop.model import Source
+from storyllamas.interop.sentencepiece import SPACE
+from storyllamas.slm import weight_file
 from storyllamas.tokenizer import Tokenizer, train
 
 FLOAT32 = 1e-4
@@ -69,7 +69,7 @@ def test_the_c_engine(tmp_path_factory: pytest.TempPathFactory, config, seed) ->
     path = tmp_path_factory.mktemp("c") / "model.slm"
     source = make_source(config, seed)
     ids = np.random.default_rng(seed).integers(3, config.vocab_size, config.context - 4).tolist()
-    weights.write(path, config, source.vocabulary, source.tensor)
+    weight_file.write(path, config, source.vocabulary, source.tensor)
     engine, reference = CEngine(path), PyTorch(path)
     assert difference(engine.logits(ids), reference.logits(ids)) < FLOAT32
     assert greedy(engine, ids[:2], 5) == greedy(reference, ids[:2], 5)
@@ -155,7 +155,7 @@ def test_token_ids(tmp_path: Path, runtime: type, name: str, most: int | None) -
     config = make_config(vocab_size=1500)
     source = make_source(config)
     export_model(source, name, tmp_path / name)
-    weights.write(tmp_path / "model.slm", config, source.vocabulary, source.tensor)
+    weight_file.write(tmp_path / "model.slm", config, source.vocabulary, source.tensor)
     ours, other = Engine(tmp_path / "model.slm"), runtime(tmp_path / name)
     for text in texts()[:most]:
         if runtime is Llama2c and SPACE in text:
@@ -177,7 +177,7 @@ def test_token_ids_of_real_stories(
     tmp_path: Path, tinystories: Path, trained: Source, runtime: type, name: str, most: int | None
 ) -> None:
     export_model(trained, name, tmp_path / name)
-    weights.write(tmp_path / "model.slm", trained.config, trained.vocabulary, trained.tensor)
+    weight_file.write(tmp_path / "model.slm", trained.config, trained.vocabulary, trained.tensor)
     ours, other = Engine(tmp_path / "model.slm"), runtime(tmp_path / name)
     for file in ("TinyStories-valid.txt", "TinyStories-train.txt"):
         for story in islice(files.read(tinystories / file), most):

@@ -10,8 +10,8 @@ import pytest
 from random_models import make_config, make_source
 
 from storyllamas.errors import UserError
-from storyllamas.interop.convert import export_model, import_model, open_foreign
-from storyllamas.interop.source import Source
+from storyllamas.interop.formats import export_model, import_model, open_foreign
+from storyllamas.interop.model import Source
 
 gguf = pytest.importorskip("gguf")
 

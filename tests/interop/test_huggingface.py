@@ -13,10 +13,10 @@ from random_models import make_config, make_source
 from safetensors.torch import load_file, save_file
 
 from storyllamas.errors import UserError
-from storyllamas.interop.convert import export_model, import_model, open_foreign
+from storyllamas.interop.formats import export_model, import_model, open_foreign
 from storyllamas.interop.huggingface import merges, to_halves
-from storyllamas.interop.source import Source, parts
-from storyllamas.weights import PieceType, Vocabulary
+from storyllamas.interop.model import Source, parts
+from storyllamas.vocabulary import PieceType, Vocabulary
 
 schema = pytest.importorskip("google.protobuf") and __import__(
     "sentencepiece.sentencepiece_model_pb2", fromlist=["ModelProto"]

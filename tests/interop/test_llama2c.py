@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import configs, make_config, make_source
 
-from storyllamas import weights
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop import llama2c
-from storyllamas.interop.convert import export_model, import_model, open_foreign
-from storyllamas.interop.source import Source, parts
-from storyllamas.weights import PieceType, Vocabulary
+from storyllamas.interop.formats import export_model, import_model, open_foreign
+from storyllamas.interop.model import Source, parts
+from storyllamas.slm import weight_file
+from storyllamas.vocabulary import PieceType, Vocabulary
 
 
 def floats(*arrays: np.ndarray) -> bytes:
@@ -258,6 +258,6 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
     elsewhere = tmp_path / "other.bin"
     elsewhere.write_bytes(good)
     import_model(path, tmp_path / "out.slm", tokenizer=elsewhere)
-    assert weights.read(tmp_path / "out.slm").config == make_config(
+    assert weight_file.read(tmp_path / "out.slm").config == make_config(
         norm_eps=float(np.float32(1e-5))
     )

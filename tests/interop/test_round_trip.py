@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import configs, make_config, make_source
 
-from storyllamas import params, weights
+from storyllamas import params
+from storyllamas.config import tensor_shapes
 from storyllamas.errors import UserError
-from storyllamas.interop.convert import FORMATS, export_model, import_model
-from storyllamas.interop.source import Source, open_source, parts
-from storyllamas.tiles import tensor_bytes
-from storyllamas.weight_header import F32
-from storyllamas.weights import tensor_shapes
+from storyllamas.interop.formats import FORMATS, export_model, import_model
+from storyllamas.interop.model import Source, open_source, parts
+from storyllamas.slm import weight_file
+from storyllamas.slm.encoding import F32
+from storyllamas.slm.tiles import tensor_bytes
 
 pytest.importorskip("gguf")
 pytest.importorskip("google.protobuf")
@@ -46,7 +47,7 @@ def test_float32_keeps_every_bit(
 ) -> None:
     config = data.draw(configs(plain=name in PLAIN, divided=name == "hf"))
     folder, source = tmp_path_factory.mktemp("trip"), make_source(config, seed)
-    weights.write(folder / "before.slm", config, source.vocabulary, source.tensor)
+    weight_file.write(folder / "before.slm", config, source.vocabulary, source.tensor)
     there_and_back(open_source(folder / "before.slm"), name, folder)
     assert (folder / f"{name}.slm").read_bytes() == (folder / "before.slm").read_bytes()
 
@@ -82,7 +83,7 @@ def test_a_matrix_that_fills_no_blocks_of_32_is_kept_in_f16(tmp_path: Path) -> N
 def test_one_tensor_at_a_time(tmp_path: Path, name: str) -> None:
     config = make_config(dim=128, head_dim=32, layers=24, hidden=512, vocab_size=1024)
     source = make_source(config)
-    weights.write(tmp_path / "before.slm", config, source.vocabulary, source.tensor)
+    weight_file.write(tmp_path / "before.slm", config, source.vocabulary, source.tensor)
     del source
     export_model(open_source(tmp_path / "before.slm"), name, tmp_path / "warm")  # imports
     tracemalloc.start()

@@ -1,0 +1,31 @@
+"""Bits per byte: a loss that does not depend on the tokenizer."""
+
+from __future__ import annotations
+
+import math
+
+
+def bits_per_byte(nats: float, text_bytes: int) -> float:
+    """Return nats / (ln 2 * text_bytes).
+
+    Args:
+        nats: sum of the negative natural log-probabilities of the text's tokens. BOS and EOS are
+            context only: their own log-probabilities are not part of the sum.
+        text_bytes: length of the text in UTF-8, without BOS, EOS and separators.
+    """
+    return nats / (math.log(2) * text_bytes)
+
+
+def framed_bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
+    """Return loss * tokens / (ln 2 * text_bytes), which counts BOS and EOS as tokens too.
+
+    Training validates on windows of a token file, in which stories stand between BOS and EOS, so
+    its loss is a mean over these tokens as well. The value is a little higher than
+    `bits_per_byte` of the same stories.
+
+    Args:
+        loss: mean loss in nats a token.
+        tokens: tokens of the stories, BOS and EOS included.
+        text_bytes: length of the stories' text in UTF-8.
+    """
+    return bits_per_byte(loss * tokens, text_bytes)

@@ -1,0 +1,37 @@
+"""A survey as a picture."""
+
+from __future__ import annotations
+
+import os
+
+from storyllamas import plots
+from storyllamas.corpus_stats.stats import Survey
+
+
+def draw(survey: Survey, target: str | os.PathLike[str]) -> None:
+    """Draw the lengths, the words and the beginnings of the first part as a PNG."""
+    name, part = next(iter(survey.parts.items()))
+    with plots.drawing(target, 3, (12, 4.2)) as (figure, (lengths, words, beginnings)):
+        figure.suptitle(
+            f"{name}: {part.stories:,} stories, {part.text_bytes / 1e6:,.1f} MB, "
+            f"{part.words:,} words, {part.distinct_words:,} different ones"
+        )
+        bins = part.words_of_stories.histogram
+        starts = [first for first, *_ in bins]
+        starts[0] = 2 * starts[1] - starts[2]
+        width = starts[1] - starts[0]
+        shares = [100 * count / part.stories for *_, count in bins]
+        lengths.bar(starts, shares, width, align="edge", color=plots.COLORS[0], edgecolor="white")
+        median = part.words_of_stories.quantiles["0.5"]
+        lengths.axvline(median, color=plots.COLORS[1], label=f"median {median:,}")
+        lengths.set(title="Length", xlabel="words a story", ylabel="% of the stories")
+        lengths.legend()
+        for axes, title, rows, total, color in (
+            (words, "The most frequent words", part.frequent_words, part.words, 2),
+            (beginnings, "How stories begin", part.beginnings, part.stories, 3),
+        ):
+            texts = [text for text, _ in rows][::-1]
+            values = [100 * count / total for _, count in rows][::-1]
+            axes.barh(range(len(rows)), values, color=plots.COLORS[color])
+            axes.set_yticks(range(len(rows)), texts, fontsize=8)
+            axes.set(title=title, xlabel=f"% of the {'words' if axes is words else 'stories'}")

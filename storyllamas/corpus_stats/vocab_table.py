@@ -1,0 +1,180 @@
+"""What the size of the vocabulary is worth on the corpus in use, as a table and a figure.
+
+Each size is trained as the stage `tokenizer` does it, on the same stories, and encodes validation
+stories that it has not seen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from storyllamas import params, plots, tokenizer
+from storyllamas.atomic import write_json
+from storyllamas.config import ModelConfig
+from storyllamas.corpus import files
+from storyllamas.errors import UserError, exit_on_user_error
+
+SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+REPORT = Path("metrics/vocabulary.json")
+PICTURE = Path("metrics/vocabulary.png")
+
+_TRAIN = Path("data/corpus/train.txt")
+_VALID = Path("data/corpus/valid.txt")
+_HELD_OUT_BYTES = 4_000_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One size of the vocabulary.
+
+    Attributes:
+        vocab_size: pieces, special and byte pieces among them.
+        embedding_share: for each size of the model, the share of its parameters that are the
+            embedding's, 0 … 1.
+        bytes_per_token: UTF-8 bytes of held-out text for a token.
+        tokens_per_story: tokens of a held-out story, BOS and EOS not counted.
+        seconds: time to train.
+        possible: where the corpus does not allow this size, the nearest that it does; nothing is
+            measured then.
+    """
+
+    vocab_size: int
+    embedding_share: dict[str, float]
+    bytes_per_token: float | None = None
+    tokens_per_story: float | None = None
+    seconds: float | None = None
+    possible: int | None = None
+
+
+def table(
+    sizes: Iterable[int],
+    stories: Sequence[str],
+    held_out: Sequence[str],
+    models: Mapping[str, ModelConfig],
+) -> list[Row]:
+    """Train a tokenizer of each size and measure it.
+
+    Args:
+        sizes: of the vocabulary.
+        stories: the text to learn from.
+        held_out: other text, not empty.
+        models: shapes of models by their names; their own vocabularies do not matter.
+    """
+    return [_row(size, stories, held_out, models) for size in sizes]
+
+
+def _row(
+    vocab_size: int,
+    stories: Sequence[str],
+    held_out: Sequence[str],
+    models: Mapping[str, ModelConfig],
+) -> Row:
+    shares = {name: _embedding_share(model, vocab_size) for name, model in models.items()}
+    begin = time.perf_counter()
+    try:
+        model = tokenizer.train(stories, vocab_size)
+    except tokenizer.ImpossibleVocabularyError as error:
+        return Row(vocab_size, shares, possible=error.nearest)
+    seconds = time.perf_counter() - begin
+    rate = tokenizer.bytes_per_token(tokenizer.Tokenizer(model), held_out)
+    tokens = sum(len(story.encode()) for story in held_out) / rate
+    return Row(
+        vocab_size, shares, round(rate, 4), round(tokens / len(held_out), 1), round(seconds, 2)
+    )
+
+
+def _embedding_share(model: ModelConfig, vocab_size: int) -> float:
+    total = replace(model, vocab_size=vocab_size).parameters
+    return round(1 - replace(model, vocab_size=0).parameters / total, 4)
+
+
+def show(rows: Sequence[Row], chosen: int, console: Console) -> None:
+    """Print the rows; the size in use is marked."""
+    page = Table(
+        *("vocabulary", "bytes a token", "tokens a story", "seconds to train"),
+        *(f"embedding in {name}" for name in rows[0].embedding_share),
+        box=None,
+        pad_edge=False,
+    )
+    for column in page.columns:
+        column.justify = "right"
+    for row in rows:
+        mark = "→ " if row.vocab_size == chosen else ""
+        shares = (f"{share:.1%}" for share in row.embedding_share.values())
+        page.add_row(f"{mark}{row.vocab_size:,}", *_measured(row), *shares)
+    console.print(page)
+    for row in rows:
+        if row.possible is not None:
+            bound = "most" if row.possible < row.vocab_size else "least"
+            console.print(f"{row.vocab_size:,}: this corpus allows at {bound} {row.possible:,}")
+
+
+def _measured(row: Row) -> tuple[str, str, str]:
+    if row.bytes_per_token is None:
+        return "–", "–", "–"
+    return f"{row.bytes_per_token:.3f}", f"{row.tokens_per_story:.1f}", f"{row.seconds:.1f}"
+
+
+def draw(rows: Sequence[Row], chosen: int, target: Path) -> None:
+    """Draw bytes a token, and the embedding's share of each model, over the vocabulary's size."""
+    with plots.drawing(target, 2, (10, 4.2)) as (_, (rates, shares)):
+        rates.plot(
+            [row.vocab_size for row in rows],
+            [row.bytes_per_token or math.nan for row in rows],
+            marker="o",
+            color=plots.COLORS[0],
+        )
+        rates.set(title="Bytes of held-out text a token", ylabel="bytes a token")
+        for color, name in zip(plots.COLORS[1:], rows[0].embedding_share, strict=False):
+            shares.plot(
+                [row.vocab_size for row in rows],
+                [100 * row.embedding_share[name] for row in rows],
+                marker="o",
+                color=color,
+                label=name,
+            )
+        shares.set(title="The embedding's share of the parameters", ylabel="%", ylim=(0, 100))
+        shares.legend()
+        for axes in (rates, shares):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks([row.vocab_size for row in rows])
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.tick_params(axis="x", labelsize=8)
+            axes.axvline(chosen, color="gray", linestyle=":")
+            axes.set_xlabel("vocabulary (dotted: tokenizer.vocab_size)")
+            axes.grid(alpha=0.25)
+
+
+@exit_on_user_error
+def main() -> None:
+    """Print the table and write metrics/vocabulary.json and metrics/vocabulary.png."""
+    chosen = params.load()
+    if not _TRAIN.is_file():
+        raise UserError(f"{_TRAIN} does not exist: run `dvc repro download`")
+    stories = list(files.sample(_TRAIN, chosen.tokenizer.sample_bytes))
+    held_out = list(files.sample(_VALID, _HELD_OUT_BYTES))
+    models = {name: chosen.model_config_of(name) for name in chosen.sizes}
+    console = Console(highlight=False)
+    with console.status("training tokenizers"):
+        rows = table(SIZES, stories, held_out, models)
+    show(rows, chosen.tokenizer.vocab_size, console)
+    draw(rows, chosen.tokenizer.vocab_size, PICTURE)
+    report = {
+        "corpus": chosen.corpus.source,
+        "train_bytes": sum(len(story.encode()) for story in stories),
+        "held_out_bytes": sum(len(story.encode()) for story in held_out),
+        "vocabularies": [asdict(row) for row in rows],
+    }
+    write_json(REPORT, report)
+    console.print(f"{REPORT}, {PICTURE}")
+
+
+if __name__ == "__main__":
+    main()

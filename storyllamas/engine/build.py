@@ -1,0 +1,100 @@
+"""Builds the extension module `storyllamas._engine` from csrc/, through cffi.
+
+`pip install` takes `ffibuilder` from here, by way of setup.py. `python -m storyllamas.engine.build`
+builds the module in place, beside this file, unless it is newer than all that it is made of.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from cffi import FFI
+
+PACKAGE = Path(__file__).resolve().parent.parent
+ROOT = PACKAGE.parent
+CSRC = ROOT / "csrc"
+
+PREAMBLE = """
+#include "storyllamas.h"
+static sl_options sl_defaults(void) { return (sl_options)SL_DEFAULTS; }
+"""
+
+
+def _declarations() -> str:
+    """The header's declarations, as far as cffi's parser reads C."""
+    header = (CSRC / "storyllamas.h").read_text(encoding="utf-8")
+    section = header.split("/* cffi: begin */")[1].split("/* cffi: end */")[0]
+    return section.replace("SL_API ", "") + "sl_options sl_defaults(void);"
+
+
+def ffibuilder() -> FFI:
+    """What cffi needs to know to build the extension module from the project's root."""
+    sources = sorted(path for path in CSRC.rglob("*.c") if path.name != "main.c")
+    builder = FFI()
+    builder.cdef(_declarations())
+    builder.set_source(
+        "storyllamas._engine",
+        PREAMBLE,
+        sources=[path.relative_to(ROOT).as_posix() for path in sources],
+        depends=[path.relative_to(ROOT).as_posix() for path in CSRC.rglob("*.h")],
+        include_dirs=["csrc"],
+        extra_compile_args=["-std=c11", "-O3", "-fvisibility=hidden", "-pthread"],
+        extra_link_args=["-pthread"],
+        libraries=["m"],
+    )
+    return builder
+
+
+def is_up_to_date() -> bool:
+    """Whether the extension module is there and newer than all that it is made of."""
+    built = [path.stat().st_mtime for path in PACKAGE.glob("_engine.*.so")]
+    made_of = [Path(__file__), *CSRC.rglob("*.[ch]")]
+    return bool(built) and min(built) >= max(path.stat().st_mtime for path in made_of)
+
+
+def build() -> None:
+    """Build the extension module beside this file, where it appears only when whole.
+
+    Raises:
+        UserError: the compiler is missing or fails.
+    """
+    from storyllamas.atomic import atomic_file
+    from storyllamas.errors import UserError
+
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            "setup.py",
+            "--quiet",
+            "build_ext",
+            "--build-lib",
+            folder,
+            "--build-temp",
+            folder,
+        ]
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            sys.stderr.write(done.stdout + done.stderr)
+            raise UserError(
+                "the C engine cannot be built: install a C compiler (gcc or clang), Python's "
+                "headers and setuptools, and see the compiler's words above"
+            )
+        (module,) = Path(folder, PACKAGE.name).glob("_engine.*.so")
+        with atomic_file(PACKAGE / module.name) as file:
+            file.write(module.read_bytes())
+
+
+def main() -> None:
+    """Build the extension module if need be."""
+    if not is_up_to_date():
+        build()
+
+
+if __name__ == "__main__":
+    from storyllamas.errors import exit_on_user_error
+
+    exit_on_user_error(main)()

@@ -1,0 +1,1 @@
+"""DVC experiments: `make sizes`, `make sweep` and the figure of losses."""

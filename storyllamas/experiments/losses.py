@@ -1,0 +1,110 @@
+"""The figure of the losses of every size trained so far.
+
+The logs of the latest run are in the workspace; those of other sizes are in git, where DVC keeps
+experiments, and in the history.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storyllamas.errors import UserError, exit_on_user_error
+from storyllamas.experiments.git import git, read_at
+from storyllamas.plots import COLORS, drawing
+
+if TYPE_CHECKING:
+    pass
+
+TARGET = Path("metrics/losses.png")
+
+Curve = tuple[list[float], list[float]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: its names, and loss over million tokens in training and validation."""
+
+    size: str
+    parameters: int
+    recipe: str
+    train: Curve
+    validation: Curve
+
+
+def runs() -> list[Run]:
+    """The latest run of each size, the smallest first: workspace, experiments, then history."""
+    found: dict[str, Run] = {}
+    for revision in ("", *_revisions()):
+        run = run_at(revision)
+        if run:
+            found.setdefault(run.size, run)
+    return sorted(found.values(), key=lambda run: run.parameters)
+
+
+def draw(found: list[Run]) -> None:
+    """Draw the losses to metrics/losses.png."""
+    from matplotlib.ticker import LogLocator
+
+    with drawing(TARGET) as (_, (axes,)):
+        for color, run in zip(cycle(COLORS), found):
+            axes.plot(*run.train, color=color, alpha=0.3, linewidth=0.8)
+            lowest = min(run.validation[1])
+            label = f"{run.size}, {run.recipe}: validation {lowest:.3f}"
+            axes.plot(*run.validation, color=color, linewidth=1.8, label=label)
+        axes.set(
+            title="Loss on stories: training (faint) and validation",
+            xlabel="million tokens",
+            ylabel="nats a token (log scale)",
+            yscale="log",
+        )
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.grid(which="both", alpha=0.25)
+        axes.legend()
+
+
+def _revisions() -> Iterator[str]:
+    """Experiments, the newest first, then commits that changed the log, the newest first."""
+    newest = "--sort=-committerdate"
+    yield from git("for-each-ref", newest, "--format=%(objectname)", "refs/exps").split()
+    yield from git("log", "--format=%H", "--", "metrics/validation.csv").split()
+
+
+def run_at(revision: str) -> Run | None:
+    """The run whose log stands at a git revision, or in the workspace for ""; None if none does."""
+    about = read_at(revision, "metrics/train.json")
+    steps = read_at(revision, "metrics/steps.csv")
+    validation = read_at(revision, "metrics/validation.csv")
+    if not (about and steps and validation):
+        return None
+    names = json.loads(about)
+    return Run(
+        names["size"], names["parameters"], names["recipe"], _curve(steps), _curve(validation)
+    )
+
+
+def _curve(table: str) -> Curve:
+    rows = list(csv.DictReader(io.StringIO(table)))
+    return [int(row["tokens"]) / 1e6 for row in rows], [float(row["loss"]) for row in rows]
+
+
+@exit_on_user_error
+def main() -> None:
+    """Draw and say what was drawn."""
+    found = runs()
+    if not found:
+        raise UserError("there is no training log yet: run `dvc repro` first")
+    draw(found)
+    print(f"{TARGET}: {', '.join(run.size for run in found)}")
+
+
+if __name__ == "__main__":
+    main()

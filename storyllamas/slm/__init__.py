@@ -1,0 +1,1 @@
+"""The weight file (`.slm`): its header, tokenizer and tensors, and quantization."""

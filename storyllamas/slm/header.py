@@ -1,0 +1,110 @@
+"""The first 256 bytes of a weight file, and the checksum of all of it. See weights.py."""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import NamedTuple
+
+from storyllamas.config import ModelConfig
+from storyllamas.slm.encoding import Encoding, Storage, WeightType
+from storyllamas.slm.tiles import ALIGNMENT
+
+MAGIC = b"\x89SLM\r\n\x1a\n"
+VERSION = 2
+HEADER_BYTES = 256
+
+TIED = 1 << 0
+DUMMY_PREFIX = 1 << 1
+BYTE_FALLBACK = 1 << 2
+
+HEADER = struct.Struct(
+    "<"
+    "8s"  #   0 magic
+    "2I"  #   8 version, header_bytes
+    "2Q"  #  16 file_bytes, checksum
+    "8I"  #  32 dim, layers, heads, kv_heads, head_dim, hidden, context, vocab_size
+    "2f"  #  64 rope_theta, norm_eps
+    "2I"  #  72 weight_type (see WeightType), group_size (0 for f32) of the layers' matrices
+    "4i"  #  80 unk_id, bos_id, eos_id, pad_id (-1: there is none)
+    "I"  #   96 flags (TIED, DUMMY_PREFIX, BYTE_FALLBACK; the rest zero)
+    "I"  #  100 embedding_type, of the embedding and the classifier
+    "4Q"  # 104 tokenizer_offset, tokenizer_bytes, tensors_offset, tensors_bytes
+    "I"  #  136 embedding_group_size
+)
+CHECKSUM_OFFSET = 24
+LARGEST_DIMENSION = 1 << 20
+LARGEST_CONTEXT = 1 << 17
+
+
+class Header(NamedTuple):
+    """The fields of `HEADER` by name."""
+
+    magic: bytes
+    version: int
+    header_bytes: int
+    file_bytes: int
+    checksum: int
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    context: int
+    vocab_size: int
+    rope_theta: float
+    norm_eps: float
+    weight_type: int
+    group_size: int
+    unk_id: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    flags: int
+    embedding_type: int
+    tokenizer_offset: int
+    tokenizer_bytes: int
+    tensors_offset: int
+    tensors_bytes: int
+    embedding_group_size: int
+
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return ModelConfig(
+            *(self.dim, self.layers, self.heads, self.kv_heads, self.head_dim, self.hidden),
+            *(self.context, self.vocab_size, self.rope_theta, self.norm_eps),
+            tied=bool(self.flags & TIED),
+        )
+
+    def storage(self) -> Storage:
+        """How the matrices are stored, if there is no contradiction."""
+        return Storage(
+            layers=Encoding(WeightType(self.weight_type), self.group_size),
+            embedding=Encoding(WeightType(self.embedding_type), self.embedding_group_size),
+        )
+
+    def contradiction(self) -> str:
+        """What in it cannot be, or nothing; a checksum holds for any header that was made up."""
+        shape = self[5:13]
+        if min(shape) < 1 or max(shape) > LARGEST_DIMENSION or self.context > LARGEST_CONTEXT:
+            return "a dimension is out of range"
+        if not (0 < self.rope_theta < math.inf and 0 <= self.norm_eps < math.inf):
+            return "its rope_theta or norm_eps is out of range"
+        if self.heads % self.kv_heads or self.head_dim % 2:
+            return "its heads do not fit together"
+        for number, group_size in (
+            (self.weight_type, self.group_size),
+            (self.embedding_type, self.embedding_group_size),
+        ):
+            if number not in list(WeightType):
+                return f"it has no weight type {number}"
+            if not Encoding(WeightType(number), group_size).is_possible:
+                return f"its group size is {group_size}"
+        if (self.weight_type == WeightType.F32) != (self.embedding_type == WeightType.F32):
+            return "only one of its weight types is f32"
+        if self.flags & ~(TIED | DUMMY_PREFIX | BYTE_FALLBACK):
+            return "it has an unknown flag"
+        if self.layers * ALIGNMENT > self.file_bytes:
+            return "it has fewer bytes than layers"
+        return ""

@@ -1,0 +1,208 @@
+"""Many stories at once: each is the story that it is alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import random
+from collections.abc import Iterator
+from itertools import chain, count, islice, repeat
+from pathlib import Path
+
+import engine_files
+import pytest
+
+from storyllamas.config import ModelConfig
+from storyllamas.engine.batch import ToldStory
+from storyllamas.engine.engine import Engine
+from storyllamas.engine.ffi import ffi, lib
+from storyllamas.errors import UserError
+
+CONFIG = ModelConfig(
+    dim=48, layers=2, heads=4, kv_heads=2, head_dim=12, hidden=80, context=70, vocab_size=300
+)
+OPTIONS: list[dict[str, float]] = [
+    {},
+    {"temperature": 0},
+    {"temperature": 1.5, "top_p": 1},
+    {"temperature": 1, "top_k": 20, "min_p": 0.05, "tokens": 9},
+    {"temperature": 1.2, "repetition_penalty": 1.3, "repetition_window": 8, "ignore_end": True},
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("many")
+    tensors = engine_files.random_tensors(CONFIG, 5)
+    tensors["norm.weight"] *= 0.4  # less certain, so that stories end at different lengths
+    sizes = {"q8": 16, "q4": 16}
+    return {
+        name: engine_files.write(folder / f"{name}.slm", CONFIG, tensors, None, name, sizes)
+        for name in ("f32", "q8", "q4")
+    }
+
+
+@pytest.fixture(scope="module")
+def engine(files: dict[str, Path]) -> Engine:
+    return Engine(files["f32"])
+
+
+def alone(engine: Engine, index: int, prompt: str, seed: int, **options: float) -> ToldStory:
+    story = engine.generate(prompt, seed=seed, **options)  # type: ignore[arg-type]
+    text = prompt + "".join(story)
+    return ToldStory(index, seed, prompt, text, story.ids, story.stop)
+
+
+def make_prompts(number: int) -> list[str]:
+    """Of many lengths, some of which take more than one pass beside others."""
+    lengths = random.Random(number)
+    return ["ab é "[: lengths.randrange(6)] * lengths.randrange(1, 9) for _ in range(number)]
+
+
+@pytest.mark.parametrize("name", ["f32", "q8"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_large_cache_changes_no_story(tmp_path: Path, name: str, threads: int) -> None:
+    """All caches together are more than what is left where it is (transformer.c)."""
+    config = dataclasses.replace(CONFIG, context=4096)
+    tensors = engine_files.random_tensors(config, 6)
+    path = engine_files.write(tmp_path / "far.slm", config, tensors, None, name, {"q8": 16})
+    prompts = make_prompts(48)
+    engine = Engine(path, threads=threads)
+    expected = [alone(engine, i, text, 7 + i, tokens=40) for i, text in enumerate(prompts)]
+    assert list(engine.generate_many(prompts, seed=7, together=48, tokens=40)) == expected
+
+
+@pytest.mark.parametrize("name", ["f32", "q8", "q4"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_each_is_the_story_that_it_is_alone(
+    files: dict[str, Path], name: str, options: dict[str, float]
+) -> None:
+    prompts = make_prompts(41)
+    single = Engine(files[name], threads=1)
+    expected = [alone(single, i, text, 100 + i, **options) for i, text in enumerate(prompts)]
+    assert len({story.tokens for story in expected}) > 1 or "tokens" in options
+    for together, threads in ((1, 1), (2, 2), (7, 1), (16, 3), (256, 2)):
+        engine = Engine(files[name], threads=threads)
+        told = list(engine.generate_many(prompts, together=together, seed=100, **options))
+        assert told == expected
+
+
+@pytest.mark.parametrize("name", ["f32", "q8", "q4"])
+def test_places_are_taken_and_left_at_any_time(files: dict[str, Path], name: str) -> None:
+    """The C interface: joins at random steps, also in place of a story that goes on."""
+    engine, choose = Engine(files[name], threads=2), random.Random(8)
+    places = 6
+    handle, options = ffi.new("sl_session **"), ffi.new("sl_session_options *", (2, places))
+    assert lib.sl_session_new(handle, engine._model, options) == lib.SL_OK
+    session = ffi.gc(handle[0], lib.sl_session_free)
+    pieces = ffi.new("sl_piece[]", places)
+    told: list[list[int] | None] = [None] * places
+    seeds, next_seed, compared = [0] * places, count(1), 0
+
+    def expected(place: int) -> list[int]:
+        return alone(engine, 0, "ab", seeds[place], temperature=1.3).ids
+
+    for _ in range(300):
+        for place in range(places):
+            if choose.random() < (0.3 if told[place] is None else 0.01):
+                how = lib.sl_defaults()
+                how.temperature, how.seed = 1.3, next(next_seed)
+                assert lib.sl_join(session, place, b"ab", 2, ffi.addressof(how)) == lib.SL_OK
+                told[place], seeds[place] = [], how.seed
+        assert lib.sl_step(session, pieces) == lib.SL_OK
+        for place, ids in enumerate(told):
+            if ids is None:
+                assert pieces[place].stop != lib.SL_RUNNING
+            elif pieces[place].stop:
+                assert ids == expected(place)
+                told[place], compared = None, compared + 1
+            else:
+                ids.append(pieces[place].id)
+    assert compared > 20
+    for place, ids in enumerate(told):
+        if ids:
+            assert ids == expected(place)[: len(ids)]
+
+
+def test_each_prompt_is_told_count_times(engine: Engine) -> None:
+    told = list(engine.generate_many(["a", "b"], count=3, tokens=4))
+    assert [(story.index, story.prompt, story.seed) for story in told] == [
+        (i, "aaabbb"[i], 42 + i) for i in range(6)
+    ]
+    assert list(engine.generate_many("a", count=3, tokens=4)) == told[:3]
+    assert list(engine.generate_many([])) == []
+    (empty,) = engine.generate_many()
+    assert empty == alone(engine, 0, "", 42)
+
+
+def test_prompts_are_taken_as_they_are_needed(engine: Engine) -> None:
+    """Neither stories nor prompts pile up, also where the first story is the longest."""
+    taken = 0
+
+    def prompts() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield ""
+
+    stories = engine.generate_many(prompts(), together=2, temperature=1)
+    for story in islice(stories, 200):
+        assert taken <= story.index + 2 * 16 + 2 + 2
+    assert taken < 250
+    stories.close()  # type: ignore[attr-defined]
+
+
+def test_short_stories_wait_for_a_long_one(tmp_path: Path) -> None:
+    """The first fills the context, and no more are told behind it than may be kept."""
+    config = dataclasses.replace(CONFIG, context=400)
+    path = engine_files.write(tmp_path / "m.slm", config, engine_files.random_tensors(config, 5))
+    engine, taken = Engine(path), 0
+    nearly_full = "é" * 396
+    assert 390 < len(engine.encode(nearly_full)) < config.context
+
+    def prompts() -> Iterator[str]:
+        nonlocal taken
+        for prompt in chain([""], repeat(nearly_full)):
+            taken += 1
+            yield prompt
+
+    stories = engine.generate_many(prompts(), together=2, ignore_end=True, tokens=400)
+    assert next(iter(stories)).stop == "context"
+    assert 2 * 16 <= taken <= 2 * 16 + 2
+    stories.close()  # type: ignore[attr-defined]
+
+
+def test_stories_keep_their_model(files: dict[str, Path]) -> None:
+    stories = Engine(files["q8"]).generate_many("a", count=3)
+    gc.collect()
+    assert len(list(stories)) == 3
+
+
+def test_seeds_begin_again_after_the_last(engine: Engine) -> None:
+    told = list(engine.generate_many("a", count=2, seed=2**64 - 1, tokens=3))
+    assert [story.seed for story in told] == [2**64 - 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"prompts": ["a", "b", "a" * 200]}, "story 2: the prompt has"),
+        ({"prompts": ["a", "\udcff"]}, "story 1: the text is not valid Unicode"),
+        ({"count": 0}, "count is 0 and must be 1 or more"),
+        ({"together": 0}, "together is 0 and must be 1 to 256"),
+        ({"together": 257}, "together is 257 and must be 1 to 256"),
+        ({"temperature": -1}, "temperature is -1 and must be 0 (greedy) to 1000"),
+        ({"seed": 2**64}, "seed is 18446744073709551616 and must be a number in its range"),
+    ],
+)
+def test_what_cannot_be_told(engine: Engine, arguments: dict[str, int], sentence: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        list(engine.generate_many(**arguments))
+    assert str(refusal.value).startswith(sentence)
+
+
+def test_options_are_checked_before_the_first_story(engine: Engine) -> None:
+    with pytest.raises(UserError, match="top_p is 0 and"):
+        engine.generate_many("a", top_p=0)
+    with pytest.raises(TypeError, match=r"'heat' is no option: they are .*temperature"):
+        engine.generate_many("a", heat=1)

@@ -1,0 +1,85 @@
+"""The table of vocabulary sizes against tokenizers trained one by one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from rich.console import Console
+
+from storyllamas import params, tokenizer
+from storyllamas.corpus import files
+from storyllamas.corpus_stats import vocab_table
+from storyllamas.model import Llama
+
+NAMES = ("Lily", "Tom", "Zoé", "Benjamin", "Mia")
+STORIES = [
+    f"{NAMES[i % 5]} had {i} red {'balls' if i % 3 else 'kites'}.\nShe played all day with them."
+    for i in range(200)
+]
+HELD_OUT = ["Tom had a red kite.", "Mia played with the balls all day."]
+MODELS = {name: params.load(ROOT / "params.yaml").model_config_of(name) for name in ("2m", "30m")}
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[vocab_table.Row]:
+    return vocab_table.table([260, 300, 340, 5000], STORIES, HELD_OUT, MODELS)
+
+
+def test_rows_are_of_tokenizers_trained_so(rows: list[vocab_table.Row]) -> None:
+    for row in rows[1:3]:
+        trained = tokenizer.Tokenizer(tokenizer.train(STORIES, row.vocab_size))
+        tokens = sum(len(trained.encode(story)) for story in HELD_OUT)
+        text_bytes = len("".join(HELD_OUT).encode())
+        assert row.bytes_per_token == pytest.approx(text_bytes / tokens, abs=1e-4)
+        assert row.tokens_per_story == pytest.approx(tokens / 2, abs=0.06)
+        assert row.seconds is not None
+        assert row.possible is None
+
+
+def test_shares_are_those_of_the_models(rows: list[vocab_table.Row]) -> None:
+    model = Llama(MODELS["2m"])
+    embedding = model.embedding.weight.numel()
+    others = sum(parameter.numel() for parameter in model.parameters()) - embedding
+    scaled = embedding / MODELS["2m"].vocab_size * 300
+    assert rows[1].embedding_share["2m"] == pytest.approx(scaled / (scaled + others), abs=1e-4)
+    assert rows[1].embedding_share["30m"] < rows[1].embedding_share["2m"]
+
+
+def test_an_impossible_size_says_what_is_possible(rows: list[vocab_table.Row]) -> None:
+    for row in (rows[0], rows[-1]):
+        assert row.bytes_per_token is None
+        tokenizer.train(STORIES, row.possible)
+    text = io.StringIO()
+    vocab_table.show(rows, 340, Console(file=text, width=100))
+    assert "→ 340 " in text.getvalue()
+    assert f"260: this corpus allows at least {rows[0].possible}" in text.getvalue()
+    assert f"5,000: this corpus allows at most {rows[-1].possible}" in text.getvalue()
+
+
+def test_the_report_is_of_the_corpus_in_use(tmp_path: Path) -> None:
+    corpus = tmp_path / "data/corpus"
+    corpus.mkdir(parents=True)
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    for name, stories in (("train", STORIES), ("valid", HELD_OUT)):
+        with (corpus / f"{name}.txt").open("wb") as file:
+            files.write(file, stories)
+    output = subprocess.run(
+        [sys.executable, "-m", "storyllamas.corpus_stats.vocab_table"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert "→ 4,096" in output
+    report = json.loads((tmp_path / "metrics/vocabulary.json").read_text())
+    assert [row["vocab_size"] for row in report["vocabularies"]] == list(vocab_table.SIZES)
+    assert report["held_out_bytes"] == len("".join(HELD_OUT).encode())
+    assert (tmp_path / "metrics/vocabulary.png").read_bytes().startswith(b"\x89PNG")
