@@ -1,6 +1,6 @@
-/* open_files.c: open each weight file and, if that succeeds, use all of the library on it.
+/* open_files.c: opens each weight file and, if that succeeds, calls all of the library on it.
  *
- * usage: open_files FILE… Prints a line for each file: "ok", or the sentence of the error. */
+ * usage: open_files FILE… Prints a line for each file: "ok" or the error message. */
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -16,7 +16,7 @@ static uint32_t integer(uint32_t below) {
     return (state >> 8) % below;
 }
 
-/* Texts are random bytes or letters; every buffer is exactly as long as it says. */
+/* Encode and decode random bytes and letters. Every buffer has exactly the size that is passed. */
 static void use_text(const sl_model *model) {
     const sl_tokenizer *tokenizer = sl_model_tokenizer(model);
     sl_word_cache *caches[2] = {NULL};
