@@ -20,7 +20,7 @@
 
 enum { LANES = 8, PARTS = ROWS / LANES, BLOCK_MAX = 4 };
 
-/* ---- What tiles.h needs ---------------------------------------------------------------------- */
+/* ---- Registers, for tiles.h ------------------------------------------------------------------ */
 
 typedef __m256 vector;
 typedef __m256i integers;

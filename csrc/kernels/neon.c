@@ -20,7 +20,7 @@
 
 enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 4 };
 
-/* ---- What tiles.h needs ---------------------------------------------------------------------- */
+/* ---- Registers, for tiles.h ------------------------------------------------------------------ */
 
 typedef float32x4_t vector;
 typedef int32x4_t integers;

@@ -349,4 +349,4 @@ def _info(info: Any) -> dict[str, Any]:
 
 
 DEFAULTS = _fields(lib.sl_defaults())
-"""What `Engine.generate` takes for options that are not given: SL_OPTIONS_DEFAULTS of the header."""
+"""What `Engine.generate` takes for options that are not given: SL_OPTIONS_DEFAULTS in C."""

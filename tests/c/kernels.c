@@ -27,8 +27,7 @@ static float real(void) {
     return (float)integer(20001) / 10000.0f - 1.0f;
 }
 
-/* Allocate exactly so many bytes, so that the sanitizer sees the end, aligned as in a weight file.
- */
+/* Allocate memory, aligned as in a weight file. It ends exactly where the sanitizer watches. */
 static void *allocate(size_t bytes) {
     void *memory = NULL;
     if (posix_memalign(&memory, 64, bytes ? bytes : 1)) abort();
