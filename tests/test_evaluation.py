@@ -96,7 +96,7 @@ def test_the_page_quotes_every_line() -> None:
         "2m", ["Once", ""], [Story("Once\n\nx", "eos"), Story("y", "max_tokens")], 7
     )
     assert "## “Once”\n\n> Once\n>\n> x\n\nSeed 7, stopped at eos.\n" in page
-    assert "## No prompt\n\n> y\n\nSeed 8, stopped at tokens.\n" in page
+    assert "## No prompt\n\n> y\n\nSeed 8, stopped at max_tokens.\n" in page
 
 
 def test_speeds_are_positive(pair: tuple[Engine, Llama], tmp_path: Path) -> None:

@@ -11,10 +11,11 @@
  *     store_f32(y, x)    store LANES floats
  *     multiply_add(sum, w, x)                 sum + w * x, x a float
  *     add_scaled(sum, dot, scales, x_scale)   sum + dot * (scales * x_scale), x_scale a float
- *     dot_q8, dot_q4
- *         Add the dot products of a group to dot[tiles * n]: the group's values in n rows of x,
- * which are `width` apart, times the group's weights in tiles that are tile_bytes apart. dot_q4
- *         leaves the bias of 8 in the weights. */
+ *     dot_q8, dot_q4                          described below
+ *
+ * dot_q8(dot, w, tile_bytes, tiles, x, width, group_size, n) adds the dot products of a group to
+ * dot[tiles * n]: those of n rows of x, which are `width` apart, and the group's weights in tiles
+ * that are tile_bytes apart. dot_q4 does the same but leaves the bias of 8 in the weights. */
 
 #ifndef STORYLLAMAS_TILES_H
 #define STORYLLAMAS_TILES_H

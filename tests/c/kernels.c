@@ -424,9 +424,17 @@ static const struct {
     {"select", select, 0},
 };
 
+/* A set without a product of its own must use the scalar one. */
+static int check_fallback(void) {
+    const sl_kernels empty = {.name = "empty"};
+    const int failed = sl_matmul_of(&empty, SL_Q8) != sl_matmul_of(&sl_kernels_scalar, SL_Q8);
+    if (failed) printf("a set without a product does not use the scalar one  FAILED\n");
+    return failed;
+}
+
 int main(int argc, char **argv) {
     const int rounds = argc > 1 ? atoi(argv[1]) : 100;
-    int failures = 0;
+    int failures = check_fallback();
     for (const sl_kernels *const *set = sl_kernels_available(); *set; set++)
         for (size_t t = 0; t < sizeof tests / sizeof *tests; t++) {
             double worst = 0;
