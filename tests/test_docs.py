@@ -193,7 +193,7 @@ def wrong_words(page: Page) -> Iterator[str]:
     for span in page.spans:
         name = re.split(r"[(:= ]", span)[0]
         first = name.partition(".")[0]
-        if re.fullmatch(r"[a-z_]+(\.[a-z0-9_]+)+(?<!\.txt)(?<!\.model)", name) and first in PARAMS:
+        if re.fullmatch(r"[a-z_]+(\.[a-z0-9_]+)+(?<!\.txt)(?<!\.bin)(?<!\.model)", name) and first in PARAMS:
             if not has_key(name):
                 yield f"key {name} of params.yaml"
         elif re.fullmatch(r"(storyllamas|stages|bench)(\.\w+)+", name):
