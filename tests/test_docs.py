@@ -193,7 +193,10 @@ def wrong_words(page: Page) -> Iterator[str]:
     for span in page.spans:
         name = re.split(r"[(:= ]", span)[0]
         first = name.partition(".")[0]
-        if re.fullmatch(r"[a-z_]+(\.[a-z0-9_]+)+(?<!\.txt)(?<!\.bin)(?<!\.model)", name) and first in PARAMS:
+        if (
+            re.fullmatch(r"[a-z_]+(\.[a-z0-9_]+)+(?<!\.txt)(?<!\.bin)(?<!\.model)", name)
+            and first in PARAMS
+        ):
             if not has_key(name):
                 yield f"key {name} of params.yaml"
         elif re.fullmatch(r"(storyllamas|stages|bench)(\.\w+)+", name):
@@ -429,9 +432,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*command: object, folder: Path) -> str:
     """Return the output of a command that succeeds without a word on standard error."""
-    done = subprocess.run(
-        [*map(str, command)], cwd=folder, capture_output=True, text=True, check=False
-    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    options = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([*map(str, command)], check=False, **options)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 
