@@ -414,7 +414,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("examples")
     exported = root / "models/2m/export"
     exported.mkdir(parents=True)
-    config = engine_files.small_config(context=120)
+    config = engine_files.small_config()
     tensors = engine_files.random_tensors(config, 1)
     for name in ("f32", "q8", "q4"):
         engine_files.write(exported / f"{name}.slm", config, tensors, weight_type=name)
