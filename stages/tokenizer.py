@@ -1,4 +1,4 @@
-"""Stage `tokenizer`: from the training stories to a SentencePiece model."""
+"""Stage `tokenizer`: train a SentencePiece model on the training stories."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from storyllamas import params, tokenizer
 from storyllamas.atomic import atomic_file, write_json
 from storyllamas.corpus import files
 from storyllamas.errors import exit_on_user_error
+from storyllamas.rounding import decimals
 
 
 @exit_on_user_error
@@ -18,9 +19,9 @@ def main() -> None:
         file.write(model)
     trained = tokenizer.Tokenizer(model)
     rate = tokenizer.bytes_per_token(trained, files.read("data/corpus/valid.txt"))
-    metrics = {"vocab_size": trained.vocab_size, "bytes_per_token": round(rate, 4)}
+    metrics = {"vocab_size": trained.vocab_size, "bytes_per_token": decimals(rate, 4)}
     write_json("metrics/tokenizer.json", metrics)
-    print(f"{trained.vocab_size:,} pieces, {rate:.2f} bytes of validation text a token")
+    print(f"{trained.vocab_size:,} pieces, {rate:.2f} bytes of validation text per token")
 
 
 if __name__ == "__main__":

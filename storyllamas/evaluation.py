@@ -187,7 +187,12 @@ def sample_metrics(stories: Sequence[Story]) -> SampleMetrics:
     """Measure the variety of sampled stories and how many stopped at EOS."""
     texts = [story.text for story in stories]
     eos_fraction = sum(story.stop == "eos" for story in stories) / len(stories)
-    return SampleMetrics(*(distinct(texts, n) for n in (1, 2, 3)), eos_fraction)
+    return SampleMetrics(
+        distinct_1=distinct(texts, 1),
+        distinct_2=distinct(texts, 2),
+        distinct_3=distinct(texts, 3),
+        eos_fraction=eos_fraction,
+    )
 
 
 def distinct(stories: Sequence[str], n: int) -> float:

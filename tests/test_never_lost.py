@@ -66,7 +66,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return results(folder)
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(
+def test_a_killed_run_resumes_to_the_same_bits(
     tmp_path: Path, state_root: Path, unbroken: list[bytes]
 ) -> None:
     for step in (2, 21):
@@ -145,7 +145,7 @@ def disk(folder: Path, options: str) -> list[str]:
     return command
 
 
-def test_a_run_goes_on_without_checkpoints(
+def test_a_run_resumes_without_checkpoints(
     tmp_path: Path, state_root: Path, unbroken: list[bytes]
 ) -> None:
     process = start(tmp_path, disk(state_root, "size=100k"))
@@ -170,7 +170,7 @@ def test_a_result_that_finds_no_room_is_not_lost(tmp_path: Path, unbroken: list[
     assert results(tmp_path) == unbroken
 
 
-def test_a_folder_that_is_read_only_is_refused_at_once(tmp_path: Path, state_root: Path) -> None:
+def test_a_folder_that_is_read_only_is_rejected_at_once(tmp_path: Path, state_root: Path) -> None:
     process = start(tmp_path, disk(state_root, "ro"))
     (sentence,) = finish(process).splitlines()
     assert process.returncode == 1

@@ -1,4 +1,4 @@
-"""params.yaml is read whole, and nothing wrong in it gets through."""
+"""params.yaml is checked completely; every mistake is an error that names its key."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
     ],
 )
 def test_wrong_values_are_named(raw: dict[str, Any], path: str, value: object, named: str) -> None:
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as rejected:
         params.parse(edited(raw, path, value))
-    assert named in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert named in str(rejected.value)
+    assert "\n" not in str(rejected.value)
 
 
 def test_every_key_is_needed(raw: dict[str, Any]) -> None:
@@ -117,15 +117,15 @@ def test_layers_override_in_order(raw: dict[str, Any]) -> None:
         (lambda text: text.replace("  steps:\n", "  steps: [1, 2]\n", 1), "train.steps is [1, 2]"),
     ],
 )
-def test_wrong_files_are_refused(tmp_path: Path, edit: Callable[[str], str], named: str) -> None:
+def test_wrong_files_are_rejected(tmp_path: Path, edit: Callable[[str], str], named: str) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(edit((ROOT / "params.yaml").read_text()))
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as rejected:
         params.load(file)
-    assert named in str(refused.value)
+    assert named in str(rejected.value)
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         params.load(tmp_path / "params.yaml")
 
