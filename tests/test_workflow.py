@@ -250,7 +250,7 @@ def test_a_killed_repro_goes_on_to_the_same_files(workspace: Workspace) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     output = workspace.run("dvc", "repro")
-    assert "going on from step" in output
+    assert "resuming from step" in output
     assert workspace.exported() == unbroken
     workspace.run("git", "reset", "-q", "--hard")
     assert workspace.run("git", "status", "--porcelain") == ""
