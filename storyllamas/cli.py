@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.interop import formats
-from storyllamas.interop.model import open_source
+from storyllamas.interop.model import open_model
 from storyllamas.rounding import rounded
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES, storage
@@ -85,7 +85,7 @@ What a weight file cannot represent is refused by name: biases, rope scaling, ot
 
 CORPUS_FOLDER = Path("data/corpus")
 
-OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "tokens")
+OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
 """Arguments of `generate` that `Engine.generate` takes; None is as it says there."""
 
 
@@ -193,7 +193,7 @@ def _corpus(arguments: argparse.Namespace) -> None:
         )
     parts = sources.parts(arguments.corpus or CORPUS_FOLDER, arguments.edition)
     with report.progress(parts) as watched:
-        found = stats.survey(watched, arguments.seed)
+        found = stats.collect(watched, arguments.seed)
     if arguments.picture:
         plot.draw(found, arguments.picture)
     if arguments.json:
@@ -203,7 +203,7 @@ def _corpus(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    model = open_source(arguments.model or _default_checkpoint())
+    model = open_model(arguments.model or _default_checkpoint())
     for path in formats.export_model(model, arguments.to, arguments.folder):
         print(f"{path}: {path.stat().st_size:,} bytes")
 
@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write the lines to a file, which appears when all are told",
     )
     generate.add_argument("--seed", type=int, help="the same seed tells the same story")
-    generate.add_argument("--tokens", type=int, help="most tokens after the prompt, 1 …")
+    generate.add_argument("--max-tokens", type=int, help="tokens to generate at most, 1 …")
     generate.add_argument(
         "--temperature", type=float, help="0: always the likeliest token; 1: as the model thinks"
     )
