@@ -43,8 +43,8 @@ override PROMPT := $(value PROMPT)
 export MODEL PROMPT
 SETTINGS = $(if $(SEED),--seed "$$SEED") $(if $(TEMPERATURE),--temperature "$$TEMPERATURE") \
 	$(if $(TOP_K),--top-k "$$TOP_K") $(if $(TOP_P),--top-p "$$TOP_P") \
-	$(if $(MIN_P),--min-p "$$MIN_P") $(if $(TOKENS),--tokens "$$TOKENS")
-export SEED TEMPERATURE TOP_K TOP_P MIN_P TOKENS
+	$(if $(MIN_P),--min-p "$$MIN_P") $(if $(MAX_TOKENS),--max-tokens "$$MAX_TOKENS")
+export SEED TEMPERATURE TOP_K TOP_P MIN_P MAX_TOKENS
 
 .DELETE_ON_ERROR:
 
@@ -55,7 +55,7 @@ help: ## list the targets
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  make run-c PROMPT=\"One day\" SEED=7 TEMPERATURE=0.8 TOP_P=0.9 TOKENS=256 MODEL=FILE"
+	@echo "  make run-c PROMPT=\"One day\" SEED=7 TEMPERATURE=0.8 TOP_P=0.9 MAX_TOKENS=256 MODEL=FILE"
 
 setup: $(VENV)/installed ## install the package, the engine and their requirements into .venv
 
