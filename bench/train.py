@@ -124,7 +124,7 @@ class _Runner:
 def measure(task: Task, where: str, llama2c: str, rounds: int) -> Measured:
     """Measure tokens a second of each loop and, between rounds, the peak of matrix products."""
     recipe = task.params.recipe
-    peaks = dict.fromkeys(train_report.PRECISIONS, 0.0)
+    peaks = dict.fromkeys(precisions(where), 0.0)
     with ExitStack() as stack:
         arithmetic = stack.enter_context(_start(Setup(PEAK, where)))
         runners = []
@@ -142,6 +142,12 @@ def measure(task: Task, where: str, llama2c: str, rounds: int) -> Measured:
     case = Case(task.params.model, task.batch, recipe.micro_batch, task.recipes)
     flops = task.params.model_config().training_flops
     return Measured(case, flops, peaks, [runner.row for runner in runners], _now())
+
+
+def precisions(where: str) -> list[str]:
+    """Return the precisions in which a device multiplies natively; emulation takes minutes."""
+    is_native = {"float32": True, "bfloat16": device.computes_in_bfloat16(where)}
+    return [precision for precision in train_report.PRECISIONS if is_native[precision]]
 
 
 def _start(setup: Setup) -> Worker:

@@ -76,7 +76,7 @@ class Measured:
     Attributes:
         case: size and batch size.
         flops: floating-point operations to train on one token.
-        peaks: operations a second of a matrix product, by precision.
+        peaks: operations a second of a matrix product, by precision of `PRECISIONS`.
         rows: one for each loop.
         date: of the measurement.
     """
@@ -119,7 +119,8 @@ def markdown(measured: Sequence[Measured], title: str, machine: str) -> str:
         machine: the same with threads and versions.
     """
     dates = sorted(one.date for one in measured)
-    peaks = {name: max(one.peaks[name] for one in measured) for name in PRECISIONS}
+    precisions = [name for name in PRECISIONS if all(name in one.peaks for one in measured)]
+    peaks = {name: max(one.peaks[name] for one in measured) for name in precisions}
     rounds = min(len(row.speeds) for one in measured for row in one.rows if not row.failure)
     abouts = dict.fromkeys((r.loop, r.about) for one in measured for r in one.rows if r.about)
     lines = [
@@ -132,7 +133,7 @@ def markdown(measured: Sequence[Measured], title: str, machine: str) -> str:
         f"- Date: {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}",
         f"- Machine: {machine}, {platform.system()} {platform.release()}",
         "- Peak of square matrix products: "
-        + ", ".join(f"{peaks[name] / 1e9:,.0f} GFLOP/s in {name}" for name in PRECISIONS),
+        + ", ".join(f"{peaks[name] / 1e9:,.0f} GFLOP/s in {name}" for name in precisions),
         *(f"- {loop}: {about}" for loop, about in abouts),
         "- The plain loop is [plain_loop.py](../plain_loop.py), a naive PyTorch loop: explicit "
         "mask, separate matrices, nothing fused or compiled, default settings",
@@ -145,7 +146,7 @@ def markdown(measured: Sequence[Measured], title: str, machine: str) -> str:
         table(
             [
                 *("size", WINDOWS, "loop", TOKENS_PER_SECOND, SPEED_UP),
-                *(f"utilization ({name})" for name in PRECISIONS),
+                *(f"utilization ({name})" for name in precisions),
                 *("peak memory, MB", "start, s"),
             ],
             [_cells(one, row, peaks) for one in measured for row in one.rows],
@@ -162,13 +163,13 @@ def _cells(one: Measured, row: Row, peaks: dict[str, float]) -> list[str]:
     name = f"**{row.loop}**" if row.loop == OURS else row.loop
     where = [one.case.size, f"{windows}{recipes}", name]
     if row.failure:
-        return [*where, row.failure, *[""] * (3 + len(PRECISIONS))]
+        return [*where, row.failure, *[""] * (3 + len(peaks))]
     spread = f"{number(min(row.speeds))}–{number(max(row.speeds))}"
     return [
         *where,
         f"{number(row.speed)} ({spread})",
         f"{row.speed / plain:.2f} ×" if plain else "",
-        *(f"{row.speed * one.flops / peaks[kind]:.0%}" for kind in PRECISIONS),
+        *(f"{row.speed * one.flops / peak:.0%}" for peak in peaks.values()),
         f"{row.peak_bytes / 1e6:,.0f}",
         f"{row.start:.1f}",
     ]
