@@ -17,6 +17,7 @@ from bench.measure import (
     BATCH_STEPS,
     NOISE,
     PROMPT,
+    REPEAT_FACTOR,
     ROW_SECONDS,
     Cell,
     Greedy,
@@ -125,10 +126,10 @@ def _head(results: Results, figure: str) -> str:
     lines = [
         f"# Speed on {processor.title()}",
         "",
-        "Written by `make bench`. Speeds are tokens a second, the median of up to "
-        f"{results.rounds} interleaved round{'s' * (results.rounds > 1)}, which end after "
-        f"{ROW_SECONDS:g} s for each figure. Figures whose rounds differ by more than "
-        f"{NOISE:.0%} are measured longer; ~ marks those that still do.",
+        "Written by `make bench`. Speeds are tokens a second, the median of interleaved rounds: "
+        f"{results.rounds}, or fewer if they take more than {ROW_SECONDS:g} s, or up to "
+        f"{REPEAT_FACTOR * results.rounds} if they differ by more than {NOISE:.0%}. ~ marks "
+        "figures whose rounds still differ by more.",
         "",
         f"- Date: {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         f"- Machine: {processor.title()}, {platform.system()} {platform.release()}",
