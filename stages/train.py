@@ -16,7 +16,7 @@ from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.training import device, distributed
 from storyllamas.training.launch import launch, started
 from storyllamas.training.loop import Job, training_run
-from storyllamas.training.metrics import matmul_utilization
+from storyllamas.training.metrics import train_json
 from storyllamas.training.trained_model import save_model
 
 
@@ -64,8 +64,8 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
         }
         folder = Path("models") / chosen.model
         save_model(folder, job.config, result.tensors, {**about, **details})
-        share = matmul_utilization(result.costs["flops_per_second"], job.device, ranks.count)
-        write_json("metrics/train.json", {**about, **result.metrics, **result.costs, **share})
+        metrics = train_json(result, job.device, ranks.world_size)
+        write_json("metrics/train.json", about | metrics)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from conftest import ROOT
 
 from storyllamas import params
 from storyllamas.errors import UserError
+from storyllamas.interop.formats import FORMATS
+from storyllamas.slm.encoding import GROUP_SIZES
 
 PUBLISHED = {
     "2m": (2**16, 100_000, 1e-3, 0.01, 0.05),
@@ -135,3 +137,11 @@ def test_a_rate_may_be_written_without_a_point(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(text.replace("learning_rate:\n", "learning_rate: 2e-3\n", 1))
     assert params.load(file).recipe.learning_rate == 2e-3
+
+
+def test_every_format_and_type_is_a_choice(raw: dict[str, Any]) -> None:
+    raw["export"] |= {"types": list(GROUP_SIZES), "formats": list(FORMATS)}
+    chosen = params.parse(raw).export
+    assert (chosen.types, chosen.formats) == (list(GROUP_SIZES), list(FORMATS))
+    text = (ROOT / "params.yaml").read_text()
+    assert all(name in text for name in [*GROUP_SIZES, *FORMATS])
