@@ -45,6 +45,7 @@ class Corpus:
     stories: Count
     valid_stories: Count
     valid_share: Annotated[float, Field(gt=0, le=0.5)]
+    separator: Annotated[str, Field(min_length=1)]
     clean: Clean
 
 
