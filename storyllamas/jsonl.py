@@ -20,7 +20,7 @@ from storyllamas.errors import UserError
 def read_prompts(path: Path) -> list[str]:
     """The lines of a file, each a prompt; an empty line is an empty prompt."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             return [line.rstrip("\n") for line in file]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error.reason} in it") from None
