@@ -55,6 +55,7 @@ class Tokenizer:
 
     vocab_size: Annotated[int, Field(ge=260, le=65536)]
     sample_bytes: Annotated[int, Field(ge=0)]
+    character_coverage: Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, config=_strict)
