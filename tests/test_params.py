@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +149,57 @@ def test_every_format_and_type_is_a_choice(raw: dict[str, Any]) -> None:
     assert (chosen.types, chosen.formats) == (list(GROUP_SIZES), list(FORMATS))
     text = (ROOT / "params.yaml").read_text()
     assert all(name in text for name in [*GROUP_SIZES, *FORMATS])
+
+
+ODD = [
+    None, True, -1, 10**30, 10**5000, 1e300, math.inf, "", "x" * 10**4, "\ud800", [], [[]], [None],
+    {}, {"a": {"b": []}}, {1: 2}, {"\ud800": 1}, {"x" * 10**4: 1}, date(2001, 12, 14), {1}, b"x",
+]  # fmt: skip
+
+
+def sentence(raw: dict[str, Any]) -> str:
+    """Return the error, or ''."""
+    try:
+        params.parse(raw)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def paths(value: object, path: str = "") -> Iterator[str]:
+    if path:
+        yield path
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from paths(item, f"{path}/{key}".lstrip("/"))
+
+
+def test_an_odd_value_anywhere_is_a_short_sentence(raw: dict[str, Any]) -> None:
+    raw["sizes"] = {"2m": raw["sizes"]["2m"]}
+    raw["recipes"] = {"quick": raw["recipes"]["quick"]}
+    raw["recipes"]["quick"]["sizes"] = {"2m": raw["recipes"]["quick"]["sizes"]["2m"]}
+    assert sentence(raw) == ""
+    for path in paths(raw):
+        for value in ODD:
+            found = sentence(edited(raw, path, value))
+            assert len(found) < 500
+            assert "\n" not in found
+
+
+def test_numbers_are_those_that_dvc_records(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text((ROOT / "params.yaml").read_text().replace("seed: 1 ", "seed: 010 ", 1))
+    assert params.load(file).seed == 10
+    file.write_text((ROOT / "params.yaml").read_text().replace("seed: 1 ", "seed: 1:30 ", 1))
+    with pytest.raises(UserError, match="seed is '1:30'"):
+        params.load(file)
+
+
+def test_make_reads_a_quoted_model(tmp_path: Path) -> None:
+    for line in ("model: 7m # size", "model: '7m'", 'model: "7m" # size'):
+        text = re.sub("^model: .*$", line, (ROOT / "params.yaml").read_text(), flags=re.MULTILINE)
+        (tmp_path / "params.yaml").write_text(text)
+        assert params.load(tmp_path / "params.yaml").model == "7m"
+        command = ["make", "-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "-pn", "help"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        assert "\nSIZE := 7m\n" in printed
