@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -162,7 +162,7 @@ class Generation:
 
 @dataclass(frozen=True, config=_strict)
 class _File:
-    """The sections of params.yaml, before the layers of the recipe are merged."""
+    """The sections of params.yaml, before size and recipe are merged with their overrides."""
 
     model: str
     recipe: str
@@ -171,6 +171,7 @@ class _File:
     tokenizer: Tokenizer
     pretokenize: Pretokenize
     sizes: dict[str, Size]
+    size: dict[str, Any]
     recipes: dict[str, dict[str, Any]]
     train: dict[str, Any]
     compute: Compute
@@ -198,7 +199,7 @@ class Params:
 
     @property
     def size(self) -> Size:
-        """The chosen size."""
+        """The chosen size, merged with `size` of params.yaml."""
         return self.sizes[self.model]
 
     def model_config(self) -> ModelConfig:
@@ -268,10 +269,13 @@ def parse(raw: object) -> Params:
     file: _File = _validate(_File, raw, {})
     _check_key("model", file.model, file.sizes, "sizes")
     _check_key("recipe", file.recipe, file.recipes, "recipes")
+    file.sizes[file.model] = _merge_size(file)
     for name, size in file.sizes.items():
         if size.heads % size.kv_heads:
+            changed = name == file.model and "kv_heads" in _without_none(file.size)
+            section = "size" if changed else f"sizes.{name}"
             raise UserError(
-                f"sizes.{name}.kv_heads is {size.kv_heads}: use a divisor of heads ({size.heads})"
+                f"{section}.kv_heads is {size.kv_heads}: use a divisor of heads ({size.heads})"
             )
     _check_group_sizes(file.export.group_size)
     recipes = {
@@ -288,7 +292,7 @@ def parse(raw: object) -> Params:
     if file.evaluation.speed_tokens >= context:
         raise UserError(
             f"evaluation.speed_tokens is {file.evaluation.speed_tokens}: use less than "
-            f"sizes.{file.model}.context ({context})"
+            f"the context of the model ({context})"
         )
     return Params(
         model=file.model,
@@ -371,6 +375,19 @@ def _recipe_sizes(file: _File, name: str) -> dict[str, Any]:
     return sizes
 
 
+def _merge_size(file: _File) -> Size:
+    """Merge the chosen size and `size`."""
+    changes = _without_none(file.size)
+    origin = {key: f"size.{key}" for key in changes}
+    values = asdict(file.sizes[file.model]) | changes
+    size: Size = _validate(Size, values, origin, f"sizes.{file.model}")
+    return size
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def _merge_recipe(file: _File, name: str, model: str) -> Recipe:
     """Merge the defaults, the values of the size and, for the chosen run, `train`."""
     chosen = (name, model) == (file.recipe, file.model)
@@ -380,7 +397,7 @@ def _merge_recipe(file: _File, name: str, model: str) -> Recipe:
         missing: file.recipes[name]["sizes"][model],
     }
     if chosen:
-        layers["train"] = {key: value for key, value in file.train.items() if value is not None}
+        layers["train"] = _without_none(file.train)
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for prefix, layer in layers.items():

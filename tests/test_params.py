@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,9 @@ def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
         ("sizes/7m/kv_heads", 3, "sizes.7m.kv_heads is 3: use a divisor of heads (8)"),
         ("sizes/2m/head_dim", 33, "sizes.2m.head_dim is 33"),
         ("sizes/2m/dims", 1, "sizes.2m.dims is unknown: use one of dim"),
+        ("size/dims", 1, "size.dims is unknown: use one of dim"),
+        ("size/head_dim", 33, "size.head_dim is 33"),
+        ("size/kv_heads", 3, "size.kv_heads is 3: use a divisor of heads (4)"),
         ("evaluation/speed_tokens", 256, "evaluation.speed_tokens is 256: use less than"),
         ("train/steps", 0, "train.steps is 0"),
         ("train/step", 5, "train.step is unknown"),
@@ -106,6 +110,30 @@ def test_only_the_chosen_run_must_fill_its_steps(raw: dict[str, Any]) -> None:
     raw["sizes"]["2m"]["context"] = 192
     raw["train"]["tokens_per_step"] = 3072
     assert params.parse(raw).recipe.tokens_per_step == 3072
+
+
+def test_size_overrides_the_chosen_size(raw: dict[str, Any]) -> None:
+    raw["size"] |= {"layers": 6, "norm_eps": 1e-6}
+    chosen = params.parse(raw)
+    assert chosen.size == replace(params.parse(raw | {"size": {}}).size, layers=6, norm_eps=1e-6)
+    assert chosen.model_config().layers == 6
+    assert chosen.sizes["7m"].layers == raw["sizes"]["7m"]["layers"]
+    assert set(raw["size"]) == {field.name for field in fields(params.Size)}
+
+
+def test_every_key_can_be_set_on_the_command_line(raw: dict[str, Any]) -> None:
+    """Hydra, which reads -S, takes no key that begins with a digit."""
+    overrides = {
+        "sizes": raw["size"],
+        **{f"recipes/{name}/sizes": raw["train"] for name in raw["recipes"]},
+    }
+    for path in paths(raw):
+        key = path.split("/")[-1]
+        section = next((each for each in overrides if path.startswith(f"{each}/")), None)
+        if section is None:
+            assert re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key), path
+        elif path.count("/") > section.count("/") + 1:
+            assert key in overrides[section], path
 
 
 def test_layers_override_in_order(raw: dict[str, Any]) -> None:
