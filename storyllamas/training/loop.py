@@ -30,12 +30,18 @@ from storyllamas.model import Llama
 from storyllamas.params import Recipe
 from storyllamas.token_file import TokenFile
 from storyllamas.training import metrics
-from storyllamas.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointSaver
+from storyllamas.training.checkpoints import (
+    Checkpoint,
+    CheckpointFolder,
+    CheckpointSaver,
+    remove_finished,
+    runs_folder,
+)
 from storyllamas.training.compiled import CompilationError, Loss, training_loss
 from storyllamas.training.csv_log import CsvLog
 from storyllamas.training.device import Device
 from storyllamas.training.distributed import Ranks, micro_batch
-from storyllamas.training.interrupt import Interrupt
+from storyllamas.training.interrupt import Interrupt, is_run_by_dvc
 from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.progress import Progress
 from storyllamas.training.schedule import learning_rate
@@ -119,7 +125,9 @@ def training_run(
 ) -> Iterator[Result]:
     """Train to the end, from the last checkpoint of the same job if there is one.
 
-    The body stores the result; when it ends without an exception, the checkpoints are removed.
+    The body stores the result; when it ends without an exception, the checkpoints are removed. If
+    DVC runs the process, the last one stays until `remove_finished`: DVC notes the result later,
+    and trains again if it is killed before.
 
     Args:
         job: what to train.
@@ -143,6 +151,8 @@ def training_run(
         label = f"{name}-{folder.path.name}"
         tensorboard = workdir.root() / "tensorboard" / label if name and ranks.first else None
         result = trainer.run(saver, Interrupt(parent), TensorBoardLog(tensorboard, trainer.step))
+        if ranks.first and is_run_by_dvc() and saver.step < trainer.step:
+            saver.save(trainer.checkpoint, last=True)
         try:
             trainer.close_logs()
             yield result
@@ -152,7 +162,9 @@ def training_run(
                 f"{error.filename} cannot be written ({error.strerror}): solve that, then the same "
                 f"command {saver.resumption}"
             ) from None
-        if ranks.first:
+        if ranks.first and is_run_by_dvc():
+            folder.mark_finished()
+        elif ranks.first:
             folder.remove()
 
 
@@ -168,10 +180,11 @@ def _open(job: Job, logs: Path, ranks: Ranks) -> Iterator[tuple[Trainer, Checkpo
     """
     key = job.key()
     ranks.check_equal(f"{key} {job.device.threads}")
-    folder = CheckpointFolder(workdir.root() / "runs" / key)
+    folder = CheckpointFolder(runs_folder() / key)
     with ExitStack() as stack:
         if ranks.first:
             stack.enter_context(folder.locked())
+            remove_finished()
         resumed = ranks.broadcast(folder.latest)
         try:
             trainer = Trainer(job, logs, resumed, ranks)
@@ -243,7 +256,7 @@ class Trainer:
         self.best_loss = math.inf
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
-        loss = self._loss()
+        loss = self._loss(resumed.step if resumed else 0)
         rows: dict[str, Any] = {"steps": [], "validation": []}
         if resumed:
             rows = self._restore(resumed)
@@ -252,9 +265,11 @@ class Trainer:
         self.step_log = CsvLog(steps, metrics.STEP_COLUMNS, rows["steps"])
         self.validation_log = CsvLog(validation, metrics.VALIDATION_COLUMNS, rows["validation"])
 
-    def _loss(self) -> Loss:
-        """Return the loss to train with, compiled on all ranks or on none."""
+    def _loss(self, step: int) -> Loss:
+        """Return the loss to train with after `step`, compiled on all ranks or on none."""
         loss: Loss = self.model.loss
+        if step == self.job.recipe.steps:
+            return loss
         failure: CompilationError | None = None
         try:
             loss = training_loss(self.model, self.job.device, self.micro_batch)
@@ -293,7 +308,8 @@ class Trainer:
                     saver.save(self.checkpoint, last=stop)
                     self.seconds_in_checkpoints = saver.seconds
                 if stop and self.step < recipe.steps:
-                    self.ranks.exit_together(lambda: interrupt.exit(self.step, saver.resumption))
+                    message = f"stopped after step {self.step}: the same command {saver.resumption}"
+                    self.ranks.exit_together(message, interrupt.status)
         self._update_peak_memory()
         return Result(self.best, metrics.final_metrics(self), metrics.final_costs(self))
 
