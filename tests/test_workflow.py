@@ -234,7 +234,7 @@ def test_the_picture_has_every_size(workspace: Workspace) -> None:
     (workspace.folder / "metrics/losses.png").unlink()
 
 
-def test_a_killed_repro_goes_on_to_the_same_files(workspace: Workspace) -> None:
+def test_a_killed_repro_resumes_to_the_same_files(workspace: Workspace) -> None:
     workspace.edit(r"^  steps:.*$", "  steps: 1500")
     workspace.edit(r"^  eval_every:.*$", "  eval_every: 500")
     workspace.run("dvc", "repro")
