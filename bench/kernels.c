@@ -1,4 +1,4 @@
-/* kernels.c: every kernel of every set that this processor runs, alone, on one thread:
+/* kernels.c: measures each kernel of each set that this processor runs, on one thread:
  *
  *     kernels matrix TYPE ROWS COLUMNS GROUP_SIZE MODEL_BYTES
  *     kernels vectors DIM HIDDEN VOCABULARY
@@ -7,9 +7,9 @@
  *
  *     {"set": "scalar", "kernel": "matmul_q8", "n": 8, "seconds": 1.2e-05, "bytes": 69632}
  *
- * seconds are those of a call, the best of several tries. A matrix is one of as many copies as fill
- * MODEL_BYTES, used in turn, so that it comes from where the weights of a whole model would: bytes
- * are those of the matrix. TYPE is f32, f16, q8 or q4. */
+ * seconds is the time of a call, the best of several tries; bytes is the size of the matrix. The
+ * calls use copies of the matrix in turn, as many as fill MODEL_BYTES. So a matrix comes from the
+ * same cache level or memory as in a model of that size. TYPE is f32, f16, q8 or q4. */
 
 #define _GNU_SOURCE
 
@@ -23,8 +23,8 @@
 
 #include "kernels/kernels.h"
 
-enum { TRIES = 5, MOST_ROWS = 32 };
-static const double least_seconds = 0.001; /* of a try */
+enum { TRIES = 5, MAX_ROWS = 32 };
+static const double min_seconds = 0.001; /* of a try */
 
 static double seconds(void) {
     struct timespec now;
@@ -32,20 +32,21 @@ static double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static _Noreturn void fail(const char *what) {
-    fprintf(stderr, "error: %s\n", what);
+static _Noreturn void fail(const char *message) {
+    fprintf(stderr, "error: %s\n", message);
     exit(EXIT_FAILURE);
 }
 
-/* Memory on huge pages where there are any, as the engine's weights are, full of small numbers. */
+/* Allocate memory, on huge pages if the system has them, as for weights. Fill it with small
+ * numbers. */
 static void *new_memory(size_t bytes) {
     const size_t alignment = 2 << 20, whole = (bytes + alignment - 1) / alignment * alignment;
     uint32_t *memory;
-    if (posix_memalign((void **)&memory, alignment, whole)) fail("there is not enough memory");
+    if (posix_memalign((void **)&memory, alignment, whole)) fail("not enough memory");
 #ifdef MADV_HUGEPAGE
     madvise(memory, whole, MADV_HUGEPAGE);
 #endif
-    /* A float near 1e-3, two f16 below 1, or four bytes. */
+    /* Each word is a float near 1e-3, two f16 below 1, or four bytes. */
     for (size_t i = 0; i < whole / 4; i++)
         memory[i] = 0x3a803a80 + (uint32_t)(i * 2654435761u >> 27);
     return memory;
@@ -55,19 +56,19 @@ static void *new_memory(size_t bytes) {
 
 typedef void action(void *data, size_t call);
 
-/* The best time of a call. */
+/* Return the best time of a call. */
 static double best_seconds(action *act, void *data) {
     double best = INFINITY;
     size_t calls = 1;
     for (int try = 0; try < TRIES;) {
         const double start = seconds();
         for (size_t call = 0; call < calls; call++) act(data, call);
-        const double took = seconds() - start;
-        if (took < least_seconds) {
+        const double elapsed = seconds() - start;
+        if (elapsed < min_seconds) {
             calls *= 2;
             continue;
         }
-        if (took / (double)calls < best) best = took / (double)calls;
+        if (elapsed / (double)calls < best) best = elapsed / (double)calls;
         try++;
     }
     return best;
@@ -85,7 +86,7 @@ typedef struct {
     const sl_kernels *kernels;
     const char *type;
     const uint8_t *copies;
-    size_t copy_count, bytes; /* of copies of so many bytes */
+    size_t copy_count, bytes; /* number of copies, bytes of each */
     size_t tiles, columns, n;
     float *y;
     float *x;
@@ -96,8 +97,8 @@ static size_t matrix_bytes(const char *type, size_t tiles, size_t columns, size_
     if (!strcmp(type, "f32")) return tiles * SL_TILE_ROWS * columns * sizeof(float);
     if (!strcmp(type, "f16")) return tiles * SL_TILE_ROWS * columns * sizeof(uint16_t);
     const size_t groups = (columns + group_size - 1) / group_size;
-    if (!strcmp(type, "q8")) return tiles * sl_q8_tile_bytes(groups, group_size);
-    if (!strcmp(type, "q4")) return tiles * sl_q4_tile_bytes(groups, group_size);
+    if (!strcmp(type, "q8")) return tiles * sl_tile_bytes(8, groups, group_size);
+    if (!strcmp(type, "q4")) return tiles * sl_tile_bytes(4, groups, group_size);
     fail("TYPE must be f32, f16, q8 or q4");
 }
 
@@ -112,9 +113,9 @@ static void multiply(void *data, size_t call) {
         m->kernels->matmul_f16(m->y, rows, (const uint16_t *)(const void *)tiles, stride,
                                SL_TILE_ROWS, m->tiles, m->columns, m->x, m->columns, m->n);
     else if (!strcmp(m->type, "q8"))
-        m->kernels->matmul_q8(m->y, rows, tiles, m->tiles, &m->quantized, m->n);
+        sl_matmul_of(m->kernels, SL_Q8)(m->y, rows, tiles, m->tiles, &m->quantized, m->n);
     else
-        m->kernels->matmul_q4(m->y, rows, tiles, m->tiles, &m->quantized, m->n);
+        sl_matmul_of(m->kernels, SL_Q4)(m->y, rows, tiles, m->tiles, &m->quantized, m->n);
 }
 
 static void measure_matrix(char **arguments) {
@@ -126,14 +127,14 @@ static void measure_matrix(char **arguments) {
     m.bytes = matrix_bytes(m.type, m.tiles, columns, group_size);
     m.copy_count = model_bytes > m.bytes ? model_bytes / m.bytes : 1;
     m.copies = new_memory(m.copy_count * m.bytes);
-    m.y = new_memory(MOST_ROWS * m.tiles * SL_TILE_ROWS * sizeof(float));
-    m.x = new_memory(MOST_ROWS * columns * sizeof(float));
+    m.y = new_memory(MAX_ROWS * m.tiles * SL_TILE_ROWS * sizeof(float));
+    m.x = new_memory(MAX_ROWS * columns * sizeof(float));
     if (group_size) {
         const size_t groups = (columns + group_size - 1) / group_size;
         m.quantized = (sl_quantized){
-            .values = new_memory(MOST_ROWS * groups * group_size),
-            .scales = new_memory(MOST_ROWS * groups * sizeof(float)),
-            .sums = new_memory(MOST_ROWS * groups * sizeof(int32_t)),
+            .values = new_memory(MAX_ROWS * groups * group_size),
+            .scales = new_memory(MAX_ROWS * groups * sizeof(float)),
+            .sums = new_memory(MAX_ROWS * groups * sizeof(int32_t)),
             .groups = groups,
             .group_size = group_size,
         };
@@ -158,7 +159,7 @@ typedef struct {
     size_t n;
     float *x, *y, *z;
     sl_quantized quantized;
-    size_t result; /* or else nothing need be computed */
+    size_t result; /* is used, so that the compiler keeps the calls */
 } vectors;
 
 static void quantize(void *data, size_t call) {
@@ -219,7 +220,7 @@ static void measure_vectors(char **arguments) {
     const struct {
         const char *name;
         action *act;
-        size_t n, bytes; /* read and written for each of n elements */
+        size_t n, bytes; /* bytes that are read and written for each of n elements */
     } all[] = {
         {"quantize", quantize, dim, 5},
         {"to_f16", to_f16, dim, 6},

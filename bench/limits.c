@@ -1,12 +1,12 @@
-/* limits.c: what this machine can do at most: bytes read a second by the size of what is read, and
- * operations a second in each of the number types that the kernels compute in. Prints JSON:
+/* limits.c: measures the peaks of this machine: bytes read per second, by the size of the buffer,
+ * and operations per second in each number type of the kernels. Prints JSON:
  *
  *     {"cores": 2,
  *      "bandwidth": [{"threads": 1, "pages": "4 KB", "megabytes": 1, "bytes": 8.5e10}, …],
  *      "peak": [{"threads": 1, "type": "int8", "operations": 4.5e11}, …]}
  *
- * A multiplication and an addition are two operations. Each figure is the best of several tries,
- * since all that disturbs a try makes it slower. Compile it with -O3 -march=native. */
+ * A multiplication and an addition are two operations. Each number is the best of several tries,
+ * because a disturbance only makes a try slower. Compile it with -O3 -march=native. */
 
 #define _GNU_SOURCE
 
@@ -21,7 +21,7 @@
 
 #include "peak.h"
 
-enum { TRIES = 5, MOST_THREADS = 64 };
+enum { TRIES = 5, MAX_THREADS = 64 };
 static const size_t megabyte = 1 << 20;
 
 static double seconds(void) {
@@ -30,8 +30,8 @@ static double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static _Noreturn void fail(const char *what) {
-    fprintf(stderr, "error: %s\n", what);
+static _Noreturn void fail(const char *message) {
+    fprintf(stderr, "error: %s\n", message);
     exit(EXIT_FAILURE);
 }
 
@@ -50,23 +50,24 @@ static void *run_job(void *argument) {
     return NULL;
 }
 
-/* How long work(data[0]) … work(data[threads - 1]) take side by side. */
-static double side_by_side(int threads, void (*work)(void *), void **data) {
-    pthread_t ids[MOST_THREADS];
-    job jobs[MOST_THREADS];
+/* Run work(data[0]) … work(data[threads - 1]) at the same time. Returns the seconds that they take.
+ */
+static double run_threads(int threads, void (*work)(void *), void **data) {
+    pthread_t ids[MAX_THREADS];
+    job jobs[MAX_THREADS];
     pthread_barrier_t start;
     pthread_barrier_init(&start, NULL, (unsigned)threads);
     for (int t = 1; t < threads; t++) {
         jobs[t] = (job){work, data[t], &start};
-        if (pthread_create(&ids[t], NULL, run_job, &jobs[t])) fail("no thread can be started");
+        if (pthread_create(&ids[t], NULL, run_job, &jobs[t])) fail("a thread cannot be started");
     }
     pthread_barrier_wait(&start);
-    const double begun = seconds();
+    const double begin = seconds();
     work(data[0]);
     for (int t = 1; t < threads; t++) pthread_join(ids[t], NULL);
-    const double took = seconds() - begun;
+    const double elapsed = seconds() - begin;
     pthread_barrier_destroy(&start);
-    return took;
+    return elapsed;
 }
 
 /* ---- Bandwidth ------------------------------------------------------------------------------- */
@@ -77,7 +78,7 @@ typedef struct {
     const vector *begin;
     size_t count; /* a multiple of 8 */
     int passes;
-    vector sum; /* or else nothing need be read */
+    vector sum; /* makes the compiler keep the reads */
 } reader;
 
 static void read_all(void *data) {
@@ -89,10 +90,10 @@ static void read_all(void *data) {
     for (size_t k = 0; k < 8; k++) r->sum += sums[k];
 }
 
-/* Bytes a second of threads that each read their own part of a buffer over and over. */
+/* Return the bytes per second of threads that each read their part of a buffer repeatedly. */
 static double bandwidth(const char *buffer, size_t bytes, int threads) {
-    reader readers[MOST_THREADS];
-    void *data[MOST_THREADS];
+    reader readers[MAX_THREADS];
+    void *data[MAX_THREADS];
     const size_t part = bytes / (size_t)threads / (8 * sizeof(vector)) * 8;
     const int passes = (int)(256 * megabyte / bytes) + 1;
     double best = 0;
@@ -102,14 +103,14 @@ static double bandwidth(const char *buffer, size_t bytes, int threads) {
         data[t] = &readers[t];
     }
     for (int try = 0; try < TRIES; try++) {
-        const double took = side_by_side(threads, read_all, data);
+        const double elapsed = run_threads(threads, read_all, data);
         const size_t read = part * sizeof(vector) * (size_t)(threads * passes);
-        if ((double)read / took > best) best = (double)read / took;
+        if ((double)read / elapsed > best) best = (double)read / elapsed;
     }
     return best;
 }
 
-/* A buffer on pages of the kind wanted, filled; NULL where the system has no such choice. */
+/* Return a filled buffer on huge or on small pages, or NULL if the system cannot choose. */
 static char *new_buffer(size_t bytes, int huge) {
     const size_t alignment = 2 * megabyte;
     char *memory =
@@ -154,18 +155,18 @@ static void compute(void *data) {
     c->operations = c->peak->run();
 }
 
-/* Operations a second of threads that do nothing else. */
-static double operations(const peak *wanted, int threads) {
-    computation computations[MOST_THREADS];
-    void *data[MOST_THREADS];
+/* Return the operations per second of so many threads. */
+static double operations(const peak *measured, int threads) {
+    computation computations[MAX_THREADS];
+    void *data[MAX_THREADS];
     double best = 0;
     for (int t = 0; t < threads; t++) {
-        computations[t].peak = wanted;
+        computations[t].peak = measured;
         data[t] = &computations[t];
     }
     for (int try = 0; try < TRIES; try++) {
-        const double took = side_by_side(threads, compute, data);
-        const double speed = threads * computations[0].operations / took;
+        const double elapsed = run_threads(threads, compute, data);
+        const double speed = threads * computations[0].operations / elapsed;
         if (speed > best) best = speed;
     }
     return best;
@@ -186,7 +187,7 @@ static void print_peaks(int cores) {
 int main(void) {
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     if (cores < 1) cores = 1;
-    if (cores > 2) cores = 2; /* one thread and two are what is compared */
+    if (cores > 2) cores = 2; /* the benchmarks use one thread and two */
     printf("{\"cores\": %ld,\n", cores);
     print_bandwidths((int)cores);
     print_peaks((int)cores);

@@ -1,4 +1,4 @@
-/* peak.c: the loops of peak.h, in the widest vectors that the compiler was told of. */
+/* peak.c: the loops of peak.h, in the widest vectors that the compiler may use. */
 
 #include "peak.h"
 
@@ -15,8 +15,8 @@
 enum { ROUNDS = 1 << 21, SUMS = 12 };
 
 /* Define a loop over step(sum, a, b), which does so many operations. The sums do not wait for each
- * other. The empty assembly keeps the compiler from knowing any value, from merging sums that are
- * equal, and from leaving out what is not used. */
+ * other. The empty assembly hides the values from the compiler, so it neither merges equal sums nor
+ * removes unused ones. */
 #define LOOP(name, input, result, operations, step)                                                \
     static double name(void) {                                                                     \
         result sums[SUMS] = {0};                                                                   \
@@ -45,7 +45,7 @@ LOOP(f32, float32x4_t, float32x4_t, 8, vfmaq_f32)
 #endif
 #undef STEP
 
-/* ---- bf16, added up in f32 ------------------------------------------------------------------- */
+/* ---- bf16, with sums in f32 ------------------------------------------------------------------ */
 
 #if defined(__AVX512BF16__)
 #define STEP(sum, a, b) _mm512_dpbf16_ps(sum, a, b)
@@ -57,7 +57,7 @@ LOOP(bf16, bfloat16x8_t, float32x4_t, 16, vbfdotq_f32)
 #endif
 #undef STEP
 
-/* ---- int8, added up in 32 bits --------------------------------------------------------------- */
+/* ---- int8, with sums in 32 bits -------------------------------------------------------------- */
 
 #if defined(__AVX512VNNI__)
 #define STEP(sum, a, b) _mm512_dpbusd_epi32(sum, a, b)

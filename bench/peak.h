@@ -1,11 +1,11 @@
-/* peak.h: loops of nothing but multiplications and additions in registers. */
+/* peak.h: loops that only multiply and add in registers. */
 
 #ifndef STORYLLAMAS_BENCH_PEAK_H
 #define STORYLLAMAS_BENCH_PEAK_H
 
 typedef struct {
-    const char *type;    /* of the numbers that are multiplied */
-    double (*run)(void); /* returns the number of operations; NULL where there is no such */
+    const char *type;    /* of the factors */
+    double (*run)(void); /* returns the number of operations; NULL: the processor cannot */
 } peak;
 
 enum { PEAKS = 3 };

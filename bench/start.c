@@ -1,10 +1,9 @@
-/* start.c: run a program and print how long it took to its first byte of output, and the most
- * memory that was resident:
+/* start.c: runs a program and prints the seconds to its first byte of output, and its peak memory:
  *
  *     start PROGRAM [ARGUMENTS]      {"first_byte": 0.0042, "peak_bytes": 4321280}
  *
- * A program of its own, since a child's peak begins with the size of the process that started it,
- * and this one is small. */
+ * This is a program of its own because a child's peak includes the size of the process that starts
+ * it, and this process is small. */
 
 #define _DEFAULT_SOURCE
 

@@ -1,19 +1,19 @@
-/* worker.h: what the measured programs have in common.
+/* worker.h: the main program of a worker, which runs an engine for the benchmarks.
  *
  *     worker MODEL THREADS
  *
- * loads a model once and then answers requests, one a line on standard input, with a line of JSON
- * each on standard output:
+ * loads a model once. Then it answers each request, a line on standard input, with a line of JSON
+ * on standard output:
  *
- *     story STEPS SEED            tell STEPS tokens after BOS   {"seconds": 0.0123}
- *     prompt TOKENS SEED          to the logits of the last     {"seconds": 0.0123}
- *     batch STORIES STEPS SEED    that many stories at once     {"seconds": 0.0123}
- *     greedy STEPS                the likeliest tokens          {"ids": [5, 17]}
- *     about                       what is measured              {"about": "version 1"}
+ *     story STEPS SEED              generate STEPS tokens after BOS   {"seconds": 0.0123}
+ *     prompt TOKENS SEED            compute the last token's logits   {"seconds": 0.0123}
+ *     batch SEQUENCES STEPS SEED    generate a batch of sequences     {"seconds": 0.0123}
+ *     greedy STEPS                  generate the most probable ids    {"ids": [5, 17]}
+ *     about                         describe the engine               {"about": "version 1"}
  *
- * What a worker cannot do has no answer but {}. THREADS is 0 for as many as the program chooses
- * itself. Stories are sampled at temperature 1 from the likeliest tokens that together have
- * probability 0.9, and go on past their end. peers/worker.py is the same in Python. */
+ * If the engine cannot do what is asked the answer is {}. THREADS 0 lets the engine choose.
+ * Sampling has temperature 1 and top-p 0.9, and continues after EOS. peers/worker.py is the same in
+ * Python. */
 
 #ifndef STORYLLAMAS_BENCH_WORKER_H
 #define STORYLLAMAS_BENCH_WORKER_H
@@ -27,11 +27,11 @@
 enum { BENCH_BOS = 1 };
 static const float bench_top_p = 0.9f;
 
-/* Each worker defines these. The first four return what is to be printed between the braces. */
+/* Each worker defines these functions. */
 static void bench_load(const char *model, int threads);
 static void bench_story(int steps, uint64_t seed);
 static void bench_prompt(const int32_t *ids, int count);
-static int bench_batch(int stories, int steps, uint64_t seed); /* 0: cannot */
+static int bench_batch(int sequences, int steps, uint64_t seed); /* returns 0 if it cannot */
 static void bench_greedy(int32_t *ids, int steps);
 static const char *bench_about(void);
 static int bench_vocab_size(void);
@@ -42,12 +42,12 @@ static double bench_seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static _Noreturn void bench_fail(const char *what) {
-    fprintf(stderr, "error: %s\n", what);
+static _Noreturn void bench_fail(const char *message) {
+    fprintf(stderr, "error: %s\n", message);
     exit(EXIT_FAILURE);
 }
 
-/* ids[count] without control tokens, others for another seed. */
+/* Fill ids[count] with tokens that depend on the seed, without control tokens. */
 static void bench_prompt_ids(int32_t *ids, int count, uint64_t seed) {
     const uint64_t words = (uint64_t)bench_vocab_size() - 3;
     for (int i = 0; i < count; i++) ids[i] = 3 + (int32_t)((31 * (uint64_t)i + seed) % words);
@@ -81,7 +81,7 @@ static void bench_answer(const char *line) {
         printf("{\"about\": \"%s\"}\n", bench_about());
         return;
     } else {
-        bench_fail("no such request");
+        bench_fail("unknown request: see worker.h");
     }
     printf(done ? "{\"seconds\": %.9f}\n" : "{}\n", bench_seconds() - start);
 }

@@ -1,10 +1,12 @@
-/* checksum.c: the checksum of a weight file, see storyllamas.h, in parts that are joined. */
+/* checksum.c: the checksum of a weight file, see storyllamas.h. */
 
-#include "internal.h"
+#include "checksum.h"
+
+#include <string.h>
 
 enum { LANES = SL_CHECKSUM_LANES, BLOCK = LANES * sizeof(uint64_t) };
 
-void sl_checksum_add(sl_checksum *sum, const void *data, size_t bytes) {
+void sl_checksum_update(sl_checksum *sum, const void *data, size_t bytes) {
     const uint64_t *words = data;
     uint64_t a[LANES], b[LANES];
     memcpy(a, sum->a, sizeof a);
@@ -18,15 +20,15 @@ void sl_checksum_add(sl_checksum *sum, const void *data, size_t bytes) {
     memcpy(sum->b, b, sizeof b);
 }
 
-void sl_checksum_join(sl_checksum *sum, const sl_checksum *next, size_t bytes) {
+void sl_checksum_combine(sl_checksum *sum, const sl_checksum *next, size_t bytes) {
     for (size_t lane = 0; lane < LANES; lane++) {
-        /* What stood in a before was added to b with each of the blocks that came next. */
+        /* Each block of `next` adds the earlier sum a to b once more. */
         sum->b[lane] += next->b[lane] + sum->a[lane] * (bytes / BLOCK);
         sum->a[lane] += next->a[lane];
     }
 }
 
-void sl_checksum_take_off(sl_checksum *sum, size_t word, uint64_t value, size_t bytes) {
+void sl_checksum_clear_word(sl_checksum *sum, size_t word, uint64_t value, size_t bytes) {
     sum->a[word % LANES] -= value;
     sum->b[word % LANES] -= value * (bytes / BLOCK - word / LANES);
 }

@@ -1,20 +1,22 @@
-/* error.c: the last error's sentence, one for each thread. */
+/* error.c: the last error message of each thread. */
+
+#include "error.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 
-#include "internal.h"
+#include "storyllamas.h"
 
-static _Thread_local char sentence[1024];
+static _Thread_local char message[1024];
 
 int sl_fail(int code, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(sentence, sizeof sentence, format, arguments);
+    vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
     return code;
 }
 
 const char *sl_error(void) {
-    return sentence;
+    return message;
 }

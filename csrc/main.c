@@ -1,4 +1,4 @@
-/* main.c: the command line of the engine. */
+/* main.c: the command-line program. */
 
 #define _POSIX_C_SOURCE 200809L
 
@@ -15,16 +15,16 @@
 
 #include "storyllamas.h"
 
-static const sl_options defaults = SL_DEFAULTS;
-static const sl_model_options opening_defaults = SL_MODEL_DEFAULTS;
-static const sl_session_options session_defaults = SL_SESSION_DEFAULTS;
+static const sl_options defaults = SL_OPTIONS_DEFAULTS;
+static const sl_model_options model_defaults = SL_MODEL_OPTIONS_DEFAULTS;
+static const sl_session_options session_defaults = SL_SESSION_OPTIONS_DEFAULTS;
 
 typedef struct {
     const char *model;
     const char *prompt;
     sl_options options;
-    sl_model_options opening;
-    sl_session_options session;
+    sl_model_options model_options;
+    sl_session_options session_options;
     bool info;
     bool bench;
     bool ids;
@@ -50,55 +50,59 @@ static void check(int status) {
 
 static void print_help(void) {
     printf(
-        "run: tell a story with a StoryLlamas weight file\n"
+        "run: generate a story with a StoryLlamas weight file\n"
         "\n"
         "usage: run MODEL.slm [options] [PROMPT]\n"
         "\n"
-        "The story goes to standard output as it is told, a line about speed to standard error.\n"
-        "It ends with the model's end-of-story token, after --tokens tokens, or when the model's\n"
-        "context is full. Without a prompt the model begins by itself.\n"
+        "The program writes the story to standard output token by token, and its speed to "
+        "standard\n"
+        "error. The story ends when the model generates its end-of-story token, after "
+        "--max-tokens\n"
+        "tokens, or when the context is full.\n"
         "\n"
         "options\n"
-        "  -i, --prompt TEXT            how the story begins, in UTF-8\n"
-        "  -n, --tokens N               most tokens to tell, 1 and up (%" PRId32 ");\n"
-        "                               0 after -n is until the context is full\n"
-        "  -s, --seed N                 0 and up; the same seed tells the same story (%" PRIu64
+        "  -i, --prompt TEXT            text that the story begins with, in UTF-8\n"
+        "  -n, --max-tokens N           generate at most N tokens, 1 and up (%" PRId32 ");\n"
+        "                               -n 0: until the context is full\n"
+        "      --ignore-eos             continue after the end-of-story token\n"
+        "  -s, --seed N                 the same seed gives the same story, 0 and up (%" PRIu64
         ")\n"
-        "  -t, --temperature X          0 to 1000; 0 always takes the likeliest token (%g)\n"
-        "  -k, --top-k N                choose among the N likeliest tokens; 0 is off (%" PRId32
+        "  -t, --temperature X          0 to 1000; 0 always takes the most probable token (%g)\n"
+        "  -k, --top-k N                sample from the N most probable tokens; 0 is off (%" PRId32
         ")\n"
-        "  -p, --top-p X                choose among the likeliest tokens that together have\n"
+        "  -p, --top-p X                sample from the most probable tokens that together have\n"
         "                               probability X, above 0, up to 1; 1 is off (%g);\n"
-        "                               0 after -p is off too\n"
-        "      --min-p X                leave out tokens less likely than X times the likeliest,\n"
-        "                               0 up to below 1; 0 is off (%g)\n"
-        "      --repetition-penalty X   divide the logits of the last %" PRId32
-        " tokens by X, above 0,\n"
-        "                               up to 1000; 1 is off (%g)\n"
-        "      --threads N              compute on N threads; 0 is as many as serve best (%" PRIu32
-        ")\n"
-        "      --pages KIND             shared (the file is mapped), huge (it is copied onto huge "
-        "pages,\n"
-        "                               which is faster if it is large) or auto (mapped, and "
-        "copied\n"
-        "                               beside the story if it is large) (auto)\n"
-        "      --ids                    print token ids, the prompt's too, instead of text\n"
+        "                               -p 0 is off too\n"
+        "      --min-p X                exclude tokens less probable than X times the most "
+        "probable\n"
+        "                               one, 0 up to below 1; 0 is off (%g)\n"
+        "      --repetition-penalty X   divide the logits of recent tokens by X, above 0, up to\n"
+        "                               1000; 1 is off (%g)\n"
+        "      --repetition-window N    recent tokens are the last N, 0 and up (%" PRId32 ")\n"
+        "      --threads N              use N threads; 0 is automatic (%" PRIu32 ")\n"
+        "      --pages KIND             shared maps the file, huge copies it to huge pages "
+        "(faster\n"
+        "                               if it is large), auto maps it and copies a large file "
+        "while\n"
+        "                               it generates (auto)\n"
+        "      --ids                    print the token ids, with those of the prompt, not the "
+        "text\n"
         "      --info                   print what is in the weight file\n"
-        "      --bench                  measure speed: medians of five runs\n"
+        "      --bench                  measure the speed: medians of five runs\n"
         "  -z FILE                      ignored: the tokenizer is in the weight file\n"
-        "  -h, --help                   print this\n"
+        "  -h, --help                   print this help\n"
         "\n"
-        "The short options are those of llama2.c. The environment variable SL_KERNELS forces one "
+        "The short options are those of llama2.c. Set the environment variable SL_KERNELS to one "
         "of\n"
-        "the instruction sets that --info lists.\n"
+        "the instruction sets that --info lists to use it.\n"
         "\n"
         "examples\n"
         "  run model.slm \"Once upon a time\"\n"
-        "  run model.slm --temperature 0 --tokens 100 --prompt \"Tom had a red ball\"\n"
+        "  run model.slm --temperature 0 --max-tokens 100 --prompt \"Tom had a red ball\"\n"
         "  run model.slm -t 0.8 -p 0.9 -s 42 -n 256 -i \"One day\"\n",
-        defaults.tokens, defaults.seed, (double)defaults.temperature, defaults.top_k,
-        (double)defaults.top_p, (double)defaults.min_p, defaults.repetition_window,
-        (double)defaults.repetition_penalty, session_defaults.threads);
+        defaults.max_tokens, defaults.seed, (double)defaults.temperature, defaults.top_k,
+        (double)defaults.top_p, (double)defaults.min_p, (double)defaults.repetition_penalty,
+        defaults.repetition_window, session_defaults.threads);
 }
 
 static float parse_real(const char *name, const char *text) {
@@ -109,13 +113,13 @@ static float parse_real(const char *name, const char *text) {
     return (float)value;
 }
 
-static uint64_t parse_integer(const char *name, const char *text, uint64_t least, uint64_t most) {
+static uint64_t parse_integer(const char *name, const char *text, uint64_t min, uint64_t max) {
     errno = 0;
     const bool is_digits = *text && !text[strspn(text, "0123456789")];
     const uint64_t value = is_digits ? strtoull(text, NULL, 10) : 0;
-    if (!is_digits || errno || value < least || value > most)
+    if (!is_digits || errno || value < min || value > max)
         fail("%s is \"%s\" and must be a whole number from %" PRIu64 " to %" PRIu64, name, text,
-             least, most);
+             min, max);
     return value;
 }
 
@@ -132,7 +136,20 @@ static void set_prompt(command *c, const char *prompt) {
     c->prompt = prompt;
 }
 
-enum { MIN_P = 256, REPETITION_PENALTY, IDS, INFO, BENCH, TOP_P, TOKENS, THREADS, PAGES };
+/* Options without a letter, and those that differ from llama2.c's option with the letter. */
+enum {
+    MAX_TOKENS = 256,
+    IGNORE_EOS,
+    TOP_P,
+    MIN_P,
+    REPETITION_PENALTY,
+    REPETITION_WINDOW,
+    THREADS,
+    PAGES,
+    IDS,
+    INFO,
+    BENCH
+};
 
 static void parse_option(command *c, int option, const char *value) {
     sl_options *o = &c->options;
@@ -158,22 +175,28 @@ static void parse_option(command *c, int option, const char *value) {
     case REPETITION_PENALTY:
         o->repetition_penalty = parse_real("--repetition-penalty", value);
         break;
-    case TOKENS:
-        o->tokens = (int32_t)parse_integer("--tokens", value, 1, INT32_MAX);
+    case REPETITION_WINDOW:
+        o->repetition_window = (int32_t)parse_integer("--repetition-window", value, 0, INT32_MAX);
         break;
-    case 'n': /* llama2.c's: 0 is as many as fit */
-        o->tokens = (int32_t)parse_integer("-n", value, 0, INT32_MAX);
-        if (o->tokens == 0) o->tokens = INT32_MAX;
+    case MAX_TOKENS:
+        o->max_tokens = (int32_t)parse_integer("--max-tokens", value, 1, INT32_MAX);
         break;
-    case 'p': /* llama2.c's: 0 is off */
+    case IGNORE_EOS:
+        o->ignore_eos = 1;
+        break;
+    case 'n': /* as in llama2.c, 0 is until the context is full */
+        o->max_tokens = (int32_t)parse_integer("-n", value, 0, INT32_MAX);
+        if (o->max_tokens == 0) o->max_tokens = INT32_MAX;
+        break;
+    case 'p': /* as in llama2.c, 0 is off */
         o->top_p = parse_real("-p", value);
         if (o->top_p == 0) o->top_p = 1;
         break;
     case THREADS:
-        c->session.threads = (uint32_t)parse_integer("--threads", value, 0, UINT32_MAX);
+        c->session_options.threads = (uint32_t)parse_integer("--threads", value, 0, UINT32_MAX);
         break;
     case PAGES:
-        c->opening.pages = parse_pages(value);
+        c->model_options.pages = parse_pages(value);
         break;
     case IDS:
         c->ids = true;
@@ -196,13 +219,15 @@ static command parse(int argc, char **argv) {
     static const char shorts[] = ":i:n:s:t:k:p:z:h";
     static const struct option longs[] = {
         {"prompt", required_argument, NULL, 'i'},
-        {"tokens", required_argument, NULL, TOKENS},
+        {"max-tokens", required_argument, NULL, MAX_TOKENS},
+        {"ignore-eos", no_argument, NULL, IGNORE_EOS},
         {"seed", required_argument, NULL, 's'},
         {"temperature", required_argument, NULL, 't'},
         {"top-k", required_argument, NULL, 'k'},
         {"top-p", required_argument, NULL, TOP_P},
         {"min-p", required_argument, NULL, MIN_P},
         {"repetition-penalty", required_argument, NULL, REPETITION_PENALTY},
+        {"repetition-window", required_argument, NULL, REPETITION_WINDOW},
         {"threads", required_argument, NULL, THREADS},
         {"pages", required_argument, NULL, PAGES},
         {"ids", no_argument, NULL, IDS},
@@ -211,17 +236,20 @@ static command parse(int argc, char **argv) {
         {"help", no_argument, NULL, 'h'},
         {0},
     };
-    command c = {.options = defaults, .opening = opening_defaults, .session = session_defaults};
-    c.opening.kernels = getenv("SL_KERNELS");
+    command c = {
+        .options = defaults, .model_options = model_defaults, .session_options = session_defaults};
+    c.model_options.kernels = getenv("SL_KERNELS");
     opterr = 0;
     for (int option; (option = getopt_long(argc, argv, shorts, longs, NULL)) != -1;) {
-        if (option == ':') fail("%s needs a value; --help explains", argv[optind - 1]);
-        if (option == '?' && optopt < MIN_P && !strchr(shorts, optopt)) /* perhaps within "-nx" */
-            fail("-%c is no option; --help lists them", optopt);
-        if (option == '?') fail("%s is no option; --help lists them", argv[optind - 1]);
+        if (option == ':') fail("%s needs a value; --help lists the options", argv[optind - 1]);
+        if (option == '?' && optopt < MAX_TOKENS &&
+            !strchr(shorts, optopt)) /* may stand within "-nx" */
+            fail("-%c is not an option; --help lists the options", optopt);
+        if (option == '?') fail("%s is not an option; --help lists the options", argv[optind - 1]);
         parse_option(&c, option, optarg);
     }
-    if (optind == argc) fail("no weight file is given: run MODEL.slm [PROMPT]; --help explains");
+    if (optind == argc)
+        fail("no weight file is given: run MODEL.slm [PROMPT]; --help lists the options");
     c.model = argv[optind++];
     if (optind < argc) set_prompt(&c, argv[optind++]);
     if (optind < argc)
@@ -230,7 +258,7 @@ static command parse(int argc, char **argv) {
     return c;
 }
 
-/* ---- Telling --------------------------------------------------------------------------------- */
+/* ---- Generating ------------------------------------------------------------------------------ */
 
 static double seconds(void) {
     struct timespec now;
@@ -258,7 +286,7 @@ static void print_prompt_ids(const sl_model *model, const char *prompt) {
 static void print_story(const command *c, const sl_model *model, sl_session *session) {
     const double start = seconds();
     check(sl_start(session, c->prompt, strlen(c->prompt), &c->options));
-    const double prompted = seconds();
+    const double prompt_end = seconds();
     if (c->ids)
         print_prompt_ids(model, c->prompt);
     else
@@ -276,20 +304,18 @@ static void print_story(const command *c, const sl_model *model, sl_session *ses
     flush();
     const double end = seconds();
     const size_t prompt_tokens = sl_prompt_tokens(session);
-    const size_t told = sl_story_tokens(session) - prompt_tokens;
+    const size_t generated = sl_sequence_tokens(session) - prompt_tokens;
     fprintf(stderr, "%zu tokens after a prompt of %zu in %.3f s, %.0f tokens/s; stopped at %s\n",
-            told, prompt_tokens, end - start, (double)told / (end - prompted),
+            generated, prompt_tokens, end - start, (double)generated / (end - prompt_end),
             sl_stop_name(piece.stop));
 }
 
-/* ---- Looking and measuring ------------------------------------------------------------------- */
+/* ---- Information and speed ------------------------------------------------------------------- */
 
-static void print_type(const char *what, uint32_t type, uint32_t group_size) {
-    if (type == SL_F32)
-        printf("%-13s f32\n", what);
-    else
-        printf("%-13s %s, a scale for %" PRIu32 " columns\n", what, type == SL_Q8 ? "q8" : "q4",
-               group_size);
+static void print_type(const char *name, uint32_t type, uint32_t group_size) {
+    printf("%-13s %s", name, sl_type_name(type));
+    if (group_size) printf(", a scale for %" PRIu32 " columns", group_size);
+    putchar('\n');
 }
 
 static void print_info(const sl_info *info) {
@@ -305,7 +331,7 @@ static void print_info(const sl_info *info) {
     printf("hidden        %" PRIu32 "\n", info->hidden);
     printf("context       %" PRIu32 "\n", info->context);
     printf("vocabulary    %" PRIu32 "\n", info->vocab_size);
-    printf("classifier    %s\n", info->tied ? "tied to the embedding" : "of its own");
+    printf("classifier    %s\n", info->tied ? "tied to the embedding" : "not tied");
     printf("rope theta    %g\n", (double)info->rope_theta);
     printf("norm epsilon  %g\n", (double)info->norm_eps);
     printf("special ids   unk %" PRId32 ", bos %" PRId32 ", eos %" PRId32 ", pad %" PRId32 "\n",
@@ -327,36 +353,36 @@ static double median(double values[RUNS]) {
     return values[RUNS / 2];
 }
 
-/* Tokens a second of a prompt, and of a story with the options given. */
+/* Print the tokens per second of a prompt, and of a story with the given options. */
 static void bench(const command *c, const sl_info *info, sl_session *session) {
     const size_t half = info->context > 1 ? info->context / 2 : 1;
     const size_t prompt = half < BENCH_PROMPT ? half : BENCH_PROMPT;
     int32_t ids[BENCH_PROMPT];
     for (size_t i = 0; i < prompt; i++) ids[i] = (int32_t)(i * 31 % info->vocab_size);
     sl_options options = c->options;
-    options.ignore_end = 1;
+    options.ignore_eos = 1;
     double prompt_speed[RUNS], story_speed[RUNS];
-    size_t told = 0;
+    size_t generated = 0;
     for (int run = 0; run < RUNS; run++) {
         const double start = seconds();
         check(sl_start_ids(session, ids, prompt, &options));
         prompt_speed[run] = (double)prompt / (seconds() - start);
         check(sl_start_ids(session, ids, 1, &options));
-        const double begun = seconds();
+        const double story_start = seconds();
         for (sl_piece piece = {0}; !piece.stop;) check(sl_next(session, &piece));
-        told = sl_story_tokens(session) - 1;
-        story_speed[run] = (double)told / (seconds() - begun);
+        generated = sl_sequence_tokens(session) - 1;
+        story_speed[run] = (double)generated / (seconds() - story_start);
     }
     printf("prompt of %zu tokens  %8.0f tokens/s\n", prompt, median(prompt_speed));
-    printf("story of %zu tokens   %8.0f tokens/s\n", told, median(story_speed));
+    printf("story of %zu tokens   %8.0f tokens/s\n", generated, median(story_speed));
 }
 
 int main(int argc, char **argv) {
     const command c = parse(argc, argv);
     sl_model *model;
     sl_session *session;
-    check(sl_model_open(&model, c.model, &c.opening));
-    check(sl_session_new(&session, model, &c.session));
+    check(sl_model_open(&model, c.model, &c.model_options));
+    check(sl_session_new(&session, model, &c.session_options));
     if (c.info)
         print_info(sl_model_info(model));
     else if (c.bench)

@@ -1,11 +1,14 @@
-/* model_file.c: open a weight file and trust nothing in it. */
+/* model_file.c: opens a weight file and checks everything in it. */
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "internal.h"
+#include "attention.h"
+#include "checksum.h"
+#include "error.h"
+#include "pages.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "weight files are little-endian and mapped as they are"
@@ -19,12 +22,12 @@ enum {
     FLAG_DUMMY_PREFIX = 1 << 1,
     FLAG_BYTE_FALLBACK = 1 << 2,
     FLAGS = FLAG_TIED | FLAG_DUMMY_PREFIX | FLAG_BYTE_FALLBACK,
-    LARGEST_DIMENSION = 1 << 20,
-    LARGEST_CONTEXT = 1 << 17,
-    LARGEST_GROUP = 1 << 14, /* a group's dot product must fit 32 bits */
-    /* Files from here on are moved onto huge pages: the first level that translates addresses
-     * reaches less far than this with small ones. */
-    MOVE_FROM = 1 << 23,
+    MAX_DIMENSION = 1 << 20,
+    MAX_CONTEXT = 1 << 17,
+    MAX_GROUP_SIZE = 1 << 14, /* the dot product of a group must fit in 32 bits */
+    /* Larger files move to huge pages: with small pages the processor's first-level TLB covers less
+     * than this. */
+    MIGRATE_FROM_BYTES = 1 << 23,
 };
 
 static const uint8_t magic[8] = {0x89, 'S', 'L', 'M', '\r', '\n', 0x1a, '\n'};
@@ -46,21 +49,21 @@ typedef struct {
 _Static_assert(sizeof(header) == HEADER_BYTES, "the header has no padding");
 _Static_assert(offsetof(header, checksum) == 24, "the checksum stands at byte 24");
 
-static int refuse(const char *path, const char *reason) {
+static int reject(const char *path, const char *reason) {
     return sl_fail(SL_ERROR_FORMAT, "weight file %s is damaged: %s; export it again", path, reason);
 }
 
 /* ---- Header ---------------------------------------------------------------------------------- */
 
-/* Whether the file looks like a checkpoint of llama2.c: its magic number, or its oldest form's
- * seven dimensions. */
+/* Return whether the file looks like a llama2.c checkpoint. It begins with a magic number or, in
+ * the oldest form, with seven dimensions. */
 static bool is_llama2c(const void *file, size_t bytes) {
     int32_t field[7]; /* dim, hidden_dim, layers, heads, kv_heads, vocab_size, context */
     if (bytes < sizeof field) return false;
     memcpy(field, file, sizeof field);
     if (field[0] == 0x616b3432) return true;
     for (int i = 0; i < 7; i++)
-        if ((i != 5 && field[i] <= 0) || field[i] == 0 || abs(field[i] / 2) > LARGEST_DIMENSION)
+        if ((i != 5 && field[i] <= 0) || field[i] == 0 || abs(field[i] / 2) > MAX_DIMENSION)
             return false;
     return field[0] % field[3] == 0 && field[3] % field[4] == 0;
 }
@@ -91,54 +94,54 @@ static int check_kind(const sl_model *model, const header *head, const char *pat
                        ": it was cut short or appended to; export it again",
                        path, model->file_bytes, head->file_bytes);
     if (model->file_bytes % ALIGNMENT)
-        return refuse(path, "its length is not a multiple of 64 bytes");
+        return reject(path, "its length is not a multiple of 64 bytes");
     return SL_OK;
 }
 
-/* The checksum's own word counts as zero. */
-static bool checksum_holds(const sl_model *model, const header *head, sl_checksum sum) {
-    sl_checksum_take_off(&sum, offsetof(header, checksum) / sizeof head->checksum, head->checksum,
-                         model->file_bytes);
+/* The word that holds the checksum counts as zero in it. */
+static bool is_checksum_valid(const sl_model *model, const header *head, sl_checksum sum) {
+    sl_checksum_clear_word(&sum, offsetof(header, checksum) / sizeof head->checksum, head->checksum,
+                           model->file_bytes);
     return sl_checksum_digest(&sum) == head->checksum;
 }
 
 static int check_dimensions(const header *head, const char *path) {
     const struct {
         const char *name;
-        uint32_t value, largest;
+        uint32_t value, max;
     } dimensions[] = {
-        {"dim", head->dim, LARGEST_DIMENSION},
-        {"layers", head->layers, LARGEST_DIMENSION},
-        {"heads", head->heads, LARGEST_DIMENSION},
-        {"kv_heads", head->kv_heads, LARGEST_DIMENSION},
-        {"head_dim", head->head_dim, LARGEST_DIMENSION},
-        {"hidden", head->hidden, LARGEST_DIMENSION},
-        {"context", head->context, LARGEST_CONTEXT},
-        {"vocab_size", head->vocab_size, LARGEST_DIMENSION},
+        {"dim", head->dim, MAX_DIMENSION},
+        {"layers", head->layers, MAX_DIMENSION},
+        {"heads", head->heads, MAX_DIMENSION},
+        {"kv_heads", head->kv_heads, MAX_DIMENSION},
+        {"head_dim", head->head_dim, MAX_DIMENSION},
+        {"hidden", head->hidden, MAX_DIMENSION},
+        {"context", head->context, MAX_CONTEXT},
+        {"vocab_size", head->vocab_size, MAX_DIMENSION},
     };
     for (size_t i = 0; i < sizeof dimensions / sizeof *dimensions; i++)
-        if (dimensions[i].value < 1 || dimensions[i].value > dimensions[i].largest)
+        if (dimensions[i].value < 1 || dimensions[i].value > dimensions[i].max)
             return sl_fail(SL_ERROR_FORMAT,
                            "weight file %s is damaged: its %s is %" PRIu32
                            " and must be 1 to %" PRIu32 "; export it again",
-                           path, dimensions[i].name, dimensions[i].value, dimensions[i].largest);
-    if (head->heads % head->kv_heads) return refuse(path, "kv_heads does not divide heads");
-    if (head->head_dim % 2) return refuse(path, "head_dim is odd");
-    if ((uint64_t)head->heads * head->head_dim > LARGEST_DIMENSION)
-        return refuse(path, "heads times head_dim is out of range");
+                           path, dimensions[i].name, dimensions[i].value, dimensions[i].max);
+    if (head->heads % head->kv_heads) return reject(path, "kv_heads does not divide heads");
+    if (head->head_dim % 2) return reject(path, "head_dim is odd");
+    if ((uint64_t)head->heads * head->head_dim > MAX_DIMENSION)
+        return reject(path, "heads times head_dim is out of range");
     return SL_OK;
 }
 
 static int check_type(uint32_t type, uint32_t group_size, const char *path) {
-    if (type == SL_F32)
-        return group_size ? refuse(path, "a group size of f32 weights is not 0") : SL_OK;
-    if (type != SL_Q8 && type != SL_Q4) return refuse(path, "a weight type is unknown");
-    const uint32_t multiple = type == SL_Q8 ? SL_TILE_COLUMNS : 2 * SL_TILE_COLUMNS;
-    if (group_size == 0 || group_size > LARGEST_GROUP || group_size % multiple)
+    if (!sl_type_name(type)) return reject(path, "a weight type is unknown");
+    if (!sl_is_quantized(type))
+        return group_size ? reject(path, "a group size of f32 weights is not 0") : SL_OK;
+    const uint32_t multiple = sl_group_multiple(type);
+    if (group_size == 0 || group_size > MAX_GROUP_SIZE || group_size % multiple)
         return sl_fail(SL_ERROR_FORMAT,
                        "weight file %s is damaged: its group size is %" PRIu32
                        " and must be a multiple of %" PRIu32 " up to %d; export it again",
-                       path, group_size, multiple, LARGEST_GROUP);
+                       path, group_size, multiple, MAX_GROUP_SIZE);
     return SL_OK;
 }
 
@@ -147,31 +150,31 @@ static bool is_special_id(const header *head, int32_t id) {
 }
 
 static int check_header(const header *head, const char *path) {
-    if (head->header_bytes != HEADER_BYTES) return refuse(path, "header_bytes is not 256");
+    if (head->header_bytes != HEADER_BYTES) return reject(path, "header_bytes is not 256");
     int status = check_dimensions(head, path);
     if (status) return status;
     if (!(isfinite(head->rope_theta) && head->rope_theta > 0))
-        return refuse(path, "rope_theta is not a positive number");
+        return reject(path, "rope_theta is not a positive number");
     if (!(isfinite(head->norm_eps) && head->norm_eps >= 0))
-        return refuse(path, "norm_eps is negative or not a number");
+        return reject(path, "norm_eps is negative or not a number");
     if ((status = check_type(head->weight_type, head->group_size, path))) return status;
     if ((status = check_type(head->embedding_type, head->embedding_group_size, path)))
         return status;
-    if ((head->weight_type == SL_F32) != (head->embedding_type == SL_F32))
-        return refuse(path, "only one of its weight types is f32");
-    if (!is_special_id(head, head->unk_id)) return refuse(path, "unk_id is out of range");
-    if (!is_special_id(head, head->bos_id)) return refuse(path, "bos_id is out of range");
-    if (!is_special_id(head, head->eos_id)) return refuse(path, "eos_id is out of range");
-    if (!is_special_id(head, head->pad_id)) return refuse(path, "pad_id is out of range");
-    if (head->flags & ~(uint32_t)FLAGS) return refuse(path, "it sets an unknown flag");
+    if (sl_is_quantized(head->weight_type) != sl_is_quantized(head->embedding_type))
+        return reject(path, "only one of its weight types is f32");
+    if (!is_special_id(head, head->unk_id)) return reject(path, "unk_id is out of range");
+    if (!is_special_id(head, head->bos_id)) return reject(path, "bos_id is out of range");
+    if (!is_special_id(head, head->eos_id)) return reject(path, "eos_id is out of range");
+    if (!is_special_id(head, head->pad_id)) return reject(path, "pad_id is out of range");
+    if (head->flags & ~(uint32_t)FLAGS) return reject(path, "it sets an unknown flag");
     for (size_t i = 0; i < sizeof head->reserved; i++)
-        if (head->reserved[i]) return refuse(path, "a reserved byte of the header is not zero");
+        if (head->reserved[i]) return reject(path, "a reserved byte of the header is not zero");
     return SL_OK;
 }
 
 /* ---- Sections -------------------------------------------------------------------------------- */
 
-/* A walk over the file's sections. Every section is inside the file or the walk has failed. */
+/* Goes through the sections of the file. A section that does not fit the file sets `failure`. */
 typedef struct {
     const uint8_t *file;
     uint64_t bytes;
@@ -179,7 +182,7 @@ typedef struct {
     const char *failure; /* NULL: none yet */
 } cursor;
 
-/* The next section, aligned, of count times size bytes, and step over the zeros after it. */
+/* Return the next section, count * size bytes, and skip the zeros after it. */
 static const void *take(cursor *at, uint64_t count, uint64_t size) {
     const uint64_t left = at->bytes - at->position;
     if (at->failure) return NULL;
@@ -198,11 +201,11 @@ static const float *take_vector(cursor *at, uint32_t size) {
     return take(at, size, sizeof(float));
 }
 
-/* Take a matrix, stored as `like` is, which has no rows and columns yet. */
+/* Return the next matrix. `like` has its type and group size. */
 static sl_matrix take_matrix(cursor *at, sl_matrix like, uint64_t rows, uint32_t columns) {
     like.rows = (uint32_t)rows;
     like.columns = columns;
-    like.tiles = take(at, sl_padded_rows(rows) / SL_TILE_ROWS, sl_tile_bytes(&like));
+    like.tiles = take(at, sl_padded_rows(rows) / SL_TILE_ROWS, sl_matrix_tile_bytes(&like));
     return like;
 }
 
@@ -210,10 +213,10 @@ static int take_tokenizer(sl_model *model, const header *head, cursor *at, const
     const uint64_t size = head->vocab_size;
     const uint64_t tables = size * (sizeof(float) + sizeof(uint32_t) + 1) + sizeof(uint32_t);
     const uint8_t *section = take(at, head->tokenizer_bytes, 1);
-    if (at->failure) return refuse(path, at->failure);
-    if (head->tokenizer_bytes < tables) return refuse(path, "its tokenizer is cut short");
+    if (at->failure) return reject(path, at->failure);
+    if (head->tokenizer_bytes < tables) return reject(path, "its tokenizer is cut short");
     if (head->tensors_offset != at->position)
-        return refuse(path, "tensors_offset is not the end of the tokenizer");
+        return reject(path, "tensors_offset is not the end of the tokenizer");
     const sl_vocabulary vocabulary = {
         .size = head->vocab_size,
         .scores = (const float *)section,
@@ -251,16 +254,16 @@ static int take_tensors(sl_model *model, const header *head, cursor *at, const c
     model->norm = take_vector(at, info->dim);
     model->classifier = model->embedding;
     if (!info->tied) model->classifier = take_matrix(at, embedding, info->vocab_size, info->dim);
-    if (at->failure) return refuse(path, at->failure);
-    if (at->position != at->bytes) return refuse(path, "something follows its last tensor");
+    if (at->failure) return reject(path, at->failure);
+    if (at->position != at->bytes) return reject(path, "something follows its last tensor");
     if (head->tensors_bytes != at->position - start)
-        return refuse(path, "tensors_bytes is not the size of its tensors");
+        return reject(path, "tensors_bytes is not the size of its tensors");
     return SL_OK;
 }
 
 /* ---- Opening --------------------------------------------------------------------------------- */
 
-static void describe(sl_model *model, const header *head) {
+static void fill_info(sl_model *model, const header *head) {
     const uint64_t dim = head->dim, attention = (uint64_t)head->heads * head->head_dim;
     const uint64_t qkv = attention + 2 * (uint64_t)head->kv_heads * head->head_dim;
     const uint64_t layer = 2 * dim + dim * (qkv + attention + 3 * (uint64_t)head->hidden);
@@ -291,51 +294,33 @@ static void describe(sl_model *model, const header *head) {
     };
 }
 
-/* Pair i of position t turns by t / rope_theta^(2i / head_dim) (Su et al. 2021, arXiv:2104.09864).
- */
-static int make_rotary_table(sl_model *model, const char *path) {
-    const sl_info *info = &model->info;
-    model->rotary = calloc(info->context, info->head_dim * sizeof(float));
-    if (!model->rotary) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
-    for (size_t i = 0; i < info->head_dim; i += 2) {
-        const double frequency = pow(info->rope_theta, -(double)i / info->head_dim);
-        for (size_t t = 0; t < info->context; t++) {
-            float *pair = model->rotary + t * info->head_dim + i;
-            pair[0] = (float)cos((double)t * frequency);
-            pair[1] = (float)sin((double)t * frequency);
-        }
-    }
-    return SL_OK;
-}
-
 static int load(sl_model *model, const sl_checksum *sum, const char *path) {
     int status;
     const header *head = model->file;
     if ((status = check_kind(model, head, path))) return status;
-    if (!checksum_holds(model, head, *sum)) return refuse(path, "its checksum does not match");
+    if (!is_checksum_valid(model, head, *sum)) return reject(path, "its checksum does not match");
     if ((status = check_header(head, path))) return status;
     if (head->tokenizer_offset != HEADER_BYTES)
-        return refuse(path, "tokenizer_offset is not the end of the header");
-    describe(model, head);
+        return reject(path, "tokenizer_offset is not the end of the header");
+    fill_info(model, head);
     cursor at = {model->file, model->file_bytes, HEADER_BYTES, NULL};
     if ((status = take_tokenizer(model, head, &at, path))) return status;
     if ((status = take_tensors(model, head, &at, path))) return status;
-    return make_rotary_table(model, path);
-}
-
-static int choose_kernels(sl_model *model, const char *name) {
-    const sl_kernels *const *set = sl_kernels_available();
-    while (*set && name && strcmp((*set)->name, name) != 0) set++;
-    if (!*set)
-        return sl_fail(SL_ERROR_ARGUMENT,
-                       "this processor has no kernels \"%s\": the best that it has are \"%s\"",
-                       name, (*sl_kernels_available())->name);
-    model->kernels = *set;
+    model->rotary = sl_rotary_table(&model->info);
+    if (!model->rotary) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
     return SL_OK;
 }
 
+static int choose_kernels(sl_model *model, const char *name) {
+    model->kernels = sl_kernels_find(name);
+    if (model->kernels) return SL_OK;
+    return sl_fail(SL_ERROR_ARGUMENT,
+                   "this processor has no kernels \"%s\": the fastest that it has are \"%s\"", name,
+                   sl_kernels_name(0));
+}
+
 int sl_model_open(sl_model **model, const char *path, const sl_model_options *options) {
-    static const sl_model_options defaults = SL_MODEL_DEFAULTS;
+    static const sl_model_options defaults = SL_MODEL_OPTIONS_DEFAULTS;
     if (!options) options = &defaults;
     sl_model *m = *model = calloc(1, sizeof *m);
     if (!m) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
@@ -346,15 +331,15 @@ int sl_model_open(sl_model **model, const char *path, const sl_model_options *op
     if (status) {
         sl_model_close(m);
         *model = NULL;
-    } else if (options->pages == SL_PAGES_AUTO && m->file_bytes >= MOVE_FROM) {
-        m->move = sl_move_new(m->file, m->file_bytes);
+    } else if (options->pages == SL_PAGES_AUTO && m->file_bytes >= MIGRATE_FROM_BYTES) {
+        m->migration = sl_migration_new(m->file, m->file_bytes);
     }
     return status;
 }
 
 void sl_model_close(sl_model *model) {
     if (!model) return;
-    sl_move_end(model->move);
+    sl_migration_free(model->migration);
     sl_tokenizer_free(&model->tokenizer);
     free(model->layers);
     free(model->rotary);
@@ -364,12 +349,6 @@ void sl_model_close(sl_model *model) {
 
 const sl_info *sl_model_info(const sl_model *model) {
     return &model->info;
-}
-
-const char *sl_kernels_name(size_t index) {
-    const sl_kernels *const *set = sl_kernels_available();
-    while (*set && index--) set++;
-    return *set ? (*set)->name : NULL;
 }
 
 const sl_tokenizer *sl_model_tokenizer(const sl_model *model) {

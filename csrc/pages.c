@@ -1,6 +1,8 @@
-/* pages.c: memory and files straight from the system. */
+/* pages.c: memory and files from the operating system, in pages. */
 
 #define _DEFAULT_SOURCE /* madvise, MAP_ANONYMOUS */
+
+#include "pages.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -12,14 +14,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "internal.h"
+#include "error.h"
+#include "storyllamas.h"
+#include "thread_pool.h"
 
 enum { HUGE_PAGE = 1 << 21 };
 
 /* ---- Memory ---------------------------------------------------------------------------------- */
 
 void *sl_pages_new(size_t bytes, bool huge) {
-    /* Room for alignment is reserved too, and what is before and behind is given back. */
+    /* Reserve extra room for the alignment, then return what lies before and after to the system.
+     */
     const size_t extra = huge ? HUGE_PAGE : 0, page = (size_t)sysconf(_SC_PAGESIZE);
     uint8_t *memory =
         mmap(NULL, bytes + extra, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -41,18 +46,19 @@ void sl_pages_free(void *pages, size_t bytes) {
 
 /* ---- Files ----------------------------------------------------------------------------------- */
 
-static int refuse_read(const char *path) {
+static int reject_read(const char *path) {
     return sl_fail(SL_ERROR_FILE, "weight file %s cannot be read: %s", path, strerror(errno));
 }
 
-/* The length of an open file, if it is one that can hold weights. */
+/* Find the length of an open file. Anything but a regular file that fits memory is an error. */
 static int measure(int file, const char *path, size_t *bytes) {
     struct stat about;
-    if (fstat(file, &about)) return refuse_read(path);
+    if (fstat(file, &about)) return reject_read(path);
     if (!S_ISREG(about.st_mode))
-        return sl_fail(SL_ERROR_FILE, "weight file %s is not a regular file", path);
+        return sl_fail(SL_ERROR_FILE,
+                       "weight file %s is not a regular file: give the path of a .slm file", path);
     if (about.st_size == 0 || (uintmax_t)about.st_size > SIZE_MAX - HUGE_PAGE)
-        return sl_fail(SL_ERROR_FORMAT, "weight file %s is %s", path,
+        return sl_fail(SL_ERROR_FORMAT, "weight file %s is %s: export it again", path,
                        about.st_size ? "larger than this machine's address space" : "empty");
     *bytes = (size_t)about.st_size;
     return SL_OK;
@@ -65,7 +71,7 @@ static int allocate(const char *path, size_t bytes, void **pages) {
     return SL_OK;
 }
 
-/* Where huge pages would lie, so that they can take its place. */
+/* Map the file at an address that suits huge pages, so that a migration can replace the mapping. */
 static int map(int file, const char *path, size_t bytes, void **pages) {
     const int status = allocate(path, bytes, pages);
     if (status) return status;
@@ -74,14 +80,14 @@ static int map(int file, const char *path, size_t bytes, void **pages) {
     return SL_OK;
 }
 
-/* A file that comes into memory in parts of PART bytes. */
+/* A file that is loaded in parts of PART bytes. */
 typedef struct {
     int file;
-    bool is_mapped; /* it is there */
+    bool is_mapped; /* nothing needs to be read */
     uint8_t *memory;
     size_t bytes;
     sl_checksum *sums;  /* [parts] */
-    atomic_int failure; /* of reading: an error number or TOO_SHORT; 0: none */
+    atomic_int failure; /* an error number of reading, or TOO_SHORT; 0: none */
 } loading;
 
 enum { PART = 1 << 18, TOO_SHORT = -1 };
@@ -97,7 +103,7 @@ static int read_part(const loading *l, size_t start, size_t end) {
     return 0;
 }
 
-/* The checksum of a part is computed while it is in the processor's cache. */
+/* Read parts, and compute the checksum of each while it is in the processor's cache. */
 static void load_parts(void *context, size_t first, size_t end, size_t thread) {
     (void)thread;
     loading *l = context;
@@ -108,32 +114,32 @@ static void load_parts(void *context, size_t first, size_t end, size_t thread) {
             atomic_store(&l->failure, failure);
             return;
         }
-        sl_checksum_add(&l->sums[part], l->memory + start, size);
+        sl_checksum_update(&l->sums[part], l->memory + start, size);
     }
 }
 
-/* Read the file unless it is mapped, and compute its checksum, with as many threads as help: the
- * system finds the file's pages, clears fresh ones and copies for each thread apart. */
+/* Read the file unless it is mapped, and compute its checksum. A large file takes several threads,
+ * because the system maps, clears and copies pages for each thread in parallel. */
 static int load(loading *l, const char *path, sl_checksum *sum) {
-    enum { HELP_FROM = 1 << 22, MOST = 8 };
-    const size_t parts = (l->bytes + PART - 1) / PART, processors = sl_processors();
+    enum { PARALLEL_FROM_BYTES = 1 << 22, MAX_THREADS = 8 };
+    const size_t parts = (l->bytes + PART - 1) / PART, processors = sl_processor_count();
     l->sums = calloc(parts, sizeof *l->sums);
     if (!l->sums) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
-    /* Without a team the work is done alone. */
-    sl_team *team = l->bytes < HELP_FROM || processors < 2
-                        ? NULL
-                        : sl_team_new(processors < MOST ? processors : MOST);
-    sl_share(team, parts, 1, load_parts, l);
-    sl_team_free(team);
+    sl_thread_pool *pool = NULL; /* NULL, after a failure too: the calling thread loads all parts */
+    if (l->bytes >= PARALLEL_FROM_BYTES && processors > 1)
+        pool = sl_thread_pool_new(processors < MAX_THREADS ? processors : MAX_THREADS);
+    sl_parallel_for(pool, parts, 1, load_parts, l);
+    sl_thread_pool_free(pool);
     for (size_t part = 0; part < parts; part++) {
         const size_t left = l->bytes - part * PART;
-        sl_checksum_join(sum, &l->sums[part], left < PART ? left : PART);
+        sl_checksum_combine(sum, &l->sums[part], left < PART ? left : PART);
     }
     free(l->sums);
     if (l->failure == TOO_SHORT)
-        return sl_fail(SL_ERROR_FILE, "weight file %s became shorter", path);
+        return sl_fail(SL_ERROR_FILE,
+                       "weight file %s became shorter while it was read: open it again", path);
     errno = l->failure;
-    return errno ? refuse_read(path) : SL_OK;
+    return errno ? reject_read(path) : SL_OK;
 }
 
 int sl_pages_open(const char *path, int32_t kind, void **pages, size_t *bytes, sl_checksum *sum) {

@@ -1,10 +1,13 @@
-/* sampler.c: pick the next token. What each step means is written at sl_options. */
+/* sampler.c: picks the next token. sl_options in storyllamas.h defines each step. */
+
+#include "sampler.h"
 
 #include <float.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdbool.h>
 
-#include "internal.h"
+#include "error.h"
 
 /* ---- Random numbers -------------------------------------------------------------------------- */
 
@@ -36,42 +39,42 @@ void sl_random_seed(sl_random *random, uint64_t seed) {
     }
 }
 
-/* Uniform in 0 up to below 1. */
-static double random_share(sl_random *random) {
+/* Return a uniform number, at least 0 and below 1. */
+static double random_fraction(sl_random *random) {
     return (double)(next_random(random) >> 11) * 0x1p-53;
 }
 
 /* ---- Options --------------------------------------------------------------------------------- */
 
-static int refuse_real(const char *name, double value, const char *range) {
+static int reject_real(const char *name, double value, const char *range) {
     return sl_fail(SL_ERROR_ARGUMENT, "%s is %g and must be %s", name, value, range);
 }
 
-static int refuse_integer(const char *name, int32_t value, const char *range) {
+static int reject_integer(const char *name, int32_t value, const char *range) {
     return sl_fail(SL_ERROR_ARGUMENT, "%s is %" PRId32 " and must be %s", name, value, range);
 }
 
-/* Comparisons are false for NaN, so each says what is allowed. */
+/* Each condition states what is allowed, because every comparison with NaN is false. */
 int sl_check_options(const sl_options *o) {
     if (!(o->temperature >= 0 && o->temperature <= 1000))
-        return refuse_real("temperature", o->temperature, "0 (greedy) to 1000");
-    if (o->top_k < 0) return refuse_integer("top_k", o->top_k, "0 (off) or more");
+        return reject_real("temperature", o->temperature, "0 (greedy) to 1000");
+    if (o->top_k < 0) return reject_integer("top_k", o->top_k, "0 (off) or more");
     if (!(o->top_p > 0 && o->top_p <= 1))
-        return refuse_real("top_p", o->top_p, "above 0 and at most 1 (off)");
+        return reject_real("top_p", o->top_p, "above 0 and at most 1 (off)");
     if (!(o->min_p >= 0 && o->min_p < 1))
-        return refuse_real("min_p", o->min_p, "at least 0 (off) and below 1");
+        return reject_real("min_p", o->min_p, "at least 0 (off) and below 1");
     if (!(o->repetition_penalty > 0 && o->repetition_penalty <= 1000))
-        return refuse_real("repetition_penalty", o->repetition_penalty,
+        return reject_real("repetition_penalty", o->repetition_penalty,
                            "above 0 and at most 1000; 1 is off");
     if (o->repetition_window < 0)
-        return refuse_integer("repetition_window", o->repetition_window, "0 or more");
-    if (o->tokens < 1) return refuse_integer("tokens", o->tokens, "1 or more");
+        return reject_integer("repetition_window", o->repetition_window, "0 or more");
+    if (o->max_tokens < 1) return reject_integer("max_tokens", o->max_tokens, "1 or more");
     return SL_OK;
 }
 
-/* ---- Picking --------------------------------------------------------------------------------- */
+/* ---- Sampling -------------------------------------------------------------------------------- */
 
-/* Kept finite, which everything after it relies on. */
+/* The result stays finite; the following steps rely on that. */
 static float penalized(float logit, float penalty) {
     const float changed = logit > 0 ? logit / penalty : logit * penalty;
     return fmaxf(fminf(changed, FLT_MAX), -FLT_MAX);
@@ -98,9 +101,9 @@ static void swap(sl_candidate *a, sl_candidate *b) {
     *b = first;
 }
 
-/* Bring what comes before the middle one of candidates[count] to the front and that one behind
- * them; returns its index. *weight becomes what those before it weigh. */
-static size_t part(sl_candidate *candidates, size_t count, double *weight) {
+/* Partition candidates[count] around the middle one: those that come before it move to the front,
+ * it follows them. Returns its new index and sets *weight to the total weight before it. */
+static size_t partition(sl_candidate *candidates, size_t count, double *weight) {
     sl_candidate *last = &candidates[count - 1];
     size_t before = 0;
     *weight = 0;
@@ -114,22 +117,22 @@ static size_t part(sl_candidate *candidates, size_t count, double *weight) {
     return before;
 }
 
-/* Bring the fewest most probable candidates that together have the wanted weight to the front, but
- * at most `most` and at least one; returns how many. The least probable of them stands last. This
- * is quickselect (Hoare 1961), by weight. */
-static size_t take(sl_candidate *candidates, size_t count, size_t most, double wanted) {
+/* Move the most probable candidates to the front: the fewest that together have the weight
+ * `target`, but at least one and at most `max`. Returns how many; the least probable of them stands
+ * last. This is quickselect (Hoare 1961) by weight. */
+static size_t take(sl_candidate *candidates, size_t count, size_t max, double target) {
     size_t first = 0, end = count;
     while (end - first > 1) {
         double weight;
-        const size_t middle = first + part(candidates + first, end - first, &weight);
-        const double rest = wanted - weight - (double)candidates[middle].weight;
-        if (middle > first && (weight >= wanted || middle >= most)) {
+        const size_t middle = first + partition(candidates + first, end - first, &weight);
+        const double rest = target - weight - (double)candidates[middle].weight;
+        if (middle > first && (weight >= target || middle >= max)) {
             end = middle;
-        } else if (rest <= 0 || middle + 1 >= most) {
+        } else if (rest <= 0 || middle + 1 >= max) {
             return middle + 1;
         } else {
             first = middle + 1;
-            wanted = rest;
+            target = rest;
         }
     }
     return end;
@@ -141,7 +144,8 @@ static double weight_of(const sl_candidate *candidates, size_t count) {
     return sum;
 }
 
-/* Make candidates of the tokens whose weight is at least the floor, by id; returns how many. */
+/* Make candidates of the tokens whose weight is at least `floor`, in order of id. Returns how many.
+ */
 static size_t gather(const sl_kernels *kernels, const float *weights, size_t count, float floor,
                      const sl_sampler *sampler) {
     const size_t kept = kernels->select(sampler->indices, weights, count, floor);
@@ -152,13 +156,13 @@ static size_t gather(const sl_kernels *kernels, const float *weights, size_t cou
     return kept;
 }
 
-/* The float at or below x. */
+/* Return the largest float that is not above x. */
 static float round_down(double x) {
     const float nearest = (float)x;
     return (double)nearest > x ? nextafterf(nearest, 0) : nearest;
 }
 
-/* Keep the candidates of at least a share of the weight of the most probable, which is 1. */
+/* Keep the candidates whose weight is at least `floor`; the most probable weighs 1. */
 static size_t drop_light(sl_candidate *candidates, size_t count, double floor) {
     size_t kept = 0;
     for (size_t i = 0; i < count; i++)
@@ -166,14 +170,15 @@ static size_t drop_light(sl_candidate *candidates, size_t count, double floor) {
     return kept;
 }
 
-/* What the filters leave of the tokens, whose weights[count] add up to `total`; the most probable
- * weighs 1. Returns how many candidates there are then, in no order. */
+/* Apply top_k, top_p and min_p to tokens with weights[count], whose sum is `total`; the most
+ * probable weighs 1. Returns how many candidates are left, in no order. */
 static size_t filter(const sl_kernels *kernels, const sl_options *options, const float *weights,
                      size_t count, double total, const sl_sampler *sampler) {
     const double top_p = (double)options->top_p, min_p = (double)options->min_p;
-    double floor = options->top_k ? 0 : min_p, wanted = top_p * total;
+    double floor = options->top_k ? 0 : min_p, target = top_p * total;
     if (!options->top_k && top_p < 1) {
-        /* What is lighter than this cannot matter: all such together are lighter than 1 - top_p. */
+        /* Lighter tokens cannot matter: all of them together have less than 1 - top_p of the total.
+         */
         const double negligible = (1 - top_p) * total / (double)count;
         if (negligible > floor) floor = negligible;
     }
@@ -181,16 +186,17 @@ static size_t filter(const sl_kernels *kernels, const sl_options *options, const
     size_t kept = gather(kernels, weights, count, round_down(floor), sampler);
     if (options->top_k) {
         kept = take(candidates, kept, (size_t)options->top_k, INFINITY);
-        wanted = top_p * weight_of(candidates, kept); /* a share of what top_k leaves */
+        target = top_p * weight_of(candidates, kept); /* of what top_k leaves */
     }
-    if (top_p < 1) kept = take(candidates, kept, kept, wanted);
+    if (top_p < 1) kept = take(candidates, kept, kept, target);
     return min_p > 0 ? drop_light(candidates, kept, min_p) : kept;
 }
 
-/* The candidate at a share of the way through all, laid end to end. */
+/* Lay the candidates end to end, each as long as its weight, and return the one at this fraction of
+ * the total length. */
 static int32_t draw(const sl_options *options, sl_candidate *candidates, size_t count,
-                    double share) {
-    const double distance = share * weight_of(candidates, count);
+                    double fraction) {
+    const double distance = fraction * weight_of(candidates, count);
     if (options->top_k || options->top_p < 1 || options->min_p > 0) {
         const size_t taken = take(candidates, count, count, nextafter(distance, INFINITY));
         return candidates[taken - 1].id;
@@ -200,7 +206,7 @@ static int32_t draw(const sl_options *options, sl_candidate *candidates, size_t 
         end += (double)candidates[i].weight;
         if (distance < end) return candidates[i].id;
     }
-    return candidates[count - 1].id; /* rounding put it past the end */
+    return candidates[count - 1].id; /* rounding can lead past the end */
 }
 
 int32_t sl_sample(const sl_kernels *kernels, const sl_options *options, sl_random *random,
@@ -215,5 +221,5 @@ int32_t sl_sample(const sl_kernels *kernels, const sl_options *options, sl_rando
     const float scale = fminf(1.0f / options->temperature, FLT_MAX);
     const float total = kernels->exponentials(logits, logits, count, logits[best], scale);
     const size_t kept = filter(kernels, options, logits, count, (double)total, sampler);
-    return draw(options, sampler->candidates, kept, random_share(random));
+    return draw(options, sampler->candidates, kept, random_fraction(random));
 }

@@ -1,22 +1,26 @@
-/* session.c: the memory of a session. */
+/* session.c: makes and frees a session. All its memory is one block. */
+
+#include "session.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 
-#include "internal.h"
+#include "error.h"
+#include "pages.h"
 
-enum { ALIGNMENT = 64, HUGE_FROM = 1 << 22 };
+enum { ALIGNMENT = 64, HUGE_FROM_BYTES = 1 << 22 };
 
-/* Carves arrays out of one block of memory. A first pass, with base NULL, finds the size. */
+/* Allocates arrays from one block of memory. A first round with base NULL computes its size. */
 typedef struct {
     uint8_t *base;
     size_t used;
     bool overflow;
 } arena;
 
-static void *carve(arena *a, size_t count, size_t each, size_t size) {
-    const size_t most = SIZE_MAX / 2 - a->used;
-    if (a->overflow || (each && count > most / each) || count * each > most / size) {
+/* Return an array [count][each] of elements of `size` bytes. */
+static void *allocate_array(arena *a, size_t count, size_t each, size_t size) {
+    const size_t max = SIZE_MAX / 2 - a->used;
+    if (a->overflow || (each && count > max / each) || count * each > max / size) {
         a->overflow = true;
         return NULL;
     }
@@ -29,107 +33,115 @@ static size_t larger(size_t a, size_t b) {
     return a > b ? a : b;
 }
 
-/* Floats of the widest input of a matrix. */
+/* Return the width of the widest input of a matrix. */
 static size_t widest_input(const sl_info *info) {
     return larger(larger(info->dim, info->hidden), (size_t)info->heads * info->head_dim);
 }
 
-static void lay_out_story(sl_story *story, const sl_model *model, arena *a) {
+static void lay_out_sequence(sl_sequence *sequence, const sl_model *model, arena *a) {
     const sl_info *info = &model->info;
-    const sl_story laid_out = {
+    const sl_sequence laid_out = {
         .stop = SL_IDLE,
-        .keys = carve(a, 1, sl_keys_bytes(model), 1),
-        .values = carve(a, 1, sl_values_bytes(model), 1),
-        .ids = carve(a, 1, info->context, sizeof *story->ids),
-        .sampler.candidates = carve(a, 1, info->vocab_size, sizeof *story->sampler.candidates),
-        .sampler.indices = carve(a, 1, info->vocab_size + SL_TILE_ROWS, sizeof(int32_t)),
-        .sampler.marks = carve(a, 1, info->vocab_size, 1),
-        .text = carve(a, 1, sl_decoder_bound(&model->tokenizer), 1),
+        .cache.keys = allocate_array(a, 1, sl_keys_bytes(model), 1),
+        .cache.values = allocate_array(a, 1, sl_values_bytes(model), 1),
+        .ids = allocate_array(a, 1, info->context, sizeof *sequence->ids),
+        .sampler.candidates =
+            allocate_array(a, 1, info->vocab_size, sizeof *sequence->sampler.candidates),
+        .sampler.indices = allocate_array(a, 1, info->vocab_size + SL_TILE_ROWS, sizeof(int32_t)),
+        .sampler.marks = allocate_array(a, 1, info->vocab_size, 1),
+        .text = allocate_array(a, 1, sl_decoder_bound(&model->tokenizer), 1),
     };
-    if (story) *story = laid_out;
+    if (sequence) *sequence = laid_out;
 }
 
-static void lay_out_attention(sl_attention *scratch, const sl_model *model, arena *a) {
+static void lay_out_attention(sl_attention_scratch *scratch, const sl_model *model, arena *a) {
     const size_t context = sl_padded_rows(model->info.context);
     const size_t head_dim = sl_padded_rows(model->info.head_dim);
-    const sl_attention laid_out = {
-        .scores = carve(a, SL_QUERIES, context, sizeof *scratch->scores),
-        .output = carve(a, SL_QUERIES, head_dim, sizeof *scratch->output),
-        .rounded = carve(a, 1, head_dim, sizeof *scratch->rounded),
+    const sl_attention_scratch laid_out = {
+        .scores = allocate_array(a, SL_MAX_QUERIES, context, sizeof *scratch->scores),
+        .output = allocate_array(a, SL_MAX_QUERIES, head_dim, sizeof *scratch->output),
+        .rounded = allocate_array(a, 1, head_dim, sizeof *scratch->rounded),
     };
     if (scratch) *scratch = laid_out;
 }
 
-/* Quantized activations: room for the matrix that needs most. */
+/* The quantized input of a matrix: room for the matrix that needs the most. */
 static void lay_out_quantized(sl_session *s, arena *a) {
     const sl_info *info = &s->model->info;
-    const size_t least = info->embedding_group_size && info->embedding_group_size < info->group_size
-                             ? info->embedding_group_size
-                             : info->group_size;
-    const size_t most = larger(info->embedding_group_size, info->group_size);
-    const size_t columns = widest_input(info) + most, groups = least ? columns / least + 1 : 0;
-    s->quantized_values = carve(a, s->rows, least ? columns : 0, sizeof *s->quantized_values);
-    s->quantized_scales = carve(a, s->rows, groups, sizeof *s->quantized_scales);
-    s->quantized_sums = carve(a, s->rows, groups, sizeof *s->quantized_sums);
+    const size_t min_group =
+        info->embedding_group_size && info->embedding_group_size < info->group_size
+            ? info->embedding_group_size
+            : info->group_size;
+    const size_t max_group = larger(info->embedding_group_size, info->group_size);
+    const size_t columns = widest_input(info) + max_group,
+                 groups = min_group ? columns / min_group + 1 : 0;
+    s->quantized_values =
+        allocate_array(a, s->rows, min_group ? columns : 0, sizeof *s->quantized_values);
+    s->quantized_scales = allocate_array(a, s->rows, groups, sizeof *s->quantized_scales);
+    s->quantized_sums = allocate_array(a, s->rows, groups, sizeof *s->quantized_sums);
 }
 
 static void lay_out(sl_session *s, arena *a) {
     const sl_info *info = &s->model->info;
     const size_t head_rows = (size_t)info->heads + 2 * (size_t)info->kv_heads;
     const size_t qkv = sl_padded_rows(head_rows * info->head_dim);
-    s->stories = carve(a, 1, s->story_count, sizeof *s->stories);
-    s->attention = carve(a, 1, s->threads, sizeof *s->attention);
-    s->x = carve(a, s->rows, info->dim, sizeof *s->x);
-    s->input = carve(a, s->rows, widest_input(info), sizeof *s->input);
-    s->qkv = carve(a, s->rows, qkv, sizeof *s->qkv);
-    s->gate_up = carve(a, s->rows, sl_padded_rows(2 * (size_t)info->hidden), sizeof *s->gate_up);
-    s->output = carve(a, s->rows, sl_padded_rows(info->dim), sizeof *s->output);
-    s->logits = carve(a, s->rows, sl_padded_rows(info->vocab_size), sizeof *s->logits);
+    s->sequences = allocate_array(a, 1, s->slot_count, sizeof *s->sequences);
+    s->attention = allocate_array(a, 1, s->threads, sizeof *s->attention);
+    s->x = allocate_array(a, s->rows, info->dim, sizeof *s->x);
+    s->input = allocate_array(a, s->rows, widest_input(info), sizeof *s->input);
+    s->qkv = allocate_array(a, s->rows, qkv, sizeof *s->qkv);
+    s->gate_up =
+        allocate_array(a, s->rows, sl_padded_rows(2 * (size_t)info->hidden), sizeof *s->gate_up);
+    s->output = allocate_array(a, s->rows, sl_padded_rows(info->dim), sizeof *s->output);
+    s->logits = allocate_array(a, s->rows, sl_padded_rows(info->vocab_size), sizeof *s->logits);
     lay_out_quantized(s, a);
     for (size_t i = 0; i < s->threads; i++)
         lay_out_attention(a->base ? &s->attention[i] : NULL, s->model, a);
-    for (size_t i = 0; i < s->story_count; i++)
-        lay_out_story(a->base ? &s->stories[i] : NULL, s->model, a);
+    for (size_t i = 0; i < s->slot_count; i++)
+        lay_out_sequence(a->base ? &s->sequences[i] : NULL, s->model, a);
 }
 
-/* Threads that serve best, by what they share out: a step takes a microsecond to start, in which
- * one of them reads some 50 KB of weights. */
-static size_t best_threads(const sl_model *model) {
-    enum { LEAST_BYTES = 1 << 20, MOST = 8 };
-    const size_t processors = sl_processors(), most = processors < MOST ? processors : MOST;
-    return model->info.file_bytes < LEAST_BYTES ? 1 : most;
+/* Choose the size of the pool. A parallel loop takes a microsecond to start. In that time one
+ * thread reads about 50 KB of weights, so a small model is faster on one thread. */
+static size_t automatic_threads(const sl_model *model) {
+    enum { PARALLEL_FROM_BYTES = 1 << 20, MAX_THREADS = 8 };
+    const size_t processors = sl_processor_count();
+    if (model->info.file_bytes < PARALLEL_FROM_BYTES) return 1;
+    return processors < MAX_THREADS ? processors : MAX_THREADS;
 }
 
 static int allocate(sl_session *s) {
     arena a = {0};
     lay_out(s, &a);
     s->memory_bytes = a.used;
-    if (!a.overflow) s->memory = sl_pages_new(a.used, a.used >= HUGE_FROM);
+    if (!a.overflow) s->memory = sl_pages_new(a.used, a.used >= HUGE_FROM_BYTES);
     if (!s->memory)
         return sl_fail(SL_ERROR_MEMORY,
-                       "not enough memory for a session of %zu stories with a context of %" PRIu32
-                       " tokens",
-                       s->story_count, s->model->info.context);
+                       "not enough memory for %zu slots with a context of %" PRIu32
+                       " tokens: use fewer slots",
+                       s->slot_count, s->model->info.context);
     a = (arena){.base = s->memory};
     lay_out(s, &a);
-    if (s->threads > 1 && !(s->team = sl_team_new(s->threads)))
+    if (s->threads > 1 && !(s->pool = sl_thread_pool_new(s->threads)))
         return sl_fail(SL_ERROR_MEMORY, "%zu threads cannot be started: use fewer", s->threads);
-    s->pace[0].is_alone = true; /* a prompt, which is often the only one, begins with the team */
+    /* Passes of one token try one thread first. The pass of a prompt is often the only one of its
+     * kind, so it tries the pool first, which is likely faster. */
+    s->autotune[0].is_single = true;
     return SL_OK;
 }
 
 static int check_session_options(const sl_session_options *options) {
-    if (options->threads > SL_MOST_THREADS)
+    if (options->threads > SL_MAX_THREADS)
         return sl_fail(SL_ERROR_ARGUMENT, "threads is %" PRIu32 " and must be 0 (automatic) to %d",
-                       options->threads, SL_MOST_THREADS);
-    if (options->stories < 1 || options->stories > SL_MOST_STORIES)
-        return sl_fail(SL_ERROR_ARGUMENT, "stories is %" PRIu32 " and must be 1 to %d",
-                       options->stories, SL_MOST_STORIES);
+                       options->threads, SL_MAX_THREADS);
+    if (options->slots < 1 || options->slots > SL_MAX_SLOTS)
+        return sl_fail(SL_ERROR_ARGUMENT, "slots is %" PRIu32 " and must be 1 to %d",
+                       options->slots, SL_MAX_SLOTS);
     return SL_OK;
 }
 
 int sl_session_new(sl_session **session, const sl_model *model, const sl_session_options *options) {
-    static const sl_session_options defaults = SL_SESSION_DEFAULTS;
+    static const sl_session_options defaults = SL_SESSION_OPTIONS_DEFAULTS;
     *session = NULL;
     if (!options) options = &defaults;
     int status = check_session_options(options);
@@ -137,9 +149,9 @@ int sl_session_new(sl_session **session, const sl_model *model, const sl_session
     sl_session *s = calloc(1, sizeof *s);
     if (!s) return sl_fail(SL_ERROR_MEMORY, "not enough memory for a session");
     s->model = model;
-    s->threads = options->threads ? options->threads : best_threads(model);
-    s->story_count = options->stories;
-    s->rows = larger(SL_CHUNK, s->story_count);
+    s->threads = options->threads ? options->threads : automatic_threads(model);
+    s->slot_count = options->slots;
+    s->rows = larger(SL_CHUNK_TOKENS, s->slot_count);
     if ((status = allocate(s)))
         sl_session_free(s);
     else
@@ -147,9 +159,20 @@ int sl_session_new(sl_session **session, const sl_model *model, const sl_session
     return status;
 }
 
+void sl_sequence_reset(sl_sequence *sequence) {
+    sequence->cache.position = 0;
+    sequence->is_started = false;
+    sequence->logits = NULL;
+    sequence->stop = SL_IDLE;
+}
+
+size_t sl_logits_stride(const sl_model *model) {
+    return sl_padded_rows(model->info.vocab_size);
+}
+
 void sl_session_free(sl_session *session) {
     if (!session) return;
-    sl_team_free(session->team);
+    sl_thread_pool_free(session->pool);
     sl_pages_free(session->memory, session->memory_bytes);
     free(session);
 }

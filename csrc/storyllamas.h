@@ -1,4 +1,4 @@
-/* storyllamas.h: tell stories with a small Llama model.
+/* storyllamas.h: generate stories with a small Llama model.
  *
  *     sl_model *model;
  *     sl_session *session;
@@ -7,7 +7,7 @@
  *         fprintf(stderr, "%s\n", sl_error());
  *         return 1;
  *     }
- *     sl_options options = SL_DEFAULTS;
+ *     sl_options options = SL_OPTIONS_DEFAULTS;
  *     options.seed = 7;
  *
  *     const char *prompt = "Once upon a time";
@@ -20,12 +20,13 @@
  *     sl_session_free(session);
  *     sl_model_close(model);
  *
- * A model is read-only once open: any number of threads may share it. A session is one story, or
- * some that are told together, with their key-value caches, scratch memory and threads, all made by
- * sl_session_new; one thread at a time may use it. Close the model after its sessions.
+ * A model is read-only once it is open. Any number of threads may share it. A session holds one
+ * sequence or a batch of them, with key-value caches, scratch memory and a thread pool.
+ * sl_session_new allocates all of that; generating a token allocates nothing. One thread at a time
+ * may use a session. Free a model's sessions before you close the model.
  *
- * Every function that can fail returns SL_OK (zero) or an error code, and sl_error() then has one
- * sentence for the user. The library never prints, never exits and never reads the environment.
+ * A function that can fail returns SL_OK (zero) or an error code; sl_error() then returns a message
+ * for the user. The library never prints, never exits and never reads the environment.
  */
 
 #ifndef STORYLLAMAS_H
@@ -40,8 +41,8 @@ extern "C" {
 
 #define SL_API __attribute__((visibility("default")))
 
-/* How a story is told unless the caller says otherwise. */
-#define SL_DEFAULTS                                                                                \
+/* The defaults of sl_options. */
+#define SL_OPTIONS_DEFAULTS                                                                        \
     {                                                                                              \
         .temperature = 0.8f,                                                                       \
         .top_k = 0,                                                                                \
@@ -50,17 +51,17 @@ extern "C" {
         .repetition_penalty = 1.0f,                                                                \
         .repetition_window = 64,                                                                   \
         .seed = 42,                                                                                \
-        .tokens = 256,                                                                             \
-        .ignore_end = 0,                                                                           \
+        .max_tokens = 256,                                                                         \
+        .ignore_eos = 0,                                                                           \
     }
 
-/* The best kernels, on the pages that suit the file. */
-#define SL_MODEL_DEFAULTS {.pages = SL_PAGES_AUTO, .kernels = NULL}
+/* The defaults of sl_model_options: automatic. */
+#define SL_MODEL_OPTIONS_DEFAULTS {.pages = SL_PAGES_AUTO, .kernels = NULL}
 
-/* A session for one story, on as many threads as serve best. */
-#define SL_SESSION_DEFAULTS {.threads = 0, .stories = 1}
+/* The defaults of sl_session_options: one slot, an automatic number of threads. */
+#define SL_SESSION_OPTIONS_DEFAULTS {.threads = 0, .slots = 1}
 
-/* cffi reads from here to "cffi: end", preprocessor lines left out. */
+/* The Python package declares what stands between "cffi: begin" and "cffi: end". */
 /* cffi: begin */
 
 typedef struct sl_model sl_model;
@@ -70,21 +71,25 @@ typedef struct sl_word_cache sl_word_cache;
 
 enum {
     SL_OK = 0,
-    SL_ERROR_FILE,     /* the weight file cannot be opened or mapped */
-    SL_ERROR_FORMAT,   /* it is not a weight file, or a damaged one */
+    SL_ERROR_FILE,     /* the weight file cannot be opened or read */
+    SL_ERROR_FORMAT,   /* the file is not a weight file, or it is damaged */
     SL_ERROR_MEMORY,   /* there is not enough memory */
-    SL_ERROR_ARGUMENT, /* an argument is out of its range */
+    SL_ERROR_ARGUMENT, /* an argument is out of range */
     SL_ERROR_TEXT,     /* a text is not valid UTF-8 */
-    SL_ERROR_NUMBER    /* the model's output is not finite */
+    SL_ERROR_NUMBER    /* the model's logits are not finite */
 };
 
-/* The last error of the calling thread, one sentence without a full stop. Valid until the thread's
- * next failing call; never NULL. */
+/* Return the message of the calling thread's last error: one sentence without a full stop, never
+ * NULL. It is valid until the thread's next call that fails. */
 SL_API const char *sl_error(void);
 
 /* ---- Models ---------------------------------------------------------------------------------- */
 
-enum { SL_F32 = 0, SL_Q8 = 1, SL_Q4 = 2 };
+/* Weight types: 32-bit floats, or integers of 8 or 4 bits with a scale for each group. */
+enum { SL_F32 = 0, SL_Q8, SL_Q4, SL_TYPE_COUNT };
+
+/* Return "f32", "q8" or "q4", or NULL if there is no such weight type. */
+SL_API const char *sl_type_name(uint32_t type);
 
 typedef struct {
     uint32_t dim;      /* width of the residual stream */
@@ -93,58 +98,59 @@ typedef struct {
     uint32_t kv_heads; /* key and value heads; divides heads */
     uint32_t head_dim; /* width of a head; even */
     uint32_t hidden;   /* width of the feed-forward layer */
-    uint32_t context;  /* most positions that the model attends to */
+    uint32_t context;  /* the largest number of positions */
     uint32_t vocab_size;
-    float rope_theta;        /* base of the rotary frequencies */
-    float norm_eps;          /* added to the mean square in RMSNorm */
-    uint32_t weight_type;    /* of the layers' matrices: SL_F32, SL_Q8 or SL_Q4 */
-    uint32_t group_size;     /* columns that share a scale; 0 for SL_F32 */
-    uint32_t embedding_type; /* of the embedding and the classifier */
-    uint32_t embedding_group_size;
-    int32_t unk_id; /* -1: there is none; likewise below */
-    int32_t bos_id;
-    int32_t eos_id;
-    int32_t pad_id;
-    uint32_t tied; /* 1: the classifier is the embedding */
+    float rope_theta;              /* base of the rotary frequencies */
+    float norm_eps;                /* added to the mean square in RMSNorm */
+    uint32_t weight_type;          /* of the matrices in the layers: SL_F32, SL_Q8 or SL_Q4 */
+    uint32_t group_size;           /* columns that share a scale; 0 for SL_F32 */
+    uint32_t embedding_type;       /* of the embedding and the classifier */
+    uint32_t embedding_group_size; /* 0 for SL_F32 */
+    int32_t unk_id;                /* -1: there is none */
+    int32_t bos_id;                /* -1: there is none */
+    int32_t eos_id;                /* -1: there is none */
+    int32_t pad_id;                /* -1: there is none */
+    uint32_t tied;                 /* 1: the classifier is the embedding */
     uint64_t parameters;
     uint64_t file_bytes;
-    const char *kernels; /* the instruction set in use, such as "scalar" */
+    const char *kernels; /* name of the instruction set in use, such as "scalar" */
 } sl_info;
 
-/* Where the weights lie. Huge pages are worth up to 1.4 times the speed where a file is larger than
- * the processor's caches, but they are a copy of it for each process. */
+/* Where the weights lie in memory. Huge pages make generating up to 1.4 times faster if the file is
+ * larger than the processor's caches, but each process then has its own copy of the file. */
 enum {
-    SL_PAGES_AUTO = 0, /* mapped; from 8 MB on, moved onto huge pages after a few tokens */
-    SL_PAGES_SHARED,   /* the file is mapped, and its memory shared by all processes */
-    SL_PAGES_HUGE      /* the file is copied, onto huge pages where the system has them */
+    SL_PAGES_AUTO = 0, /* mapped; a file of 8 MB or more moves to huge pages after a few tokens */
+    SL_PAGES_SHARED,   /* mapped: all processes share the memory */
+    SL_PAGES_HUGE      /* copied, to huge pages if the system has them */
 };
 
 typedef struct {
     int32_t pages;       /* one of SL_PAGES_… */
-    const char *kernels; /* an instruction set, see sl_info; NULL: the best that there is */
+    const char *kernels; /* name of an instruction set, see sl_kernels_name; NULL: the fastest */
 } sl_model_options;
 
-/* Open a weight file and check all of it; options may be NULL: SL_MODEL_DEFAULTS. Except for
- * SL_PAGES_HUGE the file must not be written to while it is open; replacing it by another through
- * a rename is fine. */
+/* Open a weight file and check everything in it. options may be NULL for the defaults. Nobody may
+ * write to the file while it is open, except with SL_PAGES_HUGE; to replace it by renaming another
+ * file is safe. */
 SL_API int sl_model_open(sl_model **model, const char *path, const sl_model_options *options);
 
-/* Names of the instruction sets that this processor runs, the fastest first. NULL from `index` on
- * that is too high. */
+/* Return the name of an instruction set that this processor runs, the fastest at index 0, or NULL
+ * if the index is too high. */
 SL_API const char *sl_kernels_name(size_t index);
 
-/* Also of NULL. */
+/* NULL is a no-op. */
 SL_API void sl_model_close(sl_model *model);
 
-/* Valid as long as the model. */
+/* Return what is known about a model. It is valid as long as the model. */
 SL_API const sl_info *sl_model_info(const sl_model *model);
 
 /* ---- Text and tokens ------------------------------------------------------------------------- */
 
-/* The tokenizer of a model, valid as long as the model. */
+/* Return the tokenizer of a model. It is valid as long as the model; do not close it. */
 SL_API const sl_tokenizer *sl_model_tokenizer(const sl_model *model);
 
-/* A SentencePiece byte-pair encoding. Arrays and text as in the weight file, see below. */
+/* A SentencePiece byte-pair vocabulary. The arrays and the text are those of the weight file, which
+ * is described below. */
 typedef struct {
     uint32_t size;           /* pieces; 1 … 2^20 */
     const float *scores;     /* [size] merge priority; the highest merges first */
@@ -153,71 +159,74 @@ typedef struct {
     const char *text;        /* [text_bytes] */
     size_t text_bytes;
     int32_t unk_id;        /* -1: there is none */
-    int32_t dummy_prefix;  /* 1: a space is put before a text */
-    int32_t byte_fallback; /* 1: a character that no piece covers becomes its bytes */
+    int32_t dummy_prefix;  /* 1: a text gets a space in front */
+    int32_t byte_fallback; /* 1: a character without a piece becomes byte pieces */
 } sl_vocabulary;
 
-/* A tokenizer without a model. The arrays are checked, as those of a weight file, and copied. Any
- * number of threads may share a tokenizer. */
+/* Make a tokenizer without a model. The call checks the arrays and copies them. Any number of
+ * threads may share a tokenizer. */
 SL_API int sl_tokenizer_open(sl_tokenizer **tokenizer, const sl_vocabulary *vocabulary);
 
-/* Also of NULL. */
+/* NULL is a no-op. */
 SL_API void sl_tokenizer_close(sl_tokenizer *tokenizer);
 
-/* Memory for the ids of words met before: 4 MiB, whatever the text. It makes encoding of much text
- * many times faster and never changes an id. One thread at a time may use it, with the tokenizer
- * that it was made for; close that one after it. */
+/* Make a cache of words and their ids, 4 MiB for any text. It makes encoding a long text many times
+ * faster and never changes an id. Use it with the tokenizer that it was made for, from one thread
+ * at a time, and free it before you close the tokenizer. */
 SL_API int sl_word_cache_new(sl_word_cache **cache, const sl_tokenizer *tokenizer);
 
-/* Also of NULL. */
+/* NULL is a no-op. */
 SL_API void sl_word_cache_free(sl_word_cache *cache);
 
-/* Write the ids of a text, as SentencePiece numbers them, without BOS and EOS.
+/* Encode a text: write the ids that SentencePiece gives it, without BOS and EOS.
  *
- * cache may be NULL. text[length] is UTF-8, NUL bytes allowed, at most 2^30 bytes; no text has no
- * ids. Control pieces spelt out in the text, such as "<s>", are plain text. *count becomes the
- * number of ids; where it exceeds capacity the call fails with SL_ERROR_ARGUMENT and the first
- * capacity ids are written. 3 * (length + 1) ids are always enough. What is in ids[] after the last
- * id is undefined. Takes linear time, and O(n log n) of a word of n bytes. */
+ * text[length] is UTF-8, at most 2^30 bytes, and may contain NUL bytes. An empty text has no ids.
+ * A control piece that is spelt out in the text, such as "<s>", is plain text. cache may be NULL.
+ * The call sets *count to the number of ids. If that exceeds capacity it writes the first ids and
+ * fails with SL_ERROR_ARGUMENT. 3 * (length + 1) ids are always enough. The contents of ids[] after
+ * the last id are undefined. The time is linear in the text, and O(n log n) in a word of n bytes.
+ */
 SL_API int sl_encode(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
                      size_t length, int32_t *ids, size_t capacity, size_t *count);
 
-/* The same of many stories, one after the other: story i is text[offsets[i] … offsets[i + 1] - 1],
- * for i below stories. Before the ids of each stands bos_id and behind them eos_id, unless they are
- * negative, so that 3 * bytes + 5 * stories ids are always enough. */
+/* Encode many stories, one after the other. Story i is text[offsets[i] … offsets[i + 1] - 1], for i
+ * below stories. Each story's ids stand between bos_id and eos_id, unless these are negative.
+ * 3 * bytes + 5 * stories ids are always enough. All else is as in sl_encode. */
 SL_API int sl_encode_stories(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
                              const uint64_t *offsets, size_t stories, int32_t bos_id,
                              int32_t eos_id, int32_t *ids, size_t capacity, size_t *count);
 
-/* Write the text of ids[count] as valid UTF-8, without a final NUL.
+/* Decode ids[count]: write their text as valid UTF-8, without a final NUL.
  *
- * Control pieces have no text, the unknown piece is " \u2047 ", byte pieces join to characters, and
- * a byte that is part of none becomes U+FFFD. If the tokenizer puts a space before a text, that one
- * is left out. *length becomes the number of bytes; where it exceeds capacity the call fails with
- * SL_ERROR_ARGUMENT. What is in text[] after the last byte is undefined. */
+ * A control piece has no text. The unknown piece is " \u2047 ". Byte pieces form characters; a byte
+ * that is part of no character becomes U+FFFD. A space that the tokenizer put in front of the text
+ * is left out. The call sets *length to the number of bytes. If that exceeds capacity it fails with
+ * SL_ERROR_ARGUMENT. The contents of text[] after the last byte are undefined. */
 SL_API int sl_decode(const sl_tokenizer *tokenizer, const int32_t *ids, size_t count, char *text,
                      size_t capacity, size_t *length);
 
-/* ---- Stories --------------------------------------------------------------------------------- */
+/* ---- Generating ------------------------------------------------------------------------------ */
 
-/* How to pick the next token. The filters apply in this order, each to what the last one left:
+/* How to sample the next token. The steps apply in this order, each to what the last one left:
  *
- *   1. repetition_penalty: the logit of every token among the last repetition_window ones (prompt
- *      included) is divided by it if positive and multiplied by it if not (Keskar et al. 2019,
- *      arXiv:1909.05858);
- *   2. temperature: logits are divided by it and turned to probabilities; at 0 the largest logit
- *      wins (the lowest id among equals) and the rest of this list is idle;
- *   3. top_k: the k most probable tokens stay, of equals those of lower id;
- *   4. top_p: of these, the fewest most probable tokens that together have at least the share p
- *      stay (Holtzman et al. 2020, arXiv:1904.09751);
- *   5. min_p: tokens less probable than min_p times the most probable go (Nguyen et al. 2024,
- *      arXiv:2407.01082).
+ *   1. repetition_penalty: the logit of every token among the last repetition_window tokens, prompt
+ *      included, is divided by the penalty if it is positive and multiplied by it if it is not
+ *      (Keskar et al. 2019, arXiv:1909.05858);
+ *   2. temperature: the logits are divided by it, and softmax turns them to probabilities. At 0 the
+ *      token with the largest logit is taken, the lowest id among equals, and steps 3 to 5 are
+ *      skipped;
+ *   3. top_k: the k most probable tokens stay, the lower id first among equals;
+ *   4. top_p: of these, the fewest most probable tokens stay that together have at least the
+ *      fraction p of the probability (Holtzman et al. 2020, arXiv:1904.09751);
+ *   5. min_p: tokens less probable than min_p times the most probable one are removed (Nguyen et
+ * al. 2024, arXiv:2407.01082).
  *
- * The tokens that are left are laid end to end, each as long as it is probable: by falling
- * probability (of equals the lower id first) if top_k, top_p or min_p is on, by id if none is. The
- * token at u times the total length is drawn. u = (x >> 11) / 2^53 where x is the next number of
- * xoshiro256** (Blackman & Vigna 2018, arXiv:1805.01407); its four words of state are the first
- * four numbers of splitmix64 started at seed. One number is used a token, none at temperature 0. */
+ * Then one token is drawn. The tokens that are left are laid end to end, each as long as it is
+ * probable. Their order is from the most to the least probable, the lower id first among equals, if
+ * top_k, top_p or min_p is on, and by id if none is. The token at u times the total length is
+ * taken. u = (x >> 11) / 2^53, where x is the next number of xoshiro256** (Blackman & Vigna 2018,
+ * arXiv:1805.01407). The generator's four words of state are the first four numbers of splitmix64
+ * started at the seed. Each token uses one number, or none at temperature 0. */
 typedef struct {
     float temperature;         /* 0 … 1000; 0 is greedy */
     int32_t top_k;             /* 0 and up; 0 is off */
@@ -226,106 +235,109 @@ typedef struct {
     float repetition_penalty;  /* above 0, up to 1000; 1 is off */
     int32_t repetition_window; /* 0 and up */
     uint64_t seed;
-    int32_t tokens;     /* most tokens to tell, the prompt not counted; 1 and up */
-    int32_t ignore_end; /* 1: go on past EOS and BOS, for measuring speed */
+    int32_t max_tokens; /* to generate, not counting the prompt; 1 and up */
+    int32_t ignore_eos; /* 1: continue after EOS and BOS, to measure speed */
 } sl_options;
 
 enum {
     SL_RUNNING = 0,
-    SL_STOP_EOS,      /* the model ended the story */
-    SL_STOP_BOS,      /* the model began another */
-    SL_STOP_TOKENS,   /* options.tokens are told */
-    SL_STOP_CONTEXT,  /* prompt and story fill the context */
-    SL_STOP_CALLBACK, /* the callback of sl_generate asked for it */
-    SL_IDLE,          /* no story has been begun */
-    SL_STOPS
+    SL_STOP_EOS,        /* the model generated EOS: the story ends */
+    SL_STOP_BOS,        /* the model generated BOS: another story begins */
+    SL_STOP_MAX_TOKENS, /* options.max_tokens tokens are generated */
+    SL_STOP_CONTEXT,    /* the sequence fills the context */
+    SL_STOP_CALLBACK,   /* the callback of sl_generate returned non-zero */
+    SL_IDLE,            /* no sequence has been started */
+    SL_STOP_COUNT
 };
 
-/* "running", "eos", "bos", "tokens", "context", "callback" or "idle". */
+/* Return "running", "eos", "bos", "max_tokens", "context", "callback" or "idle". */
 SL_API const char *sl_stop_name(int32_t stop);
 
-/* What sl_next tells. A character that is split into several tokens comes whole with the last of
- * them, so text may be empty; it is valid UTF-8 in any case. */
+/* What sl_next generates. The text is always valid UTF-8. A character of several tokens comes with
+ * the last of them, so the text of a token may be empty. */
 typedef struct {
-    const char *text; /* valid until the session's next call; not ended by NUL */
+    const char *text; /* valid until the session's next call; no final NUL */
     size_t length;    /* in bytes */
-    int32_t id;       /* the token, or -1 for a stop that is not a token */
-    int32_t stop;     /* SL_RUNNING or why the story ends here */
+    int32_t id;       /* the token; -1: the sequence stopped without one */
+    int32_t stop;     /* SL_RUNNING, or why the sequence ends here */
 } sl_piece;
 
-enum { SL_MOST_STORIES = 256 };
+enum { SL_MAX_SLOTS = 256 };
 
-/* The story of a session does not depend on any of these. */
+/* None of these changes what is generated. */
 typedef struct {
-    /* At most so many compute together, the caller's among them, 1 … 64; 0: as many as serve best.
-     * Whether more than one is faster is measured as the work goes on. */
+    /* Size of the thread pool, the calling thread included, 1 … 64; 0: automatic. The session
+     * measures whether the pool is faster than one thread, and uses what is. */
     uint32_t threads;
-    uint32_t stories; /* places for stories that are told together; 1 … SL_MOST_STORIES */
+    uint32_t slots; /* sequences that are generated as a batch; 1 … SL_MAX_SLOTS */
 } sl_session_options;
 
-/* options may be NULL: SL_SESSION_DEFAULTS. */
+/* Make a session. options may be NULL for the defaults. */
 SL_API int sl_session_new(sl_session **session, const sl_model *model,
                           const sl_session_options *options);
 
-/* Also of NULL. */
+/* NULL is a no-op. */
 SL_API void sl_session_free(sl_session *session);
 
-/* Begin a story: BOS and the prompt's ids go through the model. An empty prompt is fine. A prompt
- * whose ids are more than the context is refused. */
+/* Start a sequence: put BOS and the ids of the prompt through the model. The prompt may be empty. A
+ * prompt with more tokens than the context is SL_ERROR_ARGUMENT. */
 SL_API int sl_start(sl_session *session, const char *prompt, size_t length,
                     const sl_options *options);
 
-/* Begin a story with ids[count], count at least 1; BOS, if wanted, is among them. */
+/* Start a sequence with ids[count], count at least 1. They include BOS if you want it. */
 SL_API int sl_start_ids(sl_session *session, const int32_t *ids, size_t count,
                         const sl_options *options);
 
-/* Tell the next token. After a stop the same stop is told again, without text. */
+/* Generate the next token. After the sequence has stopped, each call repeats the stop without text.
+ */
 SL_API int sl_next(sl_session *session, sl_piece *piece);
 
-/* How many tokens the story has so far, the prompt's and the told ones (EOS is not one). */
+/* Return the number of tokens in the prompt, and in the sequence so far: prompt and generated
+ * tokens, without the EOS that ended it. */
 SL_API size_t sl_prompt_tokens(const sl_session *session);
-SL_API size_t sl_story_tokens(const sl_session *session);
+SL_API size_t sl_sequence_tokens(const sl_session *session);
 
-/* sl_start and sl_next in one: tell(data, piece) is called for every piece and ends the story by
- * returning non-zero. *stop becomes why the story ended. */
-typedef int (*sl_tell)(void *data, const sl_piece *piece);
+/* Start a sequence and generate all of it. The call passes each piece to callback(data, piece),
+ * which stops the sequence by returning non-zero. It sets *stop to why the sequence ended. */
+typedef int (*sl_callback)(void *data, const sl_piece *piece);
 SL_API int sl_generate(sl_session *session, const char *prompt, size_t length,
-                       const sl_options *options, sl_tell tell, void *data, int32_t *stop);
+                       const sl_options *options, sl_callback callback, void *data, int32_t *stop);
 
-/* ---- Many stories at once -------------------------------------------------------------------- */
+/* ---- Batched generation ---------------------------------------------------------------------- */
 
-/* A session with several places tells a token of each place's story in one step, which reads the
- * weights once for all of them. Stories begin and end at any time, each with its own prompt, seed
- * and options, and each is the one that it would have been alone:
+/* A session with several slots generates a token for the sequence in each slot in one step, which
+ * reads the weights once for all of them. Sequences start and stop at any time. Each has its own
+ * prompt, seed and options, and is bit-identical to the same sequence alone:
  *
- *     sl_join(session, place, prompt, length, &options);      for some places
+ *     sl_start_slot(session, slot, prompt, length, &options);      for some slots
  *     while (!sl_step(session, pieces))
- *         for every place: use pieces[place]; if it has stopped, perhaps join another
+ *         for every slot: use pieces[slot]; if it has stopped, you may start another
  *
- * sl_start, sl_next and the others that name no place are about place 0. */
+ * The functions without a slot argument, such as sl_start and sl_next, use slot 0. */
 
-/* Begin a story at a place, 0 … stories - 1, in place of the one that is there. Its prompt goes
- * through the model with the next step. Errors are those of sl_start. */
-SL_API int sl_join(sl_session *session, size_t place, const char *prompt, size_t length,
-                   const sl_options *options);
+/* Start a sequence in a slot, 0 … slots - 1. It replaces the sequence that is there. The next step
+ * puts its prompt through the model. Errors are those of sl_start. */
+SL_API int sl_start_slot(sl_session *session, size_t slot, const char *prompt, size_t length,
+                         const sl_options *options);
 
-/* The same with ids[count]; see sl_start_ids. */
-SL_API int sl_join_ids(sl_session *session, size_t place, const int32_t *ids, size_t count,
-                       const sl_options *options);
+/* Start a sequence in a slot with ids[count]; see sl_start_ids. */
+SL_API int sl_start_slot_ids(sl_session *session, size_t slot, const int32_t *ids, size_t count,
+                             const sl_options *options);
 
-/* Tell the next token of every place: pieces[stories], one for each place as sl_next tells it;
- * where no story has been begun its stop is SL_IDLE. On SL_ERROR_NUMBER the story whose logits are
- * not finite is idle and the others can go on. */
+/* Generate the next token in every slot: pieces[slots] are what sl_next would give each. The stop
+ * of a slot without a sequence is SL_IDLE. If logits are not finite the call fails with
+ * SL_ERROR_NUMBER and the slot of that sequence becomes idle; the next step continues the others.
+ */
 SL_API int sl_step(sl_session *session, sl_piece *pieces);
 
-/* ---- Measuring ------------------------------------------------------------------------------- */
+/* ---- Scoring --------------------------------------------------------------------------------- */
 
-/* Logits of the token after each of ids[count]: logits[count][vocab_size]. count is 1 … context.
- * This and sl_score end a story that the session was telling. */
+/* Compute the logits after each of ids[count]: logits[count][vocab_size]. count is 1 … context.
+ * This function and sl_score end the sequence in slot 0. */
 SL_API int sl_logits(sl_session *session, const int32_t *ids, size_t count, float *logits);
 
-/* Log-probabilities in nats: scores[i] of ids[i + 1] given ids[0 … i], for count - 1 of them.
- * count is 2 … context + 1. */
+/* Compute log-probabilities in nats: scores[i] is that of ids[i + 1] after ids[0 … i], for i below
+ * count - 1. count is 2 … context + 1. */
 SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, double *scores);
 
 /* cffi: end */
@@ -333,8 +345,8 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
 /* The weight file, version 2
  * --------------------------
  *
- * Everything is little-endian. The sections and every tensor start at a multiple of 64 bytes, the
- * file ends at one, and the bytes between them are zero.
+ * All numbers are little-endian. Sections, tensors and the file itself are padded with zeros to
+ * multiples of 64 bytes.
  *
  *     offset  type    field
  *          0  u8[8]   magic: 89 53 4c 4d 0d 0a 1a 0a ("\x89SLM\r\n\x1a\n")
@@ -345,17 +357,17 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *         32  u32[8]  dim, layers, heads, kv_heads, head_dim, hidden, context, vocab_size
  *         64  f32     rope_theta
  *         68  f32     norm_eps
- *         72  u32     weight_type, of the layers' matrices: SL_F32, SL_Q8 or SL_Q4
+ *         72  u32     weight_type, of the matrices in the layers: SL_F32, SL_Q8 or SL_Q4
  *         76  u32     group_size: a multiple of 4 for q8 and of 8 for q4, up to 16384; 0 for f32
  *         80  i32[4]  unk_id, bos_id, eos_id, pad_id; -1 for none
  *         96  u32     flags: 1 tied classifier, 2 dummy prefix, 4 byte fallback; the rest zero
- *        100  u32     embedding_type, of the embedding and the classifier: likewise, SL_F32 if and
- *                      only if weight_type is
+ *        100  u32     embedding_type, of the embedding and the classifier: SL_F32 if and only if
+ *                      weight_type is SL_F32
  *        104  u64     tokenizer_offset: 256
  *        112  u64     tokenizer_bytes: without the padding after it
  *        120  u64     tensors_offset: the end of the tokenizer, rounded up to 64
  *        128  u64     tensors_bytes: with the padding after each tensor
- *        136  u32     embedding_group_size: likewise
+ *        136  u32     embedding_group_size: for embedding_type, in the range of group_size
  *        140  u8[116] zero
  *
  *     tokenizer, V pieces
@@ -376,7 +388,8 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *          norm                      dim
  *          classifier                [vocab_size, dim], unless tied
  *
- * A vector is plain f32. A matrix is cut into tiles of 16 rows, R rounded up with rows of zeros:
+ * A vector is plain f32. A matrix is split into tiles of 16 rows; the last tile is padded with rows
+ * of zeros:
  *
  *     f32   f32 [tile][column][16 rows]
  *     q8    [tile] { bf16 scale[groups][16 rows], rounded up to 64 bytes with zeros;
@@ -384,17 +397,18 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *     q4    [tile] { bf16 scale[groups][16 rows], rounded up to 64 bytes with zeros;
  *                    u8   weight[groups][group_size / 8][16 rows][4 bytes] }
  *
- * A q8 weight is scale * (byte - 128). Byte j of the four in block k of a q4 row holds column
- * 8k + j in its low and 8k + 4 + j in its high four bits; a q4 weight is scale * (those - 8), and
- * its scale may be negative. A bf16 is the upper half of an f32. Columns are rounded up to whole
- * groups with zero weights: bytes of 128, halves of 8.
+ * A q8 weight is scale * (byte - 128). In block k of a q4 row, byte j of the four holds column
+ * 8k + j in its low four bits and column 8k + 4 + j in its high four bits. A q4 weight is
+ * scale * (bits - 8); its scale may be negative. A bf16 is the upper half of an f32. Columns are
+ * padded to whole groups with zero weights: bytes of 128 for q8, bits of 8 for q4.
  *
- * Checksum: u64 word i of the file goes to lane i mod 8, where a += word and then b += a, both
- * modulo 2^64 (Fletcher). The lanes' a and b, in order, are then folded: from
- * h = 0xcbf29ce484222325, h = (h ^ x) * 0x100000001b3 and then h ^= h >> 32.
+ * Checksum: u64 word i of the file belongs to lane i mod 8. For each word its lane computes
+ * a += word, then b += a, modulo 2^64 (Fletcher). Then the a and b of each lane are folded in
+ * order: start with h = 0xcbf29ce484222325; for each x, h = (h ^ x) * 0x100000001b3, then h ^= h
+ * >> 32.
  *
- * Version rule: a reader refuses every version but its own, and whatever changes the meaning of a
- * single byte raises the version. */
+ * Versions: a reader rejects every version but its own. A change to the meaning of any byte
+ * increases the version. */
 
 #ifdef __cplusplus
 }

@@ -1,34 +1,31 @@
-/* transformer.c: the Llama 3 architecture (Llama Team 2024, arXiv:2407.21783), some tokens of some
- * stories at a time.
+/* transformer.c: the Llama 3 architecture (Llama Team 2024, arXiv:2407.21783).
  *
- * A pass is a row of steps. The threads share out each step: the multiplications by tiles of the
- * matrix, attention by story and head, and the rest by tokens. */
+ * Read sl_transformer at the end first: it lists the steps of a forward pass. Each step is a
+ * parallel loop: over the tiles of a matrix, over sequences and heads in attention, over tokens in
+ * the rest. To have fewer loops, a step that works on tokens also prepares the input of the matrix
+ * that comes next: it applies RMSNorm and quantizes. */
+
+#include "transformer.h"
 
 #include <string.h>
 
-#include "internal.h"
-
-/* Where a pass is. */
+/* A forward pass and where it is. */
 typedef struct {
     sl_session *s;
-    sl_team *team; /* NULL: this pass is done alone */
-    const sl_run *runs;
-    size_t run_count;
-    size_t n; /* tokens; of the last steps, wanted ones */
-    size_t layer;
-    const float *norm;       /* the RMSNorm at hand */
-    const sl_matrix *matrix; /* the matrix at hand, or whose input is being prepared */
-    float *result;           /* [n][padded rows] */
+    sl_thread_pool *pool; /* NULL: one thread */
+    const sl_segment *segments;
+    size_t segment_count;
+    size_t n;                /* tokens; after the last layer, those that need logits */
+    size_t layer;            /* the current layer */
+    const float *norm;       /* the weights of RMSNorm in the current step; NULL: none */
+    const sl_matrix *matrix; /* the matrix that the current step prepares or multiplies */
+    float *result;           /* [n][padded rows] of the current product */
 } pass;
 
-/* ---- Tokens ---------------------------------------------------------------------------------- */
+/* ---- Steps on tokens ------------------------------------------------------------------------- */
 
-static bool is_quantized(const sl_matrix *matrix) {
-    return matrix->type != SL_F32;
-}
-
-/* The quantized input of a matrix. */
-static sl_quantized quantized(const sl_session *s, const sl_matrix *matrix) {
+/* Return the buffers for the quantized input of a matrix. */
+static sl_quantized quantized_input(const sl_session *s, const sl_matrix *matrix) {
     return (sl_quantized){
         .values = s->quantized_values,
         .scales = s->quantized_scales,
@@ -38,191 +35,185 @@ static sl_quantized quantized(const sl_session *s, const sl_matrix *matrix) {
     };
 }
 
-/* Make token i's input[columns] ready for the matrix at hand. */
-static void prepare(const pass *p, size_t i) {
+/* Quantize token i's input[columns] if the next matrix is quantized. */
+static void quantize(const pass *p, size_t i) {
     const sl_session *s = p->s;
-    if (!is_quantized(p->matrix)) return;
-    const sl_quantized q = quantized(s, p->matrix);
+    if (!sl_is_quantized(p->matrix->type)) return;
+    const sl_quantized q = quantized_input(s, p->matrix);
     s->model->kernels->quantize(&q, i, s->input + i * p->matrix->columns, p->matrix->columns);
 }
 
-static void prepare_tokens(void *context, size_t first, size_t end, size_t thread) {
+static void quantize_tokens(void *context, size_t first, size_t end, size_t thread) {
     (void)thread;
-    for (size_t i = first; i < end; i++) prepare(context, i);
+    for (size_t i = first; i < end; i++) quantize(context, i);
 }
 
-/* RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467). */
-static void normalize(const pass *p, size_t i, const float *x) {
-    const sl_info *info = &p->s->model->info;
-    p->s->model->kernels->rmsnorm(p->s->input + i * info->dim, x, p->norm, info->dim,
-                                  info->norm_eps);
-    prepare(p, i);
+/* input = RMSNorm(x) (Zhang & Sennrich 2019, arXiv:1910.07467) */
+static void normalize(const pass *p, size_t i) {
+    const sl_session *s = p->s;
+    const sl_info *info = &s->model->info;
+    s->model->kernels->rmsnorm(s->input + i * info->dim, s->x + i * info->dim, p->norm, info->dim,
+                               info->norm_eps);
+    quantize(p, i);
 }
 
-/* The input of the first layer. */
+static void normalize_tokens(void *context, size_t first, size_t end, size_t thread) {
+    (void)thread;
+    for (size_t i = first; i < end; i++) normalize(context, i);
+}
+
+/* x = the rows of the embedding */
 static void embed_tokens(void *context, size_t first, size_t end, size_t thread) {
     (void)thread;
     const pass *p = context;
-    const size_t dim = p->s->model->info.dim;
+    const sl_model *model = p->s->model;
     size_t i = 0;
-    for (size_t r = 0; r < p->run_count; r++)
-        for (size_t t = 0; t < p->runs[r].count; t++, i++) {
+    for (size_t r = 0; r < p->segment_count; r++)
+        for (size_t t = 0; t < p->segments[r].count; t++, i++) {
             if (i < first || i >= end) continue;
-            float *x = p->s->x + i * dim;
-            sl_read_row(&p->s->model->embedding, (size_t)p->runs[r].ids[t], x);
-            normalize(p, i, x);
+            sl_read_row(&model->embedding, (size_t)p->segments[r].ids[t],
+                        p->s->x + i * model->info.dim);
+            normalize(p, i);
         }
 }
 
-/* Add a layer's output to the residual stream, and normalize it for what comes next. */
-static void add_tokens(void *context, size_t first, size_t end, size_t thread) {
+/* x = x + output */
+static void add_residual(void *context, size_t first, size_t end, size_t thread) {
     (void)thread;
     const pass *p = context;
     const size_t dim = p->s->model->info.dim, stride = sl_padded_rows(dim);
     for (size_t i = first; i < end; i++) {
         float *x = p->s->x + i * dim;
         for (size_t d = 0; d < dim; d++) x[d] += p->s->output[i * stride + d];
-        if (p->norm) normalize(p, i, x);
+        if (p->norm) normalize(p, i);
     }
 }
 
-/* SwiGLU (Shazeer 2020, arXiv:2002.05202). */
-static void gate_tokens(void *context, size_t first, size_t end, size_t thread) {
+/* input = SiLU(gate) * up, the SwiGLU activation (Shazeer 2020, arXiv:2002.05202) */
+static void swiglu_tokens(void *context, size_t first, size_t end, size_t thread) {
     (void)thread;
     const pass *p = context;
     const size_t hidden = p->s->model->info.hidden, stride = sl_padded_rows(2 * hidden);
     for (size_t i = first; i < end; i++) {
-        const float *row = p->s->gate_up + i * stride;
-        p->s->model->kernels->swiglu(p->s->input + i * hidden, row, row + hidden, hidden);
-        prepare(p, i);
+        const float *gate = p->s->gate_up + i * stride, *up = gate + hidden;
+        p->s->model->kernels->swiglu(p->s->input + i * hidden, gate, up, hidden);
+        quantize(p, i);
     }
 }
 
-/* Do a step for all tokens, whose result is the input of `matrix`. */
-static void for_tokens(pass *p, sl_task step, const float *norm, const sl_matrix *matrix) {
+/* Run a step on all tokens that prepares the input of `next`: with RMSNorm unless norm is NULL. */
+static void for_tokens(pass *p, sl_task step, const float *norm, const sl_matrix *next) {
     p->norm = norm;
-    p->matrix = matrix;
-    sl_share(p->team, p->n, 1, step, p);
+    p->matrix = next;
+    sl_parallel_for(p->pool, p->n, 1, step, p);
 }
 
-/* ---- Matrices and attention ------------------------------------------------------------------ */
+/* ---- Products and attention ------------------------------------------------------------------ */
 
 static void multiply_tiles(void *context, size_t first, size_t end, size_t thread) {
     (void)thread;
     const pass *p = context;
     const sl_matrix *matrix = p->matrix;
-    const sl_kernels *kernels = p->s->model->kernels;
-    const size_t stride = sl_padded_rows(matrix->rows), columns = matrix->columns;
-    float *y = p->result + first * SL_TILE_ROWS;
-    const uint8_t *tiles = (const uint8_t *)matrix->tiles + first * sl_tile_bytes(matrix);
-    const size_t count = end - first;
-    if (!is_quantized(matrix)) {
-        kernels->matmul_f32(y, stride, (const float *)(const void *)tiles, SL_TILE_ROWS * columns,
-                            SL_TILE_ROWS, count, columns, p->s->input, columns, p->n);
-        return;
-    }
-    const sl_quantized q = quantized(p->s, matrix);
-    if (matrix->type == SL_Q8)
-        kernels->matmul_q8(y, stride, tiles, count, &q, p->n);
-    else
-        kernels->matmul_q4(y, stride, tiles, count, &q, p->n);
+    sl_quantized q = {0};
+    if (sl_is_quantized(matrix->type)) q = quantized_input(p->s, matrix);
+    sl_multiply_tiles(p->s->model->kernels, matrix, first, end - first, p->s->input, &q, p->n,
+                      p->result + first * SL_TILE_ROWS, sl_padded_rows(matrix->rows));
 }
 
-/* result = the transposed matrix at hand times its input. */
-static void multiply(pass *p, float *result) {
-    enum { GRAIN = 4 }; /* tiles that kernels take together */
+/* result = input times the transposed matrix, for all tokens */
+static void multiply(pass *p, const sl_matrix *matrix, float *result) {
+    enum { GRAIN = 4 }; /* tiles that the kernels process together */
+    p->matrix = matrix;
     p->result = result;
-    const size_t tiles = sl_padded_rows(p->matrix->rows) / SL_TILE_ROWS;
-    sl_share(p->team, tiles, GRAIN, multiply_tiles, p);
+    sl_parallel_for(p->pool, sl_padded_rows(matrix->rows) / SL_TILE_ROWS, GRAIN, multiply_tiles, p);
 }
 
-/* Whether between two turns of a layer so much is read, all weights and the stories' key-value
- * caches with the room that they have, that the layer's has left the processor's nearer caches. */
-static bool is_cache_far(const pass *p) {
-    enum { FAR = 24 << 20 };
+/* Return whether a layer's part of the key-value cache has left the processor's caches when its
+ * turn comes again. In between, the pass reads all weights and the caches of all its sequences. */
+static bool is_cache_evicted(const pass *p) {
+    enum { EVICTING_BYTES = 24 << 20 };
     const sl_model *model = p->s->model;
-    const size_t caches = p->run_count * (sl_keys_bytes(model) + sl_values_bytes(model));
-    return model->info.file_bytes + caches >= FAR;
+    const size_t caches = p->segment_count * (sl_keys_bytes(model) + sl_values_bytes(model));
+    return model->info.file_bytes + caches >= EVICTING_BYTES;
 }
 
+/* An item of this loop is a key-value head of a segment. */
 static void attend_heads(void *context, size_t first, size_t end, size_t thread) {
     const pass *p = context;
     const sl_session *s = p->s;
     const sl_info *info = &s->model->info;
     const size_t stride = sl_padded_rows(s->model->layers[p->layer].qkv.rows);
     const size_t width = (size_t)info->heads * info->head_dim, heads = info->kv_heads;
-    size_t start = 0, token = 0; /* of a run */
-    for (size_t r = 0; r < p->run_count; start += heads, token += p->runs[r++].count) {
-        const sl_run *run = &p->runs[r];
+    size_t start = 0, token = 0; /* the first item and the first token of segment r */
+    for (size_t r = 0; r < p->segment_count; start += heads, token += p->segments[r++].count) {
+        const sl_kv_cache *cache = &p->segments[r].sequence->cache;
         const size_t from = first > start ? first - start : 0;
         const size_t to = end < start + heads ? end - start : heads;
         if (end <= start || from >= to) continue;
-        if (is_cache_far(p)) sl_bring_near(s->model, run->story, p->layer, from, to);
+        if (is_cache_evicted(p)) sl_prefetch_cache(s->model, cache, p->layer, from, to);
         for (size_t h = from; h < to; h++)
-            sl_attend(s->model, run, p->layer, h, s->qkv + token * stride, stride,
-                      s->input + token * width, &s->attention[thread]);
+            sl_attend(s->model, cache, p->layer, h, p->segments[r].count, s->qkv + token * stride,
+                      stride, s->input + token * width, &s->attention[thread]);
     }
 }
 
 /* ---- The pass -------------------------------------------------------------------------------- */
 
-/* Move the tokens whose logits are wanted to the front of x; returns how many. */
-static size_t gather_wanted(const pass *p) {
+/* Move the tokens that need logits to the front of x. Returns how many there are. */
+static size_t gather_last(const pass *p) {
     const size_t dim = p->s->model->info.dim;
-    size_t wanted = 0, end = 0;
-    for (size_t r = 0; r < p->run_count; r++) {
-        end += p->runs[r].count;
-        for (size_t i = end - p->runs[r].wanted; i < end; i++, wanted++)
-            memmove(p->s->x + wanted * dim, p->s->x + i * dim, dim * sizeof(float));
+    size_t gathered = 0, end = 0;
+    for (size_t r = 0; r < p->segment_count; r++) {
+        end += p->segments[r].count;
+        for (size_t i = end - p->segments[r].logit_count; i < end; i++, gathered++)
+            memmove(p->s->x + gathered * dim, p->s->x + i * dim, dim * sizeof(float));
     }
-    return wanted;
+    return gathered;
 }
 
-static void normalize_tokens(void *context, size_t first, size_t end, size_t thread) {
-    (void)thread;
-    const pass *p = context;
-    for (size_t i = first; i < end; i++) normalize(p, i, p->s->x + i * p->s->model->info.dim);
-}
-
-static void do_pass(pass *p) {
-    sl_session *s = p->s;
+void sl_transformer(sl_session *s, sl_thread_pool *pool, const sl_segment *segments, size_t count) {
+    pass pass_ = {.s = s, .pool = pool, .segments = segments, .segment_count = count};
+    pass *p = &pass_;
     const sl_model *model = s->model;
-    for_tokens(p, embed_tokens, model->layers[0].attention_norm, &model->layers[0].qkv);
+    const sl_layer *layers = model->layers;
+    for (size_t r = 0; r < count; r++) p->n += segments[r].count;
+
+    /* Embedding. RMSNorm before the first layer's attention. */
+    for_tokens(p, embed_tokens, layers[0].attention_norm, &layers[0].qkv);
+
     for (p->layer = 0; p->layer < model->info.layers; p->layer++) {
-        const sl_layer *layer = &model->layers[p->layer];
+        const sl_layer *layer = &layers[p->layer];
         const bool is_last = p->layer + 1 == model->info.layers;
-        multiply(p, s->qkv);
-        sl_share(p->team, p->run_count * model->info.kv_heads, 1, attend_heads, p);
-        for_tokens(p, prepare_tokens, NULL, &layer->output);
-        multiply(p, s->output);
-        for_tokens(p, add_tokens, layer->feed_forward_norm, &layer->gate_up);
-        multiply(p, s->gate_up);
-        for_tokens(p, gate_tokens, NULL, &layer->down);
-        multiply(p, s->output);
+
+        /* Queries, keys and values of all heads. */
+        multiply(p, &layer->qkv, s->qkv);
+
+        /* Rotary position embedding, key-value cache, grouped-query attention. */
+        sl_parallel_for(p->pool, count * model->info.kv_heads, 1, attend_heads, p);
+
+        /* Output projection. */
+        for_tokens(p, quantize_tokens, NULL, &layer->output);
+        multiply(p, &layer->output, s->output);
+
+        /* Residual connection. RMSNorm before the feed-forward network. */
+        for_tokens(p, add_residual, layer->feed_forward_norm, &layer->gate_up);
+
+        /* Feed-forward network: SwiGLU, then down to the width of the residual stream. */
+        multiply(p, &layer->gate_up, s->gate_up);
+        for_tokens(p, swiglu_tokens, NULL, &layer->down);
+        multiply(p, &layer->down, s->output);
+
+        /* Residual connection. RMSNorm before the next layer's attention. */
         if (is_last)
-            for_tokens(p, add_tokens, NULL, NULL);
+            for_tokens(p, add_residual, NULL, NULL);
         else
-            for_tokens(p, add_tokens, layer[1].attention_norm, &layer[1].qkv);
+            for_tokens(p, add_residual, layer[1].attention_norm, &layer[1].qkv);
     }
-    p->n = gather_wanted(p);
+    for (size_t r = 0; r < count; r++) segments[r].sequence->cache.position += segments[r].count;
+
+    /* Final RMSNorm and classifier, only for the tokens that need logits. */
+    p->n = gather_last(p);
     if (p->n == 0) return;
     for_tokens(p, normalize_tokens, model->norm, &model->classifier);
-    multiply(p, s->logits);
-}
-
-void sl_forward(sl_session *s, const sl_run *runs, size_t count) {
-    pass p = {.s = s, .runs = runs, .run_count = count};
-    for (size_t r = 0; r < count; r++) p.n += runs[r].count;
-    sl_move_pass(s->model->move);
-    sl_pace *pace = &s->pace[p.n > 1];
-    /* While the weights are moved a processor is taken: what a team does then tells nothing. */
-    const bool is_paced = s->team && !sl_move_is_under_way(s->model->move);
-    if (is_paced && !sl_pace_begin(pace)) p.team = s->team;
-    do_pass(&p);
-    if (is_paced) sl_pace_end(pace);
-    for (size_t r = 0; r < count; r++) runs[r].story->position += runs[r].count;
-}
-
-size_t sl_logits_stride(const sl_model *model) {
-    return sl_padded_rows(model->info.vocab_size);
+    multiply(p, &model->classifier, s->logits);
 }

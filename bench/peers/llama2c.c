@@ -1,5 +1,5 @@
-/* llama2c.c: llama2.c as a worker. Compiled with the user's checkout on the include path; -DINT8
- * takes runq.c in place of run.c, -fopenmp makes it use threads. */
+/* llama2c.c: llama2.c as a worker, see worker.h. Compile it with the user's checkout on the include
+ * path. -DINT8 selects runq.c instead of run.c; -fopenmp makes it use threads. */
 
 #define TESTING
 #ifdef INT8
@@ -28,8 +28,8 @@ static int bench_vocab_size(void) {
     return transformer.config.vocab_size;
 }
 
-/* Tell steps tokens after BOS to ids, which may be NULL. */
-static void tell(int32_t *ids, int steps, float temperature, uint64_t seed) {
+/* Generate a sequence after BOS and write it to ids, which may be NULL. */
+static void generate_ids(int32_t *ids, int steps, float temperature, uint64_t seed) {
     Sampler sampler;
     build_sampler(&sampler, bench_vocab_size(), temperature, bench_top_p, seed);
     for (int position = 0, id = BENCH_BOS; position < steps; position++) {
@@ -40,19 +40,19 @@ static void tell(int32_t *ids, int steps, float temperature, uint64_t seed) {
 }
 
 static void bench_story(int steps, uint64_t seed) {
-    tell(NULL, steps, 1, seed + 1); /* its generator stands still at 0 */
+    generate_ids(NULL, steps, 1, seed + 1); /* its random numbers are all 0 with seed 0 */
 }
 
 static void bench_greedy(int32_t *ids, int steps) {
-    tell(ids, steps, 0, 1);
+    generate_ids(ids, steps, 0, 1);
 }
 
 static void bench_prompt(const int32_t *ids, int count) {
     for (int i = 0; i < count; i++) forward(&transformer, ids[i], i);
 }
 
-static int bench_batch(int stories, int steps, uint64_t seed) {
-    (void)stories, (void)steps, (void)seed;
+static int bench_batch(int sequences, int steps, uint64_t seed) {
+    (void)sequences, (void)steps, (void)seed;
     return 0;
 }
 

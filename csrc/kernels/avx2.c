@@ -1,6 +1,5 @@
-/* avx2.c: kernels for x86-64 processors with AVX2, fused multiply-add and f16.
- *
- * A tile's 16 rows are two registers of 8 lanes, so no sum ever crosses lanes. */
+/* avx2.c: kernels for x86-64 processors with AVX2, fused multiply-add and f16 conversion. The 16
+ * rows of a tile are two registers of 8 lanes. */
 
 #include "sets.h"
 
@@ -19,104 +18,74 @@
 #include "blocks.h"
 #include "exponential.h"
 
-enum { LANES = 8, HALVES = ROWS / LANES, MOST = 4 }; /* MOST: of tiles times rows of x in a block */
+enum { LANES = 8, PARTS = ROWS / LANES, BLOCK_MAX = 4 };
 
-/* ---- Matrices of f32 and f16 ----------------------------------------------------------------- */
+/* ---- What tiles.h needs ---------------------------------------------------------------------- */
 
-INLINE void store_sums(float *y, size_t y_stride, __m256 sum[MOST][HALVES], size_t tiles,
-                       size_t n) {
-    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
-        UNROLL for (size_t h = 0; h < HALVES; h++)
-            _mm256_storeu_ps(y + i * y_stride + t * ROWS + h * LANES, sum[t * n + i][h]);
+typedef __m256 vector;
+typedef __m256i integers;
+
+INLINE vector zeros(void) {
+    return _mm256_setzero_ps();
 }
 
-INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t tile_stride,
-                      size_t column_stride, size_t tiles, size_t columns, const float *x,
-                      size_t x_stride, size_t n) {
-    __m256 sum[MOST][HALVES];
-    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm256_setzero_ps();
-    for (size_t c = 0; c < columns; c++)
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
-            const __m256 weights =
-                _mm256_loadu_ps(w + t * tile_stride + c * column_stride + h * LANES);
-            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][h] =
-                _mm256_fmadd_ps(weights, _mm256_set1_ps(x[i * x_stride + c]), sum[t * n + i][h]);
-        }
-    store_sums(y, y_stride, sum, tiles, n);
+INLINE integers repeat(int32_t k) {
+    return _mm256_set1_epi32(k);
 }
 
-static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
-                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
-                       size_t x_stride, size_t n){
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
-              tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
-#undef BLOCK
+INLINE vector load_f32(const float *w) {
+    return _mm256_loadu_ps(w);
 }
 
-INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
-                      size_t column_stride, size_t tiles, size_t columns, const float *x,
-                      size_t x_stride, size_t n) {
-    __m256 sum[MOST][HALVES];
-    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm256_setzero_ps();
-    for (size_t c = 0; c < columns; c++)
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
-            const uint16_t *at = w + t * tile_stride + c * column_stride + h * LANES;
-            const __m256 weights =
-                _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)at));
-            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][h] =
-                _mm256_fmadd_ps(weights, _mm256_set1_ps(x[i * x_stride + c]), sum[t * n + i][h]);
-        }
-    store_sums(y, y_stride, sum, tiles, n);
+INLINE vector load_f16(const uint16_t *w) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)w));
 }
 
-static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
-                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
-                       size_t x_stride, size_t n){
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_f16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
-              tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
-#undef BLOCK
+INLINE vector load_scales(const uint8_t *scales) {
+    const __m128i half = _mm_loadu_si128((const __m128i *)(const void *)scales);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
-/* ---- Quantized matrices ---------------------------------------------------------------------- */
+INLINE void store_f32(float *y, vector x) {
+    _mm256_storeu_ps(y, x);
+}
+
+INLINE vector multiply_add(vector sum, vector w, float x) {
+    return _mm256_fmadd_ps(w, _mm256_set1_ps(x), sum);
+}
+
+INLINE vector add_scaled(vector sum, integers dot, vector scales, float x_scale) {
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(scales, _mm256_set1_ps(x_scale)),
+                           sum);
+}
 
 INLINE __m256i load_bytes(const void *bytes) {
     return _mm256_loadu_si256((const __m256i *)bytes);
 }
 
-/* Four bytes, in every lane. */
+/* Return the same four bytes in every lane. */
 INLINE __m256i repeat_four(const void *bytes) {
     int32_t four;
     memcpy(&four, bytes, sizeof four);
     return _mm256_set1_epi32(four);
 }
 
-/* 8 bf16 numbers as floats. */
-INLINE __m256 load_scales(const uint8_t *scales) {
-    const __m128i half = _mm_loadu_si128((const __m128i *)(const void *)scales);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-}
-
-/* Add up neighbouring pairs of 16-bit numbers. */
+/* Add neighbouring pairs of 16-bit integers. */
 INLINE __m256i add_pairs(__m256i sums) {
     return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
 }
 
-/* Both of these add to dot[tiles * n] the products of a group of x, n rows that are `width` apart,
- * with the group's weights of tiles that are tile_bytes apart. With a single row, which leaves a
- * weight no time, each line asks for that of the next tiles: to the cache that served best.
+/* vpmaddubsw multiplies unsigned bytes by signed ones and saturates the sum of two products at
+ * 2^15 - 1, which weights up to 255 would exceed. So the weights lose their bias and pass their
+ * signs to x: two products of at most 128 * 127 fit.
  *
- * vpmaddubsw multiplies unsigned bytes by signed ones and saturates the sum of two products at
- * 2^15 - 1, which weights up to 255 would reach. So the bias comes off the weights and their signs
- * go over to x: two products of at most 128 * 127 fit. */
-INLINE void dot_q8(__m256i dot[MOST][HALVES], const uint8_t *w, size_t tile_bytes, size_t tiles,
+ * A single row of x leaves no time to wait for weights. So each line prefetches the same line of
+ * the next tiles, to the cache level that was measured to be fastest. */
+INLINE void dot_q8(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    const int8_t *x, size_t width, size_t group_size, size_t n) {
     const __m256i bias = _mm256_set1_epi8((char)0x80);
     for (size_t c = 0; c < group_size; c += 4)
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < PARTS; h++) {
             const uint8_t *at = w + t * tile_bytes + c * ROWS + h * 4 * LANES;
             const __m256i weights = _mm256_xor_si256(load_bytes(at), bias);
             if (n == 1 && h == 0) _mm_prefetch((const char *)at + tiles * tile_bytes, _MM_HINT_T1);
@@ -129,12 +98,12 @@ INLINE void dot_q8(__m256i dot[MOST][HALVES], const uint8_t *w, size_t tile_byte
         }
 }
 
-/* Weights of at most 15, the bias left on: four products fit 16 bits. */
-INLINE void dot_q4(__m256i dot[MOST][HALVES], const uint8_t *w, size_t tile_bytes, size_t tiles,
+/* The weights are at most 15 with their bias, so the sum of four products fits in 16 bits. */
+INLINE void dot_q4(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    const int8_t *x, size_t width, size_t group_size, size_t n) {
     const __m256i nibble = _mm256_set1_epi8(15);
     for (size_t c = 0; c < group_size; c += 8)
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < PARTS; h++) {
             const uint8_t *at = w + t * tile_bytes + c * ROWS / 2 + h * 4 * LANES;
             const __m256i both = load_bytes(at);
             if (n == 1 && h == 0) _mm_prefetch((const char *)at + tiles * tile_bytes, _MM_HINT_T0);
@@ -150,69 +119,22 @@ INLINE void dot_q4(__m256i dot[MOST][HALVES], const uint8_t *w, size_t tile_byte
         }
 }
 
-INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const uint8_t *w,
-                            size_t tile_bytes, size_t tiles, const sl_quantized *q, size_t row,
-                            size_t n) {
-    const size_t group_bytes = q->group_size * ROWS * type / 8, width = q->groups * q->group_size;
-    const uint8_t *weights = w + sl_scale_bytes(q->groups);
-    const int8_t *x = q->values + row * width;
-    __m256 sum[MOST][HALVES];
-    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm256_setzero_ps();
-    for (size_t g = 0; g < q->groups; g++, weights += group_bytes, x += q->group_size) {
-        const int32_t *sums = q->sums + row * q->groups + g;
-        const float *x_scales = q->scales + row * q->groups + g;
-        __m256i dot[MOST][HALVES];
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
-            dot[t * n + i][0] = dot[t * n + i][1] =
-                _mm256_set1_epi32(type == Q8 ? 0 : -8 * sums[i * q->groups]);
-        if (type == Q8)
-            dot_q8(dot, weights, tile_bytes, tiles, x, width, q->group_size, n);
-        else
-            dot_q4(dot, weights, tile_bytes, tiles, x, width, q->group_size, n);
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < HALVES; h++) {
-            const uint8_t *at = w + t * tile_bytes + (g * ROWS + h * LANES) * sizeof(uint16_t);
-            const __m256 scales = load_scales(at);
-            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][h] = _mm256_fmadd_ps(
-                _mm256_cvtepi32_ps(dot[t * n + i][h]),
-                _mm256_mul_ps(scales, _mm256_set1_ps(x_scales[i * q->groups])), sum[t * n + i][h]);
-        }
-    }
-    store_sums(y, y_stride, sum, tiles, n);
-}
-
-static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
-                      const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_q8_tile_bytes(x->groups, x->group_size);
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
-                    tile_bytes, tile_n, x, i, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
-#undef BLOCK
-}
-
-static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
-                      const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_q4_tile_bytes(x->groups, x->group_size);
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_quantized(Q4, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
-                    tile_bytes, tile_n, x, i, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
-#undef BLOCK
-}
+#include "tiles.h"
 
 /* ---- Vectors --------------------------------------------------------------------------------- */
 
-/* The first n lanes, all of them for 8 and more. */
+/* Return a mask of the first n lanes, or of all lanes if n is 8 or more. */
 INLINE __m256i lanes(size_t n) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n < LANES ? (int32_t)n : LANES), lane);
 }
 
-/* x[n], n of at least 8 as 8 and zeros after fewer; and the way back. */
+/* Load 8 numbers of x[n]; if n is below 8, zeros follow. */
 INLINE __m256 load(const float *x, size_t n) {
     return n >= LANES ? _mm256_loadu_ps(x) : _mm256_maskload_ps(x, lanes(n));
 }
 
+/* Store 8 numbers to y[n], or n if n is below 8. */
 INLINE void store(float *y, size_t n, __m256 x) {
     if (n >= LANES)
         _mm256_storeu_ps(y, x);
@@ -238,19 +160,20 @@ INLINE int32_t add_integers(__m256i x) {
     return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
 }
 
-/* The lower halves of 8 numbers of 32 bits that fit 16. */
+/* Convert 8 integers to 16 bits; they fit. */
 INLINE __m128i narrow_signed(__m256i x) {
     return _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
 }
 
-/* The largest |x|; NaN if there is one. Compared as integers, which order magnitudes the same. */
+/* Return the largest |x|, or NaN if there is one. Positive floats have the same order as their bits
+ * compared as integers. */
 INLINE float largest_magnitude(const float *x, size_t n) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    __m256i most = _mm256_setzero_si256();
+    __m256i max = _mm256_setzero_si256();
     for (size_t i = 0; i < n; i += LANES)
-        most = _mm256_max_epi32(
-            most, _mm256_and_si256(_mm256_castps_si256(load(x + i, n - i)), magnitude));
-    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+        max = _mm256_max_epi32(
+            max, _mm256_and_si256(_mm256_castps_si256(load(x + i, n - i)), magnitude));
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(max), _mm256_extracti128_si256(max, 1));
     four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
     return _mm_cvtss_f32(_mm_castsi128_ps(four));
@@ -279,9 +202,9 @@ static void quantize(const sl_quantized *q, size_t i, const float *x, size_t col
 }
 
 static void to_f16(uint16_t *y, const float *x, size_t n) {
-    const __m256 most = _mm256_set1_ps(SL_F16_MOST), least = _mm256_set1_ps(-SL_F16_MOST);
+    const __m256 max = _mm256_set1_ps(SL_F16_MAX), min = _mm256_set1_ps(-SL_F16_MAX);
     for (size_t i = 0; i < n; i += LANES) {
-        const __m256 saturated = _mm256_min_ps(most, _mm256_max_ps(least, load(x + i, n - i)));
+        const __m256 saturated = _mm256_min_ps(max, _mm256_max_ps(min, load(x + i, n - i)));
         const __m128i rounded = _mm256_cvtps_ph(saturated, _MM_FROUND_TO_NEAREST_INT);
         if (n - i >= LANES)
             _mm_storeu_si128((__m128i *)(void *)(y + i), rounded);
@@ -302,7 +225,7 @@ static void rmsnorm(float *y, const float *x, const float *weight, size_t n, flo
               _mm256_mul_ps(_mm256_mul_ps(load(x + i, n - i), scale), load(weight + i, n - i)));
 }
 
-/* x * cosine -+ swapped x * sine, the sign by lane. */
+/* In each pair, even lanes become x * cosine - swapped x * sine, odd lanes the sum of these. */
 static void rotate(float *x, size_t heads, size_t head_dim, const float *table) {
     for (size_t h = 0; h < heads; h++, x += head_dim)
         for (size_t i = 0; i < head_dim; i += LANES) {
@@ -314,15 +237,15 @@ static void rotate(float *x, size_t heads, size_t head_dim, const float *table) 
         }
 }
 
-/* 2^k for k in -126 … 127. */
+/* Return 2^k for k in -126 … 127. */
 INLINE __m256 power_of_2(__m256i k) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k, _mm256_set1_epi32(127)), 23));
 }
 
-/* exp(x) for x up to 88; 0 for what is below the smallest float; NaN stays NaN. 2^k goes in by
- * halves, for it may be below the smallest power that a float holds in full. */
+/* Return exp(x) for x up to EXP_MAX, see exponential.h; NaN stays NaN. The factor 2^k is split in
+ * two, because 2^k itself may be below the smallest normal float. */
 INLINE __m256 exponential(__m256 x) {
-    x = _mm256_max_ps(_mm256_set1_ps(EXP_LEAST), x);
+    x = _mm256_max_ps(_mm256_set1_ps(EXP_MIN), x);
     const __m256 k = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(LOG2_E)),
                                      _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 r = _mm256_fnmadd_ps(k, _mm256_set1_ps(LN_2_UPPER), x);
@@ -342,25 +265,25 @@ static void swiglu(float *y, const float *gate, const float *up, size_t n) {
     const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
     for (size_t i = 0; i < n; i += LANES) {
         const __m256 g = load(gate + i, n - i);
-        /* Past 88 exp(-gate) is as good as infinite: silu is within 1e-36 of 0 there. */
-        const __m256 negative = _mm256_min_ps(_mm256_set1_ps(EXP_MOST), _mm256_xor_ps(g, sign));
+        /* Where exp(-gate) would exceed exp(88) silu is within 1e-36 of 0, so 88 will do. */
+        const __m256 negative = _mm256_min_ps(_mm256_set1_ps(EXP_MAX), _mm256_xor_ps(g, sign));
         const __m256 silu = _mm256_div_ps(g, _mm256_add_ps(one, exponential(negative)));
         store(y + i, n - i, _mm256_mul_ps(silu, load(up + i, n - i)));
     }
 }
 
-/* The lanes, as bits, of those of x[n] that compare so with `number`. */
+/* Return a bit mask of the lanes of x[n] for which `x relation number` is true. */
 #define COMPARE(x, n, relation, number)                                                            \
     ((uint32_t)_mm256_movemask_ps(                                                                 \
         _mm256_and_ps(_mm256_castsi256_ps(lanes(n)),                                               \
                       _mm256_cmp_ps(load(x, n), _mm256_set1_ps(number), relation))))
 
 static size_t argmax(const float *x, size_t n) {
-    __m256 most = _mm256_set1_ps(-INFINITY);
+    __m256 max = _mm256_set1_ps(-INFINITY);
     for (size_t i = 0; i < n; i += LANES)
-        most = _mm256_max_ps(
-            most, _mm256_blendv_ps(most, load(x + i, n - i), _mm256_castsi256_ps(lanes(n - i))));
-    const float largest = largest_lane(most);
+        max = _mm256_max_ps(
+            max, _mm256_blendv_ps(max, load(x + i, n - i), _mm256_castsi256_ps(lanes(n - i))));
+    const float largest = largest_lane(max);
     for (size_t i = 0; i < n; i += LANES) {
         const uint32_t equal = COMPARE(x + i, n - i, _CMP_EQ_OQ, largest);
         if (equal) return i + (size_t)__builtin_ctz(equal);
@@ -387,21 +310,7 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
-const sl_kernels sl_kernels_avx2 = {
-    .name = "avx2",
-    .matmul_f32 = matmul_f32,
-    .matmul_f16 = matmul_f16,
-    .matmul_q8 = matmul_q8,
-    .matmul_q4 = matmul_q4,
-    .quantize = quantize,
-    .to_f16 = to_f16,
-    .rmsnorm = rmsnorm,
-    .rotate = rotate,
-    .swiglu = swiglu,
-    .argmax = argmax,
-    .exponentials = exponentials,
-    .select = select,
-};
+SL_KERNEL_SET(avx2, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 
 #ifdef __clang__
 #pragma clang attribute pop

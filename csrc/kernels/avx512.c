@@ -1,4 +1,9 @@
-/* avx512.c: kernels for processors with AVX-512 and its 8-bit dot product, VNNI. */
+/* avx512.c: kernels for x86-64 processors with AVX-512 and its 8-bit dot product, VNNI.
+ *
+ * The 16 rows of a tile are the 16 lanes of a register, so no sum ever crosses lanes. A block is
+ * usually one tile times some rows of x, so memory is read in order. Sums of floats have two
+ * chains, the even and the odd columns, in every block. An addition of one chain hides the latency
+ * of the other. */
 
 #include "sets.h"
 
@@ -13,17 +18,37 @@
 #endif
 
 #include <float.h>
+#include <immintrin.h>
 #include <math.h>
 #include <stdbool.h>
+#include <string.h>
 
-#include "avx512.h"
+#include "blocks.h"
 #include "exponential.h"
+
+enum { CHAINS = 2, BLOCK_MAX = 8 }; /* BLOCK_MAX: of tiles times rows of x in a block */
+
+/* Call BLOCK(tile, i, rows) until all of tile_count tiles are multiplied with n rows of x. */
+#define FOR_TILES(BLOCK, tile_count, n)                                                            \
+    for (size_t tile = 0; tile < (tile_count); tile++) {                                           \
+        size_t i = 0;                                                                              \
+        for (; i + 8 <= (n); i += 8) BLOCK(tile, i, 8);                                            \
+        if (i + 4 <= (n)) {                                                                        \
+            BLOCK(tile, i, 4);                                                                     \
+            i += 4;                                                                                \
+        }                                                                                          \
+        if (i + 2 <= (n)) {                                                                        \
+            BLOCK(tile, i, 2);                                                                     \
+            i += 2;                                                                                \
+        }                                                                                          \
+        if (i < (n)) BLOCK(tile, i, 1);                                                            \
+    }
 
 /* ---- Matrices of f32 and f16 ----------------------------------------------------------------- */
 
 INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t column_stride,
                       size_t columns, const float *x, size_t x_stride, size_t n) {
-    __m512 sum[MOST][CHAINS];
+    __m512 sum[BLOCK_MAX][CHAINS];
     UNROLL for (size_t i = 0; i < n; i++) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
     size_t c = 0;
     for (; c + CHAINS <= columns; c += CHAINS)
@@ -53,11 +78,11 @@ INLINE __m512 load_f16(const uint16_t *x) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)x));
 }
 
-/* A single row of x takes several tiles together, whose sums do not wait for each other. */
+/* A single row of x is multiplied with several tiles, whose sums do not wait for each other. */
 INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
                       size_t column_stride, size_t tiles, size_t columns, const float *x,
                       size_t x_stride, size_t n) {
-    __m512 sum[MOST][CHAINS];
+    __m512 sum[BLOCK_MAX][CHAINS];
     UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm512_setzero_ps();
     size_t c = 0;
     for (; c + CHAINS <= columns; c += CHAINS)
@@ -83,51 +108,51 @@ static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t 
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_f16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
               tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
+    FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
 #undef BLOCK
 }
 
 /* ---- Quantized matrices ---------------------------------------------------------------------- */
 
-/* 16 bf16 numbers as floats. */
+/* Convert 16 bf16 numbers to floats. */
 INLINE __m512 load_scales(const uint16_t *scales) {
     const __m256i half = _mm256_loadu_si256((const __m256i *)(const void *)scales);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-/* Four activations, in every lane. */
+/* Return the same four activations in every lane. */
 INLINE __m512i repeat_four(const int8_t *values) {
     int32_t four;
     memcpy(&four, values, sizeof four);
     return _mm512_set1_epi32(four);
 }
 
-/* Add 64 bytes of q8 weights, four columns of 16 rows, times four activations. */
+/* Add the products of 64 bytes of weights, four columns of 16 rows, with four activations. */
 INLINE __m512i add_dot(__m512i sum, __m512i weights, const int8_t *x) {
     return _mm512_dpbusd_epi32(sum, weights, repeat_four(x));
 }
 
-/* Have the line at `at` brought near, to the first cache or only to the second. */
-INLINE void fetch(const uint8_t *at, bool is_first) {
+/* Prefetch a cache line, to the first-level cache or only to the second. */
+INLINE void prefetch(const uint8_t *at, bool is_first) {
     if (is_first)
         _mm_prefetch((const char *)at, _MM_HINT_T0);
     else
         _mm_prefetch((const char *)at, _MM_HINT_T1);
 }
 
-/* Add to dot[tiles * n] the products of a group of q8 weights, of tiles that are tile_bytes apart,
- * with x[n][x_stride]. A single sum takes turns with others, which integers allow without a
- * difference. */
+/* Add the products of a group of q8 weights, in tiles that are tile_bytes apart, with
+ * x[n][x_stride] to dot[tiles * n]. A single sum would wait for itself, so it is computed as the
+ * sum of several; integers allow any order. */
 INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    size_t group_size, const int8_t *x, size_t x_stride, size_t n) {
-    enum { TURNS = 4 };
+    enum { SUMS = 4 };
     size_t c = 0;
     if (tiles * n == 1) {
-        __m512i sum[TURNS] = {dot[0]};
-        UNROLL for (size_t turn = 1; turn < TURNS; turn++) sum[turn] = _mm512_setzero_si512();
-        for (; c + 4 * TURNS <= group_size; c += 4 * TURNS)
-            UNROLL for (size_t turn = 0; turn < TURNS; turn++) sum[turn] =
-                add_dot(sum[turn], _mm512_loadu_si512(w + (c + 4 * turn) * ROWS), x + c + 4 * turn);
+        __m512i sum[SUMS] = {dot[0]};
+        UNROLL for (size_t k = 1; k < SUMS; k++) sum[k] = _mm512_setzero_si512();
+        for (; c + 4 * SUMS <= group_size; c += 4 * SUMS)
+            UNROLL for (size_t k = 0; k < SUMS; k++) sum[k] =
+                add_dot(sum[k], _mm512_loadu_si512(w + (c + 4 * k) * ROWS), x + c + 4 * k);
         dot[0] =
             _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
     }
@@ -138,20 +163,20 @@ INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
         }
 }
 
-/* Likewise of q4 weights. The upper halves of their bytes count 16 times until the end. With a
- * single row of x, which leaves a weight no time, each line asks for that of the next tiles: to the
- * first cache if those leave half of it. */
+/* The same for q4 weights. The upper four bits of each byte stand for 16 times their value, until
+ * the end. A single row of x leaves no time to wait for weights, so each line prefetches the same
+ * line of the next tiles: to the first-level cache if they fill less than half of it. */
 INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    size_t group_size, const int8_t *x, size_t x_stride, size_t n) {
-    enum { HALF_OF_FIRST = 1 << 14 };
+    enum { HALF_OF_L1_BYTES = 1 << 14 };
     const __m512i lower = _mm512_set1_epi8(0x0f);
-    const bool is_first = tiles * tile_bytes < HALF_OF_FIRST;
-    __m512i upper[MOST];
+    const bool is_first = tiles * tile_bytes < HALF_OF_L1_BYTES;
+    __m512i upper[BLOCK_MAX];
     UNROLL for (size_t a = 0; a < tiles * n; a++) upper[a] = _mm512_setzero_si512();
     for (size_t c = 0; c < group_size; c += 8) UNROLL for (size_t t = 0; t < tiles; t++) {
             const uint8_t *at = w + t * tile_bytes + c * ROWS / 2;
             const __m512i both = _mm512_loadu_si512(at);
-            if (n == 1) fetch(at + tiles * tile_bytes, is_first);
+            if (n == 1) prefetch(at + tiles * tile_bytes, is_first);
             const __m512i low = _mm512_and_si512(both, lower);
             const __m512i high = _mm512_andnot_si512(lower, both);
             UNROLL for (size_t i = 0; i < n; i++) {
@@ -163,22 +188,22 @@ INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
         _mm512_add_epi32(dot[a], _mm512_srai_epi32(upper[a], 4));
 }
 
-/* Some tiles times rows `row` … row + n - 1 of x. */
-INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const uint8_t *start,
+/* Multiply some tiles with rows `row` … row + n - 1 of q. */
+INLINE void block_quantized(weight_bits bits, float *y, size_t y_stride, const uint8_t *start,
                             size_t tile_bytes, size_t tiles, const sl_quantized *q, size_t row,
                             size_t n) {
-    const size_t width = q->groups * q->group_size, group_bytes = q->group_size * ROWS * type / 8;
-    const int32_t bias = type == Q8 ? 128 : 8; /* stored weights have it added */
-    __m512 sum[MOST];
+    const size_t width = q->groups * q->group_size, group_bytes = q->group_size * ROWS * bits / 8;
+    const int32_t bias = bits == Q8 ? 128 : 8; /* of the stored weights */
+    __m512 sum[BLOCK_MAX];
     UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a] = _mm512_setzero_ps();
     for (size_t g = 0; g < q->groups; g++) {
         const int8_t *x = q->values + row * width + g * q->group_size;
         const size_t first = row * q->groups + g; /* of scales and sums */
         const uint8_t *w = sl_tile_at(start, q->groups).weights + g * group_bytes;
-        __m512i dot[MOST];
+        __m512i dot[BLOCK_MAX];
         UNROLL for (size_t a = 0; a < tiles * n; a++) dot[a] =
             _mm512_set1_epi32(-bias * q->sums[first + a % n * q->groups]);
-        if (type == Q8)
+        if (bits == Q8)
             dot_q8(dot, w, tile_bytes, tiles, q->group_size, x, width, n);
         else
             dot_q4(dot, w, tile_bytes, tiles, q->group_size, x, width, n);
@@ -196,16 +221,17 @@ INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const u
         _mm512_storeu_ps(y + i * y_stride + t * ROWS, sum[t * n + i]);
 }
 
-/* Have part `part` of `parts` of so many bytes brought near. */
-INLINE void fetch_ahead(const uint8_t *start, size_t bytes, size_t part, size_t parts) {
+/* Prefetch part number `part` of `parts` equal parts of the bytes. */
+INLINE void prefetch_part(const uint8_t *start, size_t bytes, size_t part, size_t parts) {
     enum { LINE = 64 };
     const uint8_t *end = start + bytes * (part + 1) / parts;
-    for (const uint8_t *at = start + bytes * part / parts; at < end; at += LINE) fetch(at, false);
+    for (const uint8_t *at = start + bytes * part / parts; at < end; at += LINE)
+        prefetch(at, false);
 }
 
-/* Four tiles, whose products share the load of activations, times two rows, which share the load of
- * weights; meanwhile the next four tiles come nearer. */
-INLINE void matmul_quantized(weight_bits type, float *y, size_t y_stride, const uint8_t *tiles,
+/* Multiply blocks of four tiles, which share the load of activations, and two rows, which share the
+ * load of weights. Meanwhile the next four tiles are prefetched. */
+INLINE void matmul_quantized(weight_bits bits, float *y, size_t y_stride, const uint8_t *tiles,
                              size_t tile_bytes, size_t tile_count, const sl_quantized *x,
                              size_t n) {
     enum { TILES = 4, PAIR = 2 };
@@ -214,24 +240,25 @@ INLINE void matmul_quantized(weight_bits type, float *y, size_t y_stride, const 
         size_t i = 0;
         for (; i + PAIR <= n; i += PAIR) {
             if (tile + 2 * TILES <= tile_count)
-                fetch_ahead(tiles + TILES * tile_bytes, TILES * tile_bytes, i / PAIR, n / PAIR);
-            block_quantized(type, y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes,
+                prefetch_part(tiles + TILES * tile_bytes, TILES * tile_bytes, i / PAIR, n / PAIR);
+            block_quantized(bits, y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes,
                             TILES, x, i, PAIR);
         }
         if (i < n)
-            block_quantized(type, y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes,
+            block_quantized(bits, y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes,
                             TILES, x, i, 1);
     }
     for (; tile < tile_count; tile++, tiles += tile_bytes)
         for (size_t i = 0; i < n; i++)
-            block_quantized(type, y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes, 1, x,
+            block_quantized(bits, y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes, 1, x,
                             i, 1);
 }
 
-/* Few rows take as long as memory, which likes tiles to be read one after the other. */
+/* With few rows the speed is that of memory, which is fastest if tiles are read one after the
+ * other. */
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_q8_tile_bytes(x->groups, x->group_size);
+    const size_t tile_bytes = sl_tile_bytes(8, x->groups, x->group_size);
 #define BLOCK(tile, i, rows)                                                                       \
     block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
                     tile_bytes, 1, x, i, rows)
@@ -244,25 +271,26 @@ static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t ti
 
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_q4_tile_bytes(x->groups, x->group_size);
+    const size_t tile_bytes = sl_tile_bytes(4, x->groups, x->group_size);
     matmul_quantized(Q4, y, y_stride, tiles, tile_bytes, tile_count, x, n);
 }
 
 /* ---- Vectors --------------------------------------------------------------------------------- */
 
-/* The lanes of x[n] from i on, up to 16 of them. */
+/* Return a mask of the lanes for x[i] to x[n - 1], at most 16. */
 INLINE __mmask16 lanes(size_t i, size_t n) {
     return (__mmask16)(n - i >= ROWS ? 0xffffu : (1u << (n - i)) - 1);
 }
 
-/* The largest |x|; NaN if there is one. Compared as integers, which order magnitudes the same. */
+/* Return the largest |x|, or NaN if there is one. Positive floats have the same order as their bits
+ * compared as integers. */
 INLINE float largest_magnitude(const float *x, size_t n) {
-    __m512i most = _mm512_setzero_si512();
+    __m512i max = _mm512_setzero_si512();
     for (size_t i = 0; i < n; i += ROWS) {
         const __m512 magnitude = _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes(i, n), x + i));
-        most = _mm512_max_epi32(most, _mm512_castps_si512(magnitude));
+        max = _mm512_max_epi32(max, _mm512_castps_si512(magnitude));
     }
-    const int32_t bits = _mm512_reduce_max_epi32(most);
+    const int32_t bits = _mm512_reduce_max_epi32(max);
     float largest;
     memcpy(&largest, &bits, sizeof largest);
     return largest;
@@ -280,7 +308,7 @@ static void quantize(const sl_quantized *q, size_t i, const float *x, size_t col
             const __mmask16 mask = c < width ? lanes(c, width) : 0;
             const __m512 scaled =
                 _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + start + c), _mm512_set1_ps(inverse));
-            /* What is not finite becomes -2^31, which a sum does not hold. */
+            /* An infinity or NaN becomes -2^31; sums of that would overflow. */
             const __m512i rounded =
                 _mm512_max_epi32(_mm512_cvtps_epi32(scaled), _mm512_set1_epi32(-127));
             _mm512_mask_cvtepi32_storeu_epi8(values + c, lanes(c, q->group_size), rounded);
@@ -292,11 +320,11 @@ static void quantize(const sl_quantized *q, size_t i, const float *x, size_t col
 }
 
 static void to_f16(uint16_t *y, const float *x, size_t n) {
-    const __m512 most = _mm512_set1_ps(SL_F16_MOST), least = _mm512_set1_ps(-SL_F16_MOST);
+    const __m512 max = _mm512_set1_ps(SL_F16_MAX), min = _mm512_set1_ps(-SL_F16_MAX);
     for (size_t i = 0; i < n; i += ROWS) {
         const __mmask16 mask = lanes(i, n);
         const __m512 part = _mm512_maskz_loadu_ps(mask, x + i);
-        const __m512 saturated = _mm512_min_ps(most, _mm512_max_ps(least, part));
+        const __m512 saturated = _mm512_min_ps(max, _mm512_max_ps(min, part));
         const __m256i rounded = _mm512_cvtps_ph(saturated, _MM_FROUND_TO_NEAREST_INT);
         _mm256_mask_storeu_epi16(y + i, mask, rounded);
     }
@@ -318,7 +346,7 @@ static void rmsnorm(float *y, const float *x, const float *weight, size_t n, flo
     }
 }
 
-/* x * cosine -+ swapped x * sine, the sign by lane. */
+/* In each pair, even lanes become x * cosine - swapped x * sine, odd lanes the sum of these. */
 static void rotate(float *x, size_t heads, size_t head_dim, const float *table) {
     for (size_t h = 0; h < heads; h++, x += head_dim)
         for (size_t i = 0; i < head_dim; i += ROWS) {
@@ -332,9 +360,9 @@ static void rotate(float *x, size_t heads, size_t head_dim, const float *table) 
         }
 }
 
-/* exp(x) for x up to EXP_MOST, see exponential.h; NaN stays NaN. */
+/* Return exp(x) for x up to EXP_MAX, see exponential.h; NaN stays NaN. */
 INLINE __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(EXP_LEAST), x);
+    x = _mm512_max_ps(_mm512_set1_ps(EXP_MIN), x);
     const __m512 k = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(LOG2_E)), 0);
     __m512 r = _mm512_fnmadd_ps(k, _mm512_set1_ps(LN_2_UPPER), x);
     r = _mm512_fnmadd_ps(k, _mm512_set1_ps(LN_2_LOWER), r);
@@ -352,8 +380,8 @@ static void swiglu(float *y, const float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i += ROWS) {
         const __mmask16 mask = lanes(i, n);
         const __m512 g = _mm512_maskz_loadu_ps(mask, gate + i);
-        /* Past 88 exp(-gate) is as good as infinite: silu is within 1e-36 of 0 there. */
-        const __m512 negative = _mm512_min_ps(_mm512_set1_ps(EXP_MOST), _mm512_xor_ps(g, sign));
+        /* Where exp(-gate) would exceed exp(88) silu is within 1e-36 of 0, so 88 will do. */
+        const __m512 negative = _mm512_min_ps(_mm512_set1_ps(EXP_MAX), _mm512_xor_ps(g, sign));
         const __m512 silu = _mm512_div_ps(g, _mm512_add_ps(one, exponential(negative)));
         _mm512_mask_storeu_ps(y + i, mask,
                               _mm512_mul_ps(silu, _mm512_maskz_loadu_ps(mask, up + i)));
@@ -361,10 +389,10 @@ static void swiglu(float *y, const float *gate, const float *up, size_t n) {
 }
 
 static size_t argmax(const float *x, size_t n) {
-    __m512 most = _mm512_set1_ps(-INFINITY);
+    __m512 max = _mm512_set1_ps(-INFINITY);
     for (size_t i = 0; i < n; i += ROWS)
-        most = _mm512_max_ps(most, _mm512_mask_loadu_ps(most, lanes(i, n), x + i));
-    const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+        max = _mm512_max_ps(max, _mm512_mask_loadu_ps(max, lanes(i, n), x + i));
+    const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(max));
     for (size_t i = 0; i < n; i += ROWS) {
         const __mmask16 mask = lanes(i, n);
         const __mmask16 equal =
@@ -395,7 +423,7 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
         const __mmask16 chosen = _mm512_mask_cmp_ps_mask(
             mask, _mm512_maskz_loadu_ps(mask, weights + i), _mm512_set1_ps(floor), _CMP_GE_OQ);
         if (chosen) {
-            /* Compressed in the register: stores of a compressed register are slow on some. */
+            /* Compress in the register: compressing stores are slow on some processors. */
             _mm512_storeu_si512(indices + count, _mm512_maskz_compress_epi32(chosen, index));
             count += (size_t)__builtin_popcount(chosen);
         }
@@ -404,21 +432,7 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
-const sl_kernels sl_kernels_avx512 = {
-    .name = "avx512",
-    .matmul_f32 = matmul_f32,
-    .matmul_f16 = matmul_f16,
-    .matmul_q8 = matmul_q8,
-    .matmul_q4 = matmul_q4,
-    .quantize = quantize,
-    .to_f16 = to_f16,
-    .rmsnorm = rmsnorm,
-    .rotate = rotate,
-    .swiglu = swiglu,
-    .argmax = argmax,
-    .exponentials = exponentials,
-    .select = select,
-};
+SL_KERNEL_SET(avx512, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -1,7 +1,7 @@
-/* blocks.h: cuts a product of matrices into blocks whose sums stay in registers.
+/* blocks.h: splits a product of matrices into blocks whose sums stay in registers.
  *
- * A block is a few tiles times a few rows of x. Its size is a constant where it is called, so that
- * the compiler unrolls it. Each sum is added up in the order of the columns whatever the block. */
+ * A block is a few tiles times a few rows of x. The size of a block is a constant at its call, so
+ * the compiler unrolls its loops. Each sum adds the columns in the same order in every block. */
 
 #ifndef STORYLLAMAS_BLOCKS_H
 #define STORYLLAMAS_BLOCKS_H
@@ -19,9 +19,9 @@ typedef enum { Q4 = 4, Q8 = 8 } weight_bits;
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* BLOCK(tile, tiles, i, rows) for all of tile_count tiles times n rows of x. Where there are as
- * many, `together` rows, or 4, share the load of a weight; a single one keeps several tiles' sums
- * in flight. */
+/* Call BLOCK(tile, tiles, i, rows) until all of tile_count tiles are multiplied with n rows of x.
+ * If there are enough rows, `together` rows, or 4, share the load of a weight. A single row takes
+ * up to 4 tiles, whose sums do not wait for each other. */
 #define FOR_BLOCKS(BLOCK, tile_count, n, together)                                                 \
     for (size_t tile = 0, tiles_; tile < (tile_count); tile += tiles_) {                           \
         const size_t left = (tile_count) - tile;                                                   \

@@ -1,4 +1,4 @@
-/* dispatch.c: which kernels this processor runs. */
+/* dispatch.c: finds the kernel sets that this processor runs. */
 
 #include "sets.h"
 
@@ -10,12 +10,12 @@
 #include <sys/auxv.h>
 #endif
 
-enum { MOST = 8 };
+enum { MAX_SETS = 8 };
 
-static const sl_kernels *available[MOST];
+static const sl_kernels *available[MAX_SETS];
 
 #ifdef SL_X86
-/* Conversions between f16 and f32, which not all compilers know by name. */
+/* The instructions that convert between f16 and f32. Not every compiler has a name for them. */
 static bool has_f16(void) {
     unsigned eax, ebx, ecx, edx;
     return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && ecx & bit_F16C;
@@ -34,7 +34,7 @@ static bool has_dot_product(void) {
 }
 #endif
 
-/* Before main, and so before any thread. */
+/* Runs before main, so before any other thread exists. */
 __attribute__((constructor)) static void find_kernels(void) {
     size_t count = 0;
 #ifdef SL_X86
@@ -53,4 +53,21 @@ __attribute__((constructor)) static void find_kernels(void) {
 
 const sl_kernels *const *sl_kernels_available(void) {
     return available;
+}
+
+const sl_kernels *sl_kernels_find(const char *name) {
+    const sl_kernels *const *set = available;
+    while (*set && name && strcmp((*set)->name, name) != 0) set++;
+    return *set;
+}
+
+const char *sl_kernels_name(size_t index) {
+    const sl_kernels *const *set = available;
+    while (*set && index--) set++;
+    return *set ? (*set)->name : NULL;
+}
+
+sl_matmul_quantized *sl_matmul_of(const sl_kernels *kernels, uint32_t type) {
+    sl_matmul_quantized *const own = kernels->matmul_quantized[type];
+    return own ? own : sl_kernels_scalar.matmul_quantized[type];
 }

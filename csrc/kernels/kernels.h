@@ -1,9 +1,9 @@
-/* kernels.h: the arithmetic, as a table of functions for each instruction set.
+/* kernels.h: the arithmetic of a forward pass, as a table of functions for each instruction set.
  *
- * Strides and sizes count elements. Matrices are in tiles of 16 rows (see storyllamas.h), so every
- * result has its rows rounded up to whole tiles. A kernel may be called on a run of tiles: threads
- * that share a matrix pass each its own. What a tile and a row of x give does not depend on the
- * other tiles and rows that are passed with them, to the last bit. */
+ * Strides and sizes count elements. Matrices are stored in tiles of 16 rows (see storyllamas.h), so
+ * every product has its rows rounded up to whole tiles. A call may pass a part of a matrix's tiles:
+ * threads that share a matrix do. The product of a tile and a row of x is bit-identical, whichever
+ * other tiles and rows are passed with them. */
 
 #ifndef STORYLLAMAS_KERNELS_H
 #define STORYLLAMAS_KERNELS_H
@@ -12,32 +12,32 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "../storyllamas.h"
+
 enum { SL_TILE_ROWS = 16, SL_TILE_COLUMNS = 4 };
 
-/* A tile of a quantized matrix, whose weights start at a multiple of 64 bytes. */
+/* A tile of a quantized matrix. The weights start at a multiple of 64 bytes. */
 typedef struct {
     const uint16_t *scales; /* [groups][16 rows] bf16 */
-    const uint8_t *weights; /* q8: [columns / 4][16 rows][4]; q4: [columns / 8][16 rows][4] */
+    const uint8_t *weights; /* [columns / n][16 rows][4], n columns in 4 bytes: 4 of q8, 8 of q4 */
 } sl_tile;
 
+/* Return the bytes of a tile's scales. */
 static inline size_t sl_scale_bytes(size_t groups) {
     return (groups * SL_TILE_ROWS * sizeof(uint16_t) + 63) / 64 * 64;
 }
 
-static inline size_t sl_q8_tile_bytes(size_t groups, size_t group_size) {
-    return sl_scale_bytes(groups) + groups * group_size * SL_TILE_ROWS;
+/* Return the bytes of a tile whose weights have so many bits. */
+static inline size_t sl_tile_bytes(size_t bits, size_t groups, size_t group_size) {
+    return sl_scale_bytes(groups) + groups * group_size * (SL_TILE_ROWS * bits / 8);
 }
 
-static inline size_t sl_q4_tile_bytes(size_t groups, size_t group_size) {
-    return sl_scale_bytes(groups) + groups * group_size * SL_TILE_ROWS / 2;
-}
-
-/* The tile that starts at `tile`. */
+/* Return the tile that starts at `tile`. */
 static inline sl_tile sl_tile_at(const uint8_t *tile, size_t groups) {
     return (sl_tile){(const uint16_t *)(const void *)tile, tile + sl_scale_bytes(groups)};
 }
 
-/* The float whose upper half is a bf16. */
+/* Convert a bf16, the upper half of a float, to a float. */
 static inline float sl_from_bf16(uint16_t bf16) {
     const uint32_t bits = (uint32_t)bf16 << 16;
     float x;
@@ -45,8 +45,8 @@ static inline float sl_from_bf16(uint16_t bf16) {
     return x;
 }
 
-/* Rows of activations rounded to 8 bits: x = scale * value, value in -127 … 127,
- * one scale for each group_size columns. Columns are rounded up to whole groups with zeros. */
+/* Rows of activations, quantized to 8 bits: x = scale * value, with values from -127 to 127 and one
+ * scale for each group_size columns. Columns are rounded up to whole groups with zeros. */
 typedef struct {
     int8_t *values; /* [n][groups * group_size] */
     float *scales;  /* [n][groups] */
@@ -55,60 +55,66 @@ typedef struct {
     size_t group_size;
 } sl_quantized;
 
-#define SL_F16_MOST 65504.0f
+#define SL_F16_MAX 65504.0f
+
+/* y[n][16 tiles] = x[n] times the transposed matrix of quantized tiles. */
+typedef void sl_matmul_quantized(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
+                                 const sl_quantized *x, size_t n);
 
 typedef struct {
     const char *name;
 
     /* y[n][16 tiles] = x[n][columns] times the transposed matrix of f32 tiles [columns][16 rows],
-     * whose columns are column_stride apart, a multiple of 16. */
+     * whose columns are column_stride apart. column_stride is a multiple of 16. */
     void (*matmul_f32)(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
                        size_t column_stride, size_t tile_count, size_t columns, const float *x,
                        size_t x_stride, size_t n);
 
-    /* Likewise with tiles of f16; x, products and sums are f32. */
+    /* The same with f16 tiles; x, products and sums are f32. */
     void (*matmul_f16)(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
                        size_t column_stride, size_t tile_count, size_t columns, const float *x,
                        size_t x_stride, size_t n);
 
-    /* y[n][16 tiles] = the quantized x[n] times the transposed matrix of q8 or q4 tiles; for q4 the
-     * group_size is a multiple of 8. */
-    void (*matmul_q8)(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
-                      const sl_quantized *x, size_t n);
-    void (*matmul_q4)(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
-                      const sl_quantized *x, size_t n);
+    /* The product for each quantized weight type, or NULL: see sl_matmul_of. */
+    sl_matmul_quantized *matmul_quantized[SL_TYPE_COUNT];
 
-    /* Row i of q = x[columns]. */
+    /* Quantize x[columns] to row i of q. */
     void (*quantize)(const sl_quantized *q, size_t i, const float *x, size_t columns);
 
-    /* y[n] = x[n] rounded to the nearest f16, of two the even one; what is beyond the largest,
-     * infinity too, becomes +-65504, and NaN stays NaN. */
+    /* y[n] = x[n] rounded to the nearest f16, ties to even. Magnitudes above the largest f16,
+     * infinity included, become 65504. NaN stays NaN. */
     void (*to_f16)(uint16_t *y, const float *x, size_t n);
 
     /* y[n] = x[n] / sqrt(mean(x²) + eps) * weight[n]. */
     void (*rmsnorm)(float *y, const float *x, const float *weight, size_t n, float eps);
 
-    /* Turn each pair (2i, 2i + 1) of every head: x[heads][head_dim], table[head_dim / 2] of
-     * cosine and sine. */
+    /* Rotate each pair (2i, 2i + 1) of x[heads][head_dim] in place. table[head_dim / 2] has the
+     * cosine and sine of each pair's angle. */
     void (*rotate)(float *x, size_t heads, size_t head_dim, const float *table);
 
-    /* y[n] = silu(gate[n]) * up[n]; silu(g) = g / (1 + exp(-g)). */
+    /* y[n] = silu(gate[n]) * up[n], where silu(g) = g / (1 + exp(-g)). */
     void (*swiglu)(float *y, const float *gate, const float *up, size_t n);
 
-    /* Index of the largest x, of equals the lowest; no x is NaN. */
+    /* Return the index of the largest of x[n], the lowest index among equals. No x is NaN. */
     size_t (*argmax)(const float *x, size_t n);
 
-    /* y[n] = exp((x[n] - shift) * scale), for exponents up to 88; returns the sum. y may be x.
-     * Relative error of each below 3e-7. */
+    /* y[n] = exp((x[n] - shift) * scale), for exponents up to 88. Returns the sum of y. The
+     * relative error of each y is below 3e-7. y may be x. */
     float (*exponentials)(float *y, const float *x, size_t n, float shift, float scale);
 
-    /* Write the indices of weights[n] of at least `floor`, in order; returns how many.
-     * indices has room for n + 16. */
+    /* Write the indices of those weights[n] that are at least `floor`, in order, and return how
+     * many there are. indices has room for n + 16. */
     size_t (*select)(int32_t *indices, const float *weights, size_t n, float floor);
 } sl_kernels;
 
-/* In order of preference, ended by NULL: those that were built and that this processor runs. The
- * last are the scalar ones, the reference. */
+/* Return the kernel sets that are built and that this processor runs, the fastest first, ended by
+ * NULL. The last one is the scalar set, the reference. */
 const sl_kernels *const *sl_kernels_available(void);
+
+/* Return the set of this name, the fastest if name is NULL, or NULL if there is no such set. */
+const sl_kernels *sl_kernels_find(const char *name);
+
+/* Return a set's product for a quantized weight type. A set without one uses the scalar product. */
+sl_matmul_quantized *sl_matmul_of(const sl_kernels *kernels, uint32_t type);
 
 #endif

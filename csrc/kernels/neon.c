@@ -1,6 +1,5 @@
-/* neon.c: kernels for ARM64 processors with the 8-bit dot product.
- *
- * A tile's 16 rows are four registers of 4 lanes, so no sum ever crosses lanes. */
+/* neon.c: kernels for ARM64 processors with the 8-bit dot product. The 16 rows of a tile are four
+ * registers of 4 lanes. */
 
 #include "sets.h"
 
@@ -19,99 +18,60 @@
 #include "blocks.h"
 #include "exponential.h"
 
-enum {
-    LANES = 4,
-    QUARTERS = ROWS / LANES,
-    MOST = 4
-}; /* MOST: of tiles times rows of x in a block */
+enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 4 };
 
-/* ---- Matrices of f32 and f16 ----------------------------------------------------------------- */
+/* ---- What tiles.h needs ---------------------------------------------------------------------- */
 
-INLINE void clear_sums(float32x4_t sum[MOST][QUARTERS], size_t tiles, size_t n) {
-    UNROLL for (size_t a = 0; a < tiles * n; a++) UNROLL for (size_t h = 0; h < QUARTERS; h++)
-        sum[a][h] = vdupq_n_f32(0);
+typedef float32x4_t vector;
+typedef int32x4_t integers;
+
+INLINE vector zeros(void) {
+    return vdupq_n_f32(0);
 }
 
-INLINE void store_sums(float *y, size_t y_stride, float32x4_t sum[MOST][QUARTERS], size_t tiles,
-                       size_t n) {
-    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
-        UNROLL for (size_t h = 0; h < QUARTERS; h++)
-            vst1q_f32(y + i * y_stride + t * ROWS + h * LANES, sum[t * n + i][h]);
+INLINE integers repeat(int32_t k) {
+    return vdupq_n_s32(k);
 }
 
-INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t tile_stride,
-                      size_t column_stride, size_t tiles, size_t columns, const float *x,
-                      size_t x_stride, size_t n) {
-    float32x4_t sum[MOST][QUARTERS];
-    clear_sums(sum, tiles, n);
-    for (size_t c = 0; c < columns; c++)
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < QUARTERS; h++) {
-            const float32x4_t weights =
-                vld1q_f32(w + t * tile_stride + c * column_stride + h * LANES);
-            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][h] =
-                vfmaq_n_f32(sum[t * n + i][h], weights, x[i * x_stride + c]);
-        }
-    store_sums(y, y_stride, sum, tiles, n);
+INLINE vector load_f32(const float *w) {
+    return vld1q_f32(w);
 }
 
-static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
-                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
-                       size_t x_stride, size_t n){
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
-              tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
-#undef BLOCK
+INLINE vector load_f16(const uint16_t *w) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(w)));
 }
 
-INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
-                      size_t column_stride, size_t tiles, size_t columns, const float *x,
-                      size_t x_stride, size_t n) {
-    float32x4_t sum[MOST][QUARTERS];
-    clear_sums(sum, tiles, n);
-    for (size_t c = 0; c < columns; c++)
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < QUARTERS; h++) {
-            const uint16x4_t half = vld1_u16(w + t * tile_stride + c * column_stride + h * LANES);
-            const float32x4_t weights = vcvt_f32_f16(vreinterpret_f16_u16(half));
-            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][h] =
-                vfmaq_n_f32(sum[t * n + i][h], weights, x[i * x_stride + c]);
-        }
-    store_sums(y, y_stride, sum, tiles, n);
-}
-
-static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
-                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
-                       size_t x_stride, size_t n){
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_f16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
-              tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
-#undef BLOCK
-}
-
-/* ---- Quantized matrices ---------------------------------------------------------------------- */
-
-/* 4 bf16 numbers as floats. */
-INLINE float32x4_t load_scales(const uint8_t *scales) {
+INLINE vector load_scales(const uint8_t *scales) {
     const uint16x4_t half = vreinterpret_u16_u8(vld1_u8(scales));
     return vreinterpretq_f32_u32(vshll_n_u16(half, 16));
 }
 
-/* sum + the dot products of each lane's four weights with x[4]. */
+INLINE void store_f32(float *y, vector x) {
+    vst1q_f32(y, x);
+}
+
+INLINE vector multiply_add(vector sum, vector w, float x) {
+    return vfmaq_n_f32(sum, w, x);
+}
+
+INLINE vector add_scaled(vector sum, integers dot, vector scales, float x_scale) {
+    return vfmaq_f32(sum, vcvtq_f32_s32(dot), vmulq_n_f32(scales, x_scale));
+}
+
+/* Return sum plus the dot product of each lane's four weights with x[4]. */
 INLINE int32x4_t add_dot(int32x4_t sum, int8x16_t weights, const int8_t *x) {
     uint32_t four;
     memcpy(&four, x, sizeof four);
     return vdotq_lane_s32(sum, weights, vcreate_s8(four), 0);
 }
 
-/* Both of these add to dot[tiles * n] the products of a group of x, n rows that are `width` apart,
- * with the group's weights of tiles that are tile_bytes apart. The dot product takes signed bytes
- * on both sides, so the bias of 128 comes off; that of 8 may stay. */
-INLINE void dot_q8(int32x4_t dot[MOST][QUARTERS], const uint8_t *w, size_t tile_bytes, size_t tiles,
-                   const int8_t *x, size_t width, size_t group_size, size_t n) {
+/* The instruction multiplies signed bytes, so the weights of q8 lose their bias of 128. Those of q4
+ * keep their bias of 8. */
+INLINE void dot_q8(int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes,
+                   size_t tiles, const int8_t *x, size_t width, size_t group_size, size_t n) {
     const uint8x16_t bias = vdupq_n_u8(0x80);
     for (size_t c = 0; c < group_size; c += 4)
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < QUARTERS; h++) {
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < PARTS; h++) {
             const uint8x16_t biased = vld1q_u8(w + t * tile_bytes + c * ROWS + h * 4 * LANES);
             const int8x16_t weights = vreinterpretq_s8_u8(veorq_u8(biased, bias));
             UNROLL for (size_t i = 0; i < n; i++) dot[t * n + i][h] =
@@ -119,11 +79,11 @@ INLINE void dot_q8(int32x4_t dot[MOST][QUARTERS], const uint8_t *w, size_t tile_
         }
 }
 
-INLINE void dot_q4(int32x4_t dot[MOST][QUARTERS], const uint8_t *w, size_t tile_bytes, size_t tiles,
-                   const int8_t *x, size_t width, size_t group_size, size_t n) {
+INLINE void dot_q4(int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes,
+                   size_t tiles, const int8_t *x, size_t width, size_t group_size, size_t n) {
     const uint8x16_t nibble = vdupq_n_u8(15);
     for (size_t c = 0; c < group_size; c += 8)
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < QUARTERS; h++) {
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < PARTS; h++) {
             const uint8x16_t both = vld1q_u8(w + t * tile_bytes + c * ROWS / 2 + h * 4 * LANES);
             const int8x16_t low = vreinterpretq_s8_u8(vandq_u8(both, nibble));
             const int8x16_t high = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
@@ -136,59 +96,11 @@ INLINE void dot_q4(int32x4_t dot[MOST][QUARTERS], const uint8_t *w, size_t tile_
         }
 }
 
-INLINE void block_quantized(weight_bits type, float *y, size_t y_stride, const uint8_t *w,
-                            size_t tile_bytes, size_t tiles, const sl_quantized *q, size_t row,
-                            size_t n) {
-    const size_t group_bytes = q->group_size * ROWS * type / 8, width = q->groups * q->group_size;
-    const uint8_t *weights = w + sl_scale_bytes(q->groups);
-    const int8_t *x = q->values + row * width;
-    float32x4_t sum[MOST][QUARTERS];
-    clear_sums(sum, tiles, n);
-    for (size_t g = 0; g < q->groups; g++, weights += group_bytes, x += q->group_size) {
-        const int32_t *sums = q->sums + row * q->groups + g;
-        const float *x_scales = q->scales + row * q->groups + g;
-        int32x4_t dot[MOST][QUARTERS];
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
-            UNROLL for (size_t h = 0; h < QUARTERS; h++) dot[t * n + i][h] =
-                vdupq_n_s32(type == Q8 ? 0 : -8 * sums[i * q->groups]);
-        if (type == Q8)
-            dot_q8(dot, weights, tile_bytes, tiles, x, width, q->group_size, n);
-        else
-            dot_q4(dot, weights, tile_bytes, tiles, x, width, q->group_size, n);
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < QUARTERS; h++) {
-            const uint8_t *at = w + t * tile_bytes + (g * ROWS + h * LANES) * sizeof(uint16_t);
-            const float32x4_t scales = load_scales(at);
-            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][h] =
-                vfmaq_f32(sum[t * n + i][h], vcvtq_f32_s32(dot[t * n + i][h]),
-                          vmulq_n_f32(scales, x_scales[i * q->groups]));
-        }
-    }
-    store_sums(y, y_stride, sum, tiles, n);
-}
-
-static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
-                      const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_q8_tile_bytes(x->groups, x->group_size);
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
-                    tile_bytes, tile_n, x, i, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
-#undef BLOCK
-}
-
-static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
-                      const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_q4_tile_bytes(x->groups, x->group_size);
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_quantized(Q4, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
-                    tile_bytes, tile_n, x, i, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, MOST)
-#undef BLOCK
-}
+#include "tiles.h"
 
 /* ---- Vectors --------------------------------------------------------------------------------- */
 
-/* x[n], n of at least 4 as 4 and zeros after fewer; and the way back. */
+/* Load 4 numbers of x[n]; if n is below 4, zeros follow. */
 INLINE float32x4_t load(const float *x, size_t n) {
     if (n >= LANES) return vld1q_f32(x);
     float part[LANES] = {0};
@@ -196,6 +108,7 @@ INLINE float32x4_t load(const float *x, size_t n) {
     return vld1q_f32(part);
 }
 
+/* Store 4 numbers to y[n], or n if n is below 4. */
 INLINE void store(float *y, size_t n, float32x4_t x) {
     if (n >= LANES)
         vst1q_f32(y, x);
@@ -203,18 +116,19 @@ INLINE void store(float *y, size_t n, float32x4_t x) {
         memcpy(y, &x, n * sizeof *y);
 }
 
-/* x in the first n lanes, `other` in the rest. */
+/* Return x in the first n lanes and `other` in the rest. */
 INLINE float32x4_t choose(size_t n, float32x4_t x, float32x4_t other) {
     const uint32x4_t lane = {0, 1, 2, 3};
     return vbslq_f32(vcltq_u32(lane, vdupq_n_u32(n < LANES ? (uint32_t)n : LANES)), x, other);
 }
 
-/* The largest |x|; NaN if there is one. Compared as integers, which order magnitudes the same. */
+/* Return the largest |x|, or NaN if there is one. Positive floats have the same order as their bits
+ * compared as integers. */
 INLINE float largest_magnitude(const float *x, size_t n) {
-    uint32x4_t most = vdupq_n_u32(0);
+    uint32x4_t max = vdupq_n_u32(0);
     for (size_t i = 0; i < n; i += LANES)
-        most = vmaxq_u32(most, vreinterpretq_u32_f32(vabsq_f32(load(x + i, n - i))));
-    return vgetq_lane_f32(vreinterpretq_f32_u32(vdupq_n_u32(vmaxvq_u32(most))), 0);
+        max = vmaxq_u32(max, vreinterpretq_u32_f32(vabsq_f32(load(x + i, n - i))));
+    return vgetq_lane_f32(vreinterpretq_f32_u32(vdupq_n_u32(vmaxvq_u32(max))), 0);
 }
 
 static void quantize(const sl_quantized *q, size_t i, const float *x, size_t columns) {
@@ -239,9 +153,9 @@ static void quantize(const sl_quantized *q, size_t i, const float *x, size_t col
 }
 
 static void to_f16(uint16_t *y, const float *x, size_t n) {
-    const float32x4_t most = vdupq_n_f32(SL_F16_MOST), least = vdupq_n_f32(-SL_F16_MOST);
+    const float32x4_t max = vdupq_n_f32(SL_F16_MAX), min = vdupq_n_f32(-SL_F16_MAX);
     for (size_t i = 0; i < n; i += LANES) {
-        const float32x4_t saturated = vminq_f32(most, vmaxq_f32(least, load(x + i, n - i)));
+        const float32x4_t saturated = vminq_f32(max, vmaxq_f32(min, load(x + i, n - i)));
         const uint16x4_t rounded = vreinterpret_u16_f16(vcvt_f16_f32(saturated));
         memcpy(y + i, &rounded, (n - i < LANES ? n - i : LANES) * sizeof *y);
     }
@@ -259,7 +173,7 @@ static void rmsnorm(float *y, const float *x, const float *weight, size_t n, flo
               vmulq_f32(vmulq_n_f32(load(x + i, n - i), scale), load(weight + i, n - i)));
 }
 
-/* x * cosine -+ swapped x * sine, the sign by lane. */
+/* In each pair, even lanes become x * cosine - swapped x * sine, odd lanes the sum of these. */
 static void rotate(float *x, size_t heads, size_t head_dim, const float *table) {
     const float32x4_t signs = {-1, 1, -1, 1};
     for (size_t h = 0; h < heads; h++, x += head_dim)
@@ -273,15 +187,15 @@ static void rotate(float *x, size_t heads, size_t head_dim, const float *table) 
         }
 }
 
-/* 2^k for k in -126 … 127. */
+/* Return 2^k for k in -126 … 127. */
 INLINE float32x4_t power_of_2(int32x4_t k) {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(k, vdupq_n_s32(127)), 23));
 }
 
-/* exp(x) for x up to 88; 0 for what is below the smallest float; NaN stays NaN. 2^k goes in by
- * halves, for it may be below the smallest power that a float holds in full. */
+/* Return exp(x) for x up to EXP_MAX, see exponential.h; NaN stays NaN. The factor 2^k is split in
+ * two, because 2^k itself may be below the smallest normal float. */
 INLINE float32x4_t exponential(float32x4_t x) {
-    x = vmaxq_f32(vdupq_n_f32(EXP_LEAST), x);
+    x = vmaxq_f32(vdupq_n_f32(EXP_MIN), x);
     const int32x4_t whole = vcvtnq_s32_f32(vmulq_n_f32(x, LOG2_E)), half = vshrq_n_s32(whole, 1);
     const float32x4_t k = vcvtq_f32_s32(whole);
     float32x4_t r = vfmsq_n_f32(x, k, LN_2_UPPER);
@@ -299,23 +213,23 @@ INLINE float32x4_t exponential(float32x4_t x) {
 static void swiglu(float *y, const float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i += LANES) {
         const float32x4_t g = load(gate + i, n - i);
-        /* Past 88 exp(-gate) is as good as infinite: silu is within 1e-36 of 0 there. */
-        const float32x4_t e = exponential(vminq_f32(vdupq_n_f32(EXP_MOST), vnegq_f32(g)));
+        /* Where exp(-gate) would exceed exp(88) silu is within 1e-36 of 0, so 88 will do. */
+        const float32x4_t e = exponential(vminq_f32(vdupq_n_f32(EXP_MAX), vnegq_f32(g)));
         const float32x4_t silu = vdivq_f32(g, vaddq_f32(vdupq_n_f32(1), e));
         store(y + i, n - i, vmulq_f32(silu, load(up + i, n - i)));
     }
 }
 
-/* Whether any lane of a comparison is true. */
+/* Return whether a comparison is true in any lane. */
 INLINE int any(uint32x4_t lanes) {
     return vmaxvq_u32(lanes) != 0;
 }
 
 static size_t argmax(const float *x, size_t n) {
-    float32x4_t most = vdupq_n_f32(-INFINITY);
+    float32x4_t max = vdupq_n_f32(-INFINITY);
     for (size_t i = 0; i < n; i += LANES)
-        most = vmaxq_f32(most, choose(n - i, load(x + i, n - i), most));
-    const float largest = vmaxvq_f32(most);
+        max = vmaxq_f32(max, choose(n - i, load(x + i, n - i), max));
+    const float largest = vmaxvq_f32(max);
     size_t i = 0;
     while (i + LANES <= n && !any(vceqq_f32(vld1q_f32(x + i), vdupq_n_f32(largest)))) i += LANES;
     while (i + 1 < n && x[i] != largest) i++;
@@ -344,21 +258,7 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
-const sl_kernels sl_kernels_neon = {
-    .name = "neon",
-    .matmul_f32 = matmul_f32,
-    .matmul_f16 = matmul_f16,
-    .matmul_q8 = matmul_q8,
-    .matmul_q4 = matmul_q4,
-    .quantize = quantize,
-    .to_f16 = to_f16,
-    .rmsnorm = rmsnorm,
-    .rotate = rotate,
-    .swiglu = swiglu,
-    .argmax = argmax,
-    .exponentials = exponentials,
-    .select = select,
-};
+SL_KERNEL_SET(neon, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -1,8 +1,8 @@
-/* scalar.c: the reference kernels, without an instruction of any one processor.
+/* scalar.c: the reference kernels. They use no instruction of a particular processor.
  *
- * A tile's 16 rows are 16 sums side by side. They are written as GCC's and Clang's vectors of four,
- * which are registers on every x86-64 and ARM64 processor, so no floating-point addition needs to
- * be reordered to be fast. */
+ * The 16 rows of a tile are 16 independent sums, so they are fast without reordering floating-point
+ * additions. They are written as vectors of four, an extension of GCC and Clang. Such vectors are
+ * registers on every x86-64 and ARM64 processor. */
 
 #include <float.h>
 #include <math.h>
@@ -34,8 +34,8 @@ static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t til
     }
 }
 
-/* Four f16 numbers as floats: with the bits where a float has them, all they lack is the difference
- * of the exponents' biases, which also makes subnormal numbers normal. */
+/* Convert four f16 numbers to floats. Their bits move to where a float has them. A product then
+ * corrects the bias of the exponent, and makes subnormal numbers normal. */
 static inline float4 load_f16(const uint16_t *x) {
     const float4 rebias = {0x1p112f, 0x1p112f, 0x1p112f, 0x1p112f};
     ushort4 half;
@@ -61,35 +61,35 @@ static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t 
     }
 }
 
-/* Two 16-bit numbers, four times over. */
+/* Return the same two 16-bit numbers in every lane. */
 static int4 repeat_pair(int8_t low, int8_t high) {
     const int32_t pair = (int32_t)((uint16_t)low | (uint32_t)(uint16_t)high << 16);
     return (int4){pair, pair, pair, pair};
 }
 
-/* Multiply as 16-bit numbers, which unsigned times signed bytes never overflow, and add the two
- * products in each 32 bits. */
+/* Multiply 16-bit numbers and add the two products in each lane. The numbers are unsigned bytes and
+ * signed bytes, so their products fit in 16 bits. */
 static int4 dot_pairs(int4 a, int4 b) {
     const int4 products = (int4)((short8)a * (short8)b);
     return ((products << 16) >> 16) + (products >> 16);
 }
 
-/* Add to the 16 sums the dot products of q[4] with the bytes of w, four columns for each row, taken
- * apart into the first and third and the second and fourth. */
+/* Add the dot products of q[4] with the bytes of w, four columns for each row, to the 16 sums. Even
+ * and odd bytes are multiplied separately. */
 static inline void add_dot(int4 dot[VECTORS], const int4 w[VECTORS], const int8_t *q) {
     const int4 even = repeat_pair(q[0], q[2]), odd = repeat_pair(q[1], q[3]);
     for (size_t v = 0; v < VECTORS; v++)
         dot[v] += dot_pairs(w[v] & 0x00ff00ff, even) + dot_pairs(w[v] >> 8 & 0x00ff00ff, odd);
 }
 
-/* The dot products of a group's 16 rows, 128 added to their weights, with q[group_size]. */
+/* Add the dot products of a group's 16 rows with q[group_size]. The weights have a bias of 128. */
 static inline void dot_q8(int4 dot[VECTORS], const uint8_t *weights, const int8_t *q,
                           size_t group_size) {
     const int4 *w = (const int4 *)weights;
     for (size_t c = 0; c < group_size; c += 4, w += VECTORS) add_dot(dot, w, q + c);
 }
 
-/* The same with 8 added to weights of four bits. */
+/* The same for weights of four bits, which have a bias of 8. */
 static inline void dot_q4(int4 dot[VECTORS], const uint8_t *weights, const int8_t *q,
                           size_t group_size) {
     const int4 *w = (const int4 *)weights;
@@ -104,7 +104,7 @@ static inline void dot_q4(int4 dot[VECTORS], const uint8_t *weights, const int8_
     }
 }
 
-/* sum += dot times the scales of 16 rows, times x_scale. */
+/* Add dot * scales * x_scale to the sums of 16 rows. */
 static inline void add_scaled(float4 sum[VECTORS], const int4 dot[VECTORS], const uint16_t *scales,
                               float x_scale) {
     for (size_t v = 0; v < VECTORS; v++) {
@@ -118,8 +118,8 @@ static inline void add_scaled(float4 sum[VECTORS], const int4 dot[VECTORS], cons
 typedef void dot_group(int4 dot[VECTORS], const uint8_t *weights, const int8_t *q,
                        size_t group_size);
 
-/* Both products with quantized weights: `bias` was added to them, a tile takes tile_bytes and a
- * group's weights group_bytes. */
+/* The product for any quantized weight type: dot_of computes dot products of a group, whose weights
+ * have `bias` added and take group_bytes. */
 static inline void matmul(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                           const sl_quantized *x, size_t n, dot_group *dot_of, int32_t bias,
                           size_t tile_bytes, size_t group_bytes) {
@@ -144,16 +144,17 @@ static inline void matmul(float *y, size_t y_stride, const uint8_t *tiles, size_
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     matmul(y, y_stride, tiles, tile_count, x, n, dot_q8, 128,
-           sl_q8_tile_bytes(x->groups, x->group_size), ROWS * x->group_size);
+           sl_tile_bytes(8, x->groups, x->group_size), ROWS * x->group_size);
 }
 
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     matmul(y, y_stride, tiles, tile_count, x, n, dot_q4, 8,
-           sl_q4_tile_bytes(x->groups, x->group_size), ROWS * x->group_size / 2);
+           sl_tile_bytes(4, x->groups, x->group_size), ROWS * x->group_size / 2);
 }
 
-/* The largest |x|; NaN if there is one. Compared as integers, which order magnitudes the same. */
+/* Return the largest |x|, or NaN if there is one. Positive floats have the same order as their bits
+ * compared as integers. */
 static float largest_magnitude(const float *x, size_t n) {
     int32_t largest = 0;
     for (size_t i = 0; i < n; i++) {
@@ -167,8 +168,8 @@ static float largest_magnitude(const float *x, size_t n) {
     return magnitude;
 }
 
-/* The integer nearest to x, of two the even one, for |x| < 2^22. Adding 1.5 * 2^23 leaves it in the
- * low bits of the sum. */
+/* Round x to the nearest integer, ties to even, for |x| < 2^22. Adding 1.5 * 2^23 leaves the
+ * integer in the low bits of the sum. */
 static int32_t nearest(float x) {
     const float shifted = x + 12582912.0f;
     int32_t bits;
@@ -202,7 +203,7 @@ static uint16_t nearest_f16(float x) {
     const uint32_t sign = bits >> 16 & 0x8000, least_bit = bits >> 13 & 1;
     const float magnitude = fabsf(x);
     if (isnan(x)) return 0x7e00;
-    if (magnitude >= SL_F16_MOST) return (uint16_t)(sign | 0x7bff);
+    if (magnitude >= SL_F16_MAX) return (uint16_t)(sign | 0x7bff);
     if (magnitude < 0x1p-14f) return (uint16_t)(sign | (uint32_t)nearest(magnitude * 0x1p24f));
     return (uint16_t)(sign | (((bits & 0x7fffffff) - 0x38000000 + 0xfff + least_bit) >> 13));
 }
@@ -252,18 +253,4 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
-const sl_kernels sl_kernels_scalar = {
-    .name = "scalar",
-    .matmul_f32 = matmul_f32,
-    .matmul_f16 = matmul_f16,
-    .matmul_q8 = matmul_q8,
-    .matmul_q4 = matmul_q4,
-    .quantize = quantize,
-    .to_f16 = to_f16,
-    .rmsnorm = rmsnorm,
-    .rotate = rotate,
-    .swiglu = swiglu,
-    .argmax = argmax,
-    .exponentials = exponentials,
-    .select = select,
-};
+SL_KERNEL_SET(scalar, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);

@@ -1,4 +1,4 @@
-/* sets.h: the kernel sets that are built for this family of processors. */
+/* sets.h: the kernel sets, and which of them are built for this family of processors. */
 
 #ifndef STORYLLAMAS_SETS_H
 #define STORYLLAMAS_SETS_H
@@ -9,12 +9,30 @@
 #define SL_X86
 #elif defined(__aarch64__) &&                                                                      \
     (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
-#define SL_ARM /* older Clangs have the dot product only where all files are compiled for it */
+#define SL_ARM /* an older Clang has the dot product only if all files are compiled for it */
 #endif
 
 extern const sl_kernels sl_kernels_scalar;
 extern const sl_kernels sl_kernels_avx2;
 extern const sl_kernels sl_kernels_avx512; /* with VNNI */
 extern const sl_kernels sl_kernels_neon;   /* with the dot product */
+
+/* Define the table of a set from the functions of these names in its file. The other arguments are
+ * its products for quantized weight types. */
+#define SL_KERNEL_SET(set, ...)                                                                    \
+    const sl_kernels sl_kernels_##set = {                                                          \
+        .name = #set,                                                                              \
+        .matmul_f32 = matmul_f32,                                                                  \
+        .matmul_f16 = matmul_f16,                                                                  \
+        .matmul_quantized = {__VA_ARGS__},                                                         \
+        .quantize = quantize,                                                                      \
+        .to_f16 = to_f16,                                                                          \
+        .rmsnorm = rmsnorm,                                                                        \
+        .rotate = rotate,                                                                          \
+        .swiglu = swiglu,                                                                          \
+        .argmax = argmax,                                                                          \
+        .exponentials = exponentials,                                                              \
+        .select = select,                                                                          \
+    }
 
 #endif

@@ -1,19 +1,20 @@
-/* decode.c: from ids back to text. */
+/* decode.c: turns ids into text. */
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../internal.h"
+#include "../error.h"
+#include "tokenizer.h"
 
 #define REPLACEMENT "\xef\xbf\xbd" /* U+FFFD */
-#define UNKNOWN " \xe2\x81\x87 "   /* U+2047, what the unknown piece decodes to */
+#define UNKNOWN " \xe2\x81\x87 "   /* U+2047: the unknown piece decodes to it */
 
 enum { REPLACEMENT_BYTES = 3, UNKNOWN_BYTES = 5, SHORT = 16 };
 
-/* ---- What pieces decode to ------------------------------------------------------------------- */
+/* ---- The table of decoded pieces ------------------------------------------------------------- */
 
-/* Write a piece with its U+2581 as spaces. */
+/* Write a piece with spaces for U+2581. */
 static size_t write_piece(const char *piece, size_t length, char *text) {
     char *out = text;
     for (size_t i = 0; i < length;) {
@@ -51,7 +52,8 @@ bool sl_index_decoded(sl_tokenizer *tokenizer) {
         tokenizer->decoded[id] = (sl_decoded){start, (uint32_t)length};
         start += (uint32_t)length;
     }
-    memset(tokenizer->decoded_text + start, 0, SHORT); /* read with the last piece, see append */
+    memset(tokenizer->decoded_text + start, 0,
+           SHORT); /* append reads SHORT bytes of the last piece */
     return true;
 }
 
@@ -63,8 +65,8 @@ size_t sl_decoder_bound(const sl_tokenizer *tokenizer) {
     return longest + sizeof(((sl_decoder *)0)->pending) * REPLACEMENT_BYTES;
 }
 
-/* Write the characters that the pending bytes complete, and U+FFFD for bytes that no further one
- * can save. */
+/* Write the characters that the pending bytes complete, and U+FFFD for bytes that cannot become
+ * part of a character. */
 static size_t write_pending(sl_decoder *decoder, char *text) {
     char *out = text;
     while (decoder->pending_count) {
@@ -89,7 +91,7 @@ size_t sl_decoder_end(sl_decoder *decoder, char *text) {
     return length;
 }
 
-/* Whether the piece begins with the space that the tokenizer put before the text. */
+/* Return whether the piece begins with the space that the tokenizer puts in front of a text. */
 static bool has_prefix(const sl_tokenizer *tokenizer, int32_t id) {
     return tokenizer->vocabulary.dummy_prefix && sl_piece_type(tokenizer, id) != SL_PIECE_UNKNOWN &&
            sl_piece_length(tokenizer, id) >= SL_SPACE_BYTES &&
@@ -101,7 +103,7 @@ size_t sl_decoder_next(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32
     if (type == SL_PIECE_BYTE) {
         const int byte = sl_byte_of(sl_piece_text(tokenizer, id), sl_piece_length(tokenizer, id));
         decoder->pending[decoder->pending_count++] = (char)byte;
-        decoder->begun = true; /* whatever comes next, the byte's text comes before it */
+        decoder->begun = true; /* the byte's text precedes all that follows */
         return write_pending(decoder, text);
     }
     const size_t pending = sl_decoder_end(decoder, text);
@@ -113,16 +115,16 @@ size_t sl_decoder_next(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32
     return pending + length;
 }
 
-/* ---- At once --------------------------------------------------------------------------------- */
+/* ---- All tokens at once ---------------------------------------------------------------------- */
 
 typedef struct {
     char *bytes;
     size_t capacity;
-    size_t length; /* may pass capacity */
+    size_t length; /* may exceed capacity */
 } text_out;
 
-/* What does not fit is left out. Of a short text a fixed number of bytes is copied, which is faster
- * and overwritten by what follows; at least that many can be read. */
+/* Append a text, or count its length if it does not fit. A short text is copied as SHORT bytes,
+ * which is faster; the text that follows overwrites the excess. SHORT bytes must be readable. */
 static void append(text_out *out, const char *text, size_t length) {
     if (length <= SHORT && out->length + SHORT <= out->capacity)
         memcpy(out->bytes + out->length, text, SHORT);
@@ -137,7 +139,8 @@ static int decode(const sl_tokenizer *tokenizer, const int32_t *ids, size_t coun
     for (size_t i = 0; i < count; i++) {
         const int32_t id = ids[i];
         if (id < 0 || (uint32_t)id >= tokenizer->vocabulary.size)
-            return sl_fail(SL_ERROR_ARGUMENT, "token id %" PRId32 " is not in 0 … %" PRIu32, id,
+            return sl_fail(SL_ERROR_ARGUMENT,
+                           "token id %" PRId32 " is not in the vocabulary: give 0 to %" PRIu32, id,
                            tokenizer->vocabulary.size - 1);
         const sl_decoded piece = tokenizer->decoded[id];
         if (piece.length && decoder.begun && !decoder.pending_count)
@@ -153,7 +156,7 @@ int sl_decode(const sl_tokenizer *tokenizer, const int32_t *ids, size_t count, c
               size_t capacity, size_t *length) {
     *length = 0;
     char *part = calloc(1, sl_decoder_bound(tokenizer) + SHORT);
-    if (!part) return sl_fail(SL_ERROR_MEMORY, "not enough memory to decode");
+    if (!part) return sl_fail(SL_ERROR_MEMORY, "not enough memory to decode %zu ids", count);
     text_out out = {text, capacity, 0};
     int status = decode(tokenizer, ids, count, part, &out);
     free(part);

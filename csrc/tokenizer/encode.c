@@ -1,29 +1,30 @@
-/* encode.c: cut a text into words and put their ids together. */
+/* encode.c: splits a text into words and encodes each. */
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "../internal.h"
+#include "../error.h"
+#include "tokenizer.h"
 #include "word_cache.h"
 
 enum {
-    LARGEST_TEXT = 1 << 30,
-    IDS_OF_KEPT = SL_SPACE_BYTES * (SL_WORD_BYTES + 1) /* most ids of a word that fits the cache */
+    MAX_TEXT_BYTES = 1 << 30,
+    MAX_WORD_IDS = SL_SPACE_BYTES * (SL_WORD_BYTES + 1) /* of a word that fits the cache */
 };
 
-/* ---- Words ----------------------------------------------------------------------------------- */
+/* ---- Borders between words ------------------------------------------------------------------- */
 
-/* Goes from one border that no merge crosses to the next. */
+/* Finds the borders that no merge crosses, one after the other. */
 typedef struct {
     const sl_tokenizer *tokenizer;
     const char *text;
     size_t length;
-    size_t block;     /* first byte of the 64 that are looked at */
-    uint64_t borders; /* bit i: there is one before byte block + i, and it was not told yet */
+    size_t block;     /* start of the current block of 64 bytes */
+    uint64_t borders; /* bit i: a border before byte block + i that is not returned yet */
 } border_scan;
 
-/* The borders in a block. No branch depends on the text: a wrongly predicted one for each word
- * would take as long as all the rest. */
+/* Return the borders in the current block. No branch depends on the text: one misprediction for
+ * each word would take as long as all the rest. */
 static uint64_t find_borders(const border_scan *scan) {
     const size_t left = scan->length - scan->block, count = left < 64 ? left : 64;
     uint64_t borders = 0;
@@ -41,7 +42,7 @@ static border_scan scan_borders(const sl_tokenizer *tokenizer, const char *text,
     return scan;
 }
 
-/* Where the next border is; the end of the text after the last. */
+/* Return the position of the next border, or the end of the text after the last one. */
 static inline size_t next_border(border_scan *scan) {
     while (!scan->borders) {
         scan->block += 64;
@@ -55,9 +56,9 @@ static inline size_t next_border(border_scan *scan) {
 
 /* ---- Words and their ids --------------------------------------------------------------------- */
 
-/* Put the ids of a word that the cache holds. Where there is room all places are copied, which is
- * faster; what follows overwrites those that are not ids. */
-static inline void put_known(sl_id_list *list, const sl_word *word) {
+/* Append the ids of a word from the cache. If there is room the whole array is copied, which is
+ * faster; the ids that follow overwrite the excess. */
+static inline void put_cached(sl_id_list *list, const sl_word *word) {
     if (list->count + SL_WORD_IDS <= list->capacity &&
         (word->ids[0] != list->unk_id || word->ids[0] != list->last)) {
         memcpy(list->ids + list->count, word->ids, sizeof word->ids);
@@ -68,32 +69,32 @@ static inline void put_known(sl_id_list *list, const sl_word *word) {
     }
 }
 
-/* Encode a word that the cache does not hold, and keep it there if its ids fit. */
-static int learn_word(const sl_tokenizer *tokenizer, const char *text, size_t length,
-                      sl_word_key key, sl_word *place, sl_id_list *list) {
-    int32_t ids[IDS_OF_KEPT];
-    sl_id_list found = {ids, IDS_OF_KEPT, 0, -1, list->unk_id};
+/* Encode a word that is not in the cache, and add it if its ids fit. */
+static int put_new(const sl_tokenizer *tokenizer, const char *text, size_t length, sl_word_key key,
+                   sl_word *slot, sl_id_list *list) {
+    int32_t ids[MAX_WORD_IDS];
+    sl_id_list found = {ids, MAX_WORD_IDS, 0, -1, list->unk_id};
     const int status = sl_merge(tokenizer, false, text, length, &found);
     if (status) return status;
     for (size_t i = 0; i < found.count; i++) sl_put(list, ids[i]);
     if (found.count > SL_WORD_IDS) return SL_OK;
-    *place = (sl_word){.key = key, .count = (uint32_t)found.count};
-    memcpy(place->ids, ids, found.count * sizeof *ids);
+    *slot = (sl_word){.key = key, .count = (uint32_t)found.count};
+    memcpy(slot->ids, ids, found.count * sizeof *ids);
     return SL_OK;
 }
 
-/* readable is how many bytes may be read from text, see sl_make_key. */
+/* Append the ids of a word. `readable` bytes may be read from text, see sl_make_key. */
 static inline int put_word(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
                            size_t length, size_t readable, sl_id_list *list) {
     if (!cache || length > SL_WORD_BYTES) return sl_merge(tokenizer, false, text, length, list);
     const sl_word_key key = sl_make_key(text, length, readable);
-    sl_word *place = sl_word_place(cache, key);
-    if (!sl_word_is(place, key)) return learn_word(tokenizer, text, length, key, place, list);
-    put_known(list, place);
+    sl_word *slot = sl_word_slot(cache, key);
+    if (!sl_word_is(slot, key)) return put_new(tokenizer, text, length, key, slot, list);
+    put_cached(list, slot);
     return SL_OK;
 }
 
-/* The first word of a text, before which the tokenizer puts a space. */
+/* Append the ids of the first word of a text, with a space in front. */
 static int put_first(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
                      size_t length, sl_id_list *list) {
     if (length >= SL_WORD_BYTES) return sl_merge(tokenizer, true, text, length, list);
@@ -119,18 +120,19 @@ static int put_text(const sl_tokenizer *tokenizer, sl_word_cache *cache, const c
     return status;
 }
 
-/* ---- The public face ------------------------------------------------------------------------- */
+/* ---- The functions of storyllamas.h ---------------------------------------------------------- */
 
 static int check_cache(const sl_tokenizer *tokenizer, const sl_word_cache *cache) {
     if (cache && cache->tokenizer != tokenizer)
-        return sl_fail(SL_ERROR_ARGUMENT, "the cache of words was made for another tokenizer");
+        return sl_fail(SL_ERROR_ARGUMENT,
+                       "the word cache belongs to another tokenizer: make one for this tokenizer");
     return SL_OK;
 }
 
 static int check_text(const char *text, size_t length) {
-    if (length > LARGEST_TEXT)
+    if (length > MAX_TEXT_BYTES)
         return sl_fail(SL_ERROR_ARGUMENT, "the text has %zu bytes: give at most %d at once", length,
-                       LARGEST_TEXT);
+                       MAX_TEXT_BYTES);
     const size_t valid = sl_utf8_valid(text, length);
     if (valid < length)
         return sl_fail(SL_ERROR_TEXT, "the text is not valid UTF-8 at byte %zu (0x%02x)", valid,

@@ -1,19 +1,20 @@
-/* merge.c: the ids of one word, by merging.
+/* merge.c: encodes one word by merging.
  *
- * A heap holds the candidates and the symbols are a linked list, so that a word of n bytes takes
- * O(n log n), however long it is. */
+ * The symbols form a linked list and the possible merges a heap, so a word of n bytes takes
+ * O(n log n) time. */
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "../internal.h"
+#include "../error.h"
+#include "tokenizer.h"
 
 #define NONE UINT32_MAX /* no symbol */
 
-enum { SMALL_WORD = 64 }; /* bytes of text that need no memory but the stack */
+enum { SMALL_WORD = 64 }; /* bytes of a word that is encoded on the stack */
 
-/* A symbol is the run of normalized text that starts where the symbol stands in the array; an entry
- * of length 0 is not one (any more). */
+/* The symbol with index i is the part of the normalized text that starts at byte i. An entry of
+ * length 0 is no symbol, or one that was merged into another. */
 typedef struct {
     uint32_t length;
     uint32_t previous; /* NONE before the first */
@@ -21,7 +22,7 @@ typedef struct {
     bool frozen;       /* user-defined: does not merge */
 } symbol;
 
-/* Two neighbours that could merge, and how long they were when that was found out. */
+/* Two neighbours that can merge, and their joint length when they entered the heap. */
 typedef struct {
     float score;
     uint32_t left;
@@ -36,7 +37,8 @@ typedef struct {
     symbol *symbols; /* [length] */
     merge *heap;     /* the best on top */
     uint32_t heap_count;
-    uint32_t *splits; /* [pieces] how long the left part of an unused piece is; NULL: has none */
+    uint32_t
+        *splits; /* [pieces] the length of an unused piece's left part; NULL: no unused pieces */
 } encoding;
 
 /* ---- The heap -------------------------------------------------------------------------------- */
@@ -72,7 +74,7 @@ static size_t count_spaces(const char *text, size_t length) {
     return count;
 }
 
-/* Copy the text with spaces as U+2581, and one in front if so said. */
+/* Copy the text with U+2581 for spaces, and one in front if `prefix` is set. */
 static void normalize(encoding *e, bool prefix, const char *text, size_t length) {
     char *out = e->text;
     if (prefix) out = (char *)memcpy(out, SL_SPACE, SL_SPACE_BYTES) + SL_SPACE_BYTES;
@@ -85,7 +87,7 @@ static void normalize(encoding *e, bool prefix, const char *text, size_t length)
     e->length = (uint32_t)(out - e->text);
 }
 
-/* Length of the longest user-defined piece that stands at the byte, or 0. */
+/* Return the length of the longest user-defined piece at this byte, or 0. */
 static uint32_t match_user_defined(const encoding *e, uint32_t at) {
     const sl_tokenizer *tokenizer = e->tokenizer;
     const uint8_t byte = (uint8_t)e->text[at];
@@ -113,8 +115,8 @@ static void split_into_symbols(encoding *e) {
 
 /* ---- Merging --------------------------------------------------------------------------------- */
 
-/* Enter a pair of neighbours into the heap if it can merge; either may lie outside the text. */
-static void consider(encoding *e, uint32_t left, uint32_t right) {
+/* Add a pair of neighbours to the heap if they can merge. Either may lie outside the text. */
+static void add_pair(encoding *e, uint32_t left, uint32_t right) {
     if (left == NONE || right == e->length) return;
     if (e->symbols[left].frozen || e->symbols[right].frozen) return;
     const uint32_t length = e->symbols[left].length + e->symbols[right].length;
@@ -124,10 +126,10 @@ static void consider(encoding *e, uint32_t left, uint32_t right) {
     if (sl_piece_type(e->tokenizer, id) == SL_PIECE_UNUSED) e->splits[id] = e->symbols[left].length;
 }
 
-/* A pair that has changed since it entered the heap is passed over. */
+/* Merge pairs until none is left. Skip a pair that has changed since it entered the heap. */
 static void merge_all(encoding *e) {
     for (uint32_t at = 0; at < e->length; at = e->symbols[at].next)
-        consider(e, at, e->symbols[at].next);
+        add_pair(e, at, e->symbols[at].next);
     while (e->heap_count) {
         const merge pair = heap_pop(e);
         symbol *left = &e->symbols[pair.left], *right = &e->symbols[pair.right];
@@ -137,13 +139,13 @@ static void merge_all(encoding *e) {
         left->next = right->next;
         right->length = 0;
         if (left->next < e->length) e->symbols[left->next].previous = pair.left;
-        consider(e, left->previous, pair.left);
-        consider(e, pair.left, left->next);
+        add_pair(e, left->previous, pair.left);
+        add_pair(e, pair.left, left->next);
     }
 }
 
-/* Take an unused piece apart again, as it was last put together anywhere in the text; returns
- * whether the symbol was one. */
+/* Split an unused piece again, as it was last merged anywhere in the text. Returns whether the
+ * symbol was an unused piece. */
 static bool split_unused(encoding *e, uint32_t at, int32_t id) {
     if (id < 0 || sl_piece_type(e->tokenizer, id) != SL_PIECE_UNUSED || !e->splits[id])
         return false;
@@ -155,7 +157,8 @@ static bool split_unused(encoding *e, uint32_t at, int32_t id) {
     return true;
 }
 
-/* A symbol that is no piece becomes its bytes or the unknown piece. */
+/* Append the ids of all symbols. A symbol that is no piece becomes byte pieces or the unknown
+ * piece. */
 static void put_symbols(encoding *e, sl_id_list *list) {
     const sl_tokenizer *tokenizer = e->tokenizer;
     for (uint32_t at = 0; at < e->length; at = e->symbols[at].next) {
@@ -181,7 +184,7 @@ static void run(encoding *e, bool prefix, const char *word, size_t length, sl_id
 
 /* ---- Memory ---------------------------------------------------------------------------------- */
 
-/* Of a heap: an entry for every pair of neighbours, and one more for every merge. */
+/* Entries of the heap: one for every pair of neighbours, and one more for every merge. */
 #define MERGES(length) (2 * ((length) + 1))
 
 static void merge_small(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
@@ -202,13 +205,14 @@ static int merge_large(const sl_tokenizer *tokenizer, bool prefix, const char *w
     e.symbols = malloc(normalized * sizeof *e.symbols);
     e.heap = malloc(MERGES(length) * sizeof *e.heap);
     if (tokenizer->has_unused) e.splits = calloc(tokenizer->vocabulary.size, sizeof *e.splits);
-    const bool is_short = !e.text || !e.symbols || !e.heap || (tokenizer->has_unused && !e.splits);
-    if (!is_short) run(&e, prefix, word, length, list);
+    const bool is_out_of_memory =
+        !e.text || !e.symbols || !e.heap || (tokenizer->has_unused && !e.splits);
+    if (!is_out_of_memory) run(&e, prefix, word, length, list);
     free(e.text);
     free(e.symbols);
     free(e.heap);
     free(e.splits);
-    if (is_short)
+    if (is_out_of_memory)
         return sl_fail(SL_ERROR_MEMORY, "not enough memory to encode %zu bytes of text", length);
     return SL_OK;
 }

@@ -1,4 +1,4 @@
-/* utf8.c: where characters begin and end. */
+/* utf8.c: finds the characters in a text. */
 
 #include <string.h>
 
@@ -7,8 +7,8 @@
 int sl_utf8_character(const char *text, size_t length) {
     const uint8_t *s = (const uint8_t *)text;
     if (s[0] < 0x80) return 1;
-    /* By the first byte: how long, and the range of the second, which rules out overlong forms,
-     * surrogates and what lies beyond U+10FFFF. */
+    /* The first byte gives the size and the range of the second byte. The range excludes overlong
+     * forms, surrogates and code points beyond U+10FFFF. */
     int size = 0;
     uint8_t low = 0x80, high = 0xbf;
     if (s[0] >= 0xc2 && s[0] <= 0xdf) size = 2;

@@ -1,22 +1,23 @@
-/* vocabulary.c: trust nothing in a vocabulary, and build the tables that encoding needs. */
+/* vocabulary.c: checks a vocabulary and builds the tables for encoding. */
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../internal.h"
+#include "../error.h"
+#include "tokenizer.h"
 
-enum { LARGEST_SIZE = 1 << 20 };
+enum { MAX_SIZE = 1 << 20 };
 
-/* ---- Refusing -------------------------------------------------------------------------------- */
+/* ---- Errors ---------------------------------------------------------------------------------- */
 
-static int refuse(const char *path, const char *reason) {
+static int reject(const char *path, const char *reason) {
     if (!path) return sl_fail(SL_ERROR_FORMAT, "the vocabulary is damaged: %s", reason);
     return sl_fail(SL_ERROR_FORMAT, "weight file %s is damaged: %s; export it again", path, reason);
 }
 
-static int refuse_piece(const char *path, int32_t id, const char *reason) {
+static int reject_piece(const char *path, int32_t id, const char *reason) {
     if (!path)
         return sl_fail(SL_ERROR_FORMAT, "the vocabulary is damaged: piece %" PRId32 " %s", id,
                        reason);
@@ -26,7 +27,7 @@ static int refuse_piece(const char *path, int32_t id, const char *reason) {
                    path, id, reason);
 }
 
-static int refuse_memory(const char *path) {
+static int reject_memory(const char *path) {
     return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path ? path : "the vocabulary");
 }
 
@@ -40,7 +41,7 @@ static uint32_t hash_text(const char *text, uint32_t length) {
     return (uint32_t)(hash ^ hash >> 32);
 }
 
-/* The slot that holds the piece of that text, or the free one where it belongs. */
+/* Return the slot of the piece with this text, or the free slot where it belongs. */
 static uint32_t *find_slot(const sl_tokenizer *tokenizer, const char *text, uint32_t length) {
     for (uint32_t at = hash_text(text, length);; at++) {
         uint32_t *slot = &tokenizer->slots[at & tokenizer->slot_mask];
@@ -57,49 +58,42 @@ int32_t sl_find_piece(const sl_tokenizer *tokenizer, const char *text, uint32_t 
     return (int32_t)*find_slot(tokenizer, text, length) - 1;
 }
 
-int sl_byte_of(const char *text, uint32_t length) {
-    static const char digits[] = "0123456789ABCDEF";
-    if (length != 6 || memcmp(text, "<0x", 3) != 0 || text[5] != '>') return -1;
-    const char *high = memchr(digits, text[3], 16), *low = memchr(digits, text[4], 16);
-    return high && low ? (int)((high - digits) * 16 + (low - digits)) : -1;
-}
-
 /* ---- Checking and indexing ------------------------------------------------------------------- */
 
 static int check_arrays(const sl_vocabulary *vocabulary, const char *path) {
     const uint32_t size = vocabulary->size, *offsets = vocabulary->offsets;
-    if (size < 1 || size > LARGEST_SIZE) return refuse(path, "it has no pieces or too many");
+    if (size < 1 || size > MAX_SIZE) return reject(path, "it has no pieces or too many");
     if (vocabulary->unk_id < -1 || vocabulary->unk_id >= (int64_t)size)
-        return refuse(path, "unk_id is out of range");
-    if (offsets[0] != 0) return refuse(path, "its first piece is not at offset 0");
+        return reject(path, "unk_id is out of range");
+    if (offsets[0] != 0) return reject(path, "its first piece is not at offset 0");
     for (uint32_t i = 0; i < size; i++)
         if (offsets[i] > offsets[i + 1])
-            return refuse(path, "the offsets of its pieces run backwards");
+            return reject(path, "the offsets of its pieces run backwards");
     if (offsets[size] != vocabulary->text_bytes)
-        return refuse(path, "its pieces do not end with the tokenizer");
+        return reject(path, "its pieces do not end with the tokenizer");
     return SL_OK;
 }
 
-/* Check what holds for a piece of any type. */
+/* Check what every piece must fulfil, whatever its type. */
 static int check_piece(const sl_tokenizer *tokenizer, int32_t id, const char *path) {
     const uint32_t length = sl_piece_length(tokenizer, id);
     const uint8_t type = sl_piece_type(tokenizer, id);
     if (!isfinite(tokenizer->vocabulary.scores[id]))
-        return refuse_piece(path, id, "has no finite score");
-    if (length == 0) return refuse_piece(path, id, "is empty");
+        return reject_piece(path, id, "has no finite score");
+    if (length == 0) return reject_piece(path, id, "is empty");
     if (sl_utf8_valid(sl_piece_text(tokenizer, id), length) < length)
-        return refuse_piece(path, id, "is not valid UTF-8");
+        return reject_piece(path, id, "is not valid UTF-8");
     if (type < SL_PIECE_NORMAL || type > SL_PIECE_BYTE)
-        return refuse_piece(path, id, "has an unknown type");
+        return reject_piece(path, id, "has an unknown type");
     if (type == SL_PIECE_UNKNOWN && id != tokenizer->vocabulary.unk_id)
-        return refuse_piece(path, id, "is of type unknown but is not unk_id");
+        return reject_piece(path, id, "is of type unknown but is not unk_id");
     return SL_OK;
 }
 
 static int index_byte(sl_tokenizer *tokenizer, int32_t id, const char *path) {
     const int byte = sl_byte_of(sl_piece_text(tokenizer, id), sl_piece_length(tokenizer, id));
-    if (byte < 0) return refuse_piece(path, id, "is a byte piece but does not spell a byte");
-    if (tokenizer->byte_ids[byte] >= 0) return refuse_piece(path, id, "repeats a byte piece");
+    if (byte < 0) return reject_piece(path, id, "is a byte piece but does not spell a byte");
+    if (tokenizer->byte_ids[byte] >= 0) return reject_piece(path, id, "repeats a byte piece");
     tokenizer->byte_ids[byte] = id;
     return SL_OK;
 }
@@ -115,9 +109,9 @@ static uint8_t *border_between(sl_tokenizer *tokenizer, int a, int b) {
     return &tokenizer->borders[pair];
 }
 
-/* Take the borders away between characters that stand side by side in a piece. */
+/* Remove the borders between characters that are neighbours in a piece. */
 static void index_borders(sl_tokenizer *tokenizer, const char *text, uint32_t length) {
-    uint8_t ends[2] = {0}; /* how the character before ends, in the piece and in text */
+    uint8_t ends[2] = {0}; /* last byte of the previous character, in the piece and in text */
     for (uint32_t at = 0, size; at < length; at += size) {
         size = (uint32_t)sl_utf8_character(text + at, length - at);
         const bool space = is_space(text + at, size);
@@ -129,12 +123,12 @@ static void index_borders(sl_tokenizer *tokenizer, const char *text, uint32_t le
     }
 }
 
-/* Enter a piece that text can merge to. */
+/* Add a piece that text can merge to. */
 static int index_mergeable(sl_tokenizer *tokenizer, int32_t id, const char *path) {
     const char *text = sl_piece_text(tokenizer, id);
     const uint32_t length = sl_piece_length(tokenizer, id);
     uint32_t *slot = find_slot(tokenizer, text, length);
-    if (*slot) return refuse_piece(path, id, "repeats another piece");
+    if (*slot) return reject_piece(path, id, "repeats another piece");
     *slot = (uint32_t)id + 1;
     if (length > tokenizer->longest_mergeable) tokenizer->longest_mergeable = length;
     if (sl_piece_type(tokenizer, id) == SL_PIECE_UNUSED) tokenizer->has_unused = true;
@@ -157,11 +151,11 @@ static int index_piece(sl_tokenizer *tokenizer, int32_t id, const char *path) {
     case SL_PIECE_UNUSED:
         return index_mergeable(tokenizer, id, path);
     default:
-        return SL_OK; /* control and unknown pieces come about otherwise */
+        return SL_OK; /* no text merges to control and unknown pieces */
     }
 }
 
-/* Sort the user-defined pieces, by counting into first bytes and then by insertion. */
+/* Sort the user-defined pieces: counting sort by first byte, then insertion sort by length. */
 static bool index_user_defined(sl_tokenizer *tokenizer) {
     uint32_t filled[256] = {0};
     for (int byte = 0; byte < 256; byte++)
@@ -183,27 +177,27 @@ static bool index_user_defined(sl_tokenizer *tokenizer) {
     return true;
 }
 
-/* Whether there is something for every character that no piece covers. */
+/* Check that every character can be encoded: by byte fallback or the unknown piece. */
 static int check_fallback(const sl_tokenizer *tokenizer, const char *path) {
     const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
     const int32_t unk_id = vocabulary->unk_id;
     if (unk_id >= 0 && vocabulary->types[unk_id] != SL_PIECE_UNKNOWN)
-        return refuse_piece(path, unk_id, "is unk_id but not of type unknown");
+        return reject_piece(path, unk_id, "is unk_id but not of type unknown");
     if (!vocabulary->byte_fallback && unk_id < 0)
-        return refuse(path, "its tokenizer has neither an unknown piece nor byte fallback");
+        return reject(path, "its tokenizer has neither an unknown piece nor byte fallback");
     for (int byte = 0; byte < 256; byte++)
         if (vocabulary->byte_fallback && tokenizer->byte_ids[byte] < 0) {
             char reason[] = "its tokenizer has byte fallback but no piece <0x00>";
             char *digits = strstr(reason, "00>");
             digits[0] = "0123456789ABCDEF"[byte / 16];
             digits[1] = "0123456789ABCDEF"[byte % 16];
-            return refuse(path, reason);
+            return reject(path, reason);
         }
     return SL_OK;
 }
 
-/* No characters are cut in two. And an unused piece is taken apart as it was last put together
- * anywhere in the text, so that where there are such pieces no border is one. */
+/* Remove the borders within characters. If the vocabulary has unused pieces remove all borders: an
+ * unused piece is split as it was last merged anywhere in the text. */
 static void complete_borders(sl_tokenizer *tokenizer) {
     for (int a = 0; a < 256; a++)
         for (int b = 0; b < 256; b++)
@@ -218,20 +212,20 @@ int sl_tokenizer_index(sl_tokenizer *tokenizer, const sl_vocabulary *vocabulary,
     while (slot_count < 2 * (uint64_t)vocabulary->size) slot_count *= 2;
     tokenizer->slots = calloc(slot_count, sizeof *tokenizer->slots);
     tokenizer->slot_mask = slot_count - 1;
-    if (!tokenizer->slots) return refuse_memory(path);
+    if (!tokenizer->slots) return reject_memory(path);
     for (int byte = 0; byte < 256; byte++) tokenizer->byte_ids[byte] = -1;
     memset(tokenizer->borders, 1, sizeof tokenizer->borders);
     for (int32_t id = 0; id < (int32_t)vocabulary->size; id++)
         if ((status = index_piece(tokenizer, id, path))) return status;
     if ((status = check_fallback(tokenizer, path))) return status;
     complete_borders(tokenizer);
-    if (!index_user_defined(tokenizer) || !sl_index_decoded(tokenizer)) return refuse_memory(path);
+    if (!index_user_defined(tokenizer) || !sl_index_decoded(tokenizer)) return reject_memory(path);
     return SL_OK;
 }
 
 /* ---- Opening --------------------------------------------------------------------------------- */
 
-/* Borrow copies of the arrays instead of the caller's. */
+/* Replace the caller's arrays by copies. */
 static bool copy_arrays(sl_tokenizer *tokenizer) {
     sl_vocabulary *vocabulary = &tokenizer->vocabulary;
     const size_t scores = vocabulary->size * sizeof *vocabulary->scores;
@@ -249,9 +243,9 @@ static bool copy_arrays(sl_tokenizer *tokenizer) {
 
 int sl_tokenizer_open(sl_tokenizer **tokenizer, const sl_vocabulary *vocabulary) {
     sl_tokenizer *made = *tokenizer = calloc(1, sizeof **tokenizer);
-    if (!made) return refuse_memory(NULL);
+    if (!made) return reject_memory(NULL);
     int status = sl_tokenizer_index(made, vocabulary, NULL);
-    if (!status && !copy_arrays(made)) status = refuse_memory(NULL);
+    if (!status && !copy_arrays(made)) status = reject_memory(NULL);
     if (status) {
         sl_tokenizer_close(made);
         *tokenizer = NULL;

@@ -1,6 +1,6 @@
-/* word_cache.h: the ids of words met before.
+/* word_cache.h: a cache of words and their ids.
  *
- * A word has one place, which its hash names; a word that comes later takes it over. */
+ * The hash of a word selects its slot. A later word with the same slot replaces it. */
 
 #ifndef STORYLLAMAS_WORD_CACHE_H
 #define STORYLLAMAS_WORD_CACHE_H
@@ -10,19 +10,19 @@
 #include "tokenizer.h"
 
 enum {
-    SL_WORD_BYTES = 24, /* of the longest word that is kept */
-    SL_WORD_IDS = 7,    /* most ids of one, so that a place is a cache line */
-    SL_WORD_PLACES = 1 << 16
+    SL_WORD_BYTES = 24, /* bytes of the longest word in the cache */
+    SL_WORD_IDS = 7,    /* largest number of ids: a slot is a cache line */
+    SL_WORD_SLOTS = 1 << 16
 };
 
-/* A word's bytes, then zeros. */
+/* The bytes of a word, padded with zeros. */
 typedef struct {
     uint64_t first, second, third;
     uint32_t length;
 } sl_word_key;
 
 typedef struct {
-    sl_word_key key; /* of length 0: the place is free */
+    sl_word_key key; /* length 0: the slot is free */
     uint32_t count;
     int32_t ids[SL_WORD_IDS];
 } sl_word;
@@ -31,10 +31,11 @@ _Static_assert(sizeof(sl_word) == 64, "a word is a cache line");
 
 struct sl_word_cache {
     const sl_tokenizer *tokenizer;
-    void *memory;   /* calloc's, whose pages take up memory only once they are used */
-    sl_word *words; /* [SL_WORD_PLACES], aligned */
+    void *memory;   /* from calloc: pages take up memory from their first use on */
+    sl_word *words; /* [SL_WORD_SLOTS], aligned */
 };
 
+/* Return 8 bytes with those cleared whose mask is 0. */
 static inline uint64_t sl_load_masked(const char *bytes, const uint8_t *mask) {
     uint64_t part, ones;
     memcpy(&part, bytes, sizeof part);
@@ -42,7 +43,7 @@ static inline uint64_t sl_load_masked(const char *bytes, const uint8_t *mask) {
     return part & ones;
 }
 
-/* The key of a word of at most SL_WORD_BYTES; readable is how many bytes may be read from it. */
+/* Return the key of a word of at most SL_WORD_BYTES. `readable` bytes may be read from it. */
 static inline sl_word_key sl_make_key(const char *word, size_t length, size_t readable) {
     static const uint8_t ones_then_zeros[2 * SL_WORD_BYTES] = {
         255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255,
@@ -54,14 +55,16 @@ static inline sl_word_key sl_make_key(const char *word, size_t length, size_t re
                          sl_load_masked(word + 16, mask + 16), (uint32_t)length};
 }
 
-static inline sl_word *sl_word_place(const sl_word_cache *cache, sl_word_key key) {
+/* Return the slot that a word has or would take. */
+static inline sl_word *sl_word_slot(const sl_word_cache *cache, sl_word_key key) {
     uint64_t hash = key.first * UINT64_C(0x9e3779b97f4a7c15);
     hash ^= key.second * UINT64_C(0xc2b2ae3d27d4eb4f);
     hash ^= key.third * UINT64_C(0x165667b19e3779f9);
     hash = (hash ^ hash >> 32) * UINT64_C(0x9e3779b97f4a7c15);
-    return &cache->words[(hash >> 32) % SL_WORD_PLACES];
+    return &cache->words[(hash >> 32) % SL_WORD_SLOTS];
 }
 
+/* Return whether the word in a slot has this key. */
 static inline bool sl_word_is(const sl_word *word, sl_word_key key) {
     return ((word->key.first ^ key.first) | (word->key.second ^ key.second) |
             (word->key.third ^ key.third) | (word->key.length ^ key.length)) == 0;

@@ -1,6 +1,9 @@
-// Strikes a process at its n-th system call that changes files. Preload it, then call
-// fault_arm(n, error): from now on the n-th such call kills the process (error 0; a write has
-// written half by then) or fails with that error. fault_calls() counts them.
+/* faults.c: kills a process, or makes a call fail, at its n-th system call that changes files.
+ *
+ * Preload it, then call fault_arm(n, error). From then on the n-th such call fails with this error.
+ * If error is 0 it kills the process instead; a write has then written half of its data.
+ * fault_calls() returns how many such calls there were. */
+
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -27,13 +30,14 @@ long fault_calls(void) {
     return calls;
 }
 
-static int struck(void) {
+/* Count a call. Return whether it is the one to strike. */
+static int is_target(void) {
     return ++calls == target;
 }
 
-// 0: go on; otherwise the call fails.
+/* Return 0 if the call shall continue, -1 if it shall fail. */
 static int strike(void) {
-    if (!struck()) return 0;
+    if (!is_target()) return 0;
     if (!failure) kill(getpid(), SIGKILL);
     errno = failure;
     return -1;
@@ -45,7 +49,7 @@ static int strike(void) {
 
 ssize_t write(int file, const void *data, size_t size) {
     REAL(write, ssize_t, int, const void *, size_t);
-    if (file > 2 && struck()) {
+    if (file > 2 && is_target()) {
         if (failure) {
             errno = failure;
             return -1;

@@ -1,8 +1,8 @@
-/* kernels.c: every kernel on random shapes, beside its definition in double precision; products of
- * matrices also, to the last bit, beside those of each tile with each row of x alone.
+/* kernels.c: tests every kernel on random shapes against its definition in double precision. A
+ * product of matrices must also be bit-identical to the products of each tile with each row of x.
  *
- * usage: kernels ROUNDS. Prints the largest error of each kernel, relative to the largest value
- * that enters the sum; fails if one is above its bound. */
+ * usage: kernels ROUNDS. Prints the largest error of each kernel, relative to the largest value in
+ * its sum. Fails if an error is above its bound. */
 
 #define _POSIX_C_SOURCE 200809L
 
@@ -27,7 +27,8 @@ static float real(void) {
     return (float)integer(20001) / 10000.0f - 1.0f;
 }
 
-/* Aligned as weight files are, and exactly as long as asked, so that the sanitizer sees the end. */
+/* Allocate exactly so many bytes, so that the sanitizer sees the end, aligned as in a weight file.
+ */
 static void *allocate(size_t bytes) {
     void *memory = NULL;
     if (posix_memalign(&memory, 64, bytes ? bytes : 1)) abort();
@@ -48,7 +49,8 @@ static double differs(const float *a, const float *b) {
     return memcmp(a, b, ROWS * sizeof *a) ? (double)INFINITY : 0;
 }
 
-/* Elements of a matrix whose tiles follow each other, or whose columns do. */
+/* Choose the layout of a matrix: either its tiles or its columns are contiguous. Returns the number
+ * of elements. */
 static size_t lay_out(size_t tiles, size_t columns, size_t *tile_stride, size_t *column_stride) {
     const bool by_tiles = integer(2);
     *tile_stride = by_tiles ? (columns + integer(3)) * ROWS : ROWS;
@@ -85,8 +87,8 @@ static double matmul_f32(const sl_kernels *k) {
     return error / (double)columns;
 }
 
-/* The number that an f16 stands for. */
-static double widened(uint16_t x) {
+/* Convert an f16. */
+static double from_f16(uint16_t x) {
     const int exponent = x >> 10 & 31, mantissa = x & 1023;
     if (exponent == 31) return mantissa ? (double)NAN : x >> 15 ? -HUGE_VAL : HUGE_VAL;
     const double magnitude =
@@ -94,7 +96,7 @@ static double widened(uint16_t x) {
     return x >> 15 ? -magnitude : magnitude;
 }
 
-/* Any f16 but infinity and NaN: of each magnitude as many. */
+/* Random f16 numbers of all magnitudes, without infinity and NaN. */
 static uint16_t *f16s(size_t count) {
     uint16_t *x = allocate(count * sizeof *x);
     for (size_t i = 0; i < count; i++)
@@ -119,15 +121,15 @@ static double matmul_f16(const sl_kernels *k) {
         }
     for (size_t i = 0; i < n; i++)
         for (size_t r = 0; r < rows; r++) {
-            double sum = 0, most = 0;
+            double sum = 0, largest = 0;
             for (size_t c = 0; c < columns; c++) {
                 const double weight =
-                    widened(w[r / ROWS * tile_stride + c * column_stride + r % ROWS]);
+                    from_f16(w[r / ROWS * tile_stride + c * column_stride + r % ROWS]);
                 const double product = weight * (double)x[i * x_stride + c];
                 sum += product;
-                most = larger(fabs(product), most);
+                largest = larger(fabs(product), largest);
             }
-            error = larger(fabs(sum - (double)y[i * y_stride + r]) / (most + 1e-30), error);
+            error = larger(fabs(sum - (double)y[i * y_stride + r]) / (largest + 1e-30), error);
         }
     free(w);
     free(x);
@@ -135,15 +137,15 @@ static double matmul_f16(const sl_kernels *k) {
     return error / (double)columns;
 }
 
-/* Of the f16 numbers, the two beside it are no nearer, and what lies halfway goes to the even one;
- * beyond the largest there is only that. */
+/* No neighbouring f16 may be nearer. A number halfway between two goes to the even one. Numbers
+ * beyond the largest f16 become the largest. */
 static double to_f16(const sl_kernels *k) {
-    enum { MOST = 100 };
-    const size_t n = 1 + integer(MOST);
-    float x[MOST];
+    enum { MAX_COUNT = 100 };
+    const size_t n = 1 + integer(MAX_COUNT);
+    float x[MAX_COUNT];
     for (size_t i = 0; i < n; i++) {
         const uint16_t near = (uint16_t)integer(0x7c00);
-        const double low = widened(near), high = near == 0x7bff ? low : widened(near + 1);
+        const double low = from_f16(near), high = near == 0x7bff ? low : from_f16(near + 1);
         x[i] = (float)(integer(2) ? (low + high) / 2 : low + (high - low) * (double)real());
         if (integer(8) == 0) x[i] = integer(2) ? 65504.0f + (float)integer(1000) : INFINITY;
         if (integer(2)) x[i] = -x[i];
@@ -154,9 +156,9 @@ static double to_f16(const sl_kernels *k) {
     for (size_t i = 0; i < n; i++) {
         const double wanted = fmin(fabs((double)x[i]), 65504.0);
         const uint16_t chosen = y[i] & 0x7fff;
-        const double distance = fabs(widened(chosen) - wanted);
-        const double above = chosen == 0x7bff ? HUGE_VAL : fabs(widened(chosen + 1) - wanted);
-        const double below = chosen == 0 ? HUGE_VAL : fabs(widened(chosen - 1) - wanted);
+        const double distance = fabs(from_f16(chosen) - wanted);
+        const double above = chosen == 0x7bff ? HUGE_VAL : fabs(from_f16(chosen + 1) - wanted);
+        const double below = chosen == 0 ? HUGE_VAL : fabs(from_f16(chosen - 1) - wanted);
         const int is_halfway = distance == fmin(above, below);
         if (!(distance <= fmin(above, below)) || (is_halfway && chosen % 2) ||
             y[i] >> 15 != (signbit(x[i]) != 0))
@@ -164,7 +166,7 @@ static double to_f16(const sl_kernels *k) {
     }
     const float nan = NAN;
     k->to_f16(y, &nan, 1);
-    if (!isnan(widened(y[0]))) error = HUGE_VAL;
+    if (!isnan(from_f16(y[0]))) error = HUGE_VAL;
     free(y);
     return error;
 }
@@ -183,7 +185,7 @@ static void free_quantized(sl_quantized *q) {
     free(q->sums);
 }
 
-/* A quantized matrix of random bits: `bits` a weight, `bias` added to it. */
+/* A quantized matrix of random weights, which have `bits` bits with `bias` added. */
 typedef struct {
     size_t tiles, groups, group_size, bits;
     int bias;
@@ -191,7 +193,7 @@ typedef struct {
     uint8_t *data;
 } quantized_matrix;
 
-/* Extreme values come often, to find sums that overflow; q8 has no byte of zero. */
+/* Extreme values are frequent, to find sums that overflow. A q8 weight is never a byte of zero. */
 static quantized_matrix random_matrix(size_t bits) {
     quantized_matrix m = {.tiles = 1 + integer(9), .groups = 1 + integer(5), .bits = bits};
     m.group_size = 32 / bits * (1 + integer(20));
@@ -209,7 +211,7 @@ static quantized_matrix random_matrix(size_t bits) {
     return m;
 }
 
-/* The documented place of a weight, from the layout's indices one by one. */
+/* Read a weight, with the indices of the documented layout one by one. */
 static double weight_at(const quantized_matrix *m, size_t row, size_t column) {
     const uint8_t *tile = m->data + row / ROWS * m->tile_bytes, *w = tile + m->scale_bytes;
     const size_t r = row % ROWS, g = column / m->group_size, within = column % m->group_size;
@@ -229,7 +231,7 @@ static double weight_at(const quantized_matrix *m, size_t row, size_t column) {
     return (double)scale * (value - m->bias);
 }
 
-static double matmul_quantized(const sl_kernels *k, size_t bits) {
+static double matmul_quantized(const sl_kernels *k, uint32_t type, size_t bits) {
     quantized_matrix m = random_matrix(bits);
     const size_t n = 1 + integer(20), rows = m.tiles * ROWS, columns = m.groups * m.group_size;
     const size_t y_stride = rows + integer(3) * 4;
@@ -243,8 +245,7 @@ static double matmul_quantized(const sl_kernels *k, size_t bits) {
             q.sums[g] += value;
         }
     }
-    void (*const matmul)(float *, size_t, const uint8_t *, size_t, const sl_quantized *, size_t) =
-        bits == 8 ? k->matmul_q8 : k->matmul_q4;
+    sl_matmul_quantized *const matmul = sl_matmul_of(k, type);
     matmul(y, y_stride, m.data, m.tiles, &q, n);
     double error = 0;
     for (size_t i = 0; i < n; i++)
@@ -272,14 +273,14 @@ static double matmul_quantized(const sl_kernels *k, size_t bits) {
 }
 
 static double matmul_q8(const sl_kernels *k) {
-    return matmul_quantized(k, 8);
+    return matmul_quantized(k, SL_Q8, 8);
 }
 
 static double matmul_q4(const sl_kernels *k) {
-    return matmul_quantized(k, 4);
+    return matmul_quantized(k, SL_Q4, 4);
 }
 
-/* The error is half a step at most; a step is the group's largest magnitude over 127. */
+/* The error is at most half a step. A step is the largest magnitude of the group over 127. */
 static double quantize(const sl_kernels *k) {
     const size_t group_size = 4 * (1 + integer(20)), columns = 1 + integer(200);
     const size_t groups = (columns + group_size - 1) / group_size, row = integer(2);
@@ -351,7 +352,7 @@ static double argmax(const sl_kernels *k) {
     const size_t n = 1 + integer(100), first = integer((uint32_t)n);
     float *x = reals(n);
     x[first] = 2;
-    x[first + integer((uint32_t)(n - first))] = 2; /* perhaps twice */
+    x[first + integer((uint32_t)(n - first))] = 2; /* the largest may come twice */
     const size_t found = k->argmax(x, n);
     free(x);
     return found == first ? 0 : INFINITY;

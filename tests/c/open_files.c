@@ -1,6 +1,6 @@
-/* open_files.c: open each weight file and, if that succeeds, use all of the library on it.
+/* open_files.c: opens each weight file and, if that succeeds, calls all of the library on it.
  *
- * usage: open_files FILE… Prints a line for each file: "ok", or the sentence of the error. */
+ * usage: open_files FILE… Prints a line for each file: "ok" or the error message. */
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -16,7 +16,7 @@ static uint32_t integer(uint32_t below) {
     return (state >> 8) % below;
 }
 
-/* Texts are random bytes or letters; every buffer is exactly as long as it says. */
+/* Encode and decode random bytes and letters. Every buffer has exactly the size that is passed. */
 static void use_text(const sl_model *model) {
     const sl_tokenizer *tokenizer = sl_model_tokenizer(model);
     sl_word_cache *caches[2] = {NULL};
@@ -50,15 +50,15 @@ static void use_session(const sl_model *model) {
     sl_session *session;
     if (sl_session_new(&session, model, NULL)) return;
     for (int round = 0; round < 4; round++) {
-        sl_options options = SL_DEFAULTS;
+        sl_options options = SL_OPTIONS_DEFAULTS;
         options.temperature = (float)integer(3);
         options.top_k = (int32_t)integer(2) * (int32_t)integer(1000);
         options.top_p = integer(2) ? 1.0f : 0.5f;
         options.min_p = integer(2) ? 0.0f : 0.1f;
         options.repetition_penalty = integer(2) ? 1.0f : 1.5f;
         options.repetition_window = (int32_t)integer(300);
-        options.ignore_end = (int32_t)integer(2);
-        options.tokens = 1 + (int32_t)integer(50);
+        options.ignore_eos = (int32_t)integer(2);
+        options.max_tokens = 1 + (int32_t)integer(50);
         const char *prompt = "a b\xc3\xa9";
         int status = sl_start(session, prompt, integer(2) * strlen(prompt), &options);
         for (sl_piece piece = {0}; !status && !piece.stop;) status = sl_next(session, &piece);

@@ -1,8 +1,8 @@
-/* llama2c_probe.c: what llama2.c computes. Compiled with the user's checkout on the include path;
- * -DQUANTIZED takes runq.c in place of run.c.
+/* llama2c_probe.c: prints what llama2.c computes. Compile it with the user's checkout on the
+ * include path; -DQUANTIZED selects runq.c instead of run.c.
  *
- *     probe MODEL < ids               logits after each id, as raw floats
- *     probe MODEL TOKENIZER < text    the ids of the text, BOS before them
+ *     probe MODEL < ids               write the logits after each id, as raw floats
+ *     probe MODEL TOKENIZER < text    print BOS and the ids of the text
  */
 
 #define TESTING

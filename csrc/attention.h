@@ -1,0 +1,50 @@
+/* attention.h: the key-value cache, rotary position embedding, and attention. */
+
+#ifndef STORYLLAMAS_ATTENTION_H
+#define STORYLLAMAS_ATTENTION_H
+
+#include <stdbool.h>
+
+#include "model.h"
+
+/* The keys and values of one sequence, of all layers and heads. */
+typedef struct {
+    uint8_t *keys;   /* [sl_keys_bytes] */
+    uint8_t *values; /* [sl_values_bytes] */
+    size_t position; /* tokens in the cache */
+} sl_kv_cache;
+
+/* Return whether the cache is f16 instead of f32. It is for quantized models. */
+bool sl_cache_is_f16(const sl_model *model);
+
+/* Return the bytes of a cache's keys, and of its values. */
+size_t sl_keys_bytes(const sl_model *model);
+size_t sl_values_bytes(const sl_model *model);
+
+/* Load the part of a layer's cache that key-value heads first … end - 1 have filled, one cache line
+ * after the other. Memory is fastest if many lines are requested in a row before any is used. */
+void sl_prefetch_cache(const sl_model *model, const sl_kv_cache *cache, size_t layer, size_t first,
+                       size_t end);
+
+/* Return the rotary table, [context][head_dim / 2] pairs of cosine and sine, or NULL if there is
+ * not enough memory. The caller frees it. */
+float *sl_rotary_table(const sl_info *info);
+
+/* Scratch memory of one thread. */
+typedef struct {
+    float *scores;     /* [SL_MAX_QUERIES][context in whole tiles] */
+    float *output;     /* [SL_MAX_QUERIES][head_dim in whole tiles] */
+    uint16_t *rounded; /* [head_dim]: a key as f16 */
+} sl_attention_scratch;
+
+enum { SL_MAX_QUERIES = 8 }; /* tokens whose queries are computed together */
+
+/* Compute causal grouped-query attention for one key-value head and the `count` tokens that follow
+ * those in the cache. Their keys and values are written to the cache; its position stays.
+ * qkv[count][qkv_stride] holds queries, keys and values before the rotation, which happens in
+ * place. The query heads that share the key-value head write output[count][heads * head_dim]. */
+void sl_attend(const sl_model *model, const sl_kv_cache *cache, size_t layer, size_t kv_head,
+               size_t count, float *qkv, size_t qkv_stride, float *output,
+               const sl_attention_scratch *scratch);
+
+#endif

@@ -1,0 +1,44 @@
+/* autotune.c: measures whether the thread pool is faster than one thread. */
+
+#define _POSIX_C_SOURCE 200809L /* clock_gettime */
+
+#include "autotune.h"
+
+#include <time.h>
+
+enum {
+    WARM_UP = 1, /* steps that are not timed: threads wake up, caches change owners */
+    TIMED = 3,   /* steps that are timed, of either kind */
+    HALF = WARM_UP + TIMED,
+    TRIAL = 2 * HALF,
+    CYCLE = 40 *
+        HALF, /* long enough that a trial costs little, even if one kind is twice as slow */
+};
+
+static int64_t nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* The first half of a trial repeats the winner of the last trial, the second tries the other. */
+static bool is_trial_single(const sl_autotune *tune) {
+    return tune->is_single != (tune->step >= HALF);
+}
+
+bool sl_autotune_begin(sl_autotune *tune) {
+    if (tune->step >= TRIAL) return tune->is_single;
+    tune->start = nanoseconds();
+    return is_trial_single(tune);
+}
+
+void sl_autotune_end(sl_autotune *tune) {
+    if (tune->step < TRIAL && tune->step % HALF >= WARM_UP)
+        tune->spent[is_trial_single(tune)] += nanoseconds() - tune->start;
+    tune->step++;
+    if (tune->step == TRIAL) {
+        tune->is_single = tune->spent[true] < tune->spent[false];
+        tune->spent[true] = tune->spent[false] = 0;
+    }
+    if (tune->step == CYCLE) tune->step = 0;
+}

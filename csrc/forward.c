@@ -1,0 +1,42 @@
+/* forward.c: a forward pass through the model, and the checks before and after it. */
+
+#include "forward.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "error.h"
+
+int sl_check_ids(const sl_model *model, const int32_t *ids, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] < 0 || (uint32_t)ids[i] >= model->info.vocab_size)
+            return sl_fail(SL_ERROR_ARGUMENT,
+                           "token id %" PRId32 " is not in the vocabulary: give 0 to %" PRIu32,
+                           ids[i], model->info.vocab_size - 1);
+    return SL_OK;
+}
+
+void sl_forward(sl_session *session, const sl_segment *segments, size_t count) {
+    size_t tokens = 0;
+    for (size_t i = 0; i < count; i++) tokens += segments[i].count;
+    sl_migration_count_pass(session->model->migration);
+    sl_autotune *tune = &session->autotune[tokens > 1];
+    /* A running migration occupies a processor, so a measurement would mislead. */
+    const bool is_tuned = session->pool && !sl_migration_is_running(session->model->migration);
+    const bool is_parallel = is_tuned && !sl_autotune_begin(tune);
+    sl_transformer(session, is_parallel ? session->pool : NULL, segments, count);
+    if (is_tuned) sl_autotune_end(tune);
+}
+
+int sl_check_logits(const float *logits, size_t count) {
+    uint32_t found = 0; /* an exponent of ones: infinity or NaN */
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, logits + i, sizeof bits);
+        found |= (bits & 0x7f800000) == 0x7f800000;
+    }
+    if (found)
+        return sl_fail(SL_ERROR_NUMBER, "the model's logits are not finite: its weights are "
+                                        "damaged, export it again");
+    return SL_OK;
+}

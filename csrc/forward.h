@@ -1,0 +1,17 @@
+/* forward.h: a forward pass through the model, and the checks before and after it. */
+
+#ifndef STORYLLAMAS_FORWARD_H
+#define STORYLLAMAS_FORWARD_H
+
+#include "transformer.h"
+
+/* Check that ids[count] are in the vocabulary; others are SL_ERROR_ARGUMENT. */
+int sl_check_ids(const sl_model *model, const int32_t *ids, size_t count);
+
+/* Run sl_transformer on the thread pool or on one thread, whichever is faster. */
+void sl_forward(sl_session *session, const sl_segment *segments, size_t count);
+
+/* Check that logits[count] are finite; others are SL_ERROR_NUMBER. */
+int sl_check_logits(const float *logits, size_t count);
+
+#endif

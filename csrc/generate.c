@@ -1,0 +1,258 @@
+/* generate.c: generates sequences, one or a batch. */
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "error.h"
+#include "forward.h"
+
+/* ---- Starting -------------------------------------------------------------------------------- */
+
+static int reject_long_prompt(size_t count, uint32_t context) {
+    return sl_fail(SL_ERROR_ARGUMENT,
+                   "the prompt has %zu tokens and the model's context is %" PRIu32
+                   ": give a shorter prompt",
+                   count, context);
+}
+
+/* Return the sequence in a slot, or NULL after an error. */
+static sl_sequence *find_sequence(sl_session *s, size_t slot) {
+    if (slot < s->slot_count) return &s->sequences[slot];
+    sl_fail(SL_ERROR_ARGUMENT, "slot is %zu and must be 0 to %zu", slot, s->slot_count - 1);
+    return NULL;
+}
+
+/* Start a reset sequence whose ids[count] are in place. */
+static void start(sl_session *s, sl_sequence *sequence, size_t count, const sl_options *options) {
+    sequence->options = *options;
+    sequence->stop = SL_RUNNING;
+    sequence->decoder = (sl_decoder){0};
+    sequence->prompt_count = sequence->id_count = count;
+    sequence->is_started = true;
+    sl_random_seed(&sequence->random, options->seed);
+    for (size_t i = 0; i < count; i++) /* the generated text continues that of the prompt */
+        sl_decoder_next(&sequence->decoder, &s->model->tokenizer, sequence->ids[i], sequence->text);
+}
+
+int sl_start_slot_ids(sl_session *s, size_t slot, const int32_t *ids, size_t count,
+                      const sl_options *options) {
+    const uint32_t context = s->model->info.context;
+    sl_sequence *sequence = find_sequence(s, slot);
+    if (!sequence) return SL_ERROR_ARGUMENT;
+    int status = sl_check_options(options);
+    if (status) return status;
+    if (count == 0)
+        return sl_fail(SL_ERROR_ARGUMENT, "the prompt has no tokens: give at least one");
+    if (count > context) return reject_long_prompt(count, context);
+    if ((status = sl_check_ids(s->model, ids, count))) return status;
+    sl_sequence_reset(sequence);
+    memcpy(sequence->ids, ids, count * sizeof *ids);
+    start(s, sequence, count, options);
+    return SL_OK;
+}
+
+int sl_start_slot(sl_session *s, size_t slot, const char *prompt, size_t length,
+                  const sl_options *options) {
+    const sl_info *info = &s->model->info;
+    sl_sequence *sequence = find_sequence(s, slot);
+    if (!sequence) return SL_ERROR_ARGUMENT;
+    int status = sl_check_options(options);
+    if (status) return status;
+    const size_t bos_count = info->bos_id >= 0;
+    if (!bos_count && length == 0)
+        return sl_fail(SL_ERROR_ARGUMENT,
+                       "the model has no BOS token to start from: give a prompt that is not empty");
+    size_t count;
+    sl_sequence_reset(sequence);
+    if (bos_count) sequence->ids[0] = info->bos_id;
+    status = sl_encode(&s->model->tokenizer, NULL, prompt, length, sequence->ids + bos_count,
+                       info->context - bos_count, &count);
+    count += bos_count;
+    if (count > info->context) return reject_long_prompt(count, info->context);
+    if (!status) start(s, sequence, count, options);
+    return status;
+}
+
+/* ---- Generating ------------------------------------------------------------------------------ */
+
+/* Return whether a sequence needs another token. Sets its stop if a limit is reached. */
+static bool needs_token(sl_sequence *sequence, const sl_info *info) {
+    if (sequence->stop) return false;
+    if (sequence->id_count - sequence->prompt_count == (size_t)sequence->options.max_tokens)
+        sequence->stop = SL_STOP_MAX_TOKENS;
+    else if (sequence->id_count == info->context)
+        sequence->stop = SL_STOP_CONTEXT;
+    return !sequence->stop;
+}
+
+/* Run a forward pass with the new tokens of sequences[count], as many as fit in it; there is at
+ * least one token. Sequences whose tokens are all through the model get logits. */
+static void forward(sl_session *s, sl_sequence *const *sequences, size_t count) {
+    sl_segment segments[SL_MAX_SLOTS];
+    size_t segment_count = 0, room = s->rows;
+    do {
+        sl_sequence *sequence = sequences[segment_count];
+        const size_t position = sequence->cache.position, left = sequence->id_count - position;
+        const size_t n = left < room ? left : room;
+        segments[segment_count++] = (sl_segment){sequence, sequence->ids + position, n, n == left};
+        room -= n;
+    } while (segment_count < count && room);
+    sl_forward(s, segments, segment_count);
+    float *logits = s->logits;
+    for (size_t r = 0; r < segment_count; r++) {
+        if (!segments[r].logit_count) continue;
+        segments[r].sequence->logits = logits;
+        logits += sl_logits_stride(s->model);
+    }
+}
+
+typedef struct {
+    const sl_model *model;
+    sl_sequence *const *sequences;
+} sampling;
+
+/* Sample the next token of sequences that have logits. */
+static void sample(void *context, size_t first, size_t end, size_t thread) {
+    (void)thread;
+    const sampling *c = context;
+    for (size_t i = first; i < end; i++) {
+        sl_sequence *sequence = c->sequences[i];
+        sequence->next_id = sl_sample(c->model->kernels, &sequence->options, &sequence->random,
+                                      sequence->logits, c->model->info.vocab_size, sequence->ids,
+                                      sequence->id_count, &sequence->sampler);
+        sequence->logits = NULL;
+    }
+}
+
+/* Append the sampled token to its sequence, unless it ends the sequence, and fill in the piece. */
+static void append(const sl_model *model, sl_sequence *sequence, sl_piece *piece) {
+    const sl_info *info = &model->info;
+    piece->id = sequence->next_id;
+    if (!sequence->options.ignore_eos) {
+        if (piece->id == info->eos_id) sequence->stop = SL_STOP_EOS;
+        if (piece->id == info->bos_id) sequence->stop = SL_STOP_BOS;
+        if (sequence->stop) return;
+    }
+    sequence->ids[sequence->id_count++] = piece->id;
+    piece->length =
+        sl_decoder_next(&sequence->decoder, &model->tokenizer, piece->id, sequence->text);
+}
+
+/* Remove the sequences that have logits from sequences[*count] and generate their next token.
+ * pieces[slot_count] are those of the session. */
+static int generate_ready(sl_session *s, sl_sequence **sequences, size_t *count, sl_piece *pieces) {
+    sl_sequence *ready[SL_MAX_SLOTS];
+    size_t ready_count = 0, waiting_count = 0;
+    for (size_t i = 0; i < *count; i++) {
+        sl_sequence *sequence = sequences[i];
+        if (!sequence->logits) {
+            sequences[waiting_count++] = sequence;
+            continue;
+        }
+        const int status = sl_check_logits(sequence->logits, s->model->info.vocab_size);
+        if (status) {
+            sl_sequence_reset(sequence);
+            return status;
+        }
+        ready[ready_count++] = sequence;
+    }
+    *count = waiting_count;
+    sampling c = {s->model, ready};
+    sl_parallel_for(s->pool, ready_count, 1, sample, &c);
+    for (size_t i = 0; i < ready_count; i++)
+        append(s->model, ready[i], &pieces[ready[i] - s->sequences]);
+    return SL_OK;
+}
+
+/* Generate the next token of the first `count` slots. */
+static int step(sl_session *s, size_t count, sl_piece *pieces) {
+    sl_sequence *waiting[SL_MAX_SLOTS];
+    size_t waiting_count = 0;
+    for (size_t i = 0; i < count; i++) {
+        sl_sequence *sequence = &s->sequences[i];
+        pieces[i] = (sl_piece){.text = sequence->text, .id = -1};
+        sequence->was_running = sequence->stop == SL_RUNNING;
+        if (needs_token(sequence, &s->model->info)) waiting[waiting_count++] = sequence;
+    }
+    for (;;) {
+        const int status = generate_ready(s, waiting, &waiting_count, pieces);
+        if (status) return status;
+        if (!waiting_count) break;
+        forward(s, waiting, waiting_count);
+    }
+    for (size_t i = 0; i < count; i++) {
+        sl_sequence *sequence = &s->sequences[i];
+        pieces[i].stop = sequence->stop;
+        if (sequence->stop && sequence->was_running)
+            pieces[i].length = sl_decoder_end(&sequence->decoder, sequence->text);
+    }
+    return SL_OK;
+}
+
+int sl_step(sl_session *session, sl_piece *pieces) {
+    return step(session, session->slot_count, pieces);
+}
+
+/* ---- One sequence, in slot 0 ----------------------------------------------------------------- */
+
+/* Put the prompt through the model. */
+static int prefill(sl_session *s) {
+    sl_sequence *sequence = s->sequences;
+    while (!sequence->logits) forward(s, &sequence, 1);
+    const int status = sl_check_logits(sequence->logits, s->model->info.vocab_size);
+    if (status) sl_sequence_reset(sequence);
+    return status;
+}
+
+int sl_start(sl_session *s, const char *prompt, size_t length, const sl_options *options) {
+    const int status = sl_start_slot(s, 0, prompt, length, options);
+    return status ? status : prefill(s);
+}
+
+int sl_start_ids(sl_session *s, const int32_t *ids, size_t count, const sl_options *options) {
+    const int status = sl_start_slot_ids(s, 0, ids, count, options);
+    return status ? status : prefill(s);
+}
+
+int sl_next(sl_session *s, sl_piece *piece) {
+    if (!s->sequences[0].is_started) {
+        *piece = (sl_piece){.text = "", .id = -1};
+        return sl_fail(SL_ERROR_ARGUMENT, "no sequence has been started: call sl_start first");
+    }
+    return step(s, 1, piece);
+}
+
+size_t sl_prompt_tokens(const sl_session *session) {
+    return session->sequences[0].is_started ? session->sequences[0].prompt_count : 0;
+}
+
+size_t sl_sequence_tokens(const sl_session *session) {
+    return session->sequences[0].is_started ? session->sequences[0].id_count : 0;
+}
+
+int sl_generate(sl_session *session, const char *prompt, size_t length, const sl_options *options,
+                sl_callback callback, void *data, int32_t *stop) {
+    int status = sl_start(session, prompt, length, options);
+    for (*stop = SL_RUNNING; !status && !*stop;) {
+        sl_piece piece;
+        status = sl_next(session, &piece);
+        if (status) break;
+        *stop = piece.stop;
+        if (callback(data, &piece) && !piece.stop)
+            *stop = session->sequences[0].stop = SL_STOP_CALLBACK;
+    }
+    return status;
+}
+
+const char *sl_stop_name(int32_t stop) {
+    static const char *const names[SL_STOP_COUNT] = {
+        [SL_RUNNING] = "running",
+        [SL_STOP_EOS] = "eos",
+        [SL_STOP_BOS] = "bos",
+        [SL_STOP_MAX_TOKENS] = "max_tokens",
+        [SL_STOP_CONTEXT] = "context",
+        [SL_STOP_CALLBACK] = "callback",
+        [SL_IDLE] = "idle",
+    };
+    return stop >= 0 && stop < SL_STOP_COUNT ? names[stop] : "unknown";
+}

@@ -1,0 +1,138 @@
+/* tiles.h: the products of matrices for sets in which the 16 rows of a tile take several registers.
+ *
+ * A lane is a row of a tile, so no sum ever crosses lanes. The including file first defines:
+ *
+ *     LANES, PARTS       floats in a register, registers for a tile's rows
+ *     BLOCK_MAX          largest number of tiles times rows of x in a block
+ *     vector, integers   a register of floats, a register of 32-bit integers
+ *     zeros()            a vector of zeros
+ *     repeat(k)          the integer k in every lane
+ *     load_f32(w)        LANES floats; load_f16(w) and load_scales(w) convert f16 and bf16
+ *     store_f32(y, x)    store LANES floats
+ *     multiply_add(sum, w, x)                 sum + w * x, x a float
+ *     add_scaled(sum, dot, scales, x_scale)   sum + dot * (scales * x_scale), x_scale a float
+ *     dot_q8, dot_q4
+ *         Add the dot products of a group to dot[tiles * n]: the group's values in n rows of x,
+ * which are `width` apart, times the group's weights in tiles that are tile_bytes apart. dot_q4
+ *         leaves the bias of 8 in the weights. */
+
+#ifndef STORYLLAMAS_TILES_H
+#define STORYLLAMAS_TILES_H
+
+#include "blocks.h"
+
+INLINE void clear_sums(vector sum[BLOCK_MAX][PARTS], size_t tiles, size_t n) {
+    UNROLL for (size_t a = 0; a < tiles * n; a++) UNROLL for (size_t p = 0; p < PARTS; p++)
+        sum[a][p] = zeros();
+}
+
+INLINE void store_sums(float *y, size_t y_stride, vector sum[BLOCK_MAX][PARTS], size_t tiles,
+                       size_t n) {
+    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
+        UNROLL for (size_t p = 0; p < PARTS; p++)
+            store_f32(y + i * y_stride + t * ROWS + p * LANES, sum[t * n + i][p]);
+}
+
+/* ---- Matrices of f32 and f16 ----------------------------------------------------------------- */
+
+INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t tile_stride,
+                      size_t column_stride, size_t tiles, size_t columns, const float *x,
+                      size_t x_stride, size_t n) {
+    vector sum[BLOCK_MAX][PARTS];
+    clear_sums(sum, tiles, n);
+    for (size_t c = 0; c < columns; c++)
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t p = 0; p < PARTS; p++) {
+            const vector weights = load_f32(w + t * tile_stride + c * column_stride + p * LANES);
+            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][p] =
+                multiply_add(sum[t * n + i][p], weights, x[i * x_stride + c]);
+        }
+    store_sums(y, y_stride, sum, tiles, n);
+}
+
+static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
+                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                       size_t x_stride, size_t n){
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
+              tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
+#undef BLOCK
+}
+
+INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
+                      size_t column_stride, size_t tiles, size_t columns, const float *x,
+                      size_t x_stride, size_t n) {
+    vector sum[BLOCK_MAX][PARTS];
+    clear_sums(sum, tiles, n);
+    for (size_t c = 0; c < columns; c++)
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t p = 0; p < PARTS; p++) {
+            const vector weights = load_f16(w + t * tile_stride + c * column_stride + p * LANES);
+            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][p] =
+                multiply_add(sum[t * n + i][p], weights, x[i * x_stride + c]);
+        }
+    store_sums(y, y_stride, sum, tiles, n);
+}
+
+static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
+                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                       size_t x_stride, size_t n){
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_f16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
+              tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
+#undef BLOCK
+}
+
+/* ---- Quantized matrices ---------------------------------------------------------------------- */
+
+/* Multiply some tiles with rows `row` … row + n - 1 of q. */
+INLINE void block_quantized(weight_bits bits, float *y, size_t y_stride, const uint8_t *w,
+                            size_t tile_bytes, size_t tiles, const sl_quantized *q, size_t row,
+                            size_t n) {
+    const size_t group_bytes = q->group_size * ROWS * bits / 8, width = q->groups * q->group_size;
+    const uint8_t *weights = w + sl_scale_bytes(q->groups);
+    const int8_t *x = q->values + row * width;
+    vector sum[BLOCK_MAX][PARTS];
+    clear_sums(sum, tiles, n);
+    for (size_t g = 0; g < q->groups; g++, weights += group_bytes, x += q->group_size) {
+        const int32_t *sums = q->sums + row * q->groups + g;
+        const float *x_scales = q->scales + row * q->groups + g;
+        integers dot[BLOCK_MAX][PARTS];
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
+            UNROLL for (size_t p = 0; p < PARTS; p++) dot[t * n + i][p] =
+                repeat(bits == Q8 ? 0 : -8 * sums[i * q->groups]);
+        if (bits == Q8)
+            dot_q8(dot, weights, tile_bytes, tiles, x, width, q->group_size, n);
+        else
+            dot_q4(dot, weights, tile_bytes, tiles, x, width, q->group_size, n);
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t p = 0; p < PARTS; p++) {
+            const uint8_t *at = w + t * tile_bytes + (g * ROWS + p * LANES) * sizeof(uint16_t);
+            const vector scales = load_scales(at);
+            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][p] =
+                add_scaled(sum[t * n + i][p], dot[t * n + i][p], scales, x_scales[i * q->groups]);
+        }
+    }
+    store_sums(y, y_stride, sum, tiles, n);
+}
+
+static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
+                      const sl_quantized *x, size_t n) {
+    const size_t tile_bytes = sl_tile_bytes(Q8, x->groups, x->group_size);
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
+                    tile_bytes, tile_n, x, i, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
+#undef BLOCK
+}
+
+static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
+                      const sl_quantized *x, size_t n) {
+    const size_t tile_bytes = sl_tile_bytes(Q4, x->groups, x->group_size);
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_quantized(Q4, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
+                    tile_bytes, tile_n, x, i, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
+#undef BLOCK
+}
+
+#endif

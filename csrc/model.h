@@ -1,0 +1,36 @@
+/* model.h: a model in memory. Its arrays lie in the weight file, which is mapped or copied. */
+
+#ifndef STORYLLAMAS_MODEL_H
+#define STORYLLAMAS_MODEL_H
+
+#include "huge_pages.h"
+#include "kernels/kernels.h"
+#include "matrix.h"
+#include "storyllamas.h"
+#include "tokenizer/tokenizer.h"
+
+/* The tensors of a layer, with the shapes that storyllamas.h gives. */
+typedef struct {
+    const float *attention_norm;
+    sl_matrix qkv;    /* query, key and value */
+    sl_matrix output; /* of attention */
+    const float *feed_forward_norm;
+    sl_matrix gate_up;
+    sl_matrix down;
+} sl_layer;
+
+struct sl_model {
+    sl_info info;
+    sl_tokenizer tokenizer;
+    const sl_kernels *kernels;
+    void *file; /* [file_bytes], from sl_pages_open */
+    size_t file_bytes;
+    sl_migration *migration; /* of the file to huge pages; NULL: none */
+    sl_matrix embedding;
+    sl_layer *layers; /* [layers] */
+    const float *norm;
+    sl_matrix classifier;
+    float *rotary; /* see sl_rotary_table */
+};
+
+#endif

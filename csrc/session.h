@@ -1,0 +1,65 @@
+/* session.h: a session, its sequences and its scratch memory. */
+
+#ifndef STORYLLAMAS_SESSION_H
+#define STORYLLAMAS_SESSION_H
+
+#include "attention.h"
+#include "autotune.h"
+#include "sampler.h"
+#include "thread_pool.h"
+
+/* A sequence of tokens, its key-value cache, and how it is generated. */
+typedef struct {
+    sl_kv_cache cache;
+    sl_options options;
+    sl_random random;
+    sl_sampler sampler;
+    sl_decoder decoder;
+    int32_t *ids; /* [context]; those from cache.position on have not been through the model */
+    size_t id_count;
+    size_t prompt_count;
+    float *logits;   /* after the last id; NULL: not computed yet */
+    int32_t next_id; /* the token that was sampled from them */
+    int32_t stop;    /* SL_RUNNING or why the sequence ended */
+    bool is_started;
+    bool was_running; /* before the current step */
+    char *text;       /* [sl_decoder_bound] */
+} sl_sequence;
+
+/* The tokens that go through the model at once are at most this many or the number of slots,
+ * whichever is larger. */
+enum { SL_CHUNK_TOKENS = 128 };
+
+struct sl_session {
+    const sl_model *model;
+    sl_thread_pool *pool;    /* NULL: one thread */
+    sl_autotune autotune[2]; /* of forward passes of one token, of several */
+    size_t threads;
+    size_t rows;  /* tokens that go through the model at once */
+    void *memory; /* [memory_bytes] holds every array below */
+    size_t memory_bytes;
+
+    sl_sequence *sequences; /* [slot_count]: one in each slot */
+    size_t slot_count;
+
+    /* Scratch memory, each array with `rows` rows. Products are padded to whole tiles. */
+    float *x;                 /* [dim] the residual stream */
+    float *input;             /* [widest input of a matrix] */
+    float *qkv;               /* [rows of qkv] */
+    float *gate_up;           /* [rows of gate_up] */
+    float *output;            /* [dim] what attention or feed-forward adds to x */
+    float *logits;            /* [vocab_size] */
+    int8_t *quantized_values; /* [widest input of a matrix, in whole groups] */
+    float *quantized_scales;  /* [groups of that] */
+    int32_t *quantized_sums;  /* [groups of that] */
+
+    sl_attention_scratch *attention; /* [threads] */
+};
+
+/* Forget a sequence. Its slot is idle then. */
+void sl_sequence_reset(sl_sequence *sequence);
+
+/* Return the number of floats between two rows of session->logits. */
+size_t sl_logits_stride(const sl_model *model);
+
+#endif

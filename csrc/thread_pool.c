@@ -1,0 +1,185 @@
+/* thread_pool.c: a pool of threads for parallel loops of a few microseconds.
+ *
+ * A loop is split into one part for each thread. Any thread takes the next free part, so a thread
+ * that the system has suspended delays the loop only if it holds a part. Idle threads poll for the
+ * next loop for a moment, then sleep. */
+
+#define _GNU_SOURCE /* sched_getaffinity */
+
+#include "thread_pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+enum {
+    LINE = 64,
+    PART_BITS = 8, /* low bits of a ticket: the part; the other bits: the loop's number */
+    CLOSED = (1 << PART_BITS) - 1,
+    IDLE_SPINS = 1 << 11, /* polls for a loop before a thread sleeps: about 50 microseconds */
+    WAIT_SPINS = 1 << 12, /* polls for the end of a loop before the thread yields */
+};
+
+struct sl_thread_pool {
+    /* The next free part of the current loop. */
+    _Alignas(LINE) _Atomic uint64_t ticket;
+    /* The current loop. */
+    _Alignas(LINE) _Atomic(sl_task) task;
+    _Atomic(void *) context;
+    atomic_size_t count, part_size;
+    _Alignas(LINE) atomic_size_t finished; /* parts that are done */
+    _Alignas(LINE) atomic_int sleepers;
+    atomic_bool is_closing;
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+
+    size_t threads;
+    struct sl_worker {
+        sl_thread_pool *pool;
+        pthread_t thread;
+        size_t number;
+    } workers[SL_MAX_THREADS];
+};
+
+static inline void pause_briefly(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Take and run parts of loop `number` until none is left.
+ *
+ * A ticket is valid only while its loop is open. A thread that reads a field of the next loop also
+ * sees that this loop was closed before (release and acquire). So if the ticket is still valid
+ * after the fields were read, all of them belong to its loop. */
+static void take_parts(sl_thread_pool *pool, uint64_t number, size_t thread) {
+    for (;;) {
+        uint64_t ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
+        const size_t part = ticket & CLOSED;
+        const sl_task task = atomic_load_explicit(&pool->task, memory_order_acquire);
+        void *const context = atomic_load_explicit(&pool->context, memory_order_acquire);
+        const size_t count = atomic_load_explicit(&pool->count, memory_order_acquire);
+        const size_t part_size = atomic_load_explicit(&pool->part_size, memory_order_acquire);
+        const size_t first = part * part_size, left = count - first;
+        if (ticket >> PART_BITS != number || part == CLOSED || first >= count) return;
+        if (!atomic_compare_exchange_strong_explicit(&pool->ticket, &ticket, ticket + 1,
+                                                     memory_order_acq_rel, memory_order_relaxed))
+            continue;
+        task(context, first, first + (left < part_size ? left : part_size), thread);
+        atomic_fetch_add_explicit(&pool->finished, 1, memory_order_release);
+    }
+}
+
+static uint64_t current_loop(sl_thread_pool *pool) {
+    return atomic_load(&pool->ticket) >> PART_BITS;
+}
+
+/* Wait for a loop later than number `seen`. Returns its number. */
+static uint64_t await_loop(sl_thread_pool *pool, uint64_t seen) {
+    for (int i = 0; i < IDLE_SPINS; i++) {
+        const uint64_t number = atomic_load_explicit(&pool->ticket, memory_order_acquire);
+        if (number >> PART_BITS != seen) return number >> PART_BITS;
+        pause_briefly();
+    }
+    pthread_mutex_lock(&pool->mutex);
+    atomic_fetch_add(&pool->sleepers, 1);
+    while (current_loop(pool) == seen && !atomic_load(&pool->is_closing))
+        pthread_cond_wait(&pool->wake, &pool->mutex);
+    atomic_fetch_sub(&pool->sleepers, 1);
+    pthread_mutex_unlock(&pool->mutex);
+    return current_loop(pool);
+}
+
+static void *work(void *argument) {
+    const struct sl_worker *worker = argument;
+    uint64_t seen = 0;
+    while (!atomic_load_explicit(&worker->pool->is_closing, memory_order_relaxed)) {
+        seen = await_loop(worker->pool, seen);
+        take_parts(worker->pool, seen, worker->number);
+    }
+    return NULL;
+}
+
+static void wake_sleepers(sl_thread_pool *pool) {
+    if (atomic_load(&pool->sleepers) == 0) return;
+    pthread_mutex_lock(&pool->mutex);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+/* Wait for the parts that other threads have taken. */
+static void await_end(sl_thread_pool *pool, size_t parts) {
+    for (int i = 0; atomic_load_explicit(&pool->finished, memory_order_acquire) != parts; i++) {
+        if (i < WAIT_SPINS)
+            pause_briefly();
+        else
+            sched_yield();
+    }
+}
+
+void sl_parallel_for(sl_thread_pool *pool, size_t count, size_t grain, sl_task task,
+                     void *context) {
+    const size_t grains = (count + grain - 1) / grain;
+    if (!pool || grains <= 1) {
+        if (count) task(context, 0, count, 0);
+        return;
+    }
+    const size_t part_size = (grains + pool->threads - 1) / pool->threads * grain;
+    const size_t parts = (count + part_size - 1) / part_size;
+    const uint64_t number = current_loop(pool) + 1;
+    atomic_store_explicit(&pool->ticket, number << PART_BITS | CLOSED, memory_order_release);
+    atomic_store_explicit(&pool->task, task, memory_order_release);
+    atomic_store_explicit(&pool->context, context, memory_order_release);
+    atomic_store_explicit(&pool->count, count, memory_order_release);
+    atomic_store_explicit(&pool->part_size, part_size, memory_order_release);
+    atomic_store_explicit(&pool->finished, 0, memory_order_relaxed);
+    atomic_store(&pool->ticket, (number + 1) << PART_BITS);
+    wake_sleepers(pool);
+    take_parts(pool, number + 1, 0);
+    await_end(pool, parts);
+}
+
+sl_thread_pool *sl_thread_pool_new(size_t threads) {
+    sl_thread_pool *pool = aligned_alloc(LINE, (sizeof *pool + LINE - 1) / LINE * LINE);
+    if (!pool) return NULL;
+    *pool = (sl_thread_pool){.threads = 1};
+    pthread_mutex_init(&pool->mutex, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    for (; pool->threads < threads; pool->threads++) {
+        struct sl_worker *worker = &pool->workers[pool->threads];
+        worker->pool = pool;
+        worker->number = pool->threads;
+        if (pthread_create(&worker->thread, NULL, work, worker)) {
+            sl_thread_pool_free(pool);
+            return NULL;
+        }
+    }
+    return pool;
+}
+
+void sl_thread_pool_free(sl_thread_pool *pool) {
+    if (!pool) return;
+    pthread_mutex_lock(&pool->mutex);
+    atomic_store(&pool->is_closing, true);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->mutex);
+    for (size_t i = 1; i < pool->threads; i++) pthread_join(pool->workers[i].thread, NULL);
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->mutex);
+    free(pool);
+}
+
+size_t sl_processor_count(void) {
+#ifdef __linux__
+    cpu_set_t set;
+    if (!sched_getaffinity(0, sizeof set, &set)) return (size_t)CPU_COUNT(&set);
+#endif
+    const long count = sysconf(_SC_NPROCESSORS_ONLN);
+    return count > 0 ? (size_t)count : 1;
+}
