@@ -36,7 +36,7 @@ const uint32_t sl_unicode_range_count = {count};
 
 /* The classes of ASCII; 0 for the bytes of other characters. */
 const uint8_t sl_ascii_classes[256] = {{
-{ascii}
+{ascii},
 }};
 """
 

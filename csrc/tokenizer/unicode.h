@@ -8,12 +8,12 @@
 
 /* Classes of characters; a character may be of several. */
 enum {
-    SL_LETTER = 1 << 0, /* \p{L} */
-    SL_NUMBER = 1 << 1, /* \p{N} */
-    SL_WHITE = 1 << 2, /* \s */
+    SL_LETTER = 1 << 0,         /* \p{L} */
+    SL_NUMBER = 1 << 1,         /* \p{N} */
+    SL_WHITE = 1 << 2,          /* \s */
     SL_WORD_CHARACTER = 1 << 3, /* \w: a token of a single word does not match beside it */
-    SL_DIGIT = 1 << 4, /* what the pre-tokenizer Digits sets apart */
-    SL_OTHER = 1 << 5 /* [^\s\p{L}\p{N}] */
+    SL_DIGIT = 1 << 4,          /* what the pre-tokenizer Digits sets apart */
+    SL_OTHER = 1 << 5           /* [^\s\p{L}\p{N}] */
 };
 
 extern const uint32_t sl_unicode_ranges[];
