@@ -19,7 +19,7 @@ CSRC = ROOT / "csrc"
 
 PREAMBLE = """
 #include "storyllamas.h"
-static sl_options sl_defaults(void) { return (sl_options)SL_DEFAULTS; }
+static sl_options sl_defaults(void) { return (sl_options)SL_OPTIONS_DEFAULTS; }
 """
 
 
