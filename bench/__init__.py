@@ -1,7 +1,7 @@
-"""How fast the engine and training are, and how much recipes learn from the same tokens.
+"""Benchmarks of the engine, of training, of the tokenizer and of training recipes.
 
-`make bench` measures the engine beside others and beside what the machine can do at most; it writes
-RESULTS.md and speed.png. `make bench-kernels` measures each kernel alone. `make bench-train`
-measures how fast training is and writes TRAINING.md; `make bench-learning` compares what recipes
-learn. Nothing here is part of the library.
+`make bench` measures the engine, other engines and the limits of the machine; it writes RESULTS.md
+and speed.png. `make bench-kernels` measures each kernel. `make bench-train` measures the speed of
+training and writes TRAINING.md. `make bench-learning` compares the losses of recipes. The library
+imports nothing from here.
 """

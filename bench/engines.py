@@ -1,4 +1,4 @@
-"""The engines that are compared, and how each is started."""
+"""The engines of the benchmark and the commands that start them."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from storyllamas.slm.encoding import GROUP_SIZES
 
 OURS = "StoryLlamas"
 AUTO = 0
-"""As many threads as the engine chooses."""
+"""The engine chooses the number of threads."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """One program on one type of weights.
+    """One program with one type of weights.
 
     Attributes:
         name: of the program.
-        weights: f32, q8 or as the program calls its type.
-        format: what it reads, see `models.prepare`.
-        bits: 32, 8 or 4 a weight; engines with the same are compared.
-        threads: the counts that it is measured with.
-        command: of its worker, from the model's path in the folder of exports and a thread count.
-        missing: why it cannot be measured; empty if it can.
-        needs: further formats that its own is made of.
-        can_batch: whether it tells many stories at once.
+        weights: f32, q8 or the program's own name of the type.
+        format: of the model files, see `models.prepare`.
+        bits: 32, 8 or 4 a weight; only engines of equal bits are compared.
+        threads: thread counts to measure.
+        command: returns the command of the worker for a model path and a thread count.
+        missing: why it cannot be measured; empty if it can be.
+        needs: other formats that its own is converted from.
+        can_batch: whether it generates batches.
     """
 
     name: str
@@ -50,20 +50,20 @@ class Engine:
     can_batch: bool = True
 
     def does(self, task: str, threads: int) -> bool:
-        """Whether it is asked for a task; others for many stories with all their threads only."""
+        """Return whether to measure a task; other engines batch with all their threads only."""
         has_all = self.name == OURS or threads == max(self.threads)
         return task != "batch" or (self.can_batch and has_all)
 
     @property
     def label(self) -> str:
-        """Program and weights."""
+        """Return program and weights."""
         return f"{self.name} {self.weights}"
 
 
 class Worker:
-    """A running engine, see worker.h.
+    """A running engine; worker.h describes the requests.
 
-    Pause it while it has nothing to do: threads that wait for work may take time from others.
+    Pause it between requests: idle threads may spin and take time from the next engine.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -85,18 +85,18 @@ class Worker:
         self._process.communicate()
 
     def resume(self) -> None:
-        """Let it run."""
+        """Continue the process."""
         self._process.send_signal(signal.SIGCONT)
 
     def pause(self) -> None:
-        """Stop it."""
+        """Stop the process until `resume`."""
         self._process.send_signal(signal.SIGSTOP)
 
     def ask(self, request: str) -> dict[str, Any]:
-        """The answer to a request.
+        """Send a request and return the answer.
 
         Raises:
-            UserError: the program has ended.
+            UserError: the process has exited.
         """
         pipe, answers = self._process.stdin, self._process.stdout
         assert pipe
@@ -108,18 +108,18 @@ class Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise UserError(f"{self._name} ended at the request {request!r}")
+            raise UserError(f"{self._name} exited at the request {request!r}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 def available() -> list[Engine]:
-    """Every engine, those that are missing too."""
+    """Return all engines, missing ones included."""
     return [*_ours(), *_llama2c(), *_llama_cpp(), *_ctranslate2(), *_transformers()]
 
 
 def thread_counts() -> tuple[int, ...]:
-    """One and two, where there are two cores."""
+    """Return 1 and, on two or more cores, 2."""
     return (1, 2)[: os.cpu_count() or 1]
 
 
@@ -137,10 +137,10 @@ def _ours() -> list[Engine]:
 
 def _llama2c() -> list[Engine]:
     checkout = os.environ.get("LLAMA2C", "")
-    missing = "" if checkout else "give its checkout: make bench LLAMA2C=FOLDER"
+    missing = "" if checkout else "set LLAMA2C=FOLDER to its checkout"
     folder = Path(checkout)
     if checkout and not (folder / "run.c").exists():
-        raise UserError(f"LLAMA2C is {checkout}, which has no run.c: it must be its checkout")
+        raise UserError(f"LLAMA2C is {checkout}, which has no run.c: set it to a llama2.c checkout")
 
     def engine(weights: str, source: str, format: str, bits: int) -> Engine:
         programs = {

@@ -1,8 +1,9 @@
-"""`make fuzz-tokenizer MINUTES=60`: the C tokenizer against SentencePiece, on random inputs.
+"""`make fuzz-tokenizer MINUTES=60`: compare the C tokenizer with SentencePiece on random inputs.
 
-Each round draws a vocabulary, trained on random text with random options or invented, and hundreds
-of random texts, and compares ids and decoded texts: with the cache of words and without, one by one
-and all at once. A round depends on its seed only; a difference prints it and ends the run.
+Each round draws a vocabulary and hundreds of texts. The vocabulary is random, or trained on random
+text with random options. The round compares ids and decoded texts, with and without the word cache,
+one text at a time and all texts in one call. A round depends on its seed only. The run stops at the
+first difference and prints the seed.
 """
 
 from __future__ import annotations
@@ -43,18 +44,18 @@ ALPHABETS = [
     f" {SPACE}",
     "<s></s><unk><0x41>",
 ]
-"""What texts are drawn from, a few of them mixed."""
+"""Alphabets of random words; each round mixes some of them."""
 
 
 def any_character(draw: random.Random) -> str:
-    """A character of any kind but half a surrogate pair."""
+    """Draw any character that is not a surrogate."""
     top = draw.choice([0x80, 0x800, 0x10000, 0x110000])
     point = draw.randrange(top)
     return chr(point) if not 0xD800 <= point < 0xE000 else "\ufffd"
 
 
 def word_maker(draw: random.Random) -> Callable[[], str]:
-    """What draws a word; some words come again and again."""
+    """Return a function that draws a word; some words repeat."""
     letters = "".join(draw.sample(ALPHABETS, draw.randint(1, 4))).replace("\n", "")
     known = ["".join(draw.choices(letters, k=draw.randint(1, 8))) for _ in range(60)]
 
@@ -69,8 +70,10 @@ def word_maker(draw: random.Random) -> Callable[[], str]:
     return word
 
 
-def text_maker(draw: random.Random, word: Callable[[], str], spelt: list[str]) -> Callable[[], str]:
-    """What draws a text: words, runs of whitespace, pieces spelt out, now and then a giant word."""
+def text_maker(
+    draw: random.Random, word: Callable[[], str], pieces: list[str]
+) -> Callable[[], str]:
+    """Return a function that draws a text of words, whitespace, pieces and rare long words."""
 
     def text() -> str:
         parts = []
@@ -83,7 +86,7 @@ def text_maker(draw: random.Random, word: Callable[[], str], spelt: list[str]) -
             elif kind < 0.85:
                 parts.append(draw.choice(" \n\t\r") * draw.randint(1, 6))
             else:
-                parts.append(draw.choice(spelt))
+                parts.append(draw.choice(pieces))
         if draw.random() < 0.02:
             parts.append(word() * draw.randint(1, 300))
         draw.shuffle(parts)
@@ -93,7 +96,7 @@ def text_maker(draw: random.Random, word: Callable[[], str], spelt: list[str]) -
 
 
 def train(draw: random.Random, word: Callable[[], str]) -> bytes | None:
-    """A SentencePiece model, or None where its trainer refuses what was drawn."""
+    """Train a SentencePiece model; return None if the trainer rejects the options."""
     lines = [" ".join(word() for _ in range(draw.randint(1, 20))) for _ in range(300)]
     lines = [line.replace("\0", "") for line in lines]
     byte_fallback = draw.random() < 0.6
@@ -129,8 +132,8 @@ def train(draw: random.Random, word: Callable[[], str]) -> bytes | None:
     return model.getvalue()
 
 
-def invent(draw: random.Random, word: Callable[[], str]) -> Vocabulary:
-    """A vocabulary that no trainer would make: any pieces, many of them with equal scores."""
+def random_vocabulary(draw: random.Random, word: Callable[[], str]) -> Vocabulary:
+    """Draw a random vocabulary that no trainer would produce: any pieces, many equal scores."""
     byte_fallback = draw.random() < 0.6
     special = {"<unk>": PieceType.UNKNOWN, "<s>": PieceType.CONTROL, "</s>": PieceType.CONTROL}
     types = {**special, **dict.fromkeys((f"<0x{i:02X}>" for i in range(256)), PieceType.BYTE)}
@@ -154,9 +157,9 @@ def invent(draw: random.Random, word: Callable[[], str]) -> Vocabulary:
 
 
 def draw_vocabulary(draw: random.Random, word: Callable[[], str]) -> Vocabulary | None:
-    """A trained or an invented one, some with unused pieces; None where the trainer refuses."""
+    """Draw a trained or a random vocabulary; return None if the trainer rejects the options."""
     if draw.random() < 0.5:
-        found = invent(draw, word)
+        found = random_vocabulary(draw, word)
     elif model := train(draw, word):
         found = from_sentencepiece("the model", model)
     else:
@@ -173,7 +176,7 @@ def draw_vocabulary(draw: random.Random, word: Callable[[], str]) -> Vocabulary 
 
 
 def encode_without_cache(ours: FastTokenizer, text: str) -> list[int]:
-    """The ids by the path that remembers nothing."""
+    """Encode a text without the word cache."""
     data = text.encode()
     capacity = 3 * (len(data) + 1)
     ids, count = ffi.new("int32_t[]", capacity), ffi.new("size_t *")
@@ -182,13 +185,13 @@ def encode_without_cache(ours: FastTokenizer, text: str) -> list[int]:
     return encoded
 
 
-def difference(
+def first_difference(
     ours: FastTokenizer,
     theirs: sentencepiece.SentencePieceProcessor,
     texts: list[str],
     drawn: list[list[int]],
 ) -> str:
-    """The first difference in encoding texts and decoding ids; "" if there is none."""
+    """Return the first difference in encoding texts or decoding ids, or ""."""
     expected = theirs.encode(texts, num_threads=1)
     for text, ids in zip(texts, expected, strict=True):
         if ours.encode(text) != ids:
@@ -197,7 +200,7 @@ def difference(
             return f"without cache, {text!r}: {encode_without_cache(ours, text)}, not {ids}"
     together = ours.encode_stories([text.encode() for text in texts]).tolist()
     if together != [id for ids in expected for id in ids]:
-        return "all texts at once give other ids than one by one"
+        return "encoding all texts in one call gives different ids from one text at a time"
     for ids in [*expected, *drawn]:
         if ours.decode(ids) != theirs.decode(ids):
             return f"decoding {ids}: {ours.decode(ids)!r}, not {theirs.decode(ids)!r}"
@@ -205,7 +208,7 @@ def difference(
 
 
 def run_round(seed: int) -> tuple[int, str]:
-    """One vocabulary and its texts: how many were compared, and the first difference."""
+    """Compare one vocabulary; return the number of texts and the first difference, or ""."""
     draw = random.Random(seed)
     word = word_maker(draw)
     known = draw_vocabulary(draw, word)
@@ -216,14 +219,16 @@ def run_round(seed: int) -> tuple[int, str]:
     texts = [text() for _ in range(TEXTS)]
     size = len(known.pieces)
     drawn = [draw.choices(range(size), k=draw.randint(0, 20)) for _ in range(TEXTS)]
-    return TEXTS, difference(FastTokenizer.of(known), theirs, texts, drawn)
+    return TEXTS, first_difference(FastTokenizer.of(known), theirs, texts, drawn)
 
 
 def main() -> None:
-    """Run until time is up."""
-    parser = argparse.ArgumentParser(prog="bench.fuzz_tokenizer", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1)
-    parser.add_argument("--seed", type=int, default=0, help="of the first round")
+    """Run rounds until the time is up."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.fuzz_tokenizer", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--minutes", type=float, default=1, help="least time of the run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first round")
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
     seed, texts, vocabularies, said = arguments.seed, 0, 0, time.monotonic()

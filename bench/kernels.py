@@ -1,4 +1,4 @@
-"""`make bench-kernels`: each kernel alone, on one thread, beside what the machine allows."""
+"""`make bench-kernels`: measure each kernel on one thread, compared with the machine's limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROWS = (1, 8, 32)
 
 
 class Matrix(NamedTuple):
-    """A kind of matrix of a model: rows, columns, its storage, and the bytes of the whole model."""
+    """A matrix of a model: rows, columns, encoding, and the bytes of all the model's tensors."""
 
     name: str
     rows: int
@@ -33,25 +33,27 @@ class Matrix(NamedTuple):
 
 
 def matrices(config: ModelConfig, weight_type: str) -> list[Matrix]:
-    """Each kind once, as a weight file of the type stores it."""
-    how, shapes = storage(weight_type), tensor_shapes(config)
-    total = sum(tensor_bytes(shape, how.of(name)) for name, shape in shapes.items())
+    """Return one matrix of each shape and role, encoded as in a weight file of the type."""
+    stored, shapes = storage(weight_type), tensor_shapes(config)
+    total = sum(tensor_bytes(shape, stored.of(name)) for name, shape in shapes.items())
     return [
-        Matrix(name.removesuffix(".weight").removeprefix("layers.0."), *shape, how.of(name), total)
+        Matrix(
+            name.removesuffix(".weight").removeprefix("layers.0."), *shape, stored.of(name), total
+        )
         for name, shape in shapes.items()
         if len(shape) == 2 and ("layers." not in name or name.startswith("layers.0."))
     ]
 
 
 def measured(program: Path, *arguments: object) -> list[dict[str, Any]]:
-    """What kernels.c prints."""
+    """Run kernels.c and return its JSON lines."""
     command = [str(program), *map(str, arguments)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [json.loads(line) for line in output.splitlines()]
 
 
 def matrix_table(program: Path, machine: Machine, config: ModelConfig, weight_type: str) -> str:
-    """Every matrix of a weight type and every kernel set, for 1, 8 and 32 rows of activations."""
+    """Format a table of matrices and kernel sets, for 1, 8 and 32 rows of activations."""
     rows = [
         row
         for matrix in matrices(config, weight_type)
@@ -73,7 +75,7 @@ def _matrix_rows(
 
 
 def _matrix_cell(machine: Machine, weight_type: str, matrix: Matrix, run: dict[str, Any]) -> str:
-    """Bytes of weights a second or, where arithmetic is what takes longer, operations a second."""
+    """Format GB/s of weights or, if arithmetic is the limit, operations a second."""
     seconds, operations = run["seconds"], 2 * run["n"] * matrix.rows * matrix.columns
     reading = run["bytes"] / machine.bandwidth(matrix.model_bytes / 2**20, 1)
     computing = machine.compute_seconds(operations, ARITHMETIC[weight_type], 1)
@@ -83,7 +85,7 @@ def _matrix_cell(machine: Machine, weight_type: str, matrix: Matrix, run: dict[s
 
 
 def vector_table(program: Path, config: ModelConfig) -> str:
-    """The kernels without weights, whose vectors are in the nearest cache."""
+    """Format a table of the kernels without weights, whose vectors are in the L1 cache."""
     by_kernel: dict[str, dict[str, str]] = defaultdict(dict)
     sets: dict[str, None] = {}
     for run in measured(program, "vectors", config.dim, config.hidden, config.vocab_size):
@@ -96,14 +98,18 @@ def vector_table(program: Path, config: ModelConfig) -> str:
 
 @exit_on_user_error
 def main() -> None:
-    """Print the tables of the sizes that are given."""
-    parser = argparse.ArgumentParser(prog="bench.kernels", description=__doc__)
-    parser.add_argument("--sizes", nargs="+", default=["2m", "7m", "30m"])
+    """Print the tables of each size."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.kernels", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", default=["2m", "7m", "30m"], help="keys of `sizes` in params.yaml"
+    )
     sizes = parser.parse_args().sizes
     program, machine = build.engine_kernels(), Machine(limits.measured())
     print(
-        "Each matrix is one of as many copies as fill the memory of the whole model. Per cent are "
-        "of\nthe limit: reading the weights or multiplying them, whichever takes longer.\n"
+        "Copies of each matrix fill as much memory as the whole model. Percentages are of the "
+        "limit:\nreading the weights or multiplying by them, whichever takes longer.\n"
     )
     for size in sizes:
         config = shape(size)

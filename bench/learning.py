@@ -1,7 +1,7 @@
-"""What recipes learn from the same tokens: mean and spread over seeds, as a table and a figure.
+"""Compare the validation losses of recipes after the same number of tokens.
 
-`make bench-learning` runs it from the root. A run that was interrupted goes on, and one that is
-finished is not run again; both are kept in build/bench/learning.
+`make bench-learning` runs it and writes a table and a figure of mean and spread over seeds. It
+keeps runs in build/bench/learning: an interrupted run resumes, a finished one is not repeated.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ PLAIN: dict[str, Any] = {
     "grad_clip": 1.0,
 }
 PUBLISHED = {"tokens_per_step": 64 * 256, "learning_rate": 1e-3, "schedule": "cosine"}
-# Name: label, the recipe that it is based on, and what it changes there.
+# Name: label, base recipe, values that it changes.
 ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "published": (
         "AdamW 1e-3, 64 × 256, cosine",
@@ -75,13 +75,13 @@ DEFAULT_ROWS = ("published", "adamw", "muon", "fast")
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one recipe with every seed.
+    """The runs of one recipe with all seeds.
 
     Attributes:
-        label: what the recipe is.
+        label: of the recipe.
         losses: lowest validation loss of each seed, nats a token.
         seconds: mean time of a run.
-        tokens: seen at each validation.
+        tokens: trained on before each validation.
         curves: validation loss at each of `tokens`, for each seed.
     """
 
@@ -93,7 +93,7 @@ class Row:
 
 
 def recipe_of(name: str, budget: int, raw: dict[str, Any]) -> Recipe:
-    """The recipe of a row, for `budget` tokens; `raw` is params.yaml as it was read."""
+    """Return the recipe of a row for `budget` tokens; `raw` is the content of params.yaml."""
     _, based_on, changes = ROWS[name]
     chosen = params.parse({**raw, "recipe": based_on, "train": {}})
     recipe = dataclasses.replace(chosen.recipe, **changes)
@@ -103,7 +103,7 @@ def recipe_of(name: str, budget: int, raw: dict[str, Any]) -> Recipe:
 
 
 def run(job: Job, name: str) -> dict[str, Any]:
-    """Train, or read what an earlier call kept: `metrics`, and the rows of validation.csv."""
+    """Train, or read the result of an earlier call: `metrics`, and `curve` as loss by tokens."""
     kept = WORK / f"{job.key()}.json"
     if not kept.exists():
         logs = WORK / f"{name}-{job.seed}"
@@ -119,7 +119,7 @@ def run(job: Job, name: str) -> dict[str, Any]:
 def compare(
     chosen: Params, raw: dict[str, Any], data: Path, names: Sequence[str], arguments: Any
 ) -> Iterator[Row]:
-    """Train every row with every seed."""
+    """Train each row with each seed."""
     train, valid = (token_file.read(data / f"{part}.bin") for part in ("train", "valid"))
     config = dataclasses.replace(chosen.model_config(), vocab_size=train.vocab_size)
     where = device.choose(chosen.compute, arguments.tokens * config.training_flops)
@@ -140,7 +140,7 @@ def compare(
 
 
 def table(rows: Sequence[Row], valid: TokenFile) -> str:
-    """Write the rows as a Markdown table; `valid` is what they were validated on."""
+    """Format the rows as a Markdown table; `valid` is the validation set."""
     bits = framed_bits_per_byte(1.0, len(valid.tokens), valid.text_bytes)
     lines = [
         "| recipe | nats a token | spread | framed bits per byte | minutes |",
@@ -156,7 +156,7 @@ def table(rows: Sequence[Row], valid: TokenFile) -> str:
 
 
 def draw(rows: Sequence[Row], title: str, target: Path) -> None:
-    """Draw the validation loss over tokens: the mean over seeds, and a band of all of them."""
+    """Plot the validation loss over tokens: mean and range over seeds."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -179,7 +179,7 @@ def draw(rows: Sequence[Row], title: str, target: Path) -> None:
 
 
 def prepare(source: str, chosen: Params) -> Path:
-    """Token files of another corpus, with a tokenizer of its own; returns their folder."""
+    """Tokenize another corpus with its own tokenizer and return the folder of the token files."""
     folder = WORK / "data"
     corpus = dataclasses.replace(chosen.corpus, source=source)
     split = sources.split(corpus, chosen.seed)
@@ -196,13 +196,15 @@ def prepare(source: str, chosen: Params) -> Path:
 
 @exit_on_user_error
 def main() -> None:
-    """Run the comparison."""
-    parser = argparse.ArgumentParser(prog="python -m bench.learning", description=__doc__)
-    parser.add_argument("--tokens", type=int, default=4_000_000, help="seen by each run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=DEFAULT_ROWS)
-    parser.add_argument("--corpus", help="as corpus.source in params.yaml; default: data/tokens")
-    parser.add_argument("--figure", type=Path, default=Path("bench/learning.png"))
+    """Train, print the table and plot the figure."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.learning", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--tokens", type=int, default=4_000_000, help="training tokens of each run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of each row")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=DEFAULT_ROWS, help="to train")
+    parser.add_argument("--corpus", help="as corpus.source in params.yaml (default: data/tokens)")
+    parser.add_argument("--figure", type=Path, default=Path("bench/learning.png"), help="to write")
     arguments = parser.parse_args()
     raw = params.read("params.yaml")
     chosen = params.parse(raw)

@@ -50,8 +50,7 @@ static void *run_job(void *argument) {
     return NULL;
 }
 
-/* Run work(data[0]) … work(data[threads - 1]) at the same time. Returns the seconds that they take.
- */
+/* Run work(data[0]) … work(data[threads - 1]) at the same time. Returns the seconds it takes. */
 static double run_threads(int threads, void (*work)(void *), void **data) {
     pthread_t ids[MAX_THREADS];
     job jobs[MAX_THREADS];

@@ -1,8 +1,8 @@
-"""What this machine can do at most, and how long a token takes at the least.
+"""Limits of this machine, and the least time for a token that follows from them.
 
-A token of one story is bound by memory: it reads every weight once, and the keys and values of all
-positions before it. A prompt and many stories at once share each weight that is read between their
-tokens and are bound by arithmetic, where there are enough of them.
+One sequence is bound by memory: each token reads all weights, and the keys and values of all
+earlier positions. The tokens of a prompt or a batch share each weight that is read; enough of them
+are bound by arithmetic.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from bench import build
 from storyllamas.config import ModelConfig
 
 CACHE_BYTES = {"f32": 4, "q8": 2, "q4": 2}
-"""Of one element of the engine's key-value cache, by weight type."""
+"""Bytes of an element of the engine's key-value cache, by weight type."""
 
 ARITHMETIC = {"f32": "f32", "q8": "int8", "q4": "int8"}
-"""In which numbers the engine multiplies, by weight type."""
+"""Number type in which the engine multiplies, by weight type."""
 
 
 def measured() -> dict[str, Any]:
-    """What bench/limits.c prints."""
+    """Run bench/limits.c and return its JSON."""
     output = subprocess.run([build.limits()], capture_output=True, text=True, check=True).stdout
     found: dict[str, Any] = json.loads(output)
     return found
@@ -32,14 +32,14 @@ def measured() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Machine:
-    """The measured limits."""
+    """The limits of a machine, as bench/limits.c prints them."""
 
     found: dict[str, Any]
 
     def bandwidth(self, megabytes: float, threads: int) -> float:
-        """Bytes a second that threads read of a buffer of that size, on the better kind of pages.
+        """Return bytes a second of repeated reads of a buffer, on the faster kind of pages.
 
-        Between measured sizes it lies on a line over the logarithm of the size.
+        Interpolates between measured sizes, linearly in the logarithm of the size.
         """
         best: dict[float, float] = {}
         for row in self.found["bandwidth"]:
@@ -55,31 +55,31 @@ class Machine:
         return best[below] + share * (best[above] - best[below])
 
     def peak(self, type: str, threads: int) -> float:
-        """Operations a second in a number type; 0 where the processor has no such."""
+        """Return operations a second in a number type, or 0 if it was not measured."""
         rows = self.found["peak"]
         of = [row["operations"] for row in rows if (row["type"], row["threads"]) == (type, threads)]
         return float(max(of, default=0))
 
     def read_seconds(self, bytes: float, threads: int) -> float:
-        """How long it takes to read so much that is read over and over."""
+        """Return the seconds of a read of `bytes` that are read repeatedly."""
         return bytes / self.bandwidth(bytes / 2**20, threads)
 
     def compute_seconds(self, operations: float, type: str, threads: int) -> float:
-        """How long it takes to compute so much; 0 where that is not known."""
+        """Return the seconds of `operations`, or 0 if the peak was not measured."""
         peak = self.peak(type, threads)
         return operations / peak if peak else 0.0
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The least time that a model of a weight type takes on so many threads.
+    """The least time of a model on a machine.
 
     Attributes:
-        machine: what it runs on.
-        config: the model's shape.
+        machine: limits of the machine.
+        config: shape of the model.
         weight_type: f32, q8 or q4.
-        weight_bytes: of all its tensors.
-        threads: how many.
+        weight_bytes: of all tensors.
+        threads: number of threads.
     """
 
     machine: Machine
@@ -88,38 +88,41 @@ class Limit:
     weight_bytes: int
     threads: int
 
-    def story(self, steps: int) -> float:
-        """Seconds for a token of a story of so many: weights, and the cache at its mean length."""
+    def sequence(self, steps: int) -> float:
+        """Return the mean seconds of a token of one sequence of `steps` tokens.
+
+        A token reads the weights, and the cache at its mean length.
+        """
         return self._read(self.weight_bytes + self._cache_bytes((steps + 1) / 2))
 
     def prompt(self, tokens: int) -> float:
-        """Seconds for a whole prompt.
+        """Return the seconds of a prompt of `tokens` tokens.
 
-        Two operations for every token and weight, but of the classifier for the last token only;
-        two for every element of a key and of a value that a query meets.
+        Each token takes two operations a weight, the classifier only for the last token; attention
+        takes two for each element of the keys and values that a query reads.
         """
         shape = self.config
         matrices = 2 * (self._layer_weights * tokens + shape.dim * shape.vocab_size)
-        meetings = tokens * (tokens + 1) / 2
-        attention = 4 * shape.layers * shape.heads * shape.head_dim * meetings
+        pairs = tokens * (tokens + 1) / 2
+        attention = 4 * shape.layers * shape.heads * shape.head_dim * pairs
         arithmetic = self._compute(matrices, ARITHMETIC[self.weight_type])
         return max(arithmetic + self._compute(attention, "f32"), self._read(self.weight_bytes))
 
-    def batch(self, stories: int, steps: int) -> float:
-        """Seconds for a token of each of so many stories.
+    def batch(self, sequences: int, steps: int) -> float:
+        """Return the mean seconds of a step, one token for each of `sequences`.
 
-        The weights once or their arithmetic, whichever takes longer, then every story's cache at
-        its mean length.
+        A step reads the weights or multiplies by them, whichever takes longer, then reads the cache
+        of each sequence at its mean length.
         """
         shape = self.config
-        matrices = 2 * stories * (self._layer_weights + shape.dim * shape.vocab_size)
+        matrices = 2 * sequences * (self._layer_weights + shape.dim * shape.vocab_size)
         arithmetic = self._compute(matrices, ARITHMETIC[self.weight_type])
-        caches = self._read(stories * self._cache_bytes((steps + 1) / 2))
+        caches = self._read(sequences * self._cache_bytes((steps + 1) / 2))
         return max(arithmetic, self._read(self.weight_bytes)) + caches
 
     @property
     def _layer_weights(self) -> int:
-        """Numbers in the matrices of all layers."""
+        """Return the number of weights in the matrices of all layers."""
         shape = self.config
         attention = shape.dim * (shape.qkv_rows + shape.heads * shape.head_dim)
         return shape.layers * (attention + 3 * shape.dim * shape.hidden)

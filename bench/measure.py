@@ -1,4 +1,4 @@
-"""Ask every engine in turn, round after round, so that what disturbs the machine hits all alike."""
+"""Measure all engines in interleaved rounds, so that a disturbance affects them equally."""
 
 from __future__ import annotations
 
@@ -19,17 +19,24 @@ from bench.models import Model
 
 EOS = 2
 PROMPT = 128
-STORIES = 32
+BATCH = 32
 BATCH_STEPS = 127
 ENOUGH_SECONDS = 0.15
-MOST_TRIES = 6
+MAX_TRIES = 6
 SLOW_SECONDS = 2.0
-"""A request that takes longer is made in three rounds only."""
+"""A slower request is measured in three rounds only."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What an engine is asked to do: see worker.h. `tokens` are those that it is credited with."""
+    """A request to a worker, see worker.h.
+
+    Attributes:
+        name: of the task.
+        request: without the seed.
+        warm_up: a short request with its seed.
+        tokens: that the request generates or, for a prompt, computes.
+    """
 
     name: str
     request: str
@@ -39,7 +46,7 @@ class Task:
 
 @dataclass
 class Cell:
-    """One engine at one task, on so many threads: tokens a second of each round."""
+    """One engine, task and thread count; `speeds` are tokens a second of each round."""
 
     engine: Engine
     threads: int
@@ -49,24 +56,22 @@ class Cell:
 
     @property
     def is_slow(self) -> bool:
-        """Whether to ask less often."""
+        """Return whether to skip rounds."""
         return bool(self.speeds) and self.task.tokens / self.speeds[0] > SLOW_SECONDS
 
 
-def story_steps(model: Model) -> int:
-    """Tokens of a story that fills the context after BOS."""
+def sequence_steps(model: Model) -> int:
+    """Return the number of tokens that fill the context after BOS."""
     return model.config.context - 1
 
 
 def measure(model: Model, engines: Sequence[Engine], rounds: int) -> list[Cell]:
-    """Tokens a second of every engine that is there, on a model, interleaved."""
+    """Measure tokens a second of each engine that is not missing."""
+    steps = sequence_steps(model)
     tasks = [
-        Task("story", f"story {story_steps(model)}", "story 16 0", story_steps(model)),
+        Task("story", f"story {steps}", "story 16 0", steps),
         Task("prompt", f"prompt {PROMPT}", f"prompt {PROMPT} 0", PROMPT),
-        Task(
-            *("batch", f"batch {STORIES} {BATCH_STEPS}", f"batch {STORIES} 2 0"),
-            STORIES * BATCH_STEPS,
-        ),
+        Task(*("batch", f"batch {BATCH} {BATCH_STEPS}", f"batch {BATCH} 2 0"), BATCH * BATCH_STEPS),
     ]
     with ExitStack() as stack:
         workers: list[tuple[Worker, list[Cell]]] = []
@@ -99,17 +104,24 @@ def _ask_all(worker: Worker, cells: list[Cell], number: int, rounds: int) -> Non
 
 
 def _speed(worker: Worker, task: Task, number: int) -> float:
-    """Tokens a second, of quick requests the median of several, the first to warm up."""
+    """Return tokens a second; repeat quick requests, drop the first and take the median."""
     seconds: list[float] = []
-    while len(seconds) < MOST_TRIES and sum(seconds) < ENOUGH_SECONDS:
-        seed = 1 + MOST_TRIES * number + len(seconds)
+    while len(seconds) < MAX_TRIES and sum(seconds) < ENOUGH_SECONDS:
+        seed = 1 + MAX_TRIES * number + len(seconds)
         seconds.append(float(worker.ask(f"{task.request} {seed}")["seconds"]))
     return task.tokens / median(seconds[1:] or seconds)
 
 
 @dataclass(frozen=True)
 class Greedy:
-    """An engine's greedy story: how many of its first tokens are those of the reference."""
+    """A greedy sequence of an engine, compared with the reference.
+
+    Attributes:
+        engine: that generated it.
+        equal: tokens before the first difference.
+        steps: tokens of the reference before EOS.
+        about: version of the engine.
+    """
 
     engine: Engine
     equal: int
@@ -118,14 +130,14 @@ class Greedy:
 
 
 def greedy(model: Model, engines: Sequence[Engine]) -> list[Greedy]:
-    """Compare the greedy story of each engine, up to its end, with that of the first."""
+    """Compare the greedy sequence of each engine, up to EOS, with that of the first engine."""
     found: list[Greedy] = []
     reference: list[int] = []
     for engine in engines:
         if engine.missing:
             continue
         with Worker(engine.command(model.folder / engine.format, 1)) as worker:
-            ids = worker.ask(f"greedy {story_steps(model)}")["ids"]
+            ids = worker.ask(f"greedy {sequence_steps(model)}")["ids"]
             about = str(worker.ask("about")["about"])
         reference = reference or [*takewhile(lambda id: id != EOS, ids)]
         equal = takewhile(lambda pair: pair[0] == pair[1], zip(reference, ids, strict=False))
@@ -135,7 +147,7 @@ def greedy(model: Model, engines: Sequence[Engine]) -> list[Greedy]:
 
 @dataclass(frozen=True)
 class Start:
-    """A program in a new process: seconds to its first byte of output, and its peak of memory."""
+    """A program in a new process: seconds to its first byte of output, and peak memory in bytes."""
 
     program: str
     first_byte: float
@@ -143,9 +155,9 @@ class Start:
 
 
 def start(model: Model, rounds: int) -> list[Start]:
-    """Our program and llama2.c's on 8-bit weights, with files that are in the page cache.
+    """Measure StoryLlamas and llama2.c with 8-bit weights whose files are in the page cache.
 
-    The last one does nothing at all: what a process takes in any case.
+    The last entry is a program that does nothing, the cost of a process.
     """
     folder = model.folder
     commands: dict[str, list[str | Path]] = {
@@ -155,7 +167,7 @@ def start(model: Model, rounds: int) -> list[Start]:
         program, files = build.llama2c_program(Path(checkout), "runq.c"), folder / "llama2c-q8"
         tokenizer = files / "tokenizer.bin"
         commands["llama2.c int8"] = [program, files / "model.bin", "-z", tokenizer]
-    commands["a program that does nothing"] = [shutil.which("true") or "/bin/true"]
+    commands["empty program"] = [shutil.which("true") or "/bin/true"]
     watcher = build.start()
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for _ in range(rounds + 1):

@@ -1,13 +1,15 @@
-"""The same weights for every engine."""
+"""Export the same weights for every engine."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import shutil
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from string import ascii_letters, digits
+from typing import Any
 
 import numpy as np
 import yaml
@@ -23,8 +25,8 @@ from storyllamas.vocabulary import PieceType, Vocabulary
 
 SEED = 1
 SPREAD = 6.0
-"""Standard deviation of random logits. Among 4,096 normal ones the next token is then as uncertain
-as to a model that was trained on TinyStories: 1.6 nats, on average."""
+"""Standard deviation of random logits. With 4,096 pieces the next token then has an entropy of 1.6
+nats on average, as in a model trained on TinyStories."""
 
 EMBEDDING = 0.02
 """Standard deviation of random embeddings."""
@@ -32,13 +34,13 @@ EMBEDDING = 0.02
 
 @dataclass(frozen=True)
 class Model:
-    """A model whose files are ready.
+    """A model and its exported files.
 
     Attributes:
-        size: its name in params.yaml.
-        config: its shape.
-        about: what its weights are.
-        folder: where its files are, FORMAT.slm or FORMAT/… for each format.
+        size: name in params.yaml.
+        config: shape.
+        about: origin of the weights.
+        folder: of the files FORMAT.slm or FORMAT/… of each format.
     """
 
     size: str
@@ -48,23 +50,23 @@ class Model:
 
     @property
     def is_trained(self) -> bool:
-        """Whether the weights are a training's; random ones have ties that rounding decides."""
+        """Return whether the weights are trained; random ones have ties that rounding decides."""
         return self.about.startswith("trained")
 
     def weight_bytes(self, weight_type: str) -> int:
-        """Bytes of all tensors in the weight file of a type.
+        """Return the bytes of all tensors in the weight file of a type.
 
-        A token reads them all, where the classifier is the embedding.
+        Each token reads all of them, because the classifier is the embedding.
         """
         return weight_file.read(self.folder / f"{weight_type}.slm").tensors_bytes
 
 
 def prepare(size: str, formats: set[str]) -> Model:
-    """Export a size in every format wanted, trained where it has been.
+    """Export a size in each of `formats`; weights are random if models/SIZE does not exist.
 
     Args:
         size: a key of `sizes` in params.yaml.
-        formats: types of weight files, names of `interop.convert.FORMATS`, and "ct2" with a type.
+        formats: types of weight files, names of `interop.formats.FORMATS`, and "ct2" with a type.
     """
     checkpoint = ROOT / "models" / size
     if (checkpoint / "config.json").exists():
@@ -74,12 +76,14 @@ def prepare(size: str, formats: set[str]) -> Model:
         source, about = _random_source(shape(size)), f"random weights of seed {SEED}"
     model = Model(size, source.config, about, BUILD / "models" / size)
     for name in sorted(formats, key=lambda name: (name.startswith("ct2-"), name)):
-        _export(source, name, model.folder)  # CTranslate2's come last: they are made from hf
+        _export(
+            source, name, model.folder
+        )  # CTranslate2 formats come last: they are converted from hf
     return model
 
 
 def shape(size: str) -> ModelConfig:
-    """The shape of a size in params.yaml."""
+    """Return the shape of a size in params.yaml."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     return params.parse(raw | {"model": size}).model_config()
 
@@ -96,17 +100,18 @@ def _export(source: Source, name: str, folder: Path) -> None:
 
 def _convert_to_ctranslate2(source: Path, target: Path, weight_type: str) -> None:
     from ctranslate2.converters import TransformersConverter
-    from transformers.utils import logging
 
+    logging: Any = importlib.import_module("transformers.utils.logging")
     logging.disable_progress_bar()
     shutil.rmtree(target, ignore_errors=True)
     TransformersConverter(str(source)).convert(str(target), quantization=weight_type)
 
 
 def _random_source(config: ModelConfig) -> Source:
-    """Normal weights that neither fade nor explode, and logits as spread as `SPREAD`.
+    """Return random weights whose logits have the standard deviation `SPREAD`.
 
-    Embeddings are small beside what the layers add, or the likeliest token would be the last one.
+    Embeddings are small compared with the output of the layers. Otherwise the classifier, which is
+    the embedding, would make the last token the most probable.
     """
     random = np.random.default_rng(SEED)
     tensors = {}
@@ -121,7 +126,7 @@ def _random_source(config: ModelConfig) -> Source:
 
 
 def _vocabulary(size: int) -> Vocabulary:
-    """Special and byte pieces as in Llama, then letters and merges of two and three of them."""
+    """Return Llama's special and byte pieces, then letters and strings of two or three letters."""
     letters = ["\u2581", *ascii_letters, *digits]
     merged = ("".join(piece) for length in (2, 3) for piece in product(letters, repeat=length))
     specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]

@@ -1,6 +1,6 @@
-"""A training loop as anybody would write it: eager float32 PyTorch, nothing tuned.
+"""A plain (naive) PyTorch training loop: eager, float32, not tuned.
 
-What `make bench-train` compares with. It knows nothing of the library.
+`make bench-train` compares StoryLlamas with it. It imports nothing of the library.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a Llama, as in params.yaml."""
+    """The shape of a Llama, named as in params.yaml."""
 
     dim: int
     layers: int
@@ -33,7 +33,7 @@ class Shape:
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root mean square, then scale."""
+    """Root mean square normalization with a learned scale."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -41,18 +41,18 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, dim] to the same."""
+        """Map [B, T, dim] to [B, T, dim]."""
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn neighbouring pairs: x [B, heads, T, head_dim] by angles [T, head_dim / 2]."""
+    """Rotate interleaved pairs of x [B, heads, T, head_dim] by angles [T, head_dim / 2]."""
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
 class Attention(nn.Module):
-    """softmax(QK^T / sqrt(d) + mask) V."""
+    """Causal attention: softmax(QK^T / sqrt(d) + mask) V."""
 
     mask: Tensor
     cos: Tensor
@@ -73,7 +73,7 @@ class Attention(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, dim] to the same."""
+        """Map [B, T, dim] to [B, T, dim]."""
         B, T, _ = x.shape  # noqa: N806
         cos, sin = self.cos[:T], self.sin[:T]
         q = self.query(x).view(B, T, self.shape.heads, -1).transpose(1, 2)
@@ -90,7 +90,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """The SwiGLU feed-forward layer."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -99,13 +99,13 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(shape.hidden, shape.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, dim] to the same."""
+        """Map [B, T, dim] to [B, T, dim]."""
         out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
         return out
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward."""
+    """A transformer block: attention, then feed-forward."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -115,14 +115,14 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, dim] to the same."""
+        """Map [B, T, dim] to [B, T, dim]."""
         x = x + self.attention(self.attention_norm(x))
         x = x + self.feed_forward(self.feed_forward_norm(x))
         return x
 
 
 class Llama(nn.Module):
-    """A Llama whose classifier is its embedding."""
+    """A Llama with tied embeddings."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Llama(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [B, T, vocab_size] of the token after each of tokens [B, T]."""
+        """Return logits [B, T, vocab_size] of the token that follows each of tokens [B, T]."""
         x = self.embedding(tokens)
         for layer in self.layers:
             x = layer(x)
@@ -145,7 +145,7 @@ class Llama(nn.Module):
 
 
 def random_batch(tokens: Any, count: int, context: int) -> tuple[Tensor, Tensor]:
-    """Windows from anywhere in a token array, and the tokens that come next."""
+    """Draw windows [count, context] at random positions; return inputs and targets."""
     starts = torch.randint(len(tokens) - context, (count,)).tolist()
     rows = [torch.from_numpy(tokens[i : i + context + 1].astype(np.int64)) for i in starts]
     windows = torch.stack(rows)
@@ -155,7 +155,7 @@ def random_batch(tokens: Any, count: int, context: int) -> tuple[Tensor, Tensor]
 def train(
     model: nn.Module, tokens: Any, context: int, batch: int, micro_batch: int, device: str
 ) -> Iterator[float]:
-    """Take a step for each loss that is asked for: the mean over `batch` windows."""
+    """Yield the mean loss over `batch` windows of each optimizer step; each `next` takes a step."""
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
     while True:

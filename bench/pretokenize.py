@@ -1,8 +1,8 @@
-"""`make bench-pretokenize`: the stage `pretokenize` on a corpus of two gigabytes.
+"""`make bench-pretokenize`: measure the stage `pretokenize` on a corpus of 2 GB.
 
-The corpus is the given one again and again, with an invented word put into each story, so that the
-cache of words meets new ones as it does in a corpus of that size. It is written to a temporary
-folder and removed afterwards. The stage runs in a process of its own, with one thread and with two.
+The corpus repeats the given one. Each story gets a random word, so that the word cache sees new
+words at the rate of a corpus of that size. The corpus is written to a temporary folder and deleted
+afterwards. The stage runs in its own process, with one thread and with two.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ print("done")
 """
 SAMPLE_STORIES = 5000
 _SPACE_FACTOR = 2.5
-"""Disk space over the corpus's size: itself, and two token files, of half its size each."""
+"""Disk space as a multiple of the corpus: the corpus, and two token files of half its size."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Run:
     """One run of the stage.
 
     Attributes:
-        bytes: of the corpus.
-        threads: that worked.
+        bytes: size of the corpus.
+        threads: number of threads.
         seconds: from the start of the process to its end.
-        peak_bytes: most memory that was resident.
+        peak_bytes: peak resident memory.
     """
 
     bytes: int
@@ -59,7 +59,7 @@ class Run:
 
 
 def write_corpus(source: Path, target: Path, size: int) -> None:
-    """Write a corpus of that many bytes, or a story more."""
+    """Write a corpus of `size` bytes, rounded up to a whole story."""
     stories = [story.split(" ") for story in files.read(source)]
     draw = random.Random(0)
 
@@ -80,7 +80,7 @@ def write_corpus(source: Path, target: Path, size: int) -> None:
 
 
 def run(corpus: Path, model: Path, target: Path, threads: int) -> Run:
-    """Run the stage and watch it."""
+    """Run the stage in a process and measure time and memory."""
     arguments = map(str, (corpus, model, target, threads))
     command = [str(build.start()), sys.executable, "-c", STAGE, *arguments]
     output = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
@@ -90,7 +90,7 @@ def run(corpus: Path, model: Path, target: Path, threads: int) -> Run:
 
 
 def sentencepiece_speed(corpus: Path, trained: tokenizer.Tokenizer) -> float:
-    """Bytes a second of SentencePiece on the first stories, on one thread."""
+    """Return bytes a second of SentencePiece on one thread, measured on the first stories."""
     stories = list(islice(files.read(corpus), SAMPLE_STORIES))
     began = time.perf_counter()
     trained.processor.encode(stories, num_threads=1)
@@ -98,19 +98,21 @@ def sentencepiece_speed(corpus: Path, trained: tokenizer.Tokenizer) -> float:
 
 
 def measure(source: Path, folder: Path, sizes: list[int]) -> tuple[list[Run], float]:
-    """Runs of each size with one thread and with two, and SentencePiece's speed."""
+    """Measure each size with one thread and with two; return the runs and SentencePiece's speed."""
     model = folder / "tokenizer.model"
     model.write_bytes(tokenizer.train(files.sample(source, 10_000_000), 4096))
     runs = []
     corpus = folder / "corpus.txt"
     for size in sizes:
-        print(f"writing {size / 1e6:,.0f} MB …", file=sys.stderr, flush=True)
+        print(f"writing {size / 1e6:,.0f} MB", file=sys.stderr, flush=True)
         write_corpus(source, corpus, size)
         for threads in (1, 2):
-            print(f"{threads} thread{'s'[: threads - 1]} …", file=sys.stderr, flush=True)
+            print(
+                f"measuring with {threads} thread{'s'[: threads - 1]}", file=sys.stderr, flush=True
+            )
             runs.append(run(corpus, model, folder / f"{threads}.bin", threads))
         if not filecmp.cmp(folder / "1.bin", folder / "2.bin", shallow=False):
-            raise UserError("one thread and two write other tokens")
+            raise UserError(f"{size:,} bytes: one thread and two threads write different tokens")
     return runs, sentencepiece_speed(corpus, tokenizer.load(model))
 
 
@@ -118,23 +120,33 @@ def _check_space(folder: Path, size: int) -> None:
     free, wanted = shutil.disk_usage(folder).free, int(_SPACE_FACTOR * size)
     if free < wanted:
         raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free and {wanted / 1e9:.1f} GB are needed: "
-            "set TMPDIR to another folder, or give a smaller size"
+            f"{folder} has {free / 1e9:.1f} GB free, but {wanted / 1e9:.1f} GB are needed: "
+            "set TMPDIR to another folder or lower --megabytes"
         )
 
 
 @exit_on_user_error
 def main() -> None:
-    """Take the source and the sizes from the command line."""
-    parser = argparse.ArgumentParser(prog="bench.pretokenize", description=__doc__)
-    parser.add_argument("source", nargs="?", type=Path, default=Path("data/corpus/train.txt"))
-    parser.add_argument("--megabytes", type=float, nargs="+", default=[20, 2000])
+    """Parse the command line, measure and print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.pretokenize", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "source",
+        nargs="?",
+        type=Path,
+        default=Path("data/corpus/train.txt"),
+        help="corpus to repeat",
+    )
+    parser.add_argument(
+        "--megabytes", type=float, nargs="+", default=[20, 2000], help="sizes of the corpus"
+    )
     arguments = parser.parse_args()
     sizes = [int(1e6 * megabytes) for megabytes in arguments.megabytes]
     with tempfile.TemporaryDirectory(prefix="bench-pretokenize-") as name:
         _check_space(Path(name), max(sizes))
         runs, peer = measure(arguments.source, Path(name), sizes)
-    table = Table("corpus, MB", "threads", "seconds", "MB/s", "peak of memory, MiB")
+    table = Table("corpus, MB", "threads", "seconds", "MB/s", "peak memory, MiB")
     for found in runs:
         table.add_row(
             f"{found.bytes / 1e6:,.0f}",
@@ -145,8 +157,8 @@ def main() -> None:
         )
     Console(width=100).print(table)
     print(
-        f"SentencePiece on one thread: {peer / 1e6:.1f} MB/s on {SAMPLE_STORIES:,} stories, so "
-        f"about {max(sizes) / peer:,.0f} s for {max(sizes) / 1e6:,.0f} MB (extrapolated)"
+        f"SentencePiece on one thread: {peer / 1e6:.1f} MB/s on {SAMPLE_STORIES:,} stories, "
+        f"extrapolated {max(sizes) / peer:,.0f} s for {max(sizes) / 1e6:,.0f} MB"
     )
 
 

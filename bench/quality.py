@@ -1,7 +1,7 @@
-r"""What 8 and 4 bits cost a model: bits per byte of held-out stories by type and group size.
+r"""Measure bits per byte of held-out stories by weight type and group size.
 
-Every row is a weight file, written and then scored by the C engine, so that the rounding of
-activations counts too. Rows of q4 come twice: rounded by the weights alone, and fitted to a text.
+Each row is a weight file that the C engine scores, so that the rounding of activations counts too.
+Each q4 row appears twice: rounded from the weights alone, and calibrated on a text.
 
     python -m bench.quality --model models/2m --stories data/corpus/valid.txt \
         --text data/corpus/train.txt --count 200
@@ -33,7 +33,7 @@ Q4_GROUPS = (16, 32, 64)
 
 
 def storages() -> Iterator[Storage]:
-    """What is compared, float32 first."""
+    """Return the storages to compare, float32 first."""
     yield F32
     for size in Q8_GROUPS:
         encoding = Encoding(WeightType.Q8, size)
@@ -44,8 +44,8 @@ def storages() -> Iterator[Storage]:
             yield Storage(encoding, embedding)
 
 
-def fitting_windows(source: Source, text: Path, count: int) -> npt.NDArray[np.int64]:
-    """The first windows of framed stories: [count, context]."""
+def calibration_windows(source: Source, text: Path, count: int) -> npt.NDArray[np.int64]:
+    """Return calibration windows: the first [count, context] ids of stories between BOS and EOS."""
     tokenizer, context = FastTokenizer.of(source.vocabulary), source.config.context
     ids: list[int] = []
     for story in files.read(text):
@@ -58,24 +58,24 @@ def fitting_windows(source: Source, text: Path, count: int) -> npt.NDArray[np.in
 def rows(
     source: Source, stories: Sequence[str], windows: npt.NDArray[np.int64], folder: Path
 ) -> Iterator[str]:
-    """The lines of the table."""
-    yield "| layers | embedding | fitted | bits a weight | bits per byte | above float32 |"
+    """Yield the lines of the table."""
+    yield "| layers | embedding | calibrated | bits a weight | bits per byte | over float32 |"
     yield "|---|---|---|---|---|---|"
-    known = calibration.input_moments(source.config, source.tensor, windows)
-    exact = 0.0
+    calibrated = calibration.input_moments(source.config, source.tensor, windows)
+    float32 = 0.0
     for storage in storages():
-        fits: tuple[Mapping[str, Float32], ...] = ({},)
+        variants: tuple[Mapping[str, Float32], ...] = ({},)
         if storage.layers.type == WeightType.Q4:
-            fits = ({}, known)
-        for moments in fits:
+            variants = ({}, calibrated)
+        for moments in variants:
             path = folder / "model.slm"
             config, vocabulary = source.config, source.vocabulary
             weight_file.write(path, config, vocabulary, source.tensor, storage, moments)
             score = evaluation.score(Engine(path), stories).bits_per_byte
-            exact = exact or score
+            float32 = float32 or score
             bits = 8 * weight_file.read(path).tensors_bytes / source.config.parameters
             names = " | ".join([*map(_name, storage), "yes" if moments else "no"])
-            yield f"| {names} | {bits:.2f} | {score:.5f} | {100 * (score / exact - 1):+.2f} % |"
+            yield f"| {names} | {bits:.2f} | {score:.5f} | {100 * (score / float32 - 1):+.2f} % |"
 
 
 def _name(encoding: Encoding) -> str:
@@ -86,16 +86,26 @@ def _name(encoding: Encoding) -> str:
 @exit_on_user_error
 def main(arguments: Iterable[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.quality", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--model", type=Path, help="checkpoint or weight file in float32")
-    parser.add_argument("--stories", type=Path, default=Path("data/corpus/valid.txt"))
-    parser.add_argument("--text", type=Path, default=Path("data/corpus/train.txt"))
-    parser.add_argument("--windows", type=int, default=32, help="of the text, to fit to")
-    parser.add_argument("--count", type=int, default=200, help="stories, the first of the file")
+    parser.add_argument(
+        "--stories", type=Path, default=Path("data/corpus/valid.txt"), help="stories to score"
+    )
+    parser.add_argument(
+        "--text", type=Path, default=Path("data/corpus/train.txt"), help="calibration text"
+    )
+    parser.add_argument(
+        "--windows", type=int, default=32, help="calibration windows, the first of the text"
+    )
+    parser.add_argument(
+        "--count", type=int, default=200, help="stories to score, the first of the file"
+    )
     given = parser.parse_args(None if arguments is None else list(arguments))
     source = open_source(given.model or Path("models") / params.load().model)
     stories = list(islice(files.read(given.stories), given.count))
-    windows = fitting_windows(source, given.text, given.windows)
+    windows = calibration_windows(source, given.text, given.windows)
     with tempfile.TemporaryDirectory() as folder:
         for row in rows(source, stories, windows, Path(folder)):
             print(row, flush=True)

@@ -1,4 +1,4 @@
-"""What was measured, as RESULTS.md."""
+"""Write RESULTS.md from the measurements."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from statistics import median
 
 from bench.engines import AUTO, OURS, Engine
 from bench.limits import Limit, Machine
-from bench.measure import BATCH_STEPS, PROMPT, STORIES, Cell, Greedy, Start, story_steps
+from bench.measure import BATCH, BATCH_STEPS, PROMPT, Cell, Greedy, Start, sequence_steps
 from bench.models import Model
 
 TASKS = {
-    "story": "One story",
-    "prompt": f"A prompt of {PROMPT} tokens",
-    "batch": f"{STORIES} stories at once",
+    "story": "One sequence",
+    "prompt": f"Prompt of {PROMPT} tokens",
+    "batch": f"{BATCH} sequences (batched)",
 }
-RIVALS = ("llama.cpp", "llama2.c")
+PEERS = ("llama.cpp", "llama2.c")
 
 
 @dataclass
 class Results:
-    """All that one run measured.
+    """The measurements of one run.
 
     Attributes:
-        machine: the limits.
-        engines: all of them, those that are missing too.
+        machine: limits of the machine.
+        engines: all engines, missing ones included.
         models: by size, the smallest first.
-        cells: by size.
-        greedy: by size.
-        start: of the largest size.
-        memory: of the smallest size.
-        rounds: how often each was measured.
+        cells: measurements by size.
+        greedy: greedy sequences by size.
+        start: start times with the largest size.
+        memory: peak memory with the smallest size.
+        rounds: measurements of each engine.
     """
 
     machine: Machine
@@ -49,7 +49,7 @@ class Results:
     rounds: int
 
     def speed(self, size: str, engine: Engine, task: str, threads: int) -> float:
-        """Tokens a second, the median of the rounds; 0 where it was not measured."""
+        """Return median tokens a second, or 0 if it was not measured."""
         wanted = (engine.label, task, threads)
         for cell in self.cells[size]:
             if (cell.engine.label, cell.task.name, cell.threads) == wanted:
@@ -57,11 +57,11 @@ class Results:
         return 0.0
 
     def best(self, size: str, engine: Engine, task: str) -> float:
-        """With the thread count that serves the engine best."""
+        """Return tokens a second with the fastest thread count."""
         return max(self.speed(size, engine, task, threads) for threads in engine.threads)
 
     def limit(self, size: str, weight_type: str, threads: int, task: str) -> float:
-        """Tokens a second that the machine allows this engine."""
+        """Return tokens a second at the limit of the machine."""
         model = self.models[size]
         limit = Limit(
             self.machine, model.config, weight_type, model.weight_bytes(weight_type), threads
@@ -69,8 +69,8 @@ class Results:
         if task == "prompt":
             return PROMPT / limit.prompt(PROMPT)
         if task == "batch":
-            return STORIES / limit.batch(STORIES, BATCH_STEPS)
-        return 1 / limit.story(story_steps(model))
+            return BATCH / limit.batch(BATCH, BATCH_STEPS)
+        return 1 / limit.sequence(sequence_steps(model))
 
 
 def write(results: Results, path: Path) -> None:
@@ -81,7 +81,7 @@ def write(results: Results, path: Path) -> None:
 
 
 def markdown(results: Results) -> str:
-    """All of it."""
+    """Return the page as Markdown."""
     sections = [
         _head(results),
         *(_task(results, task) for task in TASKS),
@@ -89,7 +89,7 @@ def markdown(results: Results) -> str:
         _shares(results),
         _machine_limits(results),
         _start_and_memory(results),
-        _sameness(results),
+        _agreement(results),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -100,11 +100,11 @@ def markdown(results: Results) -> str:
 def _head(results: Results) -> str:
     models = "; ".join(f"{size}: {model.about}" for size, model in results.models.items())
     largest = next(iter(results.models.values()))
-    missing = [f"- {e.label} is not there: {e.missing}" for e in results.engines if e.missing]
+    missing = [f"- {e.label} was not measured: {e.missing}" for e in results.engines if e.missing]
     lines = [
         "# Results",
         "",
-        "Written by `make bench`. Speeds are tokens a second, medians of "
+        "Written by `make bench`. Speeds are tokens a second, the median of "
         f"{results.rounds} interleaved round{'s' * (results.rounds > 1)}.",
         "",
         f"- Date: {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
@@ -112,14 +112,14 @@ def _head(results: Results) -> str:
         f"{platform.release()}",
         f"- Compiler: {_first_line('cc', '--version')}",
         f"- Weights: {models}",
-        f"- A story is BOS and {story_steps(largest)} tokens, sampled at temperature 1 and top-p "
-        "0.9, EOS not minded; CTranslate2 also greedily, since sampling takes it longer than a "
-        "small model",
-        f"- {STORIES} stories at once are {BATCH_STEPS} tokens each, others' with all threads",
-        "- Cells with several figures are for "
+        f"- One sequence: {sequence_steps(largest)} tokens after BOS, temperature 1, top-p 0.9, "
+        "EOS ignored. CTranslate2 is also measured greedily, because its sampling takes longer "
+        "than a small model",
+        f"- {BATCH} sequences: {BATCH_STEPS} tokens each; the other engines with all threads only",
+        "- Several figures in a cell: "
         + " / ".join(str(threads) for threads in _counts(results))
-        + f" threads, of {OURS} also for as many as it chooses itself; llama2.c has no pass over a "
-        "whole prompt",
+        + f" threads; for {OURS} also the automatic number of threads",
+        "- llama2.c has no prefill: it computes a prompt token by token",
         *missing,
         "",
         "![Tokens a second by size and engine](speed.png)",
@@ -144,23 +144,23 @@ def _comparison(results: Results) -> str:
     rows = []
     for task, title in TASKS.items():
         for ours in _ours(results):
-            rivals = [
+            peers = [
                 e
                 for e in results.engines
-                if e.name in RIVALS and (e.bits, e.missing) == (ours.bits, "")
+                if e.name in PEERS and (e.bits, e.missing) == (ours.bits, "")
             ]
-            ratios = [_ratio(results, size, task, ours, rivals) for size in results.models]
+            ratios = [_ratio(results, size, task, ours, peers) for size in results.models]
             rows.append([title, ours.weights, *ratios])
     return _section(
-        f"{OURS} beside the better of llama.cpp and llama2.c",
+        "Speed-up over the faster of llama.cpp and llama2.c",
         ["task", "weights", *results.models],
         [row for row in rows if any(row[2:])],
-        "Each with weights of as many bits and with its better number of threads.",
+        "Weights of equal bits; each engine with its faster number of threads.",
     )
 
 
-def _ratio(results: Results, size: str, task: str, ours: Engine, rivals: list[Engine]) -> str:
-    best = max((results.best(size, rival, task) for rival in rivals), default=0.0)
+def _ratio(results: Results, size: str, task: str, ours: Engine, peers: list[Engine]) -> str:
+    best = max((results.best(size, peer, task) for peer in peers), default=0.0)
     speed = results.best(size, ours, task)
     return f"{speed / best:.2f} ×" if best and speed else ""
 
@@ -179,12 +179,11 @@ def _shares(results: Results) -> str:
         if threads != AUTO
     ]
     return _section(
-        f"{OURS} beside the machine's limit",
+        f"{OURS} compared with the limit of the machine",
         ["task", "weights", "threads", *results.models],
         [row for row in rows if any(row[3:])],
-        "A token of one story reads all weights, and the keys and values of the positions before "
-        "it; a prompt and many stories are bound by arithmetic. [limits.py](limits.py) has the "
-        "formulas.",
+        "A token of one sequence reads all weights, and the keys and values of earlier positions. "
+        "A prompt and a batch are bound by arithmetic. [limits.py](limits.py) has the formulas.",
     )
 
 
@@ -200,16 +199,16 @@ def _machine_limits(results: Results) -> str:
         for threads, pages in kinds
     ]
     bandwidth = _section(
-        "The machine's limits",
+        "Limits of the machine",
         ["threads", "pages", *(f"{size} MB" for size in sizes)],
         rows,
-        "GB/s read of a buffer that is read over and over, by its size:",
+        "Read bandwidth in GB/s by size of the buffer, which is read repeatedly:",
     )
     peaks = [
         [row["type"], str(row["threads"]), f"{row['operations'] / 1e9:.0f}"]
         for row in found["peak"]
     ]
-    arithmetic = "GOP/s, a multiplication and an addition being two operations:\n\n"
+    arithmetic = "Arithmetic in GOP/s; a multiply-add is two operations:\n\n"
     return f"{bandwidth}\n\n{arithmetic}{table(['type', 'threads', 'GOP/s'], peaks)}"
 
 
@@ -218,14 +217,14 @@ def _start_and_memory(results: Results) -> str:
     starts = [[run.program, f"{1000 * run.first_byte:.1f}"] for run in results.start[:-1]]
     peaks = [[run.program, f"{run.peak_bytes / 1e6:.2f}"] for run in results.memory]
     return (
-        f"## Start and memory\n\nA new process on 8-bit weights of {sizes[-1]} that are in the "
-        f"page cache, milliseconds to the first token:\n\n{table(['program', 'ms'], starts)}\n\n"
-        f"Resident memory at most, telling a story with 8-bit weights of {sizes[0]}:\n\n"
+        f"## Start time and memory\n\nMilliseconds from the start of a process to the first token, "
+        f"{sizes[-1]} with 8-bit weights in the page cache:\n\n{table(['program', 'ms'], starts)}"
+        f"\n\nPeak resident memory while generating, {sizes[0]} with 8-bit weights:\n\n"
         f"{table(['program', 'MB'], peaks)}"
     )
 
 
-def _sameness(results: Results) -> str:
+def _agreement(results: Results) -> str:
     rows = []
     for engine in results.engines:
         found = [
@@ -237,17 +236,16 @@ def _sameness(results: Results) -> str:
             cells = (f"{g.equal} of {g.steps}" if g else "" for g in found)
             rows.append([engine.name, engine.weights, *cells, about])
     return _section(
-        "The same story",
+        "Greedy sequences",
         ["engine", "weights", *results.models, "version"],
         rows,
-        f"How many tokens of the greedy story, up to its end, are those of {OURS} f32 before one "
-        "is not. All float32 engines have to tell the same of trained weights; random ones have "
-        "ties that rounding decides.",
+        f"Number of tokens before the first difference from {OURS} f32, up to EOS. With trained "
+        "weights all float32 engines must agree; random weights have ties that rounding decides.",
     )
 
 
 def deviating(results: Results) -> list[str]:
-    """The float32 engines that told another greedy story of trained weights, with the size."""
+    """Return float32 engines whose greedy sequence differs on trained weights, and the size."""
     return [
         f"{g.engine.label} on {size}"
         for size, found in results.greedy.items()
@@ -260,20 +258,20 @@ def deviating(results: Results) -> list[str]:
 
 
 def number(speed: float) -> str:
-    """A speed in three digits."""
+    """Format a speed with three digits."""
     if speed < 1000:
         return f"{speed:.0f}"
     return f"{speed / 1000:.{1 if speed < 99950 else 0}f}k"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], text: str = "") -> str:
-    """A heading, a text and a table; nothing where the table would be empty."""
+    """Format a heading, a text and a table; return "" if the table has no rows."""
     if not rows:
         return ""
     return "\n\n".join(part for part in (f"## {title}", text, table(head, rows)) if part)
@@ -288,7 +286,7 @@ def _counts(results: Results) -> tuple[int, ...]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """Return the name of the processor, or its architecture."""
     path = Path("/proc/cpuinfo")
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():

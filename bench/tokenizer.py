@@ -1,7 +1,7 @@
-"""`make bench-tokenizer`: MB/s of encoding and decoding, beside SentencePiece and tokenizers.
+"""`make bench-tokenizer`: compare the speed of StoryLlamas, SentencePiece and HF tokenizers.
 
-One thread each, in turns, the median of the rounds. All encode the same stories with the same
-vocabulary, and their ids are compared with SentencePiece's.
+All tokenizers encode the same stories with the same vocabulary on one thread, in interleaved
+rounds. The table has the median MB/s and whether the ids equal SentencePiece's.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ Ids = list[list[int]]
 
 @dataclass
 class Entry:
-    """A tokenizer and how it is asked; seconds of each round.
+    """A tokenizer and the seconds of each round.
 
     Attributes:
-        encode: makes of the stories whatever the tokenizer makes of them.
-        decode: goes back.
-        ids: the ids of what `encode` returned, one story after the other.
+        name: for the table.
+        encode: encodes all stories to the tokenizer's own type.
+        decode: decodes the result of `encode`.
+        ids: returns all ids in the result of `encode`, in the order of the stories.
+        seconds: of each round, by operation.
     """
 
     name: str
@@ -46,7 +48,7 @@ class Entry:
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"encode": [], "decode": []})
 
     def measure(self) -> None:
-        """One round."""
+        """Measure one round."""
         began = time.perf_counter()
         encoded = self.encode()
         between = time.perf_counter()
@@ -55,7 +57,7 @@ class Entry:
         self.seconds["decode"].append(time.perf_counter() - between)
 
     def speed(self, name: str, text_bytes: int) -> str:
-        """MB/s, the median and the range."""
+        """Format the median MB/s and its range."""
         found = sorted(text_bytes / 1e6 / seconds for seconds in self.seconds[name])
         return f"{median(found):,.1f} ({found[0]:,.1f} … {found[-1]:,.1f})"
 
@@ -65,7 +67,7 @@ def _chained(ids: Ids) -> list[int]:
 
 
 def entries(trained: tokenizer.Tokenizer, stories: Sequence[str]) -> list[Entry]:
-    """Those that are there; SentencePiece is the first."""
+    """Return the installed tokenizers, SentencePiece first."""
     fast = FastTokenizer.of(trained.vocabulary())
     raw = [story.encode() for story in stories]
     processor = trained.processor
@@ -99,7 +101,7 @@ def _hugging_face(trained: tokenizer.Tokenizer, stories: Sequence[str]) -> Entry
     try:
         import tokenizers
     except ImportError:
-        print("tokenizers is left out: install the extra `bench`", file=sys.stderr)
+        print("warning: tokenizers is not installed: install the extra `bench`", file=sys.stderr)
         return None
     import json
 
@@ -123,21 +125,31 @@ def _stories(path: Path, size: int) -> list[str]:
 
 
 def _train(path: Path) -> tokenizer.Tokenizer:
-    print(f"training a tokenizer on {path} …", file=sys.stderr)
+    print(f"training a tokenizer on {path}", file=sys.stderr)
     return tokenizer.Tokenizer(tokenizer.train(files.sample(path, 10_000_000), 4096))
 
 
 @exit_on_user_error
 def main() -> None:
-    """Take the corpus and the number of rounds from the command line."""
-    parser = argparse.ArgumentParser(prog="bench.tokenizer", description=__doc__)
-    parser.add_argument("corpus", nargs="?", type=Path, default=Path("data/corpus/train.txt"))
-    parser.add_argument("--tokenizer", type=Path, help="a SentencePiece model; else one is trained")
-    parser.add_argument("--megabytes", type=float, default=10, help="text to encode")
-    parser.add_argument("--rounds", type=int, default=5)
+    """Parse the command line, measure and print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.tokenizer", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "corpus",
+        nargs="?",
+        type=Path,
+        default=Path("data/corpus/train.txt"),
+        help="stories to encode",
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, help="SentencePiece model (default: train one on the corpus)"
+    )
+    parser.add_argument("--megabytes", type=float, default=10, help="size of the text to encode")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each tokenizer")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
-        raise UserError(f"--rounds is {arguments.rounds} and must be 1 or more")
+        raise UserError(f"--rounds is {arguments.rounds}: give 1 or more")
     stories = _stories(arguments.corpus, int(1e6 * arguments.megabytes))
     given = arguments.tokenizer
     trained = tokenizer.load(given) if given else _train(arguments.corpus)
@@ -148,11 +160,11 @@ def main() -> None:
             entry.measure()
     _show(competitors, different, sum(len(story.encode()) for story in stories), len(stories))
     if any(different[entry.name] for entry in competitors if "StoryLlamas" in entry.name):
-        sys.exit("error: the ids are not SentencePiece's")
+        sys.exit("error: the ids of StoryLlamas differ from SentencePiece's")
 
 
 def _compare(competitors: Sequence[Entry]) -> dict[str, bool]:
-    """Whether each one's ids are others than SentencePiece's."""
+    """Return for each tokenizer whether its ids differ from SentencePiece's."""
     found = {entry.name: entry.ids(entry.encode()) for entry in competitors}
     expected = found[competitors[0].name]
     return {name: ids != expected for name, ids in found.items()}
@@ -165,7 +177,7 @@ def _show(
     table = Table("", "encode", "decode", "ids", title=title)
     for entry in competitors:
         speeds = [entry.speed(name, text_bytes) for name in ("encode", "decode")]
-        table.add_row(entry.name, *speeds, "other" if different[entry.name] else "equal")
+        table.add_row(entry.name, *speeds, "different" if different[entry.name] else "equal")
     Console(width=110).print(table)
 
 

@@ -1,8 +1,8 @@
-"""`make bench-train`: how fast training is, beside a plain loop, on this machine.
+"""`make bench-train`: measure the speed of training, compared with a plain PyTorch loop.
 
-Every loop is a process of its own; they take their steps in turns, so that what disturbs the
-machine hits all alike. What was measured before with the same code on the same machine is kept in
-build/bench and joins the table, so that sizes can be measured one at a time.
+Each loop runs in its own process. The loops take steps in interleaved rounds, so that a disturbance
+affects them equally. Measurements of the same code on the same machine are kept in build/bench and
+stay in the table, so that you can measure one size at a time.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from storyllamas.params import Params
 from storyllamas.training import device, process_env
 
 BATCH = 16
-"""Windows of a step at which all sizes are measured, whatever their recipe says."""
+"""Windows a step at which all sizes are measured, besides those of the recipes."""
 
 ROUND_SECONDS = 1.0
-"""What a round of a loop takes at least."""
+"""Least time of a round of a loop."""
 
 RANDOM_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True)
 class Task:
-    """A size, at a batch that some recipes take.
+    """A size and a batch size.
 
     Attributes:
-        params: of the first of those recipes.
-        raw: the same as it would stand in params.yaml.
-        batch: windows of a step.
-        recipes: which recipes have this size train so.
+        params: of the first recipe with this batch size.
+        raw: the same, as the content of params.yaml.
+        batch: windows a step.
+        recipes: recipes that train this size with this batch size.
     """
 
     params: Params
@@ -61,12 +61,12 @@ class Task:
 
 
 def tasks(raw: dict[str, Any], sizes: Sequence[str], recipes: Sequence[str]) -> Iterator[Task]:
-    """Each size at the common batch, then at those of the recipes that take another.
+    """Yield each size with `BATCH` windows a step, then with the batch sizes of the recipes.
 
     Args:
-        raw: params.yaml as it was read; its `train` does not count.
+        raw: content of params.yaml, of which `train` is ignored.
         sizes: keys of its `sizes`.
-        recipes: keys of its `recipes`; the common batch is measured with the first.
+        recipes: keys of its `recipes`; `BATCH` is measured with the first.
     """
     for size in sizes:
         found: dict[str, Task] = {}
@@ -85,7 +85,7 @@ def tasks(raw: dict[str, Any], sizes: Sequence[str], recipes: Sequence[str]) -> 
 
 
 class _Runner:
-    """A loop at work: it waits, stopped, between its rounds."""
+    """A loop in its process, paused between rounds."""
 
     def __init__(self, worker: Worker, loop: str, tokens_per_step: int) -> None:
         self._worker = worker
@@ -107,7 +107,7 @@ class _Runner:
 
 
 def measure(task: Task, where: str, llama2c: str, rounds: int) -> Measured:
-    """Tokens a second of every loop, and the peak of arithmetic between their rounds."""
+    """Measure tokens a second of each loop and, between rounds, the peak of matrix products."""
     recipe = task.params.recipe
     peaks = dict.fromkeys(train_report.PRECISIONS, 0.0)
     with ExitStack() as stack:
@@ -146,7 +146,7 @@ def _setups(task: Task, where: str, llama2c: str) -> Iterator[Setup]:
 
 
 def _token_file(vocab_size: int) -> Path:
-    """Random tokens: which they are makes no difference to the time."""
+    """Return a file of random tokens; the time does not depend on their values."""
     path = build.BUILD / "training" / f"random-{vocab_size}.bin"
     if not path.exists():
         ids = np.random.default_rng(0).integers(vocab_size, size=RANDOM_TOKENS, dtype=np.uint16)
@@ -160,7 +160,7 @@ def _now() -> str:
 
 
 def kept(raw: dict[str, Any], machine: str, llama2c: str) -> Path:
-    """Where measurements of this code on this machine are."""
+    """Return the path of the measurements of this code on this machine."""
     digest = hashlib.sha256()
     digest.update(json.dumps([raw["recipes"], raw["compute"], machine, llama2c]).encode())
     library = build.ROOT / "storyllamas"
@@ -175,7 +175,7 @@ def kept(raw: dict[str, Any], machine: str, llama2c: str) -> Path:
 
 
 def machine(where: str) -> str:
-    """The machine and what the loops run on."""
+    """Describe the processor, the GPU in use, threads and the version of PyTorch."""
     about = f"{report.processor()}, {os.cpu_count()} cores"
     if where == "cuda":
         about = f"{torch.cuda.get_device_name()}, {about}"
@@ -184,25 +184,35 @@ def machine(where: str) -> str:
 
 @exit_on_user_error
 def main() -> None:
-    """Measure what the command line says, and write TRAINING.md."""
-    parser = argparse.ArgumentParser(prog="python -m bench.train", description=__doc__)
-    parser.add_argument("--sizes", nargs="+", default=["2m", "7m", "30m"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--recipes", nargs="+", default=["quick", "fast"])
-    parser.add_argument("--out", type=Path, default=build.BENCH / "TRAINING.md")
+    """Parse the command line, measure and write TRAINING.md."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.train", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", default=["2m", "7m", "30m"], help="keys of `sizes` in params.yaml"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each loop")
+    parser.add_argument(
+        "--recipes", nargs="+", default=["quick", "fast"], help="keys of `recipes` in params.yaml"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=build.BENCH / "TRAINING.md", help="file of the results"
+    )
     arguments = parser.parse_args()
     if arguments.rounds < 1:
-        raise UserError(f"--rounds is {arguments.rounds} and must be 1 or more")
+        raise UserError(f"--rounds is {arguments.rounds}: give 1 or more")
     llama2c = os.environ.get("LLAMA2C", "")
     if llama2c and not (Path(llama2c) / "model.py").exists():
-        raise UserError(f"LLAMA2C is {llama2c}, which has no model.py: it must be its checkout")
+        raise UserError(
+            f"LLAMA2C is {llama2c}, which has no model.py: set it to a llama2.c checkout"
+        )
     raw = params.read(build.ROOT / "params.yaml")
     where = device.choose(params.parse(raw).compute).name
     about = machine(where)
     path = kept(raw, about, llama2c)
     found = {one.case.key: one for one in train_report.read(path)}
     for task in tasks(raw, arguments.sizes, arguments.recipes):
-        print(f"{task.params.model}, {task.batch} windows a step …", flush=True)
+        print(f"{task.params.model}: measuring {task.batch} windows a step", flush=True)
         one = measure(task, where, llama2c, arguments.rounds)
         found[one.case.key] = one
         train_report.write(path, list(found.values()))

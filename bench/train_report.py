@@ -1,4 +1,4 @@
-"""What `make bench-train` measured, as TRAINING.md."""
+"""Write TRAINING.md from the measurements of `make bench-train`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PRECISIONS = ("bfloat16", "float32")
 
 @dataclass(frozen=True)
 class Case:
-    """What all loops are asked to train.
+    """A size and a batch size, the same for all loops.
 
     Attributes:
         size: of the model.
-        batch: windows of a step.
-        micro_batch: windows of a forward pass.
-        recipes: the recipes that train this size so.
+        batch: windows a step.
+        micro_batch: windows a forward pass.
+        recipes: recipes that train this size with this batch size.
     """
 
     size: str
@@ -35,7 +35,7 @@ class Case:
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What tells it from others."""
+        """Return a key that is unique to the case."""
         return self.size, self.batch, self.micro_batch
 
 
@@ -44,11 +44,11 @@ class Row:
     """One loop.
 
     Attributes:
-        loop: its name.
-        about: precision, optimizer and the like.
-        start: seconds by which its first step took longer than the second.
+        loop: name.
+        about: precision, optimizer, compiled or eager.
+        start: seconds before the first step, imports and compilation included.
         speeds: tokens a second of each round.
-        peak_bytes: the most memory that it took.
+        peak_bytes: peak memory.
     """
 
     loop: str
@@ -59,20 +59,20 @@ class Row:
 
     @property
     def speed(self) -> float:
-        """Tokens a second."""
+        """Return median tokens a second."""
         return median(self.speeds)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """All loops at one case.
+    """The measurements of all loops in one case.
 
     Attributes:
-        case: what they train.
-        flops: operations that learning from one token takes.
+        case: size and batch size.
+        flops: floating-point operations to train on one token.
         peaks: operations a second of a matrix product, by precision.
-        rows: the loops.
-        date: when.
+        rows: one for each loop.
+        date: of the measurement.
     """
 
     case: Case
@@ -83,12 +83,12 @@ class Measured:
 
 
 def write(path: Path, measured: Sequence[Measured]) -> None:
-    """Keep it in a file."""
+    """Write the measurements to a JSON file."""
     write_json(path, {"measured": [asdict(one) for one in measured]})
 
 
 def read(path: Path) -> list[Measured]:
-    """What was kept in a file; nothing where there is none."""
+    """Read the measurements of a JSON file; return [] if it does not exist."""
     if not path.exists():
         return []
     found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["measured"]
@@ -105,7 +105,7 @@ def read(path: Path) -> list[Measured]:
 
 
 def markdown(measured: Sequence[Measured], machine: str) -> str:
-    """All of it."""
+    """Return the page as Markdown."""
     dates = sorted(one.date for one in measured)
     peaks = {name: max(one.peaks[name] for one in measured) for name in PRECISIONS}
     rounds = min(len(row.speeds) for one in measured for row in one.rows)
@@ -113,28 +113,28 @@ def markdown(measured: Sequence[Measured], machine: str) -> str:
     lines = [
         "# Speed of training",
         "",
-        "Written by `make bench-train`. Speeds are tokens a second, medians of at least "
-        f"{rounds} interleaved round{'s' * (rounds > 1)} after two steps to warm up; in brackets "
-        "the slowest and the fastest round.",
+        "Written by `make bench-train`. Speeds are tokens a second, the median of at least "
+        f"{rounds} interleaved round{'s' * (rounds > 1)} after two warm-up steps. The range in "
+        "brackets goes from the slowest to the fastest round.",
         "",
         f"- Date: {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}",
         f"- Machine: {machine}, {platform.system()} {platform.release()}",
-        "- Peak, the best of many square matrix products: "
+        "- Peak of square matrix products: "
         + ", ".join(f"{peaks[name] / 1e9:,.0f} GFLOP/s in {name}" for name in PRECISIONS),
         *(f"- {loop}: {about}" for loop, about in abouts),
-        "- The plain loop is [plain_loop.py](plain_loop.py): an explicit mask, separate matrices, "
-        "nothing fused, compiled or set",
-        "- Shares of the peak count 6 operations for each weight of a matrix and 12 for each "
-        "layer, channel of the queries and position of the context",
-        "- 2 × 8 windows a step: two forward and backward passes of 8 windows each; in brackets "
-        "the recipes that take so many",
-        "- Start is what passed before the first step, imports and compilation included",
+        "- The plain loop is [plain_loop.py](plain_loop.py), a naive PyTorch loop: explicit mask, "
+        "separate matrices, nothing fused or compiled, default settings",
+        "- Utilization counts 6 operations for each weight of a matrix, and 12 for each layer, "
+        "query channel and position of the context",
+        "- 2 × 8 windows a step: two forward and backward passes of 8 windows each. The recipes "
+        "with this batch size are in brackets",
+        "- Start: seconds before the first step, imports and compilation included",
         "",
         table(
             [
-                *("size", "windows a step", "loop", "tokens a second", "of the plain loop's"),
-                *(f"of the {name} peak" for name in PRECISIONS),
-                *("memory, MB", "start, s"),
+                *("size", "windows a step", "loop", "tokens a second", "speed-up"),
+                *(f"utilization ({name})" for name in PRECISIONS),
+                *("peak memory, MB", "start, s"),
             ],
             [_cells(one, row, peaks) for one in measured for row in one.rows],
         ),

@@ -1,10 +1,10 @@
-"""One training loop in a process of its own, started with a `Setup` as JSON.
+"""Run one training loop in its own process, from a `Setup` in JSON.
 
-It reads requests, one a line, and answers each with a line of JSON:
+The process reads requests, one a line, and answers each with a line of JSON:
 
     steps N      take N steps: {"seconds", "peak_bytes"}
-    peak TYPE    operations a second of a matrix product in float32 or bfloat16 (loop "peak" only)
-    about        what runs: {"about", "seconds"}, the latter it took to begin
+    peak TYPE    multiply matrices in float32 or bfloat16: {"operations"} a second ("peak" only)
+    about        describe the loop: {"about", "seconds"}, the seconds of its setup
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ LLAMA2C_NAMES = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker trains.
+    """The task of a worker.
 
     Attributes:
-        loop: which loop.
+        loop: OURS, PLAIN, LLAMA2C or PEAK.
         device: cpu, cuda or mps.
-        params: for our loop, the values of params.yaml with the size, the recipe and the batch.
-        tokens: for our loop, a token file; others make their own of random ids.
-        shape: for the others, the model's.
-        batch: windows of a step.
-        micro_batch: windows of a forward pass.
-        llama2c: its checkout.
+        params: content of params.yaml with size, recipe and batch size (OURS only).
+        tokens: path of a token file (OURS only); the others draw random ids.
+        shape: fields of `plain_loop.Shape` (PLAIN and LLAMA2C).
+        batch: windows a step.
+        micro_batch: windows a forward pass.
+        llama2c: folder of its checkout (LLAMA2C only).
     """
 
     loop: str
@@ -60,7 +60,13 @@ class Setup:
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop that is ready: `step` takes one step, to its end on the device."""
+    """A loop that is set up.
+
+    Attributes:
+        step: takes one optimizer step; on a GPU it may still run when `step` returns.
+        device: cpu, cuda or mps.
+        about: precision, optimizer, compiled or eager.
+    """
 
     step: Callable[[], object]
     device: str
@@ -68,9 +74,9 @@ class Loop:
 
 
 def main() -> None:
-    """Set up what the command line says, then answer requests until there are no more."""
+    """Set up the loop of the command line and answer requests until standard input ends."""
     setup = Setup(**json.loads(sys.argv[1]))
-    # What libraries print goes to stderr.
+    # Libraries print to stdout: redirect them to stderr, so that only answers are on stdout.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
         if setup.loop == PEAK:
@@ -111,7 +117,7 @@ def _done(loop: Loop, steps: int) -> dict[str, Any]:
 
 
 def _ours(setup: Setup, folder: Path) -> Loop:
-    """The trainer of `dvc repro`, with all that the stage sets up."""
+    """Set up the trainer of the stage `train`."""
     from storyllamas import params, token_file
     from storyllamas.training import device
     from storyllamas.training.interrupt import Interrupt
@@ -128,7 +134,7 @@ def _ours(setup: Setup, folder: Path) -> Loop:
 
 
 def _plain(setup: Setup, folder: Path) -> Loop:
-    """bench/plain_loop.py; nothing of the library is imported, or set, in its process."""
+    """Set up bench/plain_loop.py; its process imports nothing of the library."""
     from bench.plain_loop import Llama, Shape, train
 
     shape = Shape(**setup.shape)
@@ -138,9 +144,9 @@ def _plain(setup: Setup, folder: Path) -> Loop:
 
 
 def _llama2c(setup: Setup, folder: Path) -> Loop:
-    """The model and the loop of llama2.c's train.py, with its defaults, among them torch.compile.
+    """Set up the model and the loop of llama2.c's train.py with its defaults.
 
-    As there, mixed precision is for CUDA only.
+    As in train.py, the model is compiled, and mixed precision is for CUDA only.
     """
     import torch
 

@@ -315,7 +315,7 @@ static int choose_kernels(sl_model *model, const char *name) {
     model->kernels = sl_kernels_find(name);
     if (model->kernels) return SL_OK;
     return sl_fail(SL_ERROR_ARGUMENT,
-                   "this processor has no kernels \"%s\": the fastest that it has are \"%s\"", name,
+                   "this processor has no kernels \"%s\": use \"%s\", its fastest", name,
                    sl_kernels_name(0));
 }
 

@@ -23,8 +23,7 @@ enum { HUGE_PAGE = 1 << 21 };
 /* ---- Memory ---------------------------------------------------------------------------------- */
 
 void *sl_pages_new(size_t bytes, bool huge) {
-    /* Reserve extra room for the alignment, then return what lies before and after to the system.
-     */
+    /* Reserve room for the alignment, then return what lies before and after to the system. */
     const size_t extra = huge ? HUGE_PAGE : 0, page = (size_t)sysconf(_SC_PAGESIZE);
     uint8_t *memory =
         mmap(NULL, bytes + extra, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

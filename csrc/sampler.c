@@ -144,8 +144,7 @@ static double weight_of(const sl_candidate *candidates, size_t count) {
     return sum;
 }
 
-/* Make candidates of the tokens whose weight is at least `floor`, in order of id. Returns how many.
- */
+/* Make candidates of the tokens whose weight is at least `floor`, by id. Returns how many. */
 static size_t gather(const sl_kernels *kernels, const float *weights, size_t count, float floor,
                      const sl_sampler *sampler) {
     const size_t kept = kernels->select(sampler->indices, weights, count, floor);
@@ -177,8 +176,7 @@ static size_t filter(const sl_kernels *kernels, const sl_options *options, const
     const double top_p = (double)options->top_p, min_p = (double)options->min_p;
     double floor = options->top_k ? 0 : min_p, target = top_p * total;
     if (!options->top_k && top_p < 1) {
-        /* Lighter tokens cannot matter: all of them together have less than 1 - top_p of the total.
-         */
+        /* Lighter tokens cannot matter: together they have less than 1 - top_p of the total. */
         const double negligible = (1 - top_p) * total / (double)count;
         if (negligible > floor) floor = negligible;
     }

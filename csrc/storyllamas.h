@@ -283,17 +283,17 @@ SL_API int sl_decode(const sl_tokenizer *tokenizer, const int32_t *ids, size_t c
 
 /* How to sample the next token. The steps apply in this order, each to what the last one left:
  *
- *   1. repetition_penalty: the logit of every token among the last repetition_window tokens, prompt
- *      included, is divided by the penalty if it is positive and multiplied by it if it is not
- *      (Keskar et al. 2019, arXiv:1909.05858);
+ *   1. repetition_penalty: among the tokens that occur in the last repetition_window positions,
+ *      prompt included, a positive logit is divided by the penalty and any other is multiplied by
+ *      it (Keskar et al. 2019, arXiv:1909.05858);
  *   2. temperature: the logits are divided by it, and softmax turns them to probabilities. At 0 the
  *      token with the largest logit is taken, the lowest id among equals, and steps 3 to 5 are
  *      skipped;
- *   3. top_k: the k most probable tokens stay, the lower id first among equals;
+ *   3. top_k: the k most probable tokens stay, among equals those of lower id;
  *   4. top_p: of these, the fewest most probable tokens stay that together have at least the
  *      fraction p of the probability (Holtzman et al. 2020, arXiv:1904.09751);
- *   5. min_p: tokens less probable than min_p times the most probable one are removed (Nguyen et
- * al. 2024, arXiv:2407.01082).
+ *   5. min_p: tokens less probable than min_p times the most probable one are removed
+ *      (Nguyen et al. 2024, arXiv:2407.01082).
  *
  * Then one token is drawn. The tokens that are left are laid end to end, each as long as it is
  * probable. Their order is from the most to the least probable, the lower id first among equals, if
@@ -327,7 +327,7 @@ enum {
 /* Return "running", "eos", "bos", "max_tokens", "context", "callback" or "idle". */
 SL_API const char *sl_stop_name(int32_t stop);
 
-/* What sl_next generates. The text is always valid UTF-8. A character of several tokens comes with
+/* A generated token. The text is always valid UTF-8. A character of several tokens comes with
  * the last of them, so the text of a token may be empty. */
 typedef struct {
     const char *text; /* valid until the session's next call; no final NUL */
@@ -362,8 +362,7 @@ SL_API int sl_start(sl_session *session, const char *prompt, size_t length,
 SL_API int sl_start_ids(sl_session *session, const int32_t *ids, size_t count,
                         const sl_options *options);
 
-/* Generate the next token. After the sequence has stopped, each call repeats the stop without text.
- */
+/* Generate the next token. Once the sequence has stopped, calls repeat the stop, without text. */
 SL_API int sl_next(sl_session *session, sl_piece *piece);
 
 /* Return the number of tokens in the prompt, and in the sequence so far: prompt and generated
@@ -400,8 +399,7 @@ SL_API int sl_start_slot_ids(sl_session *session, size_t slot, const int32_t *id
 
 /* Generate the next token in every slot: pieces[slots] are what sl_next would give each. The stop
  * of a slot without a sequence is SL_IDLE. If logits are not finite the call fails with
- * SL_ERROR_NUMBER and the slot of that sequence becomes idle; the next step continues the others.
- */
+ * SL_ERROR_NUMBER and the slot of that sequence becomes idle. You may continue the others. */
 SL_API int sl_step(sl_session *session, sl_piece *pieces);
 
 /* ---- Scoring --------------------------------------------------------------------------------- */

@@ -85,7 +85,7 @@ What a weight file cannot represent is refused by name: biases, rope scaling, ot
 
 CORPUS_FOLDER = Path("data/corpus")
 
-OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "tokens")
+OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
 """Arguments of `generate` that `Engine.generate` takes; None is as it says there."""
 
 
@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write the lines to a file, which appears when all are told",
     )
     generate.add_argument("--seed", type=int, help="the same seed tells the same story")
-    generate.add_argument("--tokens", type=int, help="most tokens after the prompt, 1 …")
+    generate.add_argument("--max-tokens", type=int, help="tokens to generate at most, 1 …")
     generate.add_argument(
         "--temperature", type=float, help="0: always the likeliest token; 1: as the model thinks"
     )

@@ -121,7 +121,7 @@ def engine_speed(engine: Engine, tokens: int) -> float:
 
     def one(seed: int) -> float:
         begun = time.perf_counter()
-        story = engine.generate("", temperature=1.0, seed=seed, tokens=tokens)
+        story = engine.generate("", temperature=1.0, seed=seed, max_tokens=tokens)
         _exhaust(story)
         return story.tokens / (time.perf_counter() - begun)
 
@@ -160,7 +160,7 @@ def sample(engine: Engine, prompts: Sequence[str], how: Generation, seed: int) -
             temperature=how.temperature,
             top_p=how.top_p,
             seed=seed + index,
-            tokens=how.max_tokens,
+            max_tokens=how.max_tokens,
         )
         text = "".join(pieces)
         stories.append(Story((prompt + text).strip(), pieces.stop))

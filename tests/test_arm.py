@@ -54,9 +54,9 @@ def test_greedy_stories_are_those_of_this_machine(program: Path, tmp_path: Path,
     tensors = engine_files.random_tensors(config, 5)
     model = engine_files.write(tmp_path / "f32.slm", config, tensors)
     engine = Engine(model)
-    story = engine.generate("ab a", temperature=0, tokens=60)
+    story = engine.generate("ab a", temperature=0, max_tokens=60)
     assert len(list(story)) > 40
-    greedy = ["-t", 0, "--tokens", 60, "--ids"]
+    greedy = ["-t", 0, "--max-tokens", 60, "--ids"]
     ids = call(QEMU, "-cpu", cpu, program, model, *greedy, "ab a")
     assert [*map(int, ids.split())] == [engine_files.BOS, *engine.encode("ab a"), *story.ids]
     kernels = "neon of neon scalar" if cpu == WITH_DOT_PRODUCT else "scalar of scalar"

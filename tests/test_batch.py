@@ -25,8 +25,8 @@ OPTIONS: list[dict[str, float]] = [
     {},
     {"temperature": 0},
     {"temperature": 1.5, "top_p": 1},
-    {"temperature": 1, "top_k": 20, "min_p": 0.05, "tokens": 9},
-    {"temperature": 1.2, "repetition_penalty": 1.3, "repetition_window": 8, "ignore_end": True},
+    {"temperature": 1, "top_k": 20, "min_p": 0.05, "max_tokens": 9},
+    {"temperature": 1.2, "repetition_penalty": 1.3, "repetition_window": 8, "ignore_eos": True},
 ]
 
 
@@ -68,8 +68,8 @@ def test_a_large_cache_changes_no_story(tmp_path: Path, name: str, threads: int)
     path = engine_files.write(tmp_path / "far.slm", config, tensors, None, name, {"q8": 16})
     prompts = make_prompts(48)
     engine = Engine(path, threads=threads)
-    expected = [alone(engine, i, text, 7 + i, tokens=40) for i, text in enumerate(prompts)]
-    assert list(engine.generate_many(prompts, seed=7, together=48, tokens=40)) == expected
+    expected = [alone(engine, i, text, 7 + i, max_tokens=40) for i, text in enumerate(prompts)]
+    assert list(engine.generate_many(prompts, seed=7, together=48, max_tokens=40)) == expected
 
 
 @pytest.mark.parametrize("name", ["f32", "q8", "q4"])
@@ -80,7 +80,7 @@ def test_each_is_the_story_that_it_is_alone(
     prompts = make_prompts(41)
     single = Engine(files[name], threads=1)
     expected = [alone(single, i, text, 100 + i, **options) for i, text in enumerate(prompts)]
-    assert len({story.tokens for story in expected}) > 1 or "tokens" in options
+    assert len({story.tokens for story in expected}) > 1 or "max_tokens" in options
     for together, threads in ((1, 1), (2, 2), (7, 1), (16, 3), (256, 2)):
         engine = Engine(files[name], threads=threads)
         told = list(engine.generate_many(prompts, together=together, seed=100, **options))
@@ -107,7 +107,7 @@ def test_places_are_taken_and_left_at_any_time(files: dict[str, Path], name: str
             if choose.random() < (0.3 if told[place] is None else 0.01):
                 how = lib.sl_defaults()
                 how.temperature, how.seed = 1.3, next(next_seed)
-                assert lib.sl_join(session, place, b"ab", 2, ffi.addressof(how)) == lib.SL_OK
+                assert lib.sl_start_slot(session, place, b"ab", 2, ffi.addressof(how)) == lib.SL_OK
                 told[place], seeds[place] = [], how.seed
         assert lib.sl_step(session, pieces) == lib.SL_OK
         for place, ids in enumerate(told):
@@ -125,11 +125,11 @@ def test_places_are_taken_and_left_at_any_time(files: dict[str, Path], name: str
 
 
 def test_each_prompt_is_told_count_times(engine: Engine) -> None:
-    told = list(engine.generate_many(["a", "b"], count=3, tokens=4))
+    told = list(engine.generate_many(["a", "b"], count=3, max_tokens=4))
     assert [(story.index, story.prompt, story.seed) for story in told] == [
         (i, "aaabbb"[i], 42 + i) for i in range(6)
     ]
-    assert list(engine.generate_many("a", count=3, tokens=4)) == told[:3]
+    assert list(engine.generate_many("a", count=3, max_tokens=4)) == told[:3]
     assert list(engine.generate_many([])) == []
     (empty,) = engine.generate_many()
     assert empty == alone(engine, 0, "", 42)
@@ -166,7 +166,7 @@ def test_short_stories_wait_for_a_long_one(tmp_path: Path) -> None:
             taken += 1
             yield prompt
 
-    stories = engine.generate_many(prompts(), together=2, ignore_end=True, tokens=400)
+    stories = engine.generate_many(prompts(), together=2, ignore_eos=True, max_tokens=400)
     assert next(iter(stories)).stop == "context"
     assert 2 * 16 <= taken <= 2 * 16 + 2
     stories.close()  # type: ignore[attr-defined]
@@ -179,7 +179,7 @@ def test_stories_keep_their_model(files: dict[str, Path]) -> None:
 
 
 def test_seeds_begin_again_after_the_last(engine: Engine) -> None:
-    told = list(engine.generate_many("a", count=2, seed=2**64 - 1, tokens=3))
+    told = list(engine.generate_many("a", count=2, seed=2**64 - 1, max_tokens=3))
     assert [story.seed for story in told] == [2**64 - 1, 0]
 
 

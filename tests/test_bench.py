@@ -1,4 +1,4 @@
-"""The benchmark's programs run and answer as they should; how fast they are is not tested."""
+"""Test the programs, limits and tables of `make bench`; speed is not tested."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from engine_files import BOS, random_tensors, small_config, write
 
-from bench import build, kernels, limits, measure, picture, report
+from bench import build, kernels, limits, measure, plot, report
 from bench.engines import OURS, Engine, Worker
 from bench.limits import Limit, Machine
 from bench.models import Model
@@ -23,7 +23,7 @@ CONFIG = small_config(dim=32, heads=4, kv_heads=4, head_dim=8, hidden=48, contex
 
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the programs are built instead of build/bench; without a compiler all is skipped."""
+    """Build the programs in a temporary folder; skip the tests if there is no compiler."""
     if not shutil.which("cc"):
         pytest.skip("there is no C compiler")
     before, build.BUILD = build.BUILD, tmp_path_factory.mktemp("bench")
@@ -55,11 +55,11 @@ def engines(folder: Path) -> list[Engine]:
         engine(OURS, "f32", 32),
         engine(OURS, "q8", 8),
         engine("llama.cpp", "f32", 32),
-        engine("llama2.c", "int8", 8, "give its checkout"),
+        engine("llama2.c", "int8", 8, "set LLAMA2C"),
     ]
 
 
-def test_our_worker_tells_the_story_of_pytorch(model: Model, engines: list[Engine]) -> None:
+def test_worker_generates_the_greedy_tokens_of_pytorch(model: Model, engines: list[Engine]) -> None:
     llama = Llama(CONFIG).eval()
     tensors = {name: torch.tensor(values) for name, values in random_tensors(CONFIG).items()}
     llama.load_state_dict(tensors)
@@ -121,7 +121,7 @@ MACHINE = Machine(
 )
 
 
-def test_bandwidth_lies_between_measured_sizes() -> None:
+def test_bandwidth_is_interpolated_between_measured_sizes() -> None:
     assert MACHINE.bandwidth(1, 1) == MACHINE.bandwidth(0.1, 1) == 100e9
     assert MACHINE.bandwidth(10, 1) == pytest.approx(60e9)
     assert MACHINE.bandwidth(500, 2) == 40e9
@@ -131,18 +131,20 @@ def test_limits_count_every_weight_and_position() -> None:
     config = small_config(dim=2, layers=3, heads=2, kv_heads=1, head_dim=4, hidden=5, vocab_size=7)
     limit = Limit(MACHINE, config, "f32", weight_bytes=1000, threads=1)
     cached = 3 * 2 * 1 * 4 * 4  # bytes a position: layers, key and value, heads, width, float
-    assert limit.story(9) == pytest.approx((1000 + 5 * cached) / 100e9)
+    assert limit.sequence(9) == pytest.approx((1000 + 5 * cached) / 100e9)
     layer = 2 * (2 + 2 * 1) * 4 + 2 * 4 * 2 + 3 * 2 * 5
-    meetings = 1 + 2 + 3
-    operations = 2 * (3 * 3 * layer + 2 * 7) + meetings * 3 * 2 * 2 * 2 * 4
+    pairs = 1 + 2 + 3
+    operations = 2 * (3 * 3 * layer + 2 * 7) + pairs * 3 * 2 * 2 * 2 * 4
     assert limit.prompt(3) == pytest.approx(operations / 1e9)
     operations = 2 * 10 * (3 * layer + 2 * 7)
     assert limit.batch(10, 9) == pytest.approx(operations / 1e9 + 10 * 5 * cached / 100e9)
 
 
-def test_results_are_whole_tables(model: Model, engines: list[Engine], tmp_path: Path) -> None:
+def test_rows_of_a_table_have_equal_numbers_of_cells(
+    model: Model, engines: list[Engine], tmp_path: Path
+) -> None:
     there = [engine for engine in engines if not engine.missing]
-    # The llama.cpp of this test is our own worker.
+    # The llama.cpp of this test is StoryLlamas' own worker.
     results = report.Results(
         MACHINE,
         engines,
@@ -158,8 +160,8 @@ def test_results_are_whole_tables(model: Model, engines: list[Engine], tmp_path:
     assert len(tables) >= 7
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
-    assert "llama2.c int8 is not there: give its checkout" in text
+    assert "llama2.c int8 was not measured: set LLAMA2C" in text
     assert report.deviating(results) == []
     assert results.best("tiny", engines[0], "story") > 0
-    picture.draw(results, tmp_path / "speed.png")
+    plot.draw(results, tmp_path / "speed.png")
     assert (tmp_path / "speed.png").stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""The benchmark of training compares what is the same; how fast it is is not tested."""
+"""Test that the loops of `make bench-train` train the same model; speed is not tested."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def copy_weights(ours: Llama, plain: plain_loop.Llama) -> None:
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_the_plain_loop_trains_the_same_model(kv_heads: int) -> None:
+def test_plain_loop_trains_the_same_model(kv_heads: int) -> None:
     torch.manual_seed(0)
     config = dataclasses.replace(CONFIG, kv_heads=kv_heads)
     ours, plain = Llama(config), plain_model(config)
@@ -70,7 +70,7 @@ def test_the_plain_loop_trains_the_same_model(kv_heads: int) -> None:
     torch.testing.assert_close(plain.embedding.weight.grad, ours.embedding.weight.grad)
 
 
-def test_the_plain_loop_learns_in_parts_what_it_learns_at_once() -> None:
+def test_plain_loop_accumulates_gradients_of_micro_batches() -> None:
     tokens = (torch.arange(400) % CONFIG.vocab_size).numpy().astype("u2")
     losses = []
     for micro_batch in (8, 2):
@@ -83,7 +83,7 @@ def test_the_plain_loop_learns_in_parts_what_it_learns_at_once() -> None:
     assert losses[0][-1] < losses[0][0] - 0.5
 
 
-def test_operations_are_those_that_torch_counts() -> None:
+def test_operations_equal_the_count_of_torch() -> None:
     model = plain_model(CONFIG)
     tokens = torch.zeros(3, CONFIG.context, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
@@ -110,7 +110,7 @@ def raw() -> dict:
     return values
 
 
-def test_each_size_is_measured_at_every_batch_that_it_takes(raw: dict) -> None:
+def test_each_size_is_measured_with_each_batch_size(raw: dict) -> None:
     found = [(task.params.model, task.batch, task.recipes)
              for task in train.tasks(raw, ["2m", "7m"], ["quick", "fast"])]  # fmt: skip
     assert found == [
@@ -121,7 +121,7 @@ def test_each_size_is_measured_at_every_batch_that_it_takes(raw: dict) -> None:
     ]
 
 
-def test_loops_are_measured_and_their_figures_kept(
+def test_loops_are_measured_and_results_kept(
     raw: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "BUILD", tmp_path)

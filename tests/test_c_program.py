@@ -64,9 +64,9 @@ def numbers(text: str) -> list[int]:
 
 
 def test_a_story_is_the_librarys(run: Run, model: Path) -> None:
-    story = Engine(model).generate("ab a", temperature=0.9, top_p=0.8, seed=3, tokens=50)
+    story = Engine(model).generate("ab a", temperature=0.9, top_p=0.8, seed=3, max_tokens=50)
     text = "".join(story)
-    options = ["--temperature", "0.9", "--top-p", "0.8", "--seed", 3, "--tokens", 50]
+    options = ["--temperature", "0.9", "--top-p", "0.8", "--seed", 3, "--max-tokens", 50]
     told = run(model, *options, "ab a")
     assert (told.returncode, told.stdout) == (0, f"ab a{text}\n")
     assert told.stderr.startswith(f"{story.tokens} tokens after a prompt of {story.prompt_tokens}")
@@ -77,20 +77,24 @@ def test_a_story_is_the_librarys(run: Run, model: Path) -> None:
 
 
 def test_llama2c_options(run: Run, model: Path) -> None:
-    ours = run(model, "--temperature", "0.7", "--top-p", "0.6", "--seed", 5, "--tokens", 30, "a")
+    ours = run(
+        model, "--temperature", "0.7", "--top-p", "0.6", "--seed", 5, "--max-tokens", 30, "a"
+    )
     theirs = run(model, *"-t 0.7 -p 0.6 -s 5 -n 30 -z tokenizer.bin -i a".split())
     assert theirs.stdout == ours.stdout
     whole = run(model, *"-t 1 -p 0 -n 0 -i a --ids".split())
-    story = Engine(model).generate("a", temperature=1, top_p=1, tokens=10**6)
+    story = Engine(model).generate("a", temperature=1, top_p=1, max_tokens=10**6)
     assert len("".join(story)) > 0
     assert numbers(whole.stdout)[-story.tokens :] == story.ids
 
 
 def test_every_option_reaches_the_sampler(run: Run, model: Path) -> None:
     options = {"temperature": 1.5, "top_k": 9, "min_p": 0.05, "repetition_penalty": 1.3, "seed": 8}
-    expected = Engine(model).generate("b", **options)  # type: ignore[arg-type]
+    options |= {"repetition_window": 3}
+    expected = Engine(model).generate("b", ignore_eos=True, **options)  # type: ignore[arg-type]
     assert "".join(expected)
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    given.append("--ignore-eos")
     told = run(model, *(text.replace("_", "-") for text in given), "--ids", "b")
     assert numbers(told.stdout)[expected.prompt_tokens :] == expected.ids
 
@@ -101,7 +105,7 @@ def test_stops_and_empty_prompts(run: Run, tmp_path: Path) -> None:
     for prompt in ([], [""], ["--prompt", ""]):
         told = run(path, *prompt)
         assert (told.stdout, told.stderr.split()[-1]) == ("abab\n", "eos")
-    assert run(path, "--tokens", 1).stderr.split()[-1] == "tokens"
+    assert run(path, "--max-tokens", 1).stderr.split()[-1] == "max_tokens"
     small = engine_files.write_sequence(tmp_path / "n.slm", [BOS, *words, EOS], context=3)
     assert run(small).stderr.split()[-1] == "context"
 
@@ -110,12 +114,12 @@ def test_help(run: Run) -> None:
     told = run("--help")
     assert (told.returncode, told.stderr) == (0, "")
     for name, value in DEFAULTS.items():
-        if name not in ("repetition_window", "ignore_end"):
-            option = re.search(
-                rf"--{name.replace('_', '-')} [A-Z].*?\(({value:g})\)", told.stdout, re.S
-            )
-            assert option
-            assert "--" not in option[0][2:]
+        shown = rf"--{name.replace('_', '-')} [A-Z].*?\(({value:g})\)"
+        if name == "ignore_eos":
+            shown = "--ignore-eos "
+        option = re.search(shown, told.stdout, re.S)
+        assert option
+        assert "--" not in option[0][2:]
     assert all(len(line) <= 96 for line in told.stdout.splitlines())
 
 
@@ -148,12 +152,12 @@ WHOLE = "and must be a whole number from"
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--tokens", "0"], f'--tokens is "0" {WHOLE} 1 to 2147483647'),
-        (["--tokens", "-5"], f'--tokens is "-5" {WHOLE} 1 to 2147483647'),
-        (["--tokens", "99999999999999999999999"], "--tokens is"),
-        (["--tokens", "1.5"], '--tokens is "1.5"'),
-        (["--tokens", ""], '--tokens is ""'),
-        (["--tokens", " 3"], '--tokens is " 3"'),
+        (["--max-tokens", "0"], f'--max-tokens is "0" {WHOLE} 1 to 2147483647'),
+        (["--max-tokens", "-5"], f'--max-tokens is "-5" {WHOLE} 1 to 2147483647'),
+        (["--max-tokens", "99999999999999999999999"], "--max-tokens is"),
+        (["--max-tokens", "1.5"], '--max-tokens is "1.5"'),
+        (["--max-tokens", ""], '--max-tokens is ""'),
+        (["--max-tokens", " 3"], '--max-tokens is " 3"'),
         (["--seed", "-1"], f'--seed is "-1" {WHOLE} 0 to 18446744073709551615'),
         (["--seed", "18446744073709551616"], "--seed is"),
         (["--top-k", "abc"], '--top-k is "abc"'),
@@ -172,11 +176,11 @@ WHOLE = "and must be a whole number from"
         (["--repetition-penalty", "0"], "repetition_penalty is 0 and must be above 0"),
         (["--prompt", "a", "b"], 'the prompt is given twice: "a" and "b"'),
         (["a", "b"], '"b" is one argument too many: put the prompt in quotes'),
-        (["--colour"], "--colour is no option; --help lists them"),
-        (["-x"], "-x is no option; --help lists them"),
-        (["-xn", "5"], "-x is no option; --help lists them"),
-        (["--help=yes"], "--help=yes is no option; --help lists them"),
-        (["--seed"], "--seed needs a value; --help explains"),
+        (["--colour"], "--colour is not an option; --help lists the options"),
+        (["-x"], "-x is not an option; --help lists the options"),
+        (["-xn", "5"], "-x is not an option; --help lists the options"),
+        (["--help=yes"], "--help=yes is not an option; --help lists the options"),
+        (["--seed"], "--seed needs a value; --help lists the options"),
         (["b" * 200], "the prompt has 202 tokens and the model's context is 120"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -411,7 +415,10 @@ def test_files_that_are_none(run: Run, tmp_path: Path) -> None:
 
     missing = tmp_path / "missing.slm"
     assert refused(missing) == f"weight file {missing} does not exist: run `dvc repro` first"
-    assert refused(tmp_path) == f"weight file {tmp_path} is not a regular file"
+    assert (
+        refused(tmp_path)
+        == f"weight file {tmp_path} is not a regular file: give the path of a .slm file"
+    )
     old = tmp_path / "stories.bin"
     old.write_bytes(struct.pack("<7i", 288, 768, 6, 6, 6, 32000, 256) + bytes(4000))
     hint = (
@@ -466,9 +473,11 @@ def test_kernels_are_their_definitions(build: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_a_team_does_everything_once_and_is_used_where_it_pays(build: Path, threads: int) -> None:
+def test_a_thread_pool_processes_every_item_once_and_is_autotuned(
+    build: Path, threads: int
+) -> None:
     for sanitizer in ("sanitized", "raced"):
-        command = [build / sanitizer / "threads", str(threads), "3000"]
+        command = [build / sanitizer / "thread_pool", str(threads), "3000"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -501,7 +510,7 @@ def test_valgrind(build: Path, model: Path) -> None:
     if not shutil.which("valgrind"):
         pytest.skip("valgrind is not installed")
     options = ["--quiet", "--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=all"]
-    for arguments in (["a b", "--top-k", "5"], ["--tokens", "0"], ["--info"], ["b" * 200]):
+    for arguments in (["a b", "--top-k", "5"], ["--max-tokens", "0"], ["--info"], ["b" * 200]):
         command = ["valgrind", *options, build / "run", model, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode != 9, done.stderr

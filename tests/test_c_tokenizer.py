@@ -400,7 +400,9 @@ def test_python_refuses_half_a_surrogate_pair(pair: Pair) -> None:
 def test_ids_outside_the_vocabulary(pair: Pair) -> None:
     size = len(pair.pieces)
     for bad in (-1, size, 2**31 - 1):
-        with pytest.raises(UserError, match=rf"token id {bad} is not in 0 … {size - 1}"):
+        with pytest.raises(
+            UserError, match=rf"token id {bad} is not in the vocabulary: give 0 to {size - 1}"
+        ):
             pair.ours.decode([4, bad])
     with pytest.raises(UserError, match="does not fit 32 bits"):
         pair.ours.decode([2**40])
@@ -412,7 +414,9 @@ def test_a_cache_is_of_one_tokenizer(pair: Pair) -> None:
     with other._cache() as cache:
         status = lib.sl_encode(pair.ours.handle, cache, b"a", 1, ids, 9, count)
     assert status == lib.SL_ERROR_ARGUMENT
-    assert last_error() == "the cache of words was made for another tokenizer"
+    assert (
+        last_error() == "the word cache belongs to another tokenizer: make one for this tokenizer"
+    )
 
 
 def test_stories_out_of_order_and_in_too_little_room(pair: Pair) -> None:

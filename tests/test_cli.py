@@ -35,7 +35,14 @@ def run(*arguments: object) -> object:
 
 
 def test_generate_tells_the_engine_s_story(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "min_p": 0.01, "seed": 5, "tokens": 12}
+    options = {
+        "temperature": 0.7,
+        "top_k": 9,
+        "top_p": 0.8,
+        "min_p": 0.01,
+        "seed": 5,
+        "max_tokens": 12,
+    }
     story = Engine(model).generate("a b", **options)
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     assert run("generate", "--model", model, "--prompt", "a b", *words) == 0
@@ -49,7 +56,7 @@ def test_generate_tells_the_engine_s_story(model: Path, capsys: pytest.CaptureFi
     [
         (["--temperature", "-1"], "error: temperature is -1"),
         (["--seed", "-1"], "error: seed is -1"),
-        (["--tokens", "0"], "error: tokens is 0"),
+        (["--max-tokens", "0"], "error: max_tokens is 0"),
         (["--top-p", "0"], "error: top_p is 0"),
         (["--prompt", "a" * 200], "error: the prompt"),
         (["--prompt", "\udcff"], "error: the text is not valid Unicode"),
@@ -69,20 +76,20 @@ def test_generate_many_as_lines(
     prompts, out = tmp_path / "prompts.txt", tmp_path / "new" / "stories.jsonl"
     prompts.write_text("a b\n\nde é")
     command = ("generate", "--model", model, "--prompts", prompts, "--count", 2, "--seed", 5)
-    assert run(*command, "--out", out, "--tokens", 12, "--threads", 2, "--pages", "huge") == 0
+    assert run(*command, "--out", out, "--max-tokens", 12, "--threads", 2, "--pages", "huge") == 0
     told, err = capsys.readouterr()
     assert told == ""
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert err.startswith(f"6 stories, {sum(line['tokens'] for line in lines)} tokens in ")
     for index, line in enumerate(lines):
         prompt = ["a b", "a b", "", "", "de é", "de é"][index]
-        story = Engine(model).generate(prompt, seed=5 + index, tokens=12)
+        story = Engine(model).generate(prompt, seed=5 + index, max_tokens=12)
         text = prompt + "".join(story)
         assert line == {
             **{"index": index, "seed": 5 + index, "prompt": prompt, "text": text},
             **{"tokens": story.tokens, "stop": story.stop},
         }
-    assert run(*command, "--tokens", 12) == 0
+    assert run(*command, "--max-tokens", 12) == 0
     assert capsys.readouterr().out == out.read_text()
 
 
@@ -117,7 +124,7 @@ def test_kernels_are_those_of_the_environment(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SL_KERNELS", "scalar")
-    assert run("generate", "--model", model, "--count", 2, "--tokens", 3) == 0
+    assert run("generate", "--model", model, "--count", 2, "--max-tokens", 3) == 0
     monkeypatch.setenv("SL_KERNELS", "mmx")
     assert 'no kernels "mmx"' in str(run("generate", "--model", model))
     capsys.readouterr()

@@ -221,7 +221,7 @@ def test_draws_are_those_of_the_header(
     ids, probabilities = filtered(logits, **rules)  # type: ignore[arg-type]
     ends = np.cumsum(probabilities)
     shares = random_shares(seed=9)
-    told = tell(engine, seed=9, tokens=1500, **({"top_p": 1.0} | rules)).ids
+    told = tell(engine, seed=9, max_tokens=1500, **({"top_p": 1.0} | rules)).ids
     assert len(told) == 1500
     for token in told:
         share = next(shares)
@@ -244,7 +244,7 @@ def test_draws_are_spread_as_the_probabilities(
     engine, logits = spread
     count = 4000
     drawn = Counter(
-        tell(engine, seed=seed, tokens=1, **({"top_p": 1.0} | rules)).ids[0]
+        tell(engine, seed=seed, max_tokens=1, **({"top_p": 1.0} | rules)).ids[0]
         for seed in range(count)
     )
     ids, probabilities = filtered(logits, **rules)  # type: ignore[arg-type]
@@ -267,8 +267,8 @@ def test_one_number_a_token_and_none_when_greedy(tmp_path: Path) -> None:
     for seed in (0, 1, 2**64 - 1):
         shares = random_shares(seed)
         expected = [20 if next(shares) < 0.5 else 30 for _ in range(30)]
-        assert tell(engine, seed=seed, temperature=1, tokens=30).ids == expected
-    assert tell(engine, temperature=0, tokens=30).ids == [20] * 30
+        assert tell(engine, seed=seed, temperature=1, max_tokens=30).ids == expected
+    assert tell(engine, temperature=0, max_tokens=30).ids == [20] * 30
 
 
 def test_repetition_penalty(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_repetition_penalty(tmp_path: Path) -> None:
     row = np.full(VOCAB_SIZE, -9, np.float32)
     row[[20, 21, 22]] = [4, 3.5, 3]
     engine = Engine(engine_files.write_chain(tmp_path / "m.slm", lambda _: row))
-    greedy = {"temperature": 0, "tokens": 8, "repetition_penalty": 1.25}
+    greedy = {"temperature": 0, "max_tokens": 8, "repetition_penalty": 1.25}
     assert tell(engine, [BOS], **greedy, repetition_window=0).ids == [20] * 8
     # 4 / 1.25 < 3.5; then 3.5 / 1.25 < 3 < 4 / 1.25; then the two that are penalized, and 3 / 1.25.
     assert tell(engine, [BOS], **greedy).ids == [20, 21, 20, 20, 20, 20, 20, 20]
@@ -295,7 +295,7 @@ def test_a_penalty_that_overflows_leaves_the_largest(
     row = np.full(VOCAB_SIZE, -9, np.float32)
     row[[20, 21]] = [4, 5]
     engine = Engine(engine_files.write_chain(tmp_path / "m.slm", lambda _: row))
-    story = tell(engine, [BOS, 20], repetition_penalty=1e-38, temperature=1, tokens=4, **rules)
+    story = tell(engine, [BOS, 20], repetition_penalty=1e-38, temperature=1, max_tokens=4, **rules)
     assert story.ids == [20] * 4
 
 
@@ -317,24 +317,24 @@ def test_stops(tmp_path: Path) -> None:
     story = engine.generate("")
     assert ("".join(story), story.stop, story.ids) == ("abab", "eos", words)
     assert (story.prompt_tokens, story.tokens) == (1, 3)
-    story = tell(engine, "", tokens=2)
-    assert (story.stop, story.ids) == ("tokens", words[:2])
-    story = tell(engine, [BOS, words[0]], tokens=2)
-    assert (story.stop, story.ids, story.prompt_tokens) == ("tokens", words[1:], 2)
+    story = tell(engine, "", max_tokens=2)
+    assert (story.stop, story.ids) == ("max_tokens", words[:2])
+    story = tell(engine, [BOS, words[0]], max_tokens=2)
+    assert (story.stop, story.ids, story.prompt_tokens) == ("max_tokens", words[1:], 2)
     engine = Engine(engine_files.write_sequence(path, [9, *words, BOS]))
     assert tell(engine, [9]).stop == "bos"
     engine = Engine(engine_files.write_sequence(path, [BOS, *words, EOS], context=3))
     story = tell(engine)
     assert (story.stop, story.ids) == ("context", words[:2])
     assert tell(engine, [9, 9, 9]).tokens == 0
-    story = tell(engine, ignore_end=True, tokens=100)
+    story = tell(engine, ignore_eos=True, max_tokens=100)
     assert story.stop == "context"
 
 
 def test_ignoring_the_end(tmp_path: Path) -> None:
     engine = Engine(engine_files.write_sequence(tmp_path / "m.slm", [BOS, EOS, 9, 10, 11]))
-    assert tell(engine, temperature=0, tokens=3).stop == "eos"
-    assert tell(engine, temperature=0, tokens=3, ignore_end=True).ids == [EOS, 9, 10]
+    assert tell(engine, temperature=0, max_tokens=3).stop == "eos"
+    assert tell(engine, temperature=0, max_tokens=3, ignore_eos=True).ids == [EOS, 9, 10]
 
 
 def byte_ids(raw: bytes) -> list[int]:
@@ -345,7 +345,7 @@ def test_split_characters_come_whole(tmp_path: Path) -> None:
     story = [BOS, *byte_ids("🙂".encode()), word_id(0), *byte_ids(b"\xe6\x97"), EOS]
     engine = Engine(engine_files.write_sequence(tmp_path / "m.slm", story))
     assert list(engine.generate("")) == ["🙂", "a", "\ufffd\ufffd"]
-    assert list(engine.generate("", tokens=3)) == ["\ufffd" * 3]
+    assert list(engine.generate("", max_tokens=3)) == ["\ufffd" * 3]
     assert list(engine.generate([BOS, *story[1:3]])) == ["🙂", "a", "\ufffd\ufffd"]
 
 
@@ -363,7 +363,7 @@ def test_the_dummy_prefix_goes_once(tmp_path: Path) -> None:
 
 
 def test_empty_and_full_prompts(small: Engine) -> None:
-    assert tell(small, "", tokens=3).prompt_tokens == 1
+    assert tell(small, "", max_tokens=3).prompt_tokens == 1
     fits = "b" * (small.context - 2)  # and BOS, and the dummy prefix
     assert tell(small, fits).stop == "context"
     with pytest.raises(
@@ -374,7 +374,7 @@ def test_empty_and_full_prompts(small: Engine) -> None:
         small.generate("b" * 100_000)
     with pytest.raises(UserError, match="the prompt has 41 tokens"):
         small.generate([5] * 41)
-    with pytest.raises(UserError, match="there are no tokens to start from"):
+    with pytest.raises(UserError, match="the prompt has no tokens"):
         small.generate([])
 
 
@@ -428,7 +428,7 @@ def test_stories_side_by_side(small: Engine) -> None:
         ({"min_p": 1}, "min_p is 1 and must be at least 0 (off) and below 1"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0 and must be above 0"),
         ({"repetition_window": -1}, "repetition_window is -1 and must be 0 or more"),
-        ({"tokens": 0}, "tokens is 0 and must be 1 or more"),
+        ({"max_tokens": 0}, "max_tokens is 0 and must be 1 or more"),
         ({"seed": -1}, "seed is -1 and must be a number in its range"),
     ],
 )
@@ -441,17 +441,20 @@ def test_options_out_of_range(small: Engine, options: dict[str, float], sentence
 def test_ids_out_of_range(small: Engine) -> None:
     for call in (small.logits, small.score, small.greedy):
         for bad in (-1, VOCAB_SIZE):
-            with pytest.raises(UserError, match=f"token id {bad} is not in 0 … {VOCAB_SIZE - 1}"):
+            with pytest.raises(
+                UserError,
+                match=f"token id {bad} is not in the vocabulary: give 0 to {VOCAB_SIZE - 1}",
+            ):
                 call([BOS, bad])
     for bad_ids in ([BOS, 2**32 + 5], np.array([BOS, 2**32 + 5]), [BOS, 2**63], [BOS, 1.5]):
         with pytest.raises(UserError, match="a token id is not whole or does not fit 32 bits"):
             small.score(bad_ids)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="there are 0 tokens and must be 1 to 40"):
+    with pytest.raises(UserError, match="0 tokens are given and must be 1 to 40"):
         small.logits([])
-    with pytest.raises(UserError, match="there are 41 tokens and must be 1 to 40"):
+    with pytest.raises(UserError, match="41 tokens are given and must be 1 to 40"):
         small.logits([1] * 41)
     for count in (0, 1, 42):
-        with pytest.raises(UserError, match=f"there are {count} tokens to score and must be 2"):
+        with pytest.raises(UserError, match=f"{count} tokens are given to score and must be 2"):
             small.score([1] * count)
 
 
@@ -464,7 +467,7 @@ def test_output_that_is_not_finite(tmp_path: Path) -> None:
         path = engine_files.write(tmp_path / "m.slm", config, tensors, None, weight_type)
         engine = Engine(path)
         for call in (engine.logits, engine.score, engine.greedy):
-            with pytest.raises(UserError, match="the model's output is not finite"):
+            with pytest.raises(UserError, match="the model's logits are not finite"):
                 call([BOS, 5, 6])
 
 
@@ -519,11 +522,11 @@ def test_info(small: Engine, tmp_path: Path) -> None:
 
 def test_defaults_are_the_headers(spread: tuple[Engine, object]) -> None:
     header = (ROOT / "csrc" / "storyllamas.h").read_text()
-    macro = header.split("#define SL_DEFAULTS")[1].split("}")[0]
+    macro = header.split("#define SL_OPTIONS_DEFAULTS")[1].split("}")[0]
     written = {name: float(value) for name, value in re.findall(r"\.(\w+) = ([\d.]+)", macro)}
     assert written == DEFAULTS
     engine, _ = spread
-    given = {name: value for name, value in DEFAULTS.items() if name != "ignore_end"}
+    given = {name: value for name, value in DEFAULTS.items() if name != "ignore_eos"}
     assert tell(engine).ids == tell(engine, **given).ids
 
 

@@ -80,7 +80,7 @@ def test_samples_are_told_from_their_seeds(pair: tuple[Engine, Llama]) -> None:
     assert told[0] != told[1]
     assert told[1] == evaluation.sample(engine, ["a b"], HOW, seed=6)[0]
     assert told[0].text.startswith("a b")
-    assert {story.stop for story in told} <= {"eos", "bos", "tokens"}
+    assert {story.stop for story in told} <= {"eos", "bos", "max_tokens"}
 
 
 def test_distinct_counts_ngrams_of_words() -> None:
@@ -93,10 +93,10 @@ def test_distinct_counts_ngrams_of_words() -> None:
 
 def test_the_page_quotes_every_line() -> None:
     page = evaluation.samples_page(
-        "2m", ["Once", ""], [Story("Once\n\nx", "eos"), Story("y", "tokens")], 7
+        "2m", ["Once", ""], [Story("Once\n\nx", "eos"), Story("y", "max_tokens")], 7
     )
     assert "## “Once”\n\n> Once\n>\n> x\n\nSeed 7, stopped at eos.\n" in page
-    assert "## No prompt\n\n> y\n\nSeed 8, stopped at tokens.\n" in page
+    assert "## No prompt\n\n> y\n\nSeed 8, stopped at max_tokens.\n" in page
 
 
 def test_speeds_are_positive(pair: tuple[Engine, Llama], tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_greedy_stories_are_pytorchs(files: dict[str, Path], kernels: str) -> No
     for threads in (1, 2, 5):
         engine = Engine(files["f32"], kernels=kernels, threads=threads)
         assert engine.info["kernels"] == kernels
-        story = engine.generate(IDS[:7], temperature=0, tokens=60, ignore_end=True)
+        story = engine.generate(IDS[:7], temperature=0, max_tokens=60, ignore_eos=True)
         assert list(story) is not None
         logits = engine_files.torch_logits(model, IDS[:7] + story.ids)
         assert story.ids == logits[6:-1].argmax(axis=1).tolist()
@@ -66,7 +66,7 @@ def test_threads_chunks_and_pages_change_no_bit(
     others = Engine(files[name], kernels=kernels, threads=3, pages="huge")
     assert (others.logits(IDS) == whole).all()
     assert (others.logits(IDS[:5]) == whole[:5]).all()
-    one_by_one = others.generate(IDS[:1], temperature=0, tokens=30, ignore_end=True)
+    one_by_one = others.generate(IDS[:1], temperature=0, max_tokens=30, ignore_eos=True)
     assert list(one_by_one) is not None
     ids = IDS[:1] + one_by_one.ids
     assert whole.shape[1] == CONFIG.vocab_size
@@ -152,7 +152,7 @@ def test_a_fork_may_use_and_close_a_file_that_is_moved(large: Path) -> None:
 
 
 def test_unknown_options_are_refused(files: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=r'no kernels "mmx": the best that it has are'):
+    with pytest.raises(UserError, match=r'no kernels "mmx": use '):
         Engine(files["f32"], kernels="mmx")
     with pytest.raises(UserError, match="pages is 'large' and must be one of auto, shared, huge"):
         Engine(files["f32"], pages="large")

@@ -1,1 +1,1 @@
-"""Other engines as workers, see ../worker.h."""
+"""Workers of other engines; worker.h describes the requests."""

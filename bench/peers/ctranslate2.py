@@ -1,7 +1,7 @@
 """CTranslate2 as a worker: python -m bench.peers.ctranslate2 FOLDER THREADS [greedy].
 
-With the last word it tells all stories greedily: to sample from the whole vocabulary takes it
-longer than to compute a small model.
+`greedy` makes all generation greedy: its sampling from the whole vocabulary takes longer than a
+small model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bench.peers.worker import BOS, TOP_P, serve
 
 
 class CTranslate2:
-    """A converted model, in the type that it was converted to."""
+    """A converted model that computes in the type of its weights."""
 
     def __init__(self, folder: str, threads: int, is_greedy: bool) -> None:
         self._folder, self._threads = folder, threads
@@ -28,12 +28,12 @@ class CTranslate2:
         self._sampling = {} if is_greedy else sampled
         self.vocab_size = len(self._pieces)
 
-    def _tell(
+    def _generate(
         self, generator: ctranslate2.Generator, starts: list[list[int]], steps: int, **how: object
     ) -> list[list[int]]:
         results = generator.generate_batch(
             [[self._pieces[id] for id in start] for start in starts],
-            min_length=steps,  # EOS is not minded
+            min_length=steps,  # ignore EOS
             max_length=steps,
             include_prompt_in_result=False,
             **how,
@@ -41,31 +41,31 @@ class CTranslate2:
         return [result.sequences_ids[0] for result in results]
 
     def story(self, steps: int, seed: int) -> None:
-        """One story."""
+        """Generate one sequence."""
         ctranslate2.set_random_seed(seed)
-        self._tell(self._one, [[BOS]], steps, **self._sampling)
+        self._generate(self._one, [[BOS]], steps, **self._sampling)
 
     def prompt(self, ids: Sequence[int]) -> None:
-        """The whole prompt in one pass, and the likeliest token after it."""
-        self._tell(self._one, [list(ids)], 1)
+        """Compute the prompt in one pass, and the most probable next token."""
+        self._generate(self._one, [list(ids)], 1)
 
-    def batch(self, stories: int, steps: int, seed: int) -> None:
-        """In one batch; with two threads in two, side by side."""
+    def batch(self, sequences: int, steps: int, seed: int) -> None:
+        """Generate a batch, split into one part for each thread."""
         if self._many is None:
             self._many = ctranslate2.Generator(
                 self._folder, inter_threads=self._threads, intra_threads=1
             )
         ctranslate2.set_random_seed(seed)
-        share = -(-stories // self._threads)
-        starts = [[BOS]] * stories
-        self._tell(self._many, starts, steps, max_batch_size=share, **self._sampling)
+        share = -(-sequences // self._threads)
+        starts = [[BOS]] * sequences
+        self._generate(self._many, starts, steps, max_batch_size=share, **self._sampling)
 
     def greedy(self, steps: int) -> list[int]:
-        """The default."""
-        return self._tell(self._one, [[BOS]], steps)[0]
+        """Generate greedily, the default of the library."""
+        return self._generate(self._one, [[BOS]], steps)[0]
 
     def about(self) -> str:
-        """Its version, and the type that it computes in."""
+        """Return the version and the type of its computation."""
         return f"{ctranslate2.__version__}, {self._one.compute_type}"
 
 

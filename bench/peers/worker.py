@@ -1,4 +1,4 @@
-"""What the workers in Python have in common: worker.h in Python, which says what they are."""
+"""Answer the requests of worker.h in Python."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ TOP_P = 0.9
 
 
 class Worker(Protocol):
-    """A model, ready to be measured; a method that a program lacks raises NotImplementedError."""
+    """A loaded model; a method that the program lacks raises NotImplementedError."""
 
     vocab_size: int
 
     def story(self, steps: int, seed: int) -> None:
-        """Tell a sampled story of `steps` tokens after BOS."""
+        """Sample `steps` tokens after BOS."""
 
     def prompt(self, ids: Sequence[int]) -> None:
         """Compute the logits after the last of `ids`."""
 
-    def batch(self, stories: int, steps: int, seed: int) -> None:
-        """Tell that many stories at once."""
+    def batch(self, sequences: int, steps: int, seed: int) -> None:
+        """Sample `steps` tokens of each of `sequences` in a batch."""
 
     def greedy(self, steps: int) -> list[int]:
-        """The likeliest tokens after BOS."""
+        """Return the `steps` most probable tokens after BOS."""
 
     def about(self) -> str:
-        """What is measured, such as a version."""
+        """Describe the program, for example its version."""
 
 
 def prompt_ids(count: int, seed: int, vocab_size: int) -> list[int]:
-    """A prompt without control tokens, another one for another seed."""
+    """Return a prompt of `count` ids without control tokens that depends on the seed."""
     return [3 + (31 * i + seed) % (vocab_size - 3) for i in range(count)]
 
 
 def serve(worker: Worker) -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until standard input ends."""
     for line in sys.stdin:
         request, *numbers = line.split()
         print(json.dumps(_answer(worker, request, [int(number) for number in numbers])), flush=True)
@@ -54,8 +54,8 @@ def _answer(worker: Worker, request: str, numbers: list[int]) -> dict[str, objec
         count, seed = numbers
         ids = prompt_ids(count, seed, worker.vocab_size)
         return _timed(worker.prompt, ids)
-    tell = worker.story if request == "story" else worker.batch
-    return _timed(tell, *numbers)
+    generate = worker.story if request == "story" else worker.batch
+    return _timed(generate, *numbers)
 
 
 def _timed(run: Callable[..., None], *arguments: object) -> dict[str, object]:

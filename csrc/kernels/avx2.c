@@ -11,7 +11,6 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
-#include <float.h>
 #include <immintrin.h>
 #include <math.h>
 
@@ -20,7 +19,7 @@
 
 enum { LANES = 8, PARTS = ROWS / LANES, BLOCK_MAX = 4 };
 
-/* ---- What tiles.h needs ---------------------------------------------------------------------- */
+/* ---- Registers, for tiles.h ------------------------------------------------------------------ */
 
 typedef __m256 vector;
 typedef __m256i integers;
@@ -179,27 +178,22 @@ INLINE float largest_magnitude(const float *x, size_t n) {
     return _mm_cvtss_f32(_mm_castsi128_ps(four));
 }
 
-static void quantize(const sl_quantized *q, size_t i, const float *x, size_t columns) {
-    int8_t *values = q->values + i * q->groups * q->group_size;
-    for (size_t g = 0; g < q->groups; g++, values += q->group_size) {
-        const size_t start = g * q->group_size, rest = columns - start;
-        const size_t width = rest < q->group_size ? rest : q->group_size;
-        const float scale = largest_magnitude(x + start, width) / 127.0f;
-        const __m256 inverse = _mm256_set1_ps(scale >= FLT_MIN ? 1.0f / scale : 0.0f);
-        __m256i sum = _mm256_setzero_si256();
-        for (size_t c = 0; c < q->group_size; c += LANES) {
-            const __m256 part = load(x + start + c, c < width ? width - c : 0);
-            const __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(part, inverse));
-            const __m128i shorts = narrow_signed(rounded);
-            const __m128i bytes = _mm_packs_epi16(shorts, shorts);
-            const size_t left = q->group_size - c;
-            memcpy(values + c, &bytes, left < LANES ? left : LANES);
-            sum = _mm256_add_epi32(sum, rounded);
-        }
-        q->scales[i * q->groups + g] = scale;
-        q->sums[i * q->groups + g] = add_integers(sum);
+INLINE int32_t quantize_group(int8_t *values, size_t group_size, const float *x, size_t width,
+                              float inverse) {
+    __m256i sum = _mm256_setzero_si256();
+    for (size_t c = 0; c < group_size; c += LANES) {
+        const __m256 part = load(x + c, c < width ? width - c : 0);
+        const __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(part, _mm256_set1_ps(inverse)));
+        const __m128i shorts = narrow_signed(rounded);
+        const __m128i bytes = _mm_packs_epi16(shorts, shorts);
+        const size_t left = group_size - c;
+        memcpy(values + c, &bytes, left < LANES ? left : LANES);
+        sum = _mm256_add_epi32(sum, rounded);
     }
+    return add_integers(sum);
 }
+
+#include "quantize.h"
 
 static void to_f16(uint16_t *y, const float *x, size_t n) {
     const __m256 max = _mm256_set1_ps(SL_F16_MAX), min = _mm256_set1_ps(-SL_F16_MAX);

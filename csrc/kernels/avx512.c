@@ -17,7 +17,6 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #endif
 
-#include <float.h>
 #include <immintrin.h>
 #include <math.h>
 #include <stdbool.h>
@@ -296,28 +295,23 @@ INLINE float largest_magnitude(const float *x, size_t n) {
     return largest;
 }
 
-static void quantize(const sl_quantized *q, size_t i, const float *x, size_t columns) {
-    int8_t *values = q->values + i * q->groups * q->group_size;
-    for (size_t g = 0; g < q->groups; g++, values += q->group_size) {
-        const size_t start = g * q->group_size, rest = columns - start;
-        const size_t width = rest < q->group_size ? rest : q->group_size;
-        const float scale = largest_magnitude(x + start, width) / 127.0f;
-        const float inverse = scale >= FLT_MIN ? 1.0f / scale : 0.0f;
-        __m512i sum = _mm512_setzero_si512();
-        for (size_t c = 0; c < q->group_size; c += ROWS) {
-            const __mmask16 mask = c < width ? lanes(c, width) : 0;
-            const __m512 scaled =
-                _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + start + c), _mm512_set1_ps(inverse));
-            /* An infinity or NaN becomes -2^31; sums of that would overflow. */
-            const __m512i rounded =
-                _mm512_max_epi32(_mm512_cvtps_epi32(scaled), _mm512_set1_epi32(-127));
-            _mm512_mask_cvtepi32_storeu_epi8(values + c, lanes(c, q->group_size), rounded);
-            sum = _mm512_add_epi32(sum, rounded);
-        }
-        q->scales[i * q->groups + g] = scale;
-        q->sums[i * q->groups + g] = _mm512_reduce_add_epi32(sum);
+INLINE int32_t quantize_group(int8_t *values, size_t group_size, const float *x, size_t width,
+                              float inverse) {
+    __m512i sum = _mm512_setzero_si512();
+    for (size_t c = 0; c < group_size; c += ROWS) {
+        const __mmask16 mask = c < width ? lanes(c, width) : 0;
+        const __m512 scaled =
+            _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + c), _mm512_set1_ps(inverse));
+        /* An infinity or NaN becomes -2^31; sums of that would overflow. */
+        const __m512i rounded =
+            _mm512_max_epi32(_mm512_cvtps_epi32(scaled), _mm512_set1_epi32(-127));
+        _mm512_mask_cvtepi32_storeu_epi8(values + c, lanes(c, group_size), rounded);
+        sum = _mm512_add_epi32(sum, rounded);
     }
+    return _mm512_reduce_add_epi32(sum);
 }
+
+#include "quantize.h"
 
 static void to_f16(uint16_t *y, const float *x, size_t n) {
     const __m512 max = _mm512_set1_ps(SL_F16_MAX), min = _mm512_set1_ps(-SL_F16_MAX);

@@ -10,7 +10,8 @@
 
 enum { ROWS = SL_TILE_ROWS };
 
-typedef enum { Q4 = 4, Q8 = 8 } weight_bits;
+/* A weight type, as the bits of a weight. */
+typedef enum { Q4 = 4, Q8 = 8, F16 = 16, F32 = 32 } weight_bits;
 
 #define INLINE static inline __attribute__((always_inline))
 #ifdef __clang__

@@ -12,7 +12,6 @@
 #endif
 
 #include <arm_neon.h>
-#include <float.h>
 #include <math.h>
 
 #include "blocks.h"
@@ -20,7 +19,7 @@
 
 enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 4 };
 
-/* ---- What tiles.h needs ---------------------------------------------------------------------- */
+/* ---- Registers, for tiles.h ------------------------------------------------------------------ */
 
 typedef float32x4_t vector;
 typedef int32x4_t integers;
@@ -131,26 +130,21 @@ INLINE float largest_magnitude(const float *x, size_t n) {
     return vgetq_lane_f32(vreinterpretq_f32_u32(vdupq_n_u32(vmaxvq_u32(max))), 0);
 }
 
-static void quantize(const sl_quantized *q, size_t i, const float *x, size_t columns) {
-    int8_t *values = q->values + i * q->groups * q->group_size;
-    for (size_t g = 0; g < q->groups; g++, values += q->group_size) {
-        const size_t start = g * q->group_size, rest = columns - start;
-        const size_t width = rest < q->group_size ? rest : q->group_size;
-        const float scale = largest_magnitude(x + start, width) / 127.0f;
-        const float inverse = scale >= FLT_MIN ? 1.0f / scale : 0.0f;
-        int32x4_t sum = vdupq_n_s32(0);
-        for (size_t c = 0; c < q->group_size; c += LANES) {
-            const float32x4_t part = load(x + start + c, c < width ? width - c : 0);
-            const int32x4_t rounded = vcvtnq_s32_f32(vmulq_n_f32(part, inverse));
-            const int16x4_t shorts = vmovn_s32(rounded);
-            const int8x8_t bytes = vmovn_s16(vcombine_s16(shorts, shorts));
-            memcpy(values + c, &bytes, LANES);
-            sum = vaddq_s32(sum, rounded);
-        }
-        q->scales[i * q->groups + g] = scale;
-        q->sums[i * q->groups + g] = vaddvq_s32(sum);
+INLINE int32_t quantize_group(int8_t *values, size_t group_size, const float *x, size_t width,
+                              float inverse) {
+    int32x4_t sum = vdupq_n_s32(0);
+    for (size_t c = 0; c < group_size; c += LANES) {
+        const float32x4_t part = load(x + c, c < width ? width - c : 0);
+        const int32x4_t rounded = vcvtnq_s32_f32(vmulq_n_f32(part, inverse));
+        const int16x4_t shorts = vmovn_s32(rounded);
+        const int8x8_t bytes = vmovn_s16(vcombine_s16(shorts, shorts));
+        memcpy(values + c, &bytes, LANES);
+        sum = vaddq_s32(sum, rounded);
     }
+    return vaddvq_s32(sum);
 }
+
+#include "quantize.h"
 
 static void to_f16(uint16_t *y, const float *x, size_t n) {
     const float32x4_t max = vdupq_n_f32(SL_F16_MAX), min = vdupq_n_f32(-SL_F16_MAX);

@@ -4,7 +4,6 @@
  * additions. They are written as vectors of four, an extension of GCC and Clang. Such vectors are
  * registers on every x86-64 and ARM64 processor. */
 
-#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -177,25 +176,19 @@ static int32_t nearest(float x) {
     return bits - 0x4b400000;
 }
 
-static void quantize(const sl_quantized *q, size_t i, const float *x, size_t columns) {
-    int8_t *values = q->values + i * q->groups * q->group_size;
-    for (size_t g = 0; g < q->groups; g++, values += q->group_size) {
-        const size_t start = g * q->group_size;
-        const size_t rest = columns - start;
-        const size_t width = rest < q->group_size ? rest : q->group_size;
-        const float scale = largest_magnitude(x + start, width) / 127.0f;
-        const float inverse = scale >= FLT_MIN ? 1.0f / scale : 0.0f;
-        int32_t sum = 0;
-        for (size_t c = 0; c < width; c++) {
-            const int32_t value = nearest(x[start + c] * inverse);
-            values[c] = (int8_t)value;
-            sum += (int8_t)value;
-        }
-        memset(values + width, 0, q->group_size - width);
-        q->scales[i * q->groups + g] = scale;
-        q->sums[i * q->groups + g] = sum;
+static int32_t quantize_group(int8_t *values, size_t group_size, const float *x, size_t width,
+                              float inverse) {
+    int32_t sum = 0;
+    for (size_t c = 0; c < width; c++) {
+        const int32_t value = nearest(x[c] * inverse);
+        values[c] = (int8_t)value;
+        sum += (int8_t)value;
     }
+    memset(values + width, 0, group_size - width);
+    return sum;
 }
+
+#include "quantize.h"
 
 static uint16_t nearest_f16(float x) {
     uint32_t bits;

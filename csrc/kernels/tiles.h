@@ -11,10 +11,11 @@
  *     store_f32(y, x)    store LANES floats
  *     multiply_add(sum, w, x)                 sum + w * x, x a float
  *     add_scaled(sum, dot, scales, x_scale)   sum + dot * (scales * x_scale), x_scale a float
- *     dot_q8, dot_q4
- *         Add the dot products of a group to dot[tiles * n]: the group's values in n rows of x,
- * which are `width` apart, times the group's weights in tiles that are tile_bytes apart. dot_q4
- *         leaves the bias of 8 in the weights. */
+ *     dot_q8, dot_q4                          described below
+ *
+ * dot_q8(dot, w, tile_bytes, tiles, x, width, group_size, n) adds the dot products of a group to
+ * dot[tiles * n]: those of n rows of x, which are `width` apart, and the group's weights in tiles
+ * that are tile_bytes apart. dot_q4 does the same but leaves the bias of 8 in the weights. */
 
 #ifndef STORYLLAMAS_TILES_H
 #define STORYLLAMAS_TILES_H
@@ -35,52 +36,48 @@ INLINE void store_sums(float *y, size_t y_stride, vector sum[BLOCK_MAX][PARTS], 
 
 /* ---- Matrices of f32 and f16 ----------------------------------------------------------------- */
 
-INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t tile_stride,
-                      size_t column_stride, size_t tiles, size_t columns, const float *x,
-                      size_t x_stride, size_t n) {
+/* Load LANES numbers from index i on. */
+INLINE vector load_row(weight_bits bits, const void *w, size_t i) {
+    return bits == F16 ? load_f16((const uint16_t *)w + i) : load_f32((const float *)w + i);
+}
+
+INLINE void block_float(weight_bits bits, float *y, size_t y_stride, const void *w, size_t first,
+                        size_t tile_stride, size_t column_stride, size_t tiles, size_t columns,
+                        const float *x, size_t x_stride, size_t n) {
     vector sum[BLOCK_MAX][PARTS];
     clear_sums(sum, tiles, n);
     for (size_t c = 0; c < columns; c++)
         UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t p = 0; p < PARTS; p++) {
-            const vector weights = load_f32(w + t * tile_stride + c * column_stride + p * LANES);
+            const vector weights =
+                load_row(bits, w, first + t * tile_stride + c * column_stride + p * LANES);
             UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][p] =
                 multiply_add(sum[t * n + i][p], weights, x[i * x_stride + c]);
         }
     store_sums(y, y_stride, sum, tiles, n);
+}
+
+INLINE void matmul_float(weight_bits bits, float *y, size_t y_stride, const void *w,
+                         size_t tile_stride, size_t column_stride, size_t tile_count,
+                         size_t columns, const float *x, size_t x_stride, size_t n) {
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_float(bits, y + (i) * y_stride + (tile) * ROWS, y_stride, w, (tile) * tile_stride,       \
+                tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
+#undef BLOCK
 }
 
 static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
                        size_t column_stride, size_t tile_count, size_t columns, const float *x,
-                       size_t x_stride, size_t n){
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
-              tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
-#undef BLOCK
-}
-
-INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
-                      size_t column_stride, size_t tiles, size_t columns, const float *x,
-                      size_t x_stride, size_t n) {
-    vector sum[BLOCK_MAX][PARTS];
-    clear_sums(sum, tiles, n);
-    for (size_t c = 0; c < columns; c++)
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t p = 0; p < PARTS; p++) {
-            const vector weights = load_f16(w + t * tile_stride + c * column_stride + p * LANES);
-            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][p] =
-                multiply_add(sum[t * n + i][p], weights, x[i * x_stride + c]);
-        }
-    store_sums(y, y_stride, sum, tiles, n);
+                       size_t x_stride, size_t n) {
+    matmul_float(F32, y, y_stride, tiles, tile_stride, column_stride, tile_count, columns, x,
+                 x_stride, n);
 }
 
 static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
                        size_t column_stride, size_t tile_count, size_t columns, const float *x,
-                       size_t x_stride, size_t n){
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_f16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
-              tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
-#undef BLOCK
+                       size_t x_stride, size_t n) {
+    matmul_float(F16, y, y_stride, tiles, tile_stride, column_stride, tile_count, columns, x,
+                 x_stride, n);
 }
 
 /* ---- Quantized matrices ---------------------------------------------------------------------- */
@@ -115,24 +112,24 @@ INLINE void block_quantized(weight_bits bits, float *y, size_t y_stride, const u
     store_sums(y, y_stride, sum, tiles, n);
 }
 
-static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
-                      const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_tile_bytes(Q8, x->groups, x->group_size);
+INLINE void matmul_quantized(weight_bits bits, float *y, size_t y_stride, const uint8_t *tiles,
+                             size_t tile_count, const sl_quantized *x, size_t n) {
+    const size_t tile_bytes = sl_tile_bytes(bits, x->groups, x->group_size);
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
-                    tile_bytes, tile_n, x, i, i_n)
+    block_quantized(bits, y + (i) * y_stride + (tile) * ROWS, y_stride,                            \
+                    tiles + (tile) * tile_bytes, tile_bytes, tile_n, x, i, i_n)
     FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
 #undef BLOCK
 }
 
+static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
+                      const sl_quantized *x, size_t n) {
+    matmul_quantized(Q8, y, y_stride, tiles, tile_count, x, n);
+}
+
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_tile_bytes(Q4, x->groups, x->group_size);
-#define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_quantized(Q4, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
-                    tile_bytes, tile_n, x, i, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
-#undef BLOCK
+    matmul_quantized(Q4, y, y_stride, tiles, tile_count, x, n);
 }
 
 #endif

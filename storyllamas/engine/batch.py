@@ -26,7 +26,7 @@ class ToldStory:
         prompt: how it was to begin.
         text: all of it, the prompt included.
         ids: the tokens told, neither the prompt's nor EOS.
-        stop: why it ended: "eos", "bos", "tokens" or "context".
+        stop: why it ended: "eos", "bos", "max_tokens" or "context".
     """
 
     index: int
@@ -74,7 +74,7 @@ class _Places:
         try:
             text = utf8(prompt)
             options = ffi.addressof(self._options)
-            check(lib.sl_join(self._session, place, text, len(text), options))
+            check(lib.sl_start_slot(self._session, place, text, len(text), options))
         except UserError as error:
             raise UserError(f"story {index}: {error}") from None
         self.telling[self.free.pop()] = _Telling(index, self._options.seed, prompt)

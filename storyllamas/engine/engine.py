@@ -99,8 +99,8 @@ class Engine:
         repetition_penalty: float | None = None,
         repetition_window: int | None = None,
         seed: int | None = None,
-        tokens: int | None = None,
-        ignore_end: bool = False,
+        max_tokens: int | None = None,
+        ignore_eos: bool = False,
     ) -> Story:
         """Tell a story that begins with the prompt, which may be empty.
 
@@ -116,8 +116,8 @@ class Engine:
             repetition_penalty: above 0, up to 1000; 1 is off.
             repetition_window: tokens that the penalty looks back on; 0 and up.
             seed: 0 … 2^64 - 1; the same seed tells the same story.
-            tokens: most tokens to tell, the prompt not counted; 1 and up.
-            ignore_end: go on past EOS and BOS, for measuring speed.
+            max_tokens: to generate, not counting the prompt; 1 and up.
+            ignore_eos: continue after EOS and BOS, to measure speed.
 
         Returns:
             An iterator over the story's text after the prompt, piece by piece.
@@ -133,8 +133,8 @@ class Engine:
             "repetition_penalty": repetition_penalty,
             "repetition_window": repetition_window,
             "seed": seed,
-            "tokens": tokens,
-            "ignore_end": ignore_end,
+            "max_tokens": max_tokens,
+            "ignore_eos": ignore_eos,
         }
         options = _options(given)
         session = self._take_session()
@@ -180,8 +180,8 @@ class Engine:
         chosen = self._checked(_options(options))
         if count < 1:
             raise UserError(f"count is {count} and must be 1 or more")
-        if not 1 <= together <= lib.SL_MOST_STORIES:
-            raise UserError(f"together is {together} and must be 1 to {lib.SL_MOST_STORIES}")
+        if not 1 <= together <= lib.SL_MAX_SLOTS:
+            raise UserError(f"together is {together} and must be 1 to {lib.SL_MAX_SLOTS}")
         texts = [prompts] if isinstance(prompts, str) else prompts
         all_prompts = chain.from_iterable(repeat(text, count) for text in texts)
         first = list(islice(all_prompts, together))
@@ -190,7 +190,7 @@ class Engine:
 
     def greedy(self, prompt: Sequence[int]) -> list[int]:
         """The likeliest continuation of ids, up to EOS, BOS or the end of the context."""
-        story = self.generate(prompt, temperature=0, tokens=self.context)
+        story = self.generate(prompt, temperature=0, max_tokens=self.context)
         for _ in story:
             pass
         return story.ids
@@ -242,9 +242,9 @@ class Engine:
         except IndexError:
             return self._new_session(1)
 
-    def _new_session(self, stories: int) -> Any:
+    def _new_session(self, slots: int) -> Any:
         handle = ffi.new("sl_session **")
-        options = ffi.new("sl_session_options *", {"threads": self._threads, "stories": stories})
+        options = ffi.new("sl_session_options *", {"threads": self._threads, "slots": slots})
         check(lib.sl_session_new(handle, self._model, options))
 
         def free(session: Any, _: Any = self._model) -> None:  # which is closed after its sessions
@@ -255,7 +255,7 @@ class Engine:
     def _checked(self, options: Any) -> Any:
         """The options of stories that begin later."""
         with self._session() as session:
-            check(lib.sl_join_ids(session, 0, [0], 1, ffi.addressof(options)))
+            check(lib.sl_start_slot_ids(session, 0, [0], 1, ffi.addressof(options)))
         return options
 
     @contextmanager
@@ -273,7 +273,7 @@ class Story(Iterator[str]):
     Attributes:
         ids: the tokens told so far, neither the prompt's nor EOS.
         prompt_tokens: number of the prompt's tokens, BOS among them.
-        stop: why the story ended: "eos", "bos", "tokens" or "context"; "" while it goes on and
+        stop: why the story ended: "eos", "bos", "max_tokens" or "context"; "" while it goes on and
             after an early `close`.
     """
 
@@ -340,14 +340,13 @@ def _fields(struct: Any) -> dict[str, Any]:
 
 
 def _info(info: Any) -> dict[str, Any]:
-    names = {lib.SL_F32: "f32", lib.SL_Q8: "q8", lib.SL_Q4: "q4"}
     return _fields(info) | {
-        "weight_type": names[info.weight_type],
-        "embedding_type": names[info.embedding_type],
+        "weight_type": string(lib.sl_type_name(info.weight_type)),
+        "embedding_type": string(lib.sl_type_name(info.embedding_type)),
         "kernels": string(info.kernels),
         "tied": bool(info.tied),
     }
 
 
 DEFAULTS = _fields(lib.sl_defaults())
-"""What `Engine.generate` takes for options that are not given: SL_DEFAULTS of the header."""
+"""What `Engine.generate` takes for options that are not given: SL_OPTIONS_DEFAULTS in C."""

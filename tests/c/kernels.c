@@ -27,8 +27,7 @@ static float real(void) {
     return (float)integer(20001) / 10000.0f - 1.0f;
 }
 
-/* Allocate exactly so many bytes, so that the sanitizer sees the end, aligned as in a weight file.
- */
+/* Allocate memory, aligned as in a weight file. It ends exactly where the sanitizer watches. */
 static void *allocate(size_t bytes) {
     void *memory = NULL;
     if (posix_memalign(&memory, 64, bytes ? bytes : 1)) abort();
@@ -425,9 +424,17 @@ static const struct {
     {"select", select, 0},
 };
 
+/* A set without a product of its own must use the scalar one. */
+static int check_fallback(void) {
+    const sl_kernels empty = {.name = "empty"};
+    const int failed = sl_matmul_of(&empty, SL_Q8) != sl_matmul_of(&sl_kernels_scalar, SL_Q8);
+    if (failed) printf("a set without a product does not use the scalar one  FAILED\n");
+    return failed;
+}
+
 int main(int argc, char **argv) {
     const int rounds = argc > 1 ? atoi(argv[1]) : 100;
-    int failures = 0;
+    int failures = check_fallback();
     for (const sl_kernels *const *set = sl_kernels_available(); *set; set++)
         for (size_t t = 0; t < sizeof tests / sizeof *tests; t++) {
             double worst = 0;

@@ -142,7 +142,7 @@ def print_stories(source: Source, folder: Path) -> bool:
     """Print the greedy story of every program; whether they are equal."""
     path, _ = export(source, "f32", folder)
     engine = Engine(path)
-    story = engine.generate(PROMPT, temperature=0, tokens=source.config.context)
+    story = engine.generate(PROMPT, temperature=0, max_tokens=source.config.context)
     stories = {"C engine": PROMPT + "".join(story)}
     prompt = [engine.bos_id, *engine.encode(PROMPT)]
     ids = greedy_to_end(PyTorch(path), prompt, source.config.context, engine.eos_id)

@@ -1,4 +1,4 @@
-"""The figure of tokens a second by size and engine."""
+"""Plot tokens a second by size and engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MARKERS = {32: "o", 8: "s", 4: "^"}
 
 
 def draw(results: Results, path: Path) -> None:
-    """Draw one story's tokens a second, each engine with its better number of threads."""
+    """Plot tokens a second of one sequence, each engine with its faster number of threads."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.ticker import LogLocator
@@ -50,7 +50,7 @@ def draw(results: Results, path: Path) -> None:
                 label=f"limit {engine.weights}",
             )
     axes.set(
-        title="One story: tokens a second, and what the memory allows",
+        title="One sequence: tokens a second and the limit of the memory",
         xlabel="model",
         ylabel="tokens a second (log scale)",
         yscale="log",

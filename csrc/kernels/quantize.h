@@ -1,0 +1,30 @@
+/* quantize.h: the kernel that quantizes activations. The including file first defines:
+ *
+ *     float largest_magnitude(x, n)
+ *         Return the largest |x|, or NaN if there is one.
+ *     int32_t quantize_group(values, group_size, x, width, inverse)
+ *         Set values[group_size] to x[width] * inverse, rounded to the nearest integer, ties to
+ * even, followed by zeros. Return their sum.
+ */
+
+#ifndef STORYLLAMAS_QUANTIZE_H
+#define STORYLLAMAS_QUANTIZE_H
+
+#include <float.h>
+
+#include "kernels.h"
+
+static void quantize(const sl_quantized *q, size_t i, const float *x, size_t columns) {
+    int8_t *values = q->values + i * q->groups * q->group_size;
+    for (size_t g = 0; g < q->groups; g++, values += q->group_size) {
+        const size_t start = g * q->group_size, rest = columns - start;
+        const size_t width = rest < q->group_size ? rest : q->group_size;
+        const float scale = largest_magnitude(x + start, width) / 127.0f;
+        const float inverse = scale >= FLT_MIN ? 1.0f / scale : 0.0f;
+        const int32_t sum = quantize_group(values, q->group_size, x + start, width, inverse);
+        q->scales[i * q->groups + g] = scale;
+        q->sums[i * q->groups + g] = sum;
+    }
+}
+
+#endif
