@@ -91,6 +91,10 @@ enum { SL_F32 = 0, SL_Q8, SL_Q4, SL_TYPE_COUNT };
 /* Return "f32", "q8" or "q4", or NULL if there is no such weight type. */
 SL_API const char *sl_type_name(uint32_t type);
 
+/* How rotary frequencies are scaled for a longer context than that of the training: not at all, all
+ * divided by a factor, or those of long wavelengths as in Llama 3.1. */
+enum { SL_ROPE_NONE = 0, SL_ROPE_LINEAR, SL_ROPE_LLAMA3, SL_ROPE_SCALINGS };
+
 typedef struct {
     uint32_t dim;      /* width of the residual stream */
     uint32_t layers;   /* transformer blocks */
@@ -111,6 +115,12 @@ typedef struct {
     int32_t eos_id;                /* -1: there is none */
     int32_t pad_id;                /* -1: there is none */
     uint32_t tied;                 /* 1: the classifier is the embedding */
+    uint32_t adds_bos;             /* 1: a prompt gets BOS in front */
+    uint32_t rope_scaling;         /* one of SL_ROPE_…; what follows is 0 for SL_ROPE_NONE */
+    float rope_factor;             /* frequencies are divided by it */
+    float rope_low_freq_factor;    /* of SL_ROPE_LLAMA3, see attention.c; 0 for SL_ROPE_LINEAR */
+    float rope_high_freq_factor;
+    uint32_t rope_original_context;
     uint64_t parameters;
     uint64_t file_bytes;
     const char *kernels; /* name of the instruction set in use, such as "scalar" */
@@ -414,7 +424,7 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
 
 /* cffi: end */
 
-/* The weight file, version 2
+/* The weight file, version 3
  * --------------------------
  *
  * All numbers are little-endian. Sections, tensors and the file itself are padded with zeros to
@@ -422,7 +432,7 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *
  *     offset  type    field
  *          0  u8[8]   magic: 89 53 4c 4d 0d 0a 1a 0a ("\x89SLM\r\n\x1a\n")
- *          8  u32     version: 2
+ *          8  u32     version: 3
  *         12  u32     header_bytes: 256
  *         16  u64     file_bytes: the length of the file
  *         24  u64     checksum: of the whole file, with this field taken as zero
@@ -432,7 +442,9 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *         72  u32     weight_type, of the matrices in the layers: SL_F32, SL_Q8 or SL_Q4
  *         76  u32     group_size: a multiple of 4 for q8 and of 8 for q4, up to 16384; 0 for f32
  *         80  i32[4]  unk_id, bos_id, eos_id, pad_id; -1 for none
- *         96  u32     flags: 1 tied classifier, 2 dummy prefix, 4 byte fallback; the rest zero
+ *         96  u32     flags: 1 tied classifier, 2 dummy prefix, 4 byte fallback, 8 metaspace,
+ *                      16 prefix_first, 32 fuse_unk, 64 ignore_merges, 128 a prompt gets no BOS in
+ *                      front; the rest zero
  *        100  u32     embedding_type, of the embedding and the classifier: SL_F32 if and only if
  *                      weight_type is SL_F32
  *        104  u64     tokenizer_offset: 256
@@ -440,13 +452,23 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *        120  u64     tensors_offset: the end of the tokenizer, rounded up to 64
  *        128  u64     tensors_bytes: with the padding after each tensor
  *        136  u32     embedding_group_size: for embedding_type, in the range of group_size
- *        140  u8[116] zero
+ *        140  u32     tokenizer_kind: SL_SENTENCEPIECE, SL_BPE or SL_BYTE_LEVEL
+ *        144  u32     pre_tokenizer: one of SL_PRE_…
+ *        148  u32     strip: one of SL_STRIP_…
+ *        152  u32     merge_count
+ *        156  u32     added_count
+ *        160  u32     rope_scaling: one of SL_ROPE_…
+ *        164  f32[3]  rope_factor, rope_low_freq_factor, rope_high_freq_factor
+ *        176  u32     rope_original_context
+ *        180  u8[76]  zero
  *
- *     tokenizer, V pieces
- *          f32 scores[V]         merge priority; the highest merges first
- *          u32 offsets[V + 1]    piece i is text[offsets[i] … offsets[i + 1] - 1]
- *          u8  types[V]          1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
- *          u8  text[offsets[V]]  UTF-8, U+2581 for a space; byte pieces are spelt "<0xNN>"
+ *     tokenizer, V pieces, M merges, A added tokens; see sl_vocabulary
+ *          f32 scores[V]         for SL_SENTENCEPIECE only: merge priority; the highest merges
+ * first u32 offsets[V + 1]    piece i is text[offsets[i] … offsets[i + 1] - 1] u32 merges[M][2] ids
+ * of the left and the right piece; the first merges first u32 added[A][2]       id, flags; by
+ * rising id u8  types[V]          1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
+ *          u8  text[offsets[V]]  UTF-8, U+2581 for a space, byte pieces spelt "<0xNN>"; the bytes
+ *                                themselves for SL_BYTE_LEVEL, but for added tokens
  *
  *     tensors, in this order; [R, C] is a matrix that maps C inputs to R outputs
  *          embedding                 [vocab_size, dim]
@@ -479,8 +501,9 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  * order: start with h = 0xcbf29ce484222325; for each x, h = (h ^ x) * 0x100000001b3, then h ^= h
  * >> 32.
  *
- * Versions: a reader rejects every version but its own. A change to the meaning of any byte
- * increases the version. */
+ * Versions: a change to the meaning of any byte increases the version. A reader takes its own
+ * version and version 2, in which all that is new in version 3 is zero; it rejects every other one.
+ */
 
 #ifdef __cplusplus
 }

@@ -78,6 +78,7 @@ class Vocabulary:
         pad_id: the padding piece, or -1.
         dummy_prefix: a space is put before the text.
         byte_fallback: a character that no piece covers becomes its UTF-8 bytes.
+        adds_bos: a prompt gets the piece that begins a story in front.
         kind: how pieces merge. What follows is for `BPE` and `BYTE_LEVEL`.
         merges: [merges, 2] ids of neighbours that merge, the first merge first.
         added: [added tokens, 2] id and `Added` flags, by rising id.
@@ -99,6 +100,7 @@ class Vocabulary:
     pad_id: int = -1
     dummy_prefix: bool = True
     byte_fallback: bool = True
+    adds_bos: bool = True
     kind: TokenizerKind = TokenizerKind.SENTENCEPIECE
     merges: npt.NDArray[np.uint32] = field(default_factory=no_pairs)
     added: npt.NDArray[np.uint32] = field(default_factory=no_pairs)
