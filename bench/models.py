@@ -18,7 +18,7 @@ from bench.build import BUILD, ROOT
 from storyllamas import params
 from storyllamas.config import ModelConfig, tensor_shapes
 from storyllamas.interop.formats import export_model
-from storyllamas.interop.model import Source, open_source
+from storyllamas.interop.model import InteropModel, open_model
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES, storage
 from storyllamas.vocabulary import PieceType, Vocabulary
@@ -70,7 +70,7 @@ def prepare(size: str, formats: set[str]) -> Model:
     """
     checkpoint = ROOT / "models" / size
     if (checkpoint / "config.json").exists():
-        source, about = open_source(checkpoint), "trained"
+        source, about = open_model(checkpoint), "trained"
         about = f"trained, recipe {source.about.get('recipe', 'unknown')}"
     else:
         source, about = _random_source(shape(size)), f"random weights of seed {SEED}"
@@ -88,7 +88,7 @@ def shape(size: str) -> ModelConfig:
     return params.parse(raw | {"model": size}).model_config()
 
 
-def _export(source: Source, name: str, folder: Path) -> None:
+def _export(source: InteropModel, name: str, folder: Path) -> None:
     if name in GROUP_SIZES:
         path = folder / f"{name}.slm"
         weight_file.write(path, source.config, source.vocabulary, source.tensor, storage(name))
@@ -107,7 +107,7 @@ def _convert_to_ctranslate2(source: Path, target: Path, weight_type: str) -> Non
     TransformersConverter(str(source)).convert(str(target), quantization=weight_type)
 
 
-def _random_source(config: ModelConfig) -> Source:
+def _random_source(config: ModelConfig) -> InteropModel:
     """Return random weights whose logits have the standard deviation `SPREAD`.
 
     Embeddings are small compared with the output of the layers. Otherwise the classifier, which is
@@ -122,7 +122,7 @@ def _random_source(config: ModelConfig) -> Source:
             deviation = 1 / math.sqrt(shape[1]) if name.startswith("layers.") else EMBEDDING
             tensors[name] = random.standard_normal(shape, np.float32) * np.float32(deviation)
     tensors["norm.weight"] *= np.float32(SPREAD / (EMBEDDING * math.sqrt(config.dim)))
-    return Source(config, _vocabulary(config.vocab_size), tensors.__getitem__)
+    return InteropModel(config, _vocabulary(config.vocab_size), tensors.__getitem__)
 
 
 def _vocabulary(size: int) -> Vocabulary:

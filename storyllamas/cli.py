@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.interop import formats
-from storyllamas.interop.model import open_source
+from storyllamas.interop.model import open_model
 from storyllamas.rounding import rounded
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES, storage
@@ -193,7 +193,7 @@ def _corpus(arguments: argparse.Namespace) -> None:
         )
     parts = sources.parts(arguments.corpus or CORPUS_FOLDER, arguments.edition)
     with report.progress(parts) as watched:
-        found = stats.survey(watched, arguments.seed)
+        found = stats.collect(watched, arguments.seed)
     if arguments.picture:
         plot.draw(found, arguments.picture)
     if arguments.json:
@@ -203,7 +203,7 @@ def _corpus(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    model = open_source(arguments.model or _default_checkpoint())
+    model = open_model(arguments.model or _default_checkpoint())
     for path in formats.export_model(model, arguments.to, arguments.folder):
         print(f"{path}: {path.stat().st_size:,} bytes")
 

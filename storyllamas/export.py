@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from storyllamas.interop.formats import export_model
-from storyllamas.interop.model import open_source
+from storyllamas.interop.model import open_model
 from storyllamas.slm import weight_file
 from storyllamas.slm.calibration import input_moments
 from storyllamas.slm.encoding import storage
@@ -40,7 +40,7 @@ def export(
         UserError: the checkpoint is damaged or belongs to another tokenizer, or a format cannot
             hold the model.
     """
-    source = open_source(checkpoint)
+    source = open_model(checkpoint)
     paths: list[Path] = []
     for name in types:
         path = folder / f"{name}.slm"

@@ -33,7 +33,7 @@ class Shard(NamedTuple):
 
     corpus_bytes: int
     tokens: token_file.Tokens
-    counts: files.Counts
+    counts: files.ReadCounts
 
 
 class Encoder:
@@ -46,7 +46,7 @@ class Encoder:
 
     def encode(self, corpus: Path, span: files.Span) -> Shard:
         """The shard of a span of the corpus."""
-        counts = files.Counts()
+        counts = files.ReadCounts()
         stories = list(files.read_bytes(corpus, counts, span))
         ids = self._fast.encode_stories(stories, self._bos_id, self._eos_id)
         return Shard(span[1] - span[0], ids.astype(np.uint16), counts)
@@ -77,7 +77,7 @@ def pretokenize(
     model: str | os.PathLike[str],
     target: str | os.PathLike[str],
     threads: int = 0,
-) -> files.Counts:
+) -> files.ReadCounts:
     """Write the token file of a corpus; the same for any number of threads.
 
     Args:
@@ -94,7 +94,7 @@ def pretokenize(
     """
     source = Path(corpus)
     trained = tokenizer.load(model)
-    total = files.Counts()
+    total = files.ReadCounts()
     with (
         token_file.write(target, trained.vocab_size, trained.digest) as writer,
         files.open_binary(source) as file,

@@ -1,4 +1,4 @@
-"""Every form gives the stories that were put in, or one sentence."""
+"""Every format gives the stories that were written, or one error message."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ TEXTS = [
     "café 🐉",
 ]
 STORIES = ["Tom ran.\n\nHe said “hi”.", "One.", "Two.", "Lily\nsat.", "café 🐉"]
-COUNTS = files.Counts(stories=5, text_bytes=sum(len(story.encode()) for story in STORIES), empty=2)
+COUNTS = files.ReadCounts(
+    stories=5, text_bytes=sum(len(story.encode()) for story in STORIES), empty=2
+)
 
 
 def text_file(texts: list[str]) -> bytes:
@@ -58,7 +60,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("suffix", formats.SUFFIXES)
-def test_every_form_gives_the_same_stories(tmp_path: Path, suffix: str) -> None:
+def test_every_format_gives_the_same_stories(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"stories{suffix}"
     if suffix == ".parquet":
         put_parquet(path, TEXTS)
@@ -66,7 +68,7 @@ def test_every_form_gives_the_same_stories(tmp_path: Path, suffix: str) -> None:
         _, kind, *packed = suffix.split(".")
         data = {"txt": text_file, "jsonl": json_lines}[kind](TEXTS)
         path.write_bytes(PACK[f".{packed[0]}" if packed else ""](data))
-    counts = files.Counts()
+    counts = files.ReadCounts()
     assert list(formats.read(path, counts)) == STORIES
     assert counts == COUNTS
 
@@ -95,16 +97,16 @@ def test_a_compressed_file_is_read_in_any_chunks(
     assert list(formats.read(path)) == STORIES * 9
 
 
-def test_json_may_be_spelled_in_ascii_and_have_blank_lines(tmp_path: Path) -> None:
+def test_json_may_use_escapes_and_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "stories.jsonl"
     path.write_bytes(b"\xef\xbb\xbf\n" + json_lines(TEXTS, ascii_only=True) + b"\n\r\n")
     assert list(formats.read(path)) == STORIES
 
 
-def test_json_that_is_not_unicode_is_replaced_and_counted(tmp_path: Path) -> None:
+def test_invalid_unicode_in_json_is_replaced_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "stories.jsonl"
     path.write_bytes(b'{"text": "Zo\xff"}\n{"text": "half \\ud83d."}\n')
-    counts = files.Counts()
+    counts = files.ReadCounts()
     assert list(formats.read(path, counts)) == ["Zo\ufffd", "half \ufffd\ufffd\ufffd."]
     assert counts.invalid_bytes == 4
 
@@ -116,13 +118,13 @@ def test_parquet_with_any_strings_and_nulls(tmp_path: Path, kind: pa.DataType) -
         put_parquet(path, [*TEXTS, None], kind)
     except pa.ArrowException:
         pytest.skip(f"this pyarrow writes no {kind}")
-    counts = files.Counts()
+    counts = files.ReadCounts()
     assert list(formats.read(path, counts)) == STORIES
     assert counts.empty == COUNTS.empty + 1
 
 
-def refused(path: Path) -> str:
-    """The sentence that reading a file ends in."""
+def rejected(path: Path) -> str:
+    """Return the error message of reading a file, after checking its form."""
     with pytest.raises(UserError) as caught:
         list(formats.read(path))
     sentence = str(caught.value)
@@ -131,16 +133,16 @@ def refused(path: Path) -> str:
     return sentence
 
 
-def read_or_refused(path: Path) -> list[str] | str:
+def read_or_rejected(path: Path) -> list[str] | str:
     try:
         return list(formats.read(path))
     except UserError:
-        return refused(path)
+        return rejected(path)
 
 
 @pytest.mark.parametrize("suffix", [".txt.gz", ".txt.zst", ".jsonl.gz", ".jsonl.zst"])
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.999])
-def test_a_truncated_file_is_refused_with_its_position(
+def test_a_truncated_file_is_rejected_with_its_position(
     tmp_path: Path, suffix: str, kept: float
 ) -> None:
     path = tmp_path / f"stories{suffix}"
@@ -148,7 +150,7 @@ def test_a_truncated_file_is_refused_with_its_position(
     data = (json_lines if "jsonl" in suffix else text_file)(texts)
     whole = PACK[path.suffix](data)
     path.write_bytes(whole[: int(kept * len(whole))])
-    assert f"is damaged at or before byte {int(kept * len(whole)):,} (" in refused(path)
+    assert f"is damaged at or before byte {int(kept * len(whole)):,} (" in rejected(path)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -164,11 +166,11 @@ def test_random_damage_is_noticed_or_changes_nothing(tmp_path: Path, suffix: str
         damaged = bytearray(whole)
         damaged[source.randrange(len(whole))] ^= 1 << source.randrange(8)
         path.write_bytes(damaged)
-        stories = read_or_refused(path)
+        stories = read_or_rejected(path)
         assert stories == expected or "is damaged at or before byte" in stories
 
 
-def test_damaged_parquet_is_refused_with_its_row(tmp_path: Path) -> None:
+def test_damaged_parquet_is_rejected_with_its_row(tmp_path: Path) -> None:
     path = tmp_path / "stories.parquet"
     table = pa.table({"text": [f"{random.Random(i).random()}" for i in range(2000)]})
     pq.write_table(table, path, row_group_size=500, use_dictionary=False)
@@ -176,13 +178,13 @@ def test_damaged_parquet_is_refused_with_its_row(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[start : start + 40] = b"\xff" * 40
     path.write_bytes(data)
-    row = re.search(r"is damaged behind row ([\d,]+) \(", refused(path))
+    row = re.search(r"is damaged after row ([\d,]+) \(", rejected(path))
     assert 1000 - 256 <= int(row[1].replace(",", "")) <= 1000
     path.write_bytes(data[:-9])
-    assert "is damaged behind row 0 (" in refused(path)
+    assert "is damaged after row 0 (" in rejected(path)
 
 
-def test_no_damage_of_a_parquet_file_ends_in_anything_but_a_sentence(tmp_path: Path) -> None:
+def test_any_damage_of_a_parquet_file_is_at_worst_one_error_message(tmp_path: Path) -> None:
     path = put_parquet(tmp_path / "stories.parquet", [f"Story {i}." for i in range(40)])
     whole = path.read_bytes()
     source = random.Random(2)
@@ -191,7 +193,7 @@ def test_no_damage_of_a_parquet_file_ends_in_anything_but_a_sentence(tmp_path: P
         for _ in range(3):
             damaged[source.randrange(len(whole))] = source.randrange(256)
         path.write_bytes(damaged)
-        read_or_refused(path)
+        read_or_rejected(path)
 
 
 @pytest.mark.parametrize(
@@ -199,9 +201,9 @@ def test_no_damage_of_a_parquet_file_ends_in_anything_but_a_sentence(tmp_path: P
     [
         ("a.jsonl", b'{"text": "a"}\n{"text": "b', "is not JSON in line 2 (Unterminated"),
         ("a.jsonl", b"[" * 100_000, "is not JSON in line 1 ("),
-        ("a.jsonl", b'{"text": "a"}\n\n{"story": "b"}\n', 'no string under "text" in line 3'),
-        ("a.jsonl", b'{"text": null}\n', 'no string under "text" in line 1'),
-        ("a.jsonl", b'["text"]\n', 'no string under "text" in line 1'),
+        ("a.jsonl", b'{"text": "a"}\n\n{"story": "b"}\n', 'no string "text" in line 3'),
+        ("a.jsonl", b'{"text": null}\n', 'no string "text" in line 1'),
+        ("a.jsonl", b'["text"]\n', 'no string "text" in line 1'),
         ("a.jsonl", b"\n\n", "is empty"),
         ("a.jsonl", b'{"text": " "}', "is empty"),
         ("a.txt.gz", b"", "is empty"),
@@ -210,24 +212,24 @@ def test_no_damage_of_a_parquet_file_ends_in_anything_but_a_sentence(tmp_path: P
         ("a.txt.zst", b"", "is damaged"),
         ("a.txt.zst", b"Tom ran.", "is damaged"),
         ("a.txt.gz", gzip.compress(b"\x89PNG\0\0", mtime=0), "is not text"),
-        ("a.parquet", b"", "is damaged behind row 0"),
-        ("a.parquet", b"PAR1" * 9, "is damaged behind row 0"),
+        ("a.parquet", b"", "is damaged after row 0"),
+        ("a.parquet", b"PAR1" * 9, "is damaged after row 0"),
     ],
 )
-def test_a_file_of_no_use_is_refused_by_name(
+def test_an_unusable_file_is_rejected_by_name(
     tmp_path: Path, name: str, data: bytes, words: str
 ) -> None:
     path = tmp_path / name
     path.write_bytes(data)
-    assert words in refused(path)
+    assert words in rejected(path)
 
 
-def test_parquet_without_text_is_refused_with_what_it_has(tmp_path: Path) -> None:
+def test_parquet_without_text_is_rejected_with_what_it_has(tmp_path: Path) -> None:
     path = tmp_path / "stories.parquet"
     pq.write_table(pa.table({"story": ["a"], "words": [1]}), path)
-    assert "no column text, only story, words" in refused(path)
+    assert "no column text, only story, words" in rejected(path)
     pq.write_table(pa.table({"text": [1]}), path)
-    assert "has int64 in its column text" in refused(path)
+    assert "has type int64" in rejected(path)
 
 
 @pytest.mark.parametrize(
@@ -238,12 +240,12 @@ def test_a_missing_package_is_named_with_what_installs_it(
 ) -> None:
     (tmp_path / name).touch()
     monkeypatch.setitem(sys.modules, package, None)
-    sentence = refused(tmp_path / name)
+    sentence = rejected(tmp_path / name)
     assert package in sentence
     assert "pip install 'storyllamas[formats]'" in sentence
 
 
-# Not getrusage, whose maximum begins with what the parent had.
+# getrusage is no use here: its maximum begins with the parent's memory.
 MEASURE = """
 import re, sys
 from pathlib import Path
@@ -262,7 +264,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, suffix: str) -> None
         path = tmp_path / f"{megabytes}{suffix}"
         texts = [f"{i} " + "Tom and Sue went to the park. " * 30 for i in range(megabytes * 1100)]
         if suffix == ".parquet":
-            # One group of rows, as large as the file.
+            # A single group of rows, which is as large as the file.
             table = pa.table({"text": texts})
             pq.write_table(table, path, use_dictionary=False, compression="none")
         else:

@@ -1,4 +1,4 @@
-"""Which files a corpus is taken from, and what is held out of it."""
+"""The files of a corpus, and its validation part."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def split(*args: object, **kwargs: object) -> tuple[list[str], list[str]]:
 STORIES = [f"Story {i}." for i in range(2000)]
 
 
-def test_storybook_writes_as_many_as_asked_and_shares_none() -> None:
+def test_storybook_writes_the_requested_number_and_no_overlap() -> None:
     train, valid = split("storybook")
     assert (len(train), len(valid)) == (50, 5)
     assert not set(train) & set(valid)
@@ -71,14 +71,14 @@ def test_folder_as_the_hub_lays_it_out(tmp_path: Path, place: str) -> None:
     assert split(tmp_path) == (["a", "b", "c"], ["d"])
 
 
-def test_a_pair_may_be_in_different_forms(tmp_path: Path) -> None:
+def test_a_pair_may_have_different_formats(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     (tmp_path / "valid.txt.gz").write_bytes(gzip.compress(b"c"))
     (tmp_path / "train.jsonl.bak").write_text("d")
     assert split(tmp_path) == (["a", "b"], ["c"])
 
 
-def test_files_of_any_form_are_held_out_of_together(tmp_path: Path) -> None:
+def test_files_of_all_formats_are_split_together(tmp_path: Path) -> None:
     put(tmp_path, "1.txt", *STORIES[:1000])
     (tmp_path / "2.txt.gz").write_bytes(
         gzip.compress("<|endoftext|>".join(STORIES[1000:]).encode())
@@ -107,7 +107,7 @@ def test_held_out_stories_are_a_share_in_order_and_never_trained_on(
     assert list(sources.split(corpus(source), seed=2).valid) != valid
 
 
-def test_equal_stories_stay_on_one_side(tmp_path: Path) -> None:
+def test_equal_stories_are_in_the_same_part(tmp_path: Path) -> None:
     train, valid = split(put(tmp_path, "mine.txt", *STORIES, *STORIES))
     assert len(train) + len(valid) == 2 * len(STORIES)
     assert not set(train) & set(valid)
@@ -119,17 +119,17 @@ def test_counts_are_of_the_whole_file(tmp_path: Path) -> None:
     assert (split.counts.stories, split.counts.empty) == (kept, 1)
 
 
-def test_a_source_that_does_not_exist_is_named_with_what_would_do() -> None:
+def test_a_missing_source_is_named_with_the_alternatives() -> None:
     with pytest.raises(UserError, match="storybok, which does not exist: use storybook"):
         sources.split(corpus("storybok"), seed=1)
 
 
-def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_text_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "picture.png").touch()
     with pytest.raises(UserError, match="no file of stories"):
         sources.split(corpus(tmp_path), seed=1)
 
 
-def test_too_few_stories_to_hold_any_out(tmp_path: Path) -> None:
+def test_too_few_stories_for_a_validation_part(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no validation story"):
         split(put(tmp_path, "mine.txt", "a", "b"), valid_share=1e-6)

@@ -1,13 +1,14 @@
-"""Forms that files of stories come in, told by the end of the name.
+"""The formats of files of stories, detected by the end of the name.
 
 | name ends in | a story is |
 |---|---|
 | `.parquet` | the column `text` of a row |
 | `.jsonl` | the field `text` of a line |
-| anything else | what stands between `<|endoftext|>` (see `files`) |
+| anything else | the text between two `<|endoftext|>` (see `files`) |
 
-The last two may be compressed: then `.gz` or `.zst` follows. A `text` that has `<|endoftext|>` in
-it is several stories. Files are read as a stream: memory does not grow with the corpus.
+The last two may be compressed, with `.gz` or `.zst` at the end of the name. A `text` that contains
+`<|endoftext|>` is several stories. Files are read as a stream: memory does not grow with the
+corpus.
 """
 
 from __future__ import annotations
@@ -24,26 +25,30 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from storyllamas.corpus import files
-from storyllamas.corpus.files import MAX_STORY_BYTES, SEPARATOR, Counts
+from storyllamas.corpus.files import MAX_STORY_BYTES, SEPARATOR, ReadCounts
 from storyllamas.errors import UserError
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
-# In the standard library from Python 3.14 on, where there is no backport.
+# The standard library has zstd from Python 3.14 on; the backport does not exist there.
 _ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
-# Of a Parquet file, how much is in memory at a time.
+# Upper limits of the part of a Parquet file that is in memory: rows, and bytes of a buffer.
 _ROWS, _CHUNK_BYTES = 256, 1 << 20
 
 
-def read(path: str | os.PathLike[str], counts: Counts | None = None) -> Iterator[str]:
+def read(path: str | os.PathLike[str], counts: ReadCounts | None = None) -> Iterator[str]:
     """Yield the stories of a file in order, as `files.read` does.
 
+    Args:
+        path: the file.
+        counts: is increased while reading.
+
     Raises:
-        UserError: as for `files.read`; also the file is damaged, has no `text`, or is of a form
-            for which a package is missing.
+        UserError: as for `files.read`; also if the file is damaged or has no `text`, or the
+            package for its format is not installed.
     """
     path = Path(path)
-    counts = Counts() if counts is None else counts
+    counts = ReadCounts() if counts is None else counts
     before = counts.stories
     yield from files.stories(_pieces(path), counts)
     if counts.stories == before:
@@ -51,7 +56,7 @@ def read(path: str | os.PathLike[str], counts: Counts | None = None) -> Iterator
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """The raw stories."""
+    """Yield the raw bytes of each story."""
     name = path.name.lower()
     with files.open_binary(path) as raw:
         if name.endswith(".parquet"):
@@ -71,7 +76,7 @@ def _split(texts: Iterator[bytes]) -> Iterator[bytes]:
 
 @contextmanager
 def _decompressed(path: Path, raw: BinaryIO) -> Iterator[BinaryIO]:
-    """What is in a file; damage met while it is read becomes a sentence."""
+    """Open the decompressed content of a file; turn damage found while reading into a UserError."""
     file: BinaryIO
     damage: tuple[type[Exception], ...]
     if path.suffix.lower() == ".gz":
@@ -87,7 +92,8 @@ def _decompressed(path: Path, raw: BinaryIO) -> Iterator[BinaryIO]:
             yield file
     except damage as error:
         raise UserError(
-            f"{path} is damaged at or before byte {raw.tell():,} ({_phrase(error)}): get it again"
+            f"{path} is damaged at or before byte {raw.tell():,} ({_phrase(error)}): get the file "
+            "again"
         ) from None
 
 
@@ -102,16 +108,16 @@ def _json_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else _phrase(error)
             raise UserError(
-                f"{path} is not JSON in line {number:,} ({reason}): give one object a line"
+                f"{path} is not JSON in line {number:,} ({reason}): write one object per line"
             ) from None
         text = row.get("text") if isinstance(row, dict) else None
         if not isinstance(text, str):
-            raise UserError(f'{path} has no string under "text" in line {number:,}: put one there')
+            raise UserError(f'{path} has no string "text" in line {number:,}: add it')
         yield _encoded(text)
 
 
 def _encoded(text: str) -> bytes:
-    """The bytes that were decoded; half a surrogate pair, as JSON can spell it, is not UTF-8."""
+    """Restore the bytes that were decoded; half a surrogate pair becomes invalid UTF-8."""
     try:
         return text.encode(errors="surrogateescape")
     except UnicodeEncodeError:
@@ -131,16 +137,19 @@ def _parquet(path: Path, raw: BinaryIO) -> Iterator[bytes]:
             row += len(column)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
-            f"{path} is damaged behind row {row:,} ({_phrase(error)}): get it again"
+            f"{path} is damaged after row {row:,} ({_phrase(error)}): get the file again"
         ) from None
 
 
 def _check_schema(path: Path, schema: Any) -> None:
     if "text" not in schema.names:
-        raise UserError(f"{path} has no column text, only {', '.join(schema.names)}: rename one")
+        raise UserError(
+            f"{path} has no column text, only {', '.join(schema.names)}: rename the column of "
+            "stories to text"
+        )
     kind = str(schema.field("text").type)
     if kind not in ("string", "large_string", "string_view"):
-        raise UserError(f"{path} has {kind} in its column text: put strings there")
+        raise UserError(f"the column text of {path} has type {kind}: it must be strings")
 
 
 def _package(name: str, path: Path) -> Any:
@@ -148,7 +157,7 @@ def _package(name: str, path: Path) -> Any:
         return importlib.import_module(name)
     except ImportError:
         raise UserError(
-            f"{path} cannot be read without the package {name}: pip install 'storyllamas[formats]'"
+            f"reading {path} requires the package {name}: pip install 'storyllamas[formats]'"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The corpus that params.yaml names, as training and validation stories."""
+"""Training and validation stories from the corpus that params.yaml names."""
 
 from __future__ import annotations
 
@@ -11,35 +11,39 @@ from typing import NamedTuple
 
 from storyllamas import workdir
 from storyllamas.corpus import formats, storybook, tinystories
-from storyllamas.corpus.files import Counts
+from storyllamas.corpus.files import ReadCounts
 from storyllamas.errors import UserError
 from storyllamas.params import Corpus
 
 
 class Split(NamedTuple):
-    """Training and validation stories, to be read once, and what reading them met."""
+    """Training and validation stories, each of which can be read once, and counts while reading."""
 
     train: Iterator[str]
     valid: Iterator[str]
-    counts: Counts
+    counts: ReadCounts
 
 
 def split(corpus: Corpus, seed: int) -> Split:
     """Open the corpus that `corpus.source` names.
 
-    A folder is searched for training and validation files: those of `corpus.edition`, or
-    train.txt and valid.txt in any form of `formats` and in any number of parts, also one folder
-    below, in `data`. Where it has no such pair, all its files of stories are taken, in the order of
-    their names, and `corpus.valid_share` of the stories are held out, chosen by a hash of the story
-    and the seed, so that equal stories are on the same side. A single file is held out of in the
-    same way.
+    In a folder, or in its subfolder `data`, the training and validation files are those of
+    `corpus.edition`, or train.txt and valid.txt in any format of `formats` and in any number of
+    parts. If there is no such pair, all files of stories in the folder are read in the order of
+    their names, and `corpus.valid_share` of the stories become the validation part. They are chosen
+    by a hash of the story and the seed, so that equal stories are in the same part. A single file
+    is split in the same way.
+
+    Args:
+        corpus: the section `corpus` of params.yaml.
+        seed: selects the stories of the storybook, or the validation stories of other sources.
 
     Raises:
-        UserError: the source does not exist, cannot be downloaded, or has too few stories; some of
-            it only while reading.
+        UserError: the source does not exist, cannot be downloaded, or has too few stories; partly
+            raised while reading.
     """
     if corpus.source == "storybook":
-        return Split(*storybook.split(corpus.stories, corpus.valid_stories, seed), Counts())
+        return Split(*storybook.split(corpus.stories, corpus.valid_stories, seed), ReadCounts())
     if corpus.source == "tinystories":
         folder = workdir.root() / "downloads"
         train, valid = tinystories.download(corpus.edition, folder, corpus.mirror)
@@ -57,26 +61,30 @@ def split(corpus: Corpus, seed: int) -> Split:
 
 
 def parts(path: Path, edition: str = "v1") -> dict[str, Iterator[str]]:
-    """The stories of a file or folder, nothing held out: training and validation, or all as one.
+    """Open all stories of a file or folder by part: train and valid, or one part with its name.
+
+    Args:
+        path: the file or folder.
+        edition: edition of TinyStories, if the folder has both.
 
     Raises:
-        UserError: there are no stories; some of it only while reading.
+        UserError: there are no stories; partly raised while reading.
     """
     if not path.is_dir():
-        return {path.name: _read([path], Counts())}
+        return {path.name: _read([path], ReadCounts())}
     pair = _find_pair(path, edition)
     if not pair:
-        return {path.name: _read(_story_files(path), Counts())}
+        return {path.name: _read(_story_files(path), ReadCounts())}
     split = _pair(*pair)
     return {"train": split.train, "valid": split.valid}
 
 
 def _pair(train: list[Path], valid: list[Path]) -> Split:
-    counts = Counts()
+    counts = ReadCounts()
     return Split(_read(train, counts), _read(valid, counts), counts)
 
 
-def _read(paths: list[Path], counts: Counts) -> Iterator[str]:
+def _read(paths: list[Path], counts: ReadCounts) -> Iterator[str]:
     return chain.from_iterable(formats.read(path, counts) for path in paths)
 
 
@@ -91,7 +99,7 @@ def _find_pair(folder: Path, edition: str) -> tuple[list[Path], list[Path]] | No
 
 
 def _parts(folder: Path, name: str) -> list[Path]:
-    """The files of that name, whole or, as Hugging Face numbers them, in parts; one form only."""
+    """Find a file by its name, or its parts, numbered as on Hugging Face; all of one format."""
     for suffix in formats.SUFFIXES:
         for pattern in (name, rf"{name}-\d+-of-\d+(?:-[0-9a-f]+)?"):
             pattern = pattern + re.escape(suffix)
@@ -104,8 +112,8 @@ def _story_files(folder: Path) -> list[Path]:
     paths = [path for path in _files(folder) if path.name.lower().endswith(formats.SUFFIXES)]
     if not paths:
         raise UserError(
-            f"{folder} has no file of stories: put one there whose name "
-            f"ends in {', '.join(formats.SUFFIXES)}"
+            f"{folder} has no file of stories: add one whose name ends in "
+            f"{', '.join(formats.SUFFIXES)}"
         )
     return paths
 
@@ -122,26 +130,26 @@ def _hold_out(paths: list[Path], corpus: Corpus, seed: int) -> Split:
         digest = hashlib.blake2b(story.encode(), digest_size=8, key=key).digest()
         return int.from_bytes(digest, "little") < threshold
 
-    def stories(part: str, keep: Callable[[str], bool], counts: Counts) -> Iterator[str]:
-        return _some(
+    def stories(part: str, keep: Callable[[str], bool], counts: ReadCounts) -> Iterator[str]:
+        return _require_some(
             filter(keep, _read(paths, counts)),
             f"corpus.valid_share is {corpus.valid_share}, which leaves no {part} story of "
-            f"{corpus.source}: give more stories or another share",
+            f"{corpus.source}: add stories, or use another share",
         )
 
-    counts = Counts()
+    counts = ReadCounts()
     return Split(
         stories("training", lambda story: not is_valid(story), counts),
-        stories("validation", is_valid, Counts()),
+        stories("validation", is_valid, ReadCounts()),
         counts,
     )
 
 
-def _some(stories: Iterable[str], otherwise: str) -> Iterator[str]:
-    """Pass stories on; a `UserError` if there were none."""
+def _require_some(stories: Iterable[str], message: str) -> Iterator[str]:
+    """Yield the stories; raise a `UserError` with the given message if there are none."""
     empty = True
     for story in stories:
         empty = False
         yield story
     if empty:
-        raise UserError(otherwise)
+        raise UserError(message)
