@@ -68,8 +68,8 @@ class ModelConfig:
             return "rope_low_freq_factor is not of linear scaling" if any(rest) else ""
         if not (0 < low < high < math.inf and self.rope_original_context > 0):
             return (
-                f"rope_low_freq_factor, rope_high_freq_factor and rope_original_context are {rest}: "
-                "they must be above 0 and the first below the second"
+                f"rope_low_freq_factor, rope_high_freq_factor and rope_original_context are "
+                f"{rest}: they must be above 0 and the first below the second"
             )
         return ""
 

@@ -148,11 +148,13 @@ static bool counts(const sl_search *search, const sl_needle *needle, size_t star
 /* Take in whitespace: on the left as far as the last match, on the right to the end of the run. */
 static sl_match stretch(sl_search *search, const sl_needle *needle, size_t start, size_t end) {
     const char *text = search->text;
-    if (needle->flags & SL_ADDED_LSTRIP)
+    if (needle->flags & SL_ADDED_LSTRIP) {
         for (size_t left; start > search->done; start = left) {
             left = sl_code_before(text, start);
             if (!is_of(text + left, SL_WHITE)) break;
         }
+        if (start < search->done) start = search->done; /* the last match reaches beyond it */
+    }
     if (needle->flags & SL_ADDED_RSTRIP) {
         if (end < search->white_end) end = search->white_end;
         while (end < search->length && is_of(text + end, SL_WHITE)) end += sl_code_bytes(text[end]);

@@ -220,7 +220,8 @@ static int put_around(encoder *e, const sl_matcher *matcher, put_part put, const
     int status = SL_OK;
     while (!status && sl_search_next(&search, &match)) {
         if (match.start > at) status = put(e, text + at, match.start - at, first && at == 0);
-        put_special(&e->list, match.id);
+        /* A token may lie in whitespace that the one before took in; nothing may be left of it. */
+        if (match.end > match.start) put_special(&e->list, match.id);
         at = match.end;
     }
     if (!status && at < length) status = put(e, text + at, length - at, first && at == 0);

@@ -40,8 +40,7 @@ def read(where: str, values: Mapping[str, Any]) -> Vocabulary:
     pre = values.get(f"{PREFIX}pre")
     if pre not in PRE:
         raise UserError(
-            f"{PREFIX}pre in {where} is {pre!r}, which cannot be represented: "
-            f"{', '.join(PRE)} can"
+            f"{PREFIX}pre in {where} is {pre!r}, which cannot be represented: {', '.join(PRE)} can"
         )
     for name in ("tokens", "token_type", "merges"):
         if PREFIX + name not in values:
@@ -56,9 +55,7 @@ def _read(where: str, values: Mapping[str, Any], pre: PreTokenizer) -> Vocabular
     texts: list[str] = values[f"{PREFIX}tokens"]
     unk_id = int(values.get(f"{PREFIX}unknown_token_id", -1))
     pieces, types, added = [], [], []
-    for index, (text, number) in enumerate(
-        zip(texts, values[f"{PREFIX}token_type"], strict=True)
-    ):
+    for index, (text, number) in enumerate(zip(texts, values[f"{PREFIX}token_type"], strict=True)):
         piece, kind = unspell(text), PieceType(number)
         if kind in ADDED:
             flags = Added.SPECIAL if kind == PieceType.CONTROL else Added(0)

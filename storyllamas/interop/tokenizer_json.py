@@ -1,7 +1,8 @@
 """tokenizer.json: byte-pair encodings as the `tokenizers` package of Hugging Face writes them.
 
-What LlamaTokenizer and LlamaTokenizerFast write, in all their conventions for spaces, and byte-level
-ones with the pre-tokenizers of GPT-2, Llama 3 and SmolLM. The package itself is not needed.
+What LlamaTokenizer and LlamaTokenizerFast write, in all their conventions for spaces, and
+byte-level ones with the pre-tokenizers of GPT-2, Llama 3 and SmolLM. The package itself is not
+needed.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,7 @@ from storyllamas.vocabulary import (
 
 Json = Mapping[str, Any]
 
-GPT2 = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -345,17 +344,13 @@ def _merges(where: str, ids: Mapping[str, int], merges: Iterable[Any]) -> npt.ND
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         for text in (left, right, left + right):
             if text not in ids:
-                raise UserError(f"the merge of {left!r} and {right!r} in {where} has no piece {text!r}")
+                raise UserError(
+                    f"the merge of {left!r} and {right!r} in {where} has no piece {text!r}"
+                )
         pair = (ids[left], ids[right])
         found.pop(pair, None)
         found[pair] = None
     return pairs(list(found))
-
-
-def with_special(vocabulary: Vocabulary, **roles: int) -> Vocabulary:
-    """The tokenizer with ids of BOS, EOS and padding, where they are pieces."""
-    count = len(vocabulary.pieces)
-    return replace(vocabulary, **{name: index for name, index in roles.items() if index < count})
 
 
 # ---- Out -----------------------------------------------------------------------------------------
@@ -382,9 +377,7 @@ def to_json(vocabulary: Vocabulary) -> dict[str, Any]:
             "fuse_unk": vocabulary.fuse_unk,
             "byte_fallback": vocabulary.byte_fallback,
             "ignore_merges": vocabulary.ignore_merges,
-            "vocab": {
-                text: index for index, text in enumerate(texts) if index not in apart
-            },
+            "vocab": {text: index for index, text in enumerate(texts) if index not in apart},
             "merges": [[texts[left], texts[right]] for left, right in vocabulary.merges],
         },
     }
