@@ -21,10 +21,14 @@ PREFIX = "tokenizer.ggml."
 
 PRE = {
     "gpt-2": PreTokenizer.GPT2,
+    "mpt": PreTokenizer.GPT2,
     "llama-bpe": PreTokenizer.LLAMA3,
     "llama3": PreTokenizer.LLAMA3,
     "llama-v3": PreTokenizer.LLAMA3,
     "smollm": PreTokenizer.SMOLLM,
+    "refact": PreTokenizer.SMOLLM,
+    "starcoder": PreTokenizer.SMOLLM,
+    "command-r": PreTokenizer.SMOLLM,
 }
 """The pre-tokenizers; of several names the first is written."""
 

@@ -96,7 +96,7 @@ def _templates(processor: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _first_special(processor: Any) -> int | None:
-    """Return the id that a post-processor puts before a text, -1: none; None: it has no template."""
+    """Return the id that a post-processor puts in front, -1 for none; None: it has no template."""
     for template in _templates(processor):
         first: Mapping[str, Any] = next(iter(template.get("single") or []), {})
         name = first.get("SpecialToken", {}).get("id")
