@@ -109,7 +109,7 @@ def train(kind: str, added: bool = True) -> Tokenizer:
         vocab_size=500,
         special_tokens=["<unk>", "<s>", *(BYTES if has_bytes else [])],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if kind in ALL_BYTES else [],
-        limit_alphabet=60,
+        limit_alphabet=300 if kind in ALL_BYTES else 60,
         show_progress=False,
     )
     made.train_from_iterator(SENTENCES, trainer)

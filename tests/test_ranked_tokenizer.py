@@ -86,7 +86,7 @@ def check(both: Pair, text: str) -> None:
         assert without_cache(both.ours, text, special) == expected
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @example("")
 @example(" ")
 @example(SPACE)
@@ -98,7 +98,7 @@ def test_encodes_as_tokenizers(both: Pair, text: str) -> None:
     check(both, text)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_decodes_as_tokenizers(both: Pair, data: st.DataObject) -> None:
     """Any ids but byte pieces; of a run of these `tokenizers` loses all if one is no character.
@@ -120,7 +120,7 @@ def test_decodes_as_tokenizers(both: Pair, data: st.DataObject) -> None:
     assert both.ours.decode(with_hidden) == shown
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(text=texts)
 def test_decodes_what_it_encodes(both: Pair, text: str) -> None:
     """Characters whose bytes are spread over several pieces."""
@@ -131,8 +131,8 @@ def test_decodes_what_it_encodes(both: Pair, text: str) -> None:
 
 def test_every_valid_character(both: Pair) -> None:
     """Each code point once, in an order that puts strangers side by side."""
-    points = [*range(0x3000), *range(0x3000, 0xD800, 5), *range(0xE000, 0x20000, 3)]
-    points += range(0x20000, 0x110000, 97)
+    points = [*range(0x800), *range(0x800, 0xD800, 11), *range(0xE000, 0x20000, 13)]
+    points += range(0x20000, 0x110000, 997)
     random.Random(0).shuffle(points)
     text = "".join(map(chr, points))
     for start in range(0, len(text), 1000):
@@ -154,10 +154,10 @@ def test_long_texts_of_a_few_letters(both: Pair) -> None:
 
 def test_time_grows_no_faster_than_the_text(both: Pair) -> None:
     for unit in ("a", "ab", "the cat ", " ", "\n ", "日本", "<|en", "'"):
-        text = unit * (1 << 20 >> len(unit).bit_length())
+        text = unit * (1 << 18 >> len(unit).bit_length())
         began = time.process_time()
         both.ours.encode(text)
-        assert time.process_time() - began < 20
+        assert time.process_time() - began < 10
 
 
 def test_many_stories_at_once(both: Pair) -> None:
@@ -283,13 +283,12 @@ def test_any_arrays_are_rejected_or_work(data: st.DataObject) -> None:
     count = len(vocabulary.pieces)
     ids = st.one_of(st.integers(0, count), st.integers(0, 2**32 - 1))
     rows = st.lists(st.tuples(ids, ids), max_size=6)
+    types = st.lists(st.integers(0, 7), min_size=count, max_size=count)
     found = replace(
         vocabulary,
         merges=tokenizer_json.pairs(data.draw(rows)),
         added=tokenizer_json.pairs(data.draw(rows)),
-        types=np.array(
-            data.draw(st.lists(st.integers(0, 7), min_size=count, max_size=count)), np.uint8
-        ),
+        types=np.array(data.draw(types), np.uint8),
         pre_tokenizer=data.draw(st.integers(0, 6)),
         strip=data.draw(st.integers(0, 3)),
         unk_id=data.draw(st.integers(-1, 3)),

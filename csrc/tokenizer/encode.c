@@ -92,7 +92,7 @@ static int put_new(encoder *e, const char *text, size_t length, sl_word_key key,
     const int status = merge_word(e->tokenizer, false, text, length, &found);
     if (status) return status;
     for (size_t i = 0; i < found.count; i++) sl_put(&e->list, ids[i]);
-    if (found.count > SL_WORD_IDS) return SL_OK;
+    if (found.count == 0 || found.count > SL_WORD_IDS) return SL_OK;
     *slot = (sl_word){.key = key, .count = (uint32_t)found.count};
     memcpy(slot->ids, ids, found.count * sizeof *ids);
     return SL_OK;

@@ -153,12 +153,12 @@ def _before_bytes(step: Json, regex: bool) -> PreTokenizer | None:
 def _characters(where: str, data: Json, pre: list[dict[str, Any]]) -> _Rules:
     normalizer = _steps(data.get("normalizer"), "normalizers")
     decoder = _steps(data.get("decoder"), "decoders")
-    strip = _strip(where, decoder)
     if pre and [step.get("type") for step in pre] != ["Metaspace"]:
         raise _reject(where, "pre-tokenizer", pre)
     if not pre:
         if normalizer not in ([REPLACE], [PREPEND, REPLACE]):
             raise _reject(where, "normalizer", normalizer)
+        strip = _strip(where, decoder)
         return _Rules(
             TokenizerKind.BPE, PreTokenizer.NONE, dummy_prefix=len(normalizer) == 2, strip=strip
         )
@@ -171,7 +171,7 @@ def _characters(where: str, data: Json, pre: list[dict[str, Any]]) -> _Rules:
         TokenizerKind.BPE,
         PreTokenizer.SPACES if pre[0].get("split", True) else PreTokenizer.NONE,
         dummy_prefix=scheme != "never",
-        strip=strip,
+        strip=_strip(where, decoder),
         metaspace=True,
         prefix_first=scheme == "first",
     )
