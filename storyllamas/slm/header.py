@@ -1,4 +1,4 @@
-"""The first 256 bytes of a weight file, and the checksum of all of it. See weights.py."""
+"""The header of a weight file: its first 256 bytes. See weight_file.py."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Header(NamedTuple):
     rope_original_context: int
 
     def config(self) -> ModelConfig:
-        """The model's shape."""
+        """Return the model's shape."""
         return ModelConfig(
             *(self.dim, self.layers, self.heads, self.kv_heads, self.head_dim, self.hidden),
             *(self.context, self.vocab_size, self.rope_theta, self.norm_eps),
@@ -106,21 +106,21 @@ class Header(NamedTuple):
         )
 
     def storage(self) -> Storage:
-        """How the matrices are stored, if there is no contradiction."""
+        """Return how the matrices are stored; the header must be free of contradictions."""
         return Storage(
             layers=Encoding(WeightType(self.weight_type), self.group_size),
             embedding=Encoding(WeightType(self.embedding_type), self.embedding_group_size),
         )
 
     def contradiction(self) -> str:
-        """What in it cannot be, or nothing; a checksum holds for any header that was made up."""
+        """Return why the header is impossible, or ''; a valid checksum does not rule that out."""
         shape = self[5:13]
         if min(shape) < 1 or max(shape) > LARGEST_DIMENSION or self.context > LARGEST_CONTEXT:
             return "a dimension is out of range"
         if not (0 < self.rope_theta < math.inf and 0 <= self.norm_eps < math.inf):
             return "its rope_theta or norm_eps is out of range"
         if self.heads % self.kv_heads or self.head_dim % 2:
-            return "its heads do not fit together"
+            return "its kv_heads does not divide its heads, or its head_dim is odd"
         for number, group_size in (
             (self.weight_type, self.group_size),
             (self.embedding_type, self.embedding_group_size),

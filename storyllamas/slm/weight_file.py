@@ -1,7 +1,7 @@
 """The flat weight file (`.slm`): one file holds a model's shape, its tokenizer and its weights.
 
-Everything is little-endian and laid out as the C engine's kernels read it, so that the engine maps
-the file and starts. Layout, version 3:
+Everything is little-endian and in the order in which the C engine's kernels read it, so that the
+engine maps the file and starts. Layout, version 3:
 
     header      256 bytes, see `HEADER`; bytes that no field names are zero
     tokenizer   f32 scores[vocab_size] for SentencePiece only; u32 offsets[vocab_size + 1];
@@ -16,23 +16,21 @@ The tokenizer section and every tensor start at a multiple of 64 bytes, and the 
 the gaps are zero. A vector (an RMSNorm weight) is plain f32. A matrix of R rows and C columns maps
 C inputs to R outputs and is cut into tiles of 16 rows, R padded up with zero rows:
 
-    f32   [tile][column][16 rows]   f32
-    q8    [tile] { bf16 scale[groups][16 rows], padded to 64 bytes with zeros;
-                   u8   weight[groups][group_size / 4][16 rows][4 columns] }
-    q4    [tile] { bf16 scale[groups][16 rows], padded to 64 bytes with zeros;
-                   u8   weight[groups][group_size / 8][16 rows][4 bytes] }
+    float32     [tile][column][16 rows] f32
+    quantized   [tile] { bf16 scale[groups][16 rows], padded to 64 bytes with zeros;
+                         u8   weight[groups][group_size / (4 n)][16 rows][4 bytes] }
 
-A q8 weight is scale * (byte - 128), byte in 1…255. Byte j of the four in block k of a q4 row holds
-column 8k + j in its low and 8k + 4 + j in its high four bits; a q4 weight is scale * (those - 8).
-Columns are padded up to whole groups with zero weights (bytes of 128, halves of 8). The embedding
-and the classifier may be stored as another type than the layers' matrices, but for f32, which
-all are or none.
+A byte holds n integers of b = 8 / n bits (n = 1 in q8, 2 in q4). Byte j of the four in block k of
+a row holds columns 4 n k + j, 4 n k + 4 + j, …, the first in its lowest bits. A weight is
+scale * (integer - 2^(b - 1)). Columns are padded up to whole groups with zero weights. The
+embedding and the classifier may have another type than the matrices of the layers, but either all
+matrices are f32 or none.
 
 The query, key and value matrices are stacked in that order into one (`attention.qkv`), and gate
-and up into one (`feed_forward.gate_up`). Rotary positions turn neighbouring pairs (2i, 2i + 1) of
+and up into one (`feed_forward.gate_up`). Rotary embeddings turn neighbouring pairs (2i, 2i + 1) of
 a head, as in Meta's release.
 
-The checksum is `Checksum` over the whole file with the checksum field itself taken as zero.
+The checksum is `Checksum` over the whole file, with zeros in place of the checksum itself.
 
 Versions: whatever changes the meaning of a byte raises the version. A reader takes its own version
 and version 2, in which all that is new in version 3 is zero; it rejects every other one.
@@ -73,7 +71,7 @@ from storyllamas.vocabulary import Vocabulary
 
 
 def _aligned_bytes(shapes: dict[str, tuple[int, ...]], storage: Storage) -> dict[str, int]:
-    """Bytes from the start of each tensor to the start of the next."""
+    """Return the bytes from the start of each tensor to the start of the next."""
     return {
         name: round_up(tensor_bytes(shape, storage.of(name)), ALIGNMENT)
         for name, shape in shapes.items()
@@ -81,7 +79,7 @@ def _aligned_bytes(shapes: dict[str, tuple[int, ...]], storage: Storage) -> dict
 
 
 class _Writer:
-    """Writes sections, each padded to the alignment, and sums them up."""
+    """Writes sections, each padded to the alignment, and updates the checksum."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -105,19 +103,20 @@ def write(
     storage: Storage = F32,
     moments: Mapping[str, Float32] = MappingProxyType({}),
 ) -> None:
-    """Write a weight file, one tensor in memory at a time; the file appears only when whole.
+    """Write a weight file, one tensor in memory at a time; the file appears only when complete.
 
     Args:
         path: the file.
         config: the model's shape.
         vocabulary: its tokenizer, of `config.vocab_size` pieces.
-        tensor: gives the float32 tensor of a name in `tensor_shapes`.
-        storage: how matrices are stored.
-        moments: of the inputs of matrices, by name, which q4 is fitted to (see calibration.py).
+        tensor: returns the float32 tensor of a name in `tensor_shapes`.
+        storage: how to store the matrices.
+        moments: the moments of the inputs of matrices, by name, for types that are calibrated
+            (see calibration.py).
 
     Raises:
-        UserError: a tensor or the tokenizer does not have the shape that `config` says, a weight
-            is not finite, or a group size is impossible.
+        UserError: the shape of a tensor or of the tokenizer contradicts `config`, a weight is not
+            finite, or a group size is impossible.
     """
     if len(vocabulary.pieces) != config.vocab_size:
         raise UserError(
@@ -154,7 +153,9 @@ def write(
             if value.shape != shape:
                 raise UserError(f"tensor {name} has shape {value.shape}: the model needs {shape}")
             if not np.isfinite(value).all():
-                raise UserError(f"tensor {name} has a weight that is not finite: train it again")
+                raise UserError(
+                    f"tensor {name} has a weight that is not finite: train the model again"
+                )
             writer.section(pack(value, storage.of(name), moments.get(name)))
         writer.finish()
 
@@ -173,14 +174,14 @@ class WeightFile:
     _offsets: dict[str, int]
 
     def tensor(self, name: str) -> Float32:
-        """The tensor of that name as float32, dequantized if need be."""
+        """Return the tensor with that name as float32, dequantized if necessary."""
         shape = tensor_shapes(self.config)[name]
         start, encoding = self._offsets[name], self.storage.of(name)
         size = tensor_bytes(shape, encoding)
         return unpack(self._data[start : start + size], shape, encoding)
 
     def tensors(self) -> Iterator[tuple[str, Float32]]:
-        """Every tensor with its name, in the order of the file."""
+        """Yield every tensor with its name, in the order of the file."""
         for name in self._offsets:
             yield name, self.tensor(name)
 
@@ -216,7 +217,7 @@ def read(path: str | os.PathLike[str]) -> WeightFile:
 
 
 def _checked_header(source: Path, data: UInt8) -> Header:
-    """The header, once magic, version, size and checksum hold and it does not contradict itself."""
+    """Return the header after checking magic, version, size, checksum and consistency."""
     if len(data) < HEADER_BYTES or data[: len(MAGIC)].tobytes() != MAGIC:
         raise UserError(f"{source} is not a StoryLlamas weight file: give one that export wrote")
     header = Header._make(HEADER.unpack_from(data.data))
@@ -246,14 +247,14 @@ def _checked_header(source: Path, data: UInt8) -> Header:
 
 
 def _misplaced(header: Header) -> str:
-    """Which section is not where the shape of the model puts it, or nothing."""
+    """Return why the sections contradict the shape of the model, or ''."""
     sizes = _aligned_bytes(tensor_shapes(header.config()), header.storage())
     tensors_bytes = sum(sizes.values())
     tensors_offset = HEADER_BYTES + round_up(header.tokenizer_bytes, ALIGNMENT)
     expected = (HEADER_BYTES, tensors_offset, tensors_bytes, tensors_offset + tensors_bytes)
     found = (header.tokenizer_offset, header.tensors_offset, header.tensors_bytes)
     if header.header_bytes != HEADER_BYTES or (*found, header.file_bytes) != expected:
-        return "its sections are not where they belong"
+        return "its sections are not where its shape puts them"
     return ""
 
 

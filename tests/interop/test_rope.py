@@ -27,7 +27,7 @@ SCALINGS = {"linear": LINEAR, "llama3": LLAMA3, "llama3 other": {
 
 
 def config_of(scaling: dict[str, Any]) -> ModelConfig:
-    return make_config(head_dim=16, dim=64, context=300, **scaling)
+    return make_config(head_dim=64, context=300, **scaling)
 
 
 @pytest.mark.parametrize("name", SCALINGS)
