@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from storyllamas.config import ROPE_SCALINGS
 from storyllamas.engine.batch import BATCH_SIZE, GeneratedStory, generate_batch
 from storyllamas.engine.ffi import check, ffi, ids_pointer, lib, string, utf8, whole_ids
 from storyllamas.engine.tokenizer import FastTokenizer
@@ -349,6 +350,7 @@ def _info(info: Any) -> dict[str, Any]:
         "weight_type": string(lib.sl_type_name(info.weight_type)),
         "embedding_type": string(lib.sl_type_name(info.embedding_type)),
         "kernels": string(info.kernels),
+        "rope_scaling": ROPE_SCALINGS[info.rope_scaling],
         "tied": bool(info.tied),
     }
 
