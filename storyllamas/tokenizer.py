@@ -13,12 +13,12 @@ import io
 import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
 from storyllamas.errors import UserError
+from storyllamas.regular_file import open_regular
 from storyllamas.vocabulary import PieceType, Vocabulary
 
 
@@ -101,11 +101,10 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
         UserError: the file is missing or is not a SentencePiece model.
     """
     try:
-        return Tokenizer(Path(path).read_bytes())
+        with open_regular(path) as file:
+            return Tokenizer(file.read())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run `dvc repro tokenizer`") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except RuntimeError:
         raise UserError(
             f"{path} is not a SentencePiece model: run `dvc repro --force tokenizer`"
