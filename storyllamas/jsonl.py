@@ -24,7 +24,7 @@ def read_prompts(path: Path) -> list[str]:
         UserError: the file is not UTF-8.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             return [line.rstrip("\n") for line in file]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason}): convert it to UTF-8") from None

@@ -60,6 +60,7 @@ class Corpus:
     stories: Count
     valid_stories: Count
     valid_share: Annotated[float, Field(gt=0, le=0.5)]
+    separator: Annotated[str, Field(min_length=1)]
     clean: Clean
 
 
@@ -69,6 +70,7 @@ class Tokenizer:
 
     vocab_size: Annotated[int, Field(ge=260, le=65536)]
     sample_bytes: Annotated[int, Field(ge=0)]
+    character_coverage: Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, config=_strict)

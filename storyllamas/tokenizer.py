@@ -12,7 +12,9 @@ import hashlib
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 
 import numpy as np
 import sentencepiece
@@ -20,6 +22,9 @@ import sentencepiece
 from storyllamas.errors import UserError
 from storyllamas.regular_file import open_regular
 from storyllamas.vocabulary import PieceType, Vocabulary
+
+RESERVED = "\u2585"
+"""The character that SentencePiece cannot learn; it is always spelt in bytes."""
 
 
 class ImpossibleVocabularyError(UserError):
@@ -111,7 +116,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
         ) from None
 
 
-def train(stories: Iterable[str], vocab_size: int) -> bytes:
+def train(stories: Iterable[str], vocab_size: int, character_coverage: float = 1.0) -> bytes:
     """Train a tokenizer; the same stories give the same bytes on any machine.
 
     The text is kept in memory and takes about four times its size.
@@ -119,6 +124,8 @@ def train(stories: Iterable[str], vocab_size: int) -> bytes:
     Args:
         stories: the training text.
         vocab_size: number of pieces, special and byte pieces included.
+        character_coverage: share of the text, above 0 … 1, whose characters become pieces; bytes
+            spell the rarest characters.
 
     Returns:
         The SentencePiece model file.
@@ -127,7 +134,13 @@ def train(stories: Iterable[str], vocab_size: int) -> bytes:
         ImpossibleVocabularyError: the text has too few different words or too many different
             characters for the vocabulary size.
     """
-    lines = (line for story in stories for line in story.split("\n") if line)
+    if character_coverage < 1:
+        stories = list(stories)
+    # SentencePiece skips a line that has the reserved character. A digit in its place is a word of
+    # its own, so that what is learned of the text around it does not change.
+    unlearned = dict.fromkeys(map(ord, {RESERVED, *_rare(stories, character_coverage)}), "0")
+    texts = (story if story.isascii() else story.translate(unlearned) for story in stories)
+    lines = (line for text in texts for line in text.split("\n") if line)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -151,6 +164,19 @@ def train(stories: Iterable[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
+def _rare(stories: Iterable[str], coverage: float) -> set[str]:
+    """Return the characters beyond ASCII that are not needed to cover a share of the text."""
+    if coverage >= 1:
+        return set()
+    counts = Counter(chain.from_iterable(stories))
+    total, covered, rare = counts.total(), 0, set()
+    for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if covered >= coverage * total and not character.isascii():
+            rare.add(character)
+        covered += count
+    return rare
+
+
 def bytes_per_token(tokenizer: Tokenizer, stories: Iterable[str]) -> float:
     """Return the UTF-8 bytes of text per token, without BOS and EOS."""
     text_bytes = tokens = 0
@@ -172,7 +198,7 @@ def _explain(error: RuntimeError, vocab_size: int) -> Exception:
     if found := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
         return ImpossibleVocabularyError(
             f"{name} and the bytes and different characters of the corpus alone are {found[1]}: "
-            f"use at least {found[1]}",
+            f"lower tokenizer.character_coverage, or use at least {found[1]}",
             int(found[1]),
         )
     return error

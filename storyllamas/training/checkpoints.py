@@ -20,13 +20,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from storyllamas import workdir
 from storyllamas.atomic import atomic_path, clear_leftovers
 from storyllamas.errors import UserError
 from storyllamas.training.disk import describe_refusal
-from storyllamas.workdir import locked
 
 MAX_CHECKPOINTS = 2
 """Checkpoints of a run on the disk: the newest, and the one before it in case that is damaged."""
+
+FINISHED = "finished"
+"""Name of the file that marks the folder of a finished run."""
 
 MAX_TIME_SHARE = 0.02
 """Largest share of the time of a run that writing checkpoints takes."""
@@ -62,12 +65,14 @@ class CheckpointFolder:
     def locked(self) -> Iterator[None]:
         """Keep other processes out while the body runs; the lock of a killed process is free.
 
+        The run counts as unfinished again.
+
         Raises:
             UserError: the folder cannot be written to.
         """
         with ExitStack() as stack:
             try:
-                lock = locked(self.path / "lock", "the process that trains this run")
+                lock = workdir.locked(self.path / "lock", "the process that trains this run")
                 stack.enter_context(lock)
             except OSError as error:
                 raise UserError(
@@ -75,6 +80,7 @@ class CheckpointFolder:
                     "writable, or name another folder in STORYLLAMAS_STATE"
                 ) from None
             clear_leftovers(self.path)
+            (self.path / FINISHED).unlink(missing_ok=True)
             yield
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -113,6 +119,11 @@ class CheckpointFolder:
             print(f"{file} {trouble}: {fallback}", flush=True)
         return None
 
+    def mark_finished(self) -> None:
+        """Mark the run as finished: its checkpoints may be removed."""
+        with suppress(OSError):
+            (self.path / FINISHED).touch()
+
     def remove(self) -> None:
         """Remove the folder and all checkpoints in it."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -122,6 +133,17 @@ class CheckpointFolder:
 
     def _files(self) -> list[Path]:
         return sorted(self.path.glob("[0-9]*.safetensors"))
+
+
+def runs_folder() -> Path:
+    """Return the folder that holds a folder of checkpoints for each run."""
+    return workdir.root() / "runs"
+
+
+def remove_finished() -> None:
+    """Remove the checkpoints of finished runs; call it when DVC has noted their results."""
+    for marker in runs_folder().glob(f"*/{FINISHED}"):
+        CheckpointFolder(marker.parent).remove()
 
 
 class CheckpointSaver:

@@ -87,7 +87,7 @@ def test_a_header_may_omit_keys_with_defaults(model: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"llama.rope.scaling.type": "linear"}, r"llama\.rope\.scaling\.type in .* is 'linear'"),
+        ({"llama.rope.scaling.type": "yarn"}, r"llama\.rope\.scaling\.type in .* is 'yarn'"),
         ({"llama.attention.sliding_window": 64}, r"llama\.attention\.sliding_window in .* is 64"),
         ({"llama.expert_count": 8}, r"llama\.expert_count in .* is 8"),
         ({"llama.rope.dimension_count": 4}, "rope.dimension_count in .* is 4 and must be .* 8"),
@@ -98,7 +98,8 @@ def test_a_header_may_omit_keys_with_defaults(model: Path) -> None:
         ({"llama.block_count": None}, "has no llama.block_count"),
         ({"llama.attention.layer_norm_rms_epsilon": 0.0}, "epsilon in .* is 0.0"),
         ({"llama.embedding_length": 64}, "shape"),
-        ({"tokenizer.ggml.model": "gpt2"}, r"tokenizer\.ggml\.model in .* is 'gpt2'"),
+        ({"tokenizer.ggml.model": "bert"}, r"tokenizer\.ggml\.model in .* is 'bert'"),
+        ({"tokenizer.ggml.model": "gpt2"}, r"tokenizer\.ggml\.pre in .* is 'default'"),
         ({"tokenizer.ggml.scores": None}, r"has no tokenizer\.ggml\.scores"),
         ({"tokenizer.ggml.bos_token_id": 4000}, "bos_id of the tokenizer in .* is 4000"),
         ({"tokenizer.ggml.tokens": ["a"] * 400}, "occurs twice"),
@@ -115,7 +116,7 @@ def test_headers_that_are_rejected(model: Path, fields: dict[str, Any], sentence
     ("name", "tensor", "sentence"),
     [
         ("blk.0.attn_q.bias", np.zeros(32, np.float32), r"has a tensor blk\.0\.attn_q\.bias"),
-        ("rope_freqs.weight", np.ones(4, np.float32), r"rope_freqs\.weight"),
+        ("rope_freqs.weight", np.arange(1, 5, dtype=np.float32) ** 2, r"rope_freqs\.weight"),
         ("blk.0.ffn_up.weight", np.zeros((96, 31), np.float32), "shape .96, 31."),
         ("output_norm.weight", np.zeros(0, np.float32), r"no tensor output_norm\.weight"),
         ("output_norm.weight", np.full(32, np.nan, np.float32), "not finite"),
