@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
-from storyllamas.slm.encoding import LARGEST_GROUP
+from storyllamas.slm.limits import MAX_GROUP_SIZE
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -121,8 +121,8 @@ class Compute:
 class GroupSize:
     """How many weights share a scale, for each type that has scales."""
 
-    q8: Annotated[int, Field(ge=4, le=LARGEST_GROUP, multiple_of=4)]
-    q4: Annotated[int, Field(ge=8, le=LARGEST_GROUP, multiple_of=8)]
+    q8: Annotated[int, Field(ge=4, le=MAX_GROUP_SIZE, multiple_of=4)]
+    q4: Annotated[int, Field(ge=8, le=MAX_GROUP_SIZE, multiple_of=8)]
 
 
 @dataclass(frozen=True, config=_strict)

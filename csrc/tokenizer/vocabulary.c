@@ -6,9 +6,8 @@
 #include <string.h>
 
 #include "../error.h"
+#include "../model_limits.h"
 #include "tokenizer.h"
-
-enum { MAX_SIZE = 1 << 20 };
 
 /* ---- Errors ---------------------------------------------------------------------------------- */
 
@@ -62,7 +61,7 @@ int32_t sl_find_piece(const sl_tokenizer *tokenizer, const char *text, uint32_t 
 
 static int check_arrays(const sl_vocabulary *vocabulary, const char *path) {
     const uint32_t size = vocabulary->size, *offsets = vocabulary->offsets;
-    if (size < 1 || size > MAX_SIZE) return reject(path, "it has no pieces or too many");
+    if (size < 1 || size > SL_MAX_DIMENSION) return reject(path, "it has no pieces or too many");
     if (vocabulary->unk_id < -1 || vocabulary->unk_id >= (int64_t)size)
         return reject(path, "unk_id is out of range");
     if (offsets[0] != 0) return reject(path, "its first piece is not at offset 0");
