@@ -1,4 +1,4 @@
-"""Stage `tokenizer`: from the training stories to a SentencePiece model."""
+"""Stage `tokenizer`: train a SentencePiece model on the training stories."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from storyllamas import params, tokenizer
 from storyllamas.atomic import atomic_file, write_json
 from storyllamas.corpus import files
 from storyllamas.errors import exit_on_user_error
+from storyllamas.rounding import decimals
 
 
 @exit_on_user_error
@@ -30,13 +31,13 @@ def main() -> None:
     rate = tokenizer.bytes_per_token(trained, files.read("data/corpus/valid.txt"))
     metrics = {
         "vocab_size": trained.vocab_size,
-        "bytes_per_token": round(rate, 4),
+        "bytes_per_token": decimals(rate, 4),
         "reserved_characters": reserved,
     }
     write_json("metrics/tokenizer.json", metrics)
     if reserved:
-        print(f"{reserved:,} characters U+2585 were not learned, since SentencePiece reserves it")
-    print(f"{trained.vocab_size:,} pieces, {rate:.2f} bytes of validation text a token")
+        print(f"{reserved:,} characters U+2585 were not learned: SentencePiece reserves them")
+    print(f"{trained.vocab_size:,} pieces, {rate:.2f} bytes of validation text per token")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The shape of a model: what model.py builds, weights.py stores and the C engine runs."""
+"""The shape of a model, for model.py, the weight file and the C engine."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Every number that fixes a Llama model's architecture.
+    """All numbers that define the architecture of a Llama model.
 
     Attributes:
         dim: width of the residual stream.
         layers: transformer blocks.
         heads: query heads.
         kv_heads: key and value heads; divides `heads` (grouped-query attention).
-        head_dim: width of one head; even, since rotary positions turn pairs.
+        head_dim: width of one head; even, since rotary embeddings turn pairs.
         hidden: width of the SwiGLU feed-forward layer.
-        context: most positions the model attends to.
+        context: largest number of positions that the model attends to.
         vocab_size: rows of the embedding.
         rope_theta: base of the rotary frequencies.
         norm_eps: added to the mean square inside RMSNorm.
@@ -37,12 +37,12 @@ class ModelConfig:
 
     @property
     def qkv_rows(self) -> int:
-        """Rows of the stacked query, key and value matrix."""
+        """The rows of the stacked query, key and value matrix."""
         return (self.heads + 2 * self.kv_heads) * self.head_dim
 
     @property
     def parameters(self) -> int:
-        """Trainable numbers, a tied classifier counted once."""
+        """The number of trainable weights; a tied classifier counts once."""
         per_layer = (
             2 * self.dim
             + self.dim * self.qkv_rows
@@ -54,10 +54,10 @@ class ModelConfig:
 
     @property
     def training_flops(self) -> int:
-        """Floating-point operations that learning from one token takes, forward and backward.
+        """The floating-point operations of training on one token, forward and backward.
 
-        Six for every weight of a matrix, and twelve for every channel of a layer's queries and
-        position of the context (Chowdhery et al. 2022, arXiv:2204.02311, appendix B); a causal mask
+        There are six for each weight of a matrix, and twelve for each pair of a query channel and a
+        position of the context (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). A causal mask
         needs half of the latter.
         """
         width = self.heads * self.head_dim
@@ -67,7 +67,7 @@ class ModelConfig:
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor, in the order of the file; the names are `Llama`'s."""
+    """Return the name and shape of every tensor in file order; the names are those of `Llama`."""
     shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (config.vocab_size, config.dim)}
     for layer in range(config.layers):
         prefix = f"layers.{layer}."

@@ -1,33 +1,47 @@
-"""The typed view of params.yaml: an unknown or impossible value is refused by its full name."""
+"""The typed view of params.yaml; an error names the full key of an unknown or impossible value."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
-from storyllamas.slm.limits import MAX_GROUP_SIZE
+from storyllamas.interop.formats import FORMATS
+from storyllamas.slm.encoding import GROUP_SIZES, SPECS, Encoding
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+def _one_of(names: Collection[str]) -> AfterValidator:
+    """Accept the names only; they stand in another module's table."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise PydanticCustomError("name", "use one of {names}", {"names": ", ".join(names)})
+        return value
+
+    return AfterValidator(check)
+
 
 _strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, config=_strict)
 class Clean:
-    """What is changed and dropped on the way from the source to the corpus files."""
+    """What to repair and drop between the source and the corpus files."""
 
     repair_encoding: bool
     min_words: Annotated[int, Field(ge=0)]
@@ -37,7 +51,7 @@ class Clean:
 
 @dataclass(frozen=True, config=_strict)
 class Corpus:
-    """Where the stories come from."""
+    """The source of the stories."""
 
     source: Annotated[str, Field(min_length=1)]
     edition: Literal["v1", "v2-gpt4"]
@@ -51,7 +65,7 @@ class Corpus:
 
 @dataclass(frozen=True, config=_strict)
 class Tokenizer:
-    """How the tokenizer is trained: 256 byte pieces and 3 special ones stand beside the learned."""
+    """How to train the tokenizer; 256 byte pieces and 3 special pieces are part of its size."""
 
     vocab_size: Annotated[int, Field(ge=260, le=65536)]
     sample_bytes: Annotated[int, Field(ge=0)]
@@ -60,14 +74,14 @@ class Tokenizer:
 
 @dataclass(frozen=True, config=_strict)
 class Pretokenize:
-    """How token files are made."""
+    """How to make token files."""
 
     threads: Annotated[int, Field(ge=0, le=1024)]
 
 
 @dataclass(frozen=True, config=_strict)
 class Size:
-    """A model's shape, without its vocabulary."""
+    """The shape of a model, without its vocabulary."""
 
     dim: Annotated[int, Field(ge=1, le=65536)]
     layers: Annotated[int, Field(ge=1, le=1024)]
@@ -82,7 +96,7 @@ class Size:
 
 @dataclass(frozen=True, config=_strict)
 class Recipe:
-    """How one size is trained; each value as params.yaml describes it."""
+    """How to train one size; params.yaml describes each value."""
 
     tokens_per_step: Count
     micro_batch: Count
@@ -107,7 +121,7 @@ class Recipe:
 
 @dataclass(frozen=True, config=_strict)
 class Compute:
-    """What the training runs on."""
+    """The device, precision and processes of the training."""
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "float32", "bfloat16"]
@@ -118,37 +132,18 @@ class Compute:
 
 
 @dataclass(frozen=True, config=_strict)
-class GroupSize:
-    """How many weights share a scale, for each type that has scales."""
-
-    q8: Annotated[int, Field(ge=4, le=MAX_GROUP_SIZE, multiple_of=4)]
-    q4: Annotated[int, Field(ge=8, le=MAX_GROUP_SIZE, multiple_of=8)]
-
-
-@dataclass(frozen=True, config=_strict)
 class Export:
-    """Which weight files are written, and which other programs' files."""
+    """Which weight files and which files of other programs to write."""
 
-    types: Annotated[list[Literal["f32", "q8", "q4"]], Field(min_length=1)]
-    group_size: GroupSize
+    types: Annotated[list[Annotated[str, _one_of(GROUP_SIZES)]], Field(min_length=1)]
+    group_size: dict[str, int]
     calibration_sequences: Annotated[int, Field(ge=0, le=65536)]
-    formats: list[
-        Literal[
-            "hf",
-            "gguf",
-            "gguf-f16",
-            "gguf-bf16",
-            "gguf-q8_0",
-            "gguf-q4_0",
-            "llama2c",
-            "llama2c-q8",
-        ]
-    ]
+    formats: list[Annotated[str, _one_of(FORMATS)]]
 
 
 @dataclass(frozen=True, config=_strict)
 class Evaluation:
-    """How much the evaluation looks at."""
+    """The number of stories and tokens that the evaluation measures."""
 
     stories: Count
     prompts: Annotated[list[str], Field(min_length=1)]
@@ -159,7 +154,7 @@ class Evaluation:
 
 @dataclass(frozen=True, config=_strict)
 class Generation:
-    """How sample stories are drawn."""
+    """How to generate the sample stories."""
 
     temperature: Annotated[float, Field(ge=0, le=1000)]
     top_p: Annotated[float, Field(gt=0, le=1)]
@@ -168,7 +163,7 @@ class Generation:
 
 @dataclass(frozen=True, config=_strict)
 class _File:
-    """Params.yaml as it stands, before the recipe's layers are laid over each other."""
+    """The sections of params.yaml, before the layers of the recipe are merged."""
 
     model: str
     recipe: str
@@ -187,7 +182,7 @@ class _File:
 
 @dataclass(frozen=True, config=_strict)
 class Params:
-    """Everything that a run reads: the chosen size and recipe, and the sections by their names."""
+    """All parameters of a run: the chosen size and recipe, and the other sections."""
 
     model: str
     recipe_name: str
@@ -208,17 +203,17 @@ class Params:
         return self.sizes[self.model]
 
     def model_config(self) -> ModelConfig:
-        """The chosen size as a model's full shape."""
+        """Return the full shape of the chosen size."""
         return self.model_config_of(self.model)
 
     @property
     def training_flops(self) -> int:
-        """Floating-point operations of the whole training."""
+        """The floating-point operations of the whole training."""
         per_token = self.model_config().training_flops
         return self.recipe.steps * self.recipe.tokens_per_step * per_token
 
     def model_config_of(self, name: str) -> ModelConfig:
-        """A size, a key of `sizes`, as a model's full shape."""
+        """Return the full shape of a size, a key of `sizes`."""
         size = self.sizes[name]
         return ModelConfig(
             dim=size.dim,
@@ -244,7 +239,7 @@ def load(path: str | os.PathLike[str] = "params.yaml") -> Params:
 
 
 def read(path: str | os.PathLike[str]) -> Any:
-    """The parameters as they stand in the file, not checked.
+    """Read the values of the file without checking them.
 
     Raises:
         UserError: the file is missing or not YAML.
@@ -252,18 +247,22 @@ def read(path: str | os.PathLike[str]) -> Any:
     try:
         return loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: run from the folder that holds it") from None
+        raise UserError(f"{path} does not exist: change to the folder that contains it") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def loads(text: str) -> Any:
-    """The parameters in a text, not checked."""
+    """Parse a text without checking the values."""
     return yaml.load(text, Loader=_YamlLoader)
 
 
 def parse(raw: object) -> Params:
-    """Check parameters that are already in memory, laid out as params.yaml is."""
+    """Check parameters with the structure of params.yaml.
+
+    Raises:
+        UserError: a value is unknown or impossible.
+    """
     file: _File = _validate(_File, raw, {})
     _check_key("model", file.model, file.sizes, "sizes")
     _check_key("recipe", file.recipe, file.recipes, "recipes")
@@ -272,8 +271,9 @@ def parse(raw: object) -> Params:
             raise UserError(
                 f"sizes.{name}.kv_heads is {size.kv_heads}: use a divisor of heads ({size.heads})"
             )
+    _check_group_sizes(file.export.group_size)
     recipes = {
-        (name, model): _lay_recipe(file, name, model)
+        (name, model): _merge_recipe(file, name, model)
         for name in file.recipes
         for model in _recipe_sizes(file, name)
     }
@@ -305,7 +305,7 @@ def parse(raw: object) -> Params:
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which it would silently keep the last."""
+    """A loader that rejects duplicate keys; PyYAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -331,6 +331,21 @@ def _check_key(name: str, key: str, table: Mapping[str, object], table_name: str
         raise UserError(f"{name} is {key!r}: use one of {', '.join(table)} ({table_name})")
 
 
+def _check_group_sizes(group_sizes: Mapping[str, int]) -> None:
+    types = {kind.label: kind for kind, spec in SPECS.items() if spec.group_multiple}
+    for name in group_sizes:
+        if name not in types:
+            raise UserError(f"export.group_size.{name} is unknown: use one of {', '.join(types)}")
+    for name, kind in types.items():
+        if name not in group_sizes:
+            raise UserError(f"export.group_size.{name} is missing: add it to params.yaml")
+        encoding = Encoding(kind, group_sizes[name])
+        if not encoding.is_possible:
+            raise UserError(
+                f"export.group_size.{name} is {encoding.group_size}: use {encoding.allowed}"
+            )
+
+
 def _recipe_sizes(file: _File, name: str) -> dict[str, Any]:
     recipe = file.recipes[name]
     for key, value in recipe.items():
@@ -346,8 +361,8 @@ def _recipe_sizes(file: _File, name: str) -> dict[str, Any]:
     return sizes
 
 
-def _lay_recipe(file: _File, name: str, model: str) -> Recipe:
-    """Defaults, the size's values and, for the chosen run, `train`: the later win."""
+def _merge_recipe(file: _File, name: str, model: str) -> Recipe:
+    """Merge the defaults, the values of the size and, for the chosen run, `train`."""
     chosen = (name, model) == (file.recipe, file.model)
     missing = f"recipes.{name}.sizes.{model}"
     layers = {
@@ -373,7 +388,7 @@ def _lay_recipe(file: _File, name: str, model: str) -> Recipe:
 
 
 def _validate(kind: type[Any], value: object, origin: Mapping[str, str], parent: str = "") -> Any:
-    """Check a value with pydantic; the first error becomes a sentence with the full name."""
+    """Check a value with pydantic; report the first error with its full name."""
     try:
         return TypeAdapter(kind).validate_json(json.dumps(value, default=str))
     except ValidationError as error:
@@ -394,7 +409,7 @@ def _validate(kind: type[Any], value: object, origin: Mapping[str, str], parent:
 
 
 def _known_keys(kind: Any, path: list[str]) -> list[str]:
-    """The keys that a section knows, the section given by its path from `kind`."""
+    """Return the keys of the section that a path from `kind` leads to."""
     for part in path:
         kind = get_type_hints(kind)[part] if is_dataclass(kind) else get_args(kind)[1]
     return [field.name for field in fields(kind)]

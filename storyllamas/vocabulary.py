@@ -1,4 +1,4 @@
-"""The pieces of a tokenizer, their merge priorities and their special ids."""
+"""The pieces of a tokenizer, their merge priorities and the ids of special pieces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 
 class PieceType(IntEnum):
-    """What a tokenizer piece is, numbered as in SentencePiece's model file."""
+    """The type of a tokenizer piece; values are those of SentencePiece's model file."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -22,7 +22,7 @@ class PieceType(IntEnum):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A SentencePiece BPE tokenizer, as far as encoding and decoding need it.
+    """The data of a SentencePiece BPE tokenizer that encoding and decoding need.
 
     Attributes:
         pieces: UTF-8 text of each id, U+2581 for a space; a byte piece is written `<0xNN>`.
@@ -32,7 +32,7 @@ class Vocabulary:
         bos_id: the piece that begins a story, or -1.
         eos_id: the piece that ends a story, or -1.
         pad_id: the padding piece, or -1.
-        dummy_prefix: a space is put before the text.
+        dummy_prefix: a space is added in front of the text.
         byte_fallback: a character that no piece covers becomes its UTF-8 bytes.
     """
 

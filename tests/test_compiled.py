@@ -1,4 +1,4 @@
-"""A compiled training step learns the same, goes on to the same bits, and is not needed."""
+"""A compiled training step learns the same, resumes bit-identically, and is optional."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from storyllamas.errors import UserError
 from storyllamas.model import ATTENTION_BLOCK, Llama, attend
 from storyllamas.params import Compute
 from storyllamas.training import device
-from storyllamas.training.compiled import loss_of
+from storyllamas.training.compiled import training_loss
 from storyllamas.training.device import Device
 from storyllamas.training.interrupt import Interrupt
 from storyllamas.training.loop import Trainer, training_run
@@ -28,23 +28,23 @@ NEVER = dataclasses.replace(ALWAYS, compile="never")
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
 
-def test_a_run_is_compiled_if_it_earns_that(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_a_long_run_is_compiled(capsys: pytest.CaptureFixture[str]) -> None:
     assert not device.choose(AUTO, 1e12).compiled
     assert not device.choose(NEVER, math.inf).compiled
     assert device.choose(AUTO, 1e14).compiled == (shutil.which("g++") is not None)
 
 
-def test_without_a_compiler_one_line_says_so(
+def test_a_missing_compiler_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert not device.choose(ALWAYS).compiled
     assert capsys.readouterr().out.splitlines() == [
-        "no C++ compiler (no-such-compiler) is here: training goes on without, slower"
+        "no C++ compiler (no-such-compiler) found: training runs uncompiled, slower"
     ]
 
 
-def test_where_compiling_fails_one_sentence_says_what_would_do(
+def test_a_failed_compilation_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*_: object, **__: object) -> object:
@@ -58,11 +58,11 @@ def test_where_compiling_fails_one_sentence_says_what_would_do(
     with pytest.raises(
         UserError, match=r"\(the compiler is broken\): set compute.compile to never"
     ):
-        loss_of(Llama(CONFIG), where, 2)
+        training_loss(Llama(CONFIG), where, 2)
 
 
 @needs_compiler
-def test_compiled_it_learns_the_same(tmp_path: Path) -> None:
+def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
     changes = {"steps": 4, "optimizer": "adamw", "dropout": 0.0}
     plain, compiled = (
         dataclasses.replace(make_job(tmp_path, **changes), device=device.choose(compute))
@@ -80,7 +80,7 @@ def test_compiled_it_learns_the_same(tmp_path: Path) -> None:
 
 
 @needs_compiler
-def test_compiled_it_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_compiled_run_resumes_bit_identically(tmp_path: Path) -> None:
     job = dataclasses.replace(make_job(tmp_path), device=device.choose(ALWAYS))
     interrupt = Interrupt()
     torch._dynamo.reset()
@@ -88,13 +88,13 @@ def test_compiled_it_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     whole = Trainer(job, tmp_path, None)
     for _ in range(6):
         whole.train_step(interrupt)
-    # Once, before the first step, and not anew for the batches.
+    # Compiled once, before the first step, and not again for the batches.
     assert counters["stats"]["unique_graphs"] == 1
     first = Trainer(job, tmp_path, None)
     for _ in range(3):
         first.train_step(interrupt)
     torch._dynamo.reset()
-    second = Trainer(job, tmp_path, first.state())
+    second = Trainer(job, tmp_path, first.checkpoint())
     for _ in range(3):
         second.train_step(interrupt)
     expected = whole.model.state_dict()
@@ -102,7 +102,7 @@ def test_compiled_it_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 
 
 @needs_compiler
-def test_compiled_with_several_threads_the_bits_are_the_same_every_time(tmp_path: Path) -> None:
+def test_compiled_runs_with_several_threads_are_bit_identical(tmp_path: Path) -> None:
     two = dataclasses.replace(ALWAYS, threads=2)
     changes = {"tokens_per_step": 4096, "micro_batch": 128}
     threads = torch.get_num_threads()
@@ -121,7 +121,7 @@ def test_compiled_with_several_threads_the_bits_are_the_same_every_time(tmp_path
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
 @pytest.mark.parametrize("length", [37, ATTENTION_BLOCK, 2 * ATTENTION_BLOCK + 37])
-def test_attention_on_the_cpu_is_pytorchs(length: int, heads: int, kv_heads: int) -> None:
+def test_attention_on_the_cpu_equals_pytorchs(length: int, heads: int, kv_heads: int) -> None:
     torch.manual_seed(0)
     q, k, v = (
         torch.randn(2, n, length, 8, requires_grad=True) for n in (heads, kv_heads, kv_heads)

@@ -1,4 +1,4 @@
-"""params.yaml is read whole, and nothing wrong in it gets through."""
+"""params.yaml is checked completely; every mistake is an error that names its key."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from conftest import ROOT
 
 from storyllamas import params
 from storyllamas.errors import UserError
+from storyllamas.interop.formats import FORMATS
+from storyllamas.slm.encoding import GROUP_SIZES
 
 PUBLISHED = {
     "2m": (2**16, 100_000, 1e-3, 0.01, 0.05),
@@ -84,10 +86,10 @@ def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
     ],
 )
 def test_wrong_values_are_named(raw: dict[str, Any], path: str, value: object, named: str) -> None:
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as rejected:
         params.parse(edited(raw, path, value))
-    assert named in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert named in str(rejected.value)
+    assert "\n" not in str(rejected.value)
 
 
 def test_every_key_is_needed(raw: dict[str, Any]) -> None:
@@ -117,15 +119,15 @@ def test_layers_override_in_order(raw: dict[str, Any]) -> None:
         (lambda text: text.replace("  steps:\n", "  steps: [1, 2]\n", 1), "train.steps is [1, 2]"),
     ],
 )
-def test_wrong_files_are_refused(tmp_path: Path, edit: Callable[[str], str], named: str) -> None:
+def test_wrong_files_are_rejected(tmp_path: Path, edit: Callable[[str], str], named: str) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(edit((ROOT / "params.yaml").read_text()))
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as rejected:
         params.load(file)
-    assert named in str(refused.value)
+    assert named in str(rejected.value)
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         params.load(tmp_path / "params.yaml")
 
@@ -135,3 +137,11 @@ def test_a_rate_may_be_written_without_a_point(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(text.replace("learning_rate:\n", "learning_rate: 2e-3\n", 1))
     assert params.load(file).recipe.learning_rate == 2e-3
+
+
+def test_every_format_and_type_is_a_choice(raw: dict[str, Any]) -> None:
+    raw["export"] |= {"types": list(GROUP_SIZES), "formats": list(FORMATS)}
+    chosen = params.parse(raw).export
+    assert (chosen.types, chosen.formats) == (list(GROUP_SIZES), list(FORMATS))
+    text = (ROOT / "params.yaml").read_text()
+    assert all(name in text for name in [*GROUP_SIZES, *FORMATS])

@@ -1,10 +1,10 @@
-"""The C tokenizer: SentencePiece's ids at the speed of memory.
+"""The C tokenizer: the ids of SentencePiece, many times faster.
 
     tokenizer = FastTokenizer.of(vocabulary)
     ids = tokenizer.encode("Once upon a time")
 
-A `FastTokenizer` may be shared by any number of threads, and C runs without the global interpreter
-lock: each call takes a cache of words of its own, which it puts back for later calls.
+Any number of threads may share a `FastTokenizer`, and C runs without the global interpreter lock.
+Each call takes a word cache from a pool and returns it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 class FastTokenizer:
-    """A SentencePiece byte-pair encoding, to encode and decode with."""
+    """A SentencePiece byte-pair encoding."""
 
     def __init__(self, handle: Any, owner: Any) -> None:
-        """Take a `sl_tokenizer *`, valid as long as `owner` lives; `of` makes one."""
+        """Take an `sl_tokenizer *` that is valid while `owner` lives; use `of` to make one."""
         self.handle = handle
         self._owner = owner
         self._idle: list[Any] = []  # caches that nobody uses; append and pop are atomic
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> FastTokenizer:
-        """The tokenizer of a vocabulary, which is copied.
+        """Make the tokenizer of a vocabulary, which is copied.
 
         Raises:
             UserError: the vocabulary contradicts itself.
@@ -66,7 +66,7 @@ class FastTokenizer:
         return cls(owner, owner)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, as SentencePiece numbers them, without BOS and EOS."""
+        """Encode a text as SentencePiece does, without BOS and EOS."""
         data = utf8(text)
         capacity = 3 * (len(data) + 1)
         ids, count = _allocate("int32_t[]", capacity), ffi.new("size_t *")
@@ -76,12 +76,12 @@ class FastTokenizer:
         return encoded
 
     def encode_stories(self, stories: Sequence[bytes], bos_id: int = -1, eos_id: int = -1) -> Ids:
-        """The ids of stories, one after the other.
+        """Encode stories and return their ids one after the other.
 
         Args:
-            stories: in UTF-8, at most 1 GiB each.
-            bos_id: stands before the ids of each story; negative: nothing does.
-            eos_id: stands behind them; likewise.
+            stories: UTF-8 texts, at most 1 GiB each.
+            bos_id: the id to put in front of each story; negative: none.
+            eos_id: the id to put after each story; negative: none.
 
         Raises:
             UserError: a story is not valid UTF-8.
@@ -100,7 +100,7 @@ class FastTokenizer:
         return ids[: count[0]]
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
-        """The text of ids; control pieces such as BOS and EOS have none.
+        """Decode ids; control pieces such as BOS and EOS have no text.
 
         Raises:
             UserError: an id is not in the vocabulary.

@@ -27,7 +27,7 @@ from storyllamas.interop.model import (
     stack,
 )
 from storyllamas.interop.sentencepiece import MERGEABLE, SPACE, from_sentencepiece, to_sentencepiece
-from storyllamas.rounding import rounded
+from storyllamas.rounding import shortest_float32
 from storyllamas.slm.quantize import Float32
 from storyllamas.vocabulary import PieceType, Vocabulary
 
@@ -148,12 +148,12 @@ def write(model: InteropModel, folder: Path) -> None:
 def _config(model: InteropModel) -> dict[str, Any]:
     config, vocabulary = model.config, model.vocabulary
     shape = {theirs: getattr(config, ours) for ours, theirs in KEYS.items()}
-    theta = rounded(config.rope_theta)
+    theta = shortest_float32(config.rope_theta)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         **shape,
-        "rms_norm_eps": rounded(config.norm_eps),
+        "rms_norm_eps": shortest_float32(config.norm_eps),
         "rope_theta": theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": theta},
         "hidden_act": "silu",

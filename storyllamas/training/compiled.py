@@ -1,4 +1,4 @@
-"""The training step as one compiled program (torch.compile)."""
+"""The training loss, compiled by torch.compile."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from storyllamas.model import Llama
 from storyllamas.training.device import Device
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+"""A mean loss in nats a token from tokens and targets [micro_batch, context]."""
 
 
-def loss_of(model: Llama, device: Device, micro_batch: int) -> Loss:
-    """The model's loss, for training: compiled for one micro-batch if the device says so.
+def training_loss(model: Llama, device: Device, micro_batch: int) -> Loss:
+    """Return the model's loss, compiled for one shape of micro-batch if the device says so.
 
     Raises:
-        UserError: it cannot be compiled here.
+        UserError: it cannot be compiled on this machine.
     """
     if not device.compiled:
         return model.loss
     print("compiling the training step", flush=True)
     compiled: Loss = torch.compile(model.loss, dynamic=False)
-    # Laid out as the windows of a batch are, since another layout would be another program.
+    # In the strides of a batch's windows, since each memory layout needs a compilation of its own.
     windows = np.zeros((micro_batch, model.config.context + 1), np.int64)
     tokens, targets = (
         torch.from_numpy(part).to(device.name) for part in (windows[:, :-1], windows[:, 1:])
