@@ -215,7 +215,8 @@ def _corpus(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"{CORPUS_FOLDER} does not exist: run `dvc repro download`, or name a file or folder"
         )
-    parts = sources.parts(arguments.corpus or CORPUS_FOLDER, arguments.edition)
+    corpus = arguments.corpus or CORPUS_FOLDER
+    parts = sources.parts(corpus, arguments.edition, arguments.separator)
     with report.progress(parts) as watched:
         found = stats.collect(watched, arguments.seed)
     if arguments.picture:
@@ -385,6 +386,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     corpus.add_argument(
         "--picture", type=Path, metavar="FILE", help="also plot the statistics as a PNG"
+    )
+    corpus.add_argument(
+        "--separator", default="auto", help="as corpus.separator of params.yaml (default: auto)"
     )
     corpus.add_argument("--json", action="store_true", help="print JSON")
 

@@ -114,7 +114,11 @@ def open_external(path: Path, tokenizer: Path | None = None) -> InteropModel:
         raise UserError(f"{path} does not exist: give a file or folder of a model") from None
     if start == MAGIC:
         raise UserError(f"{path} is a weight file of StoryLlamas: it needs no import")
-    return _read("gguf", path) if start[:4] == b"GGUF" else _read("llama2c", path, tokenizer)
+    if start[:4] == b"GGUF":
+        return _read("gguf", path)
+    if path.suffix.lower() == ".gguf":
+        raise UserError(f"{path} is not a GGUF file: it does not begin with GGUF")
+    return _read("llama2c", path, tokenizer)
 
 
 def _module(name: str) -> Any:

@@ -296,7 +296,7 @@ def _vocabulary(where: str, values: Mapping[str, Any]) -> Vocabulary:
     try:
         types = np.array(values[f"{prefix}token_type"], np.uint8)
         vocabulary = Vocabulary(
-            pieces=[piece.encode() for piece in values[f"{prefix}tokens"]],
+            pieces=[piece.encode(errors="surrogateescape") for piece in values[f"{prefix}tokens"]],
             scores=np.array(values[f"{prefix}scores"], np.float32),
             types=types,
             unk_id=int(ids["unk_id"]),
