@@ -159,7 +159,7 @@ def test_only_what_depends_on_a_change_runs_again(workspace: Workspace) -> None:
 
 
 def test_a_size_can_be_changed_for_one_run(workspace: Workspace) -> None:
-    output = workspace.run("dvc", "exp", "run", "-S", "size.layers=3")
+    output = workspace.run("dvc", "exp", "run", "-S", "shape.layers=3")
     assert stages_that_ran(output) == ["train@2m", "export", "evaluate"]
     assert workspace.read("models/2m/config.json")["model"]["layers"] == 3
     workspace.reset()
