@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+ROPE_SCALINGS = ("none", "linear", "llama3")
+"""In the order of their numbers in the weight file."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,15 @@ class ModelConfig:
         rope_theta: base of the rotary frequencies.
         norm_eps: added to the mean square inside RMSNorm.
         tied: the classifier is the embedding.
+        rope_scaling: how rotary frequencies are scaled for a longer context than that of the
+            training: `none`, `linear` (all divided by `rope_factor`) or `llama3` (those whose
+            wavelength is long). Without it the four fields that follow are 0.
+        rope_factor: what frequencies are divided by.
+        rope_low_freq_factor: `llama3` divides frequencies whose wavelength is above
+            `rope_original_context` divided by this.
+        rope_high_freq_factor: `llama3` leaves those below `rope_original_context` divided by this,
+            and interpolates in between.
+        rope_original_context: context of the training.
     """
 
     dim: int
@@ -34,6 +47,31 @@ class ModelConfig:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     tied: bool = True
+    rope_scaling: str = "none"
+    rope_factor: float = 0.0
+    rope_low_freq_factor: float = 0.0
+    rope_high_freq_factor: float = 0.0
+    rope_original_context: int = 0
+
+    @property
+    def rope_problem(self) -> str:
+        """Which field of the scaling of rotary frequencies is impossible, or nothing."""
+        low, high = self.rope_low_freq_factor, self.rope_high_freq_factor
+        rest = (low, high, self.rope_original_context)
+        if self.rope_scaling not in ROPE_SCALINGS:
+            return f"rope_scaling is {self.rope_scaling!r}: only {', '.join(ROPE_SCALINGS)} can be"
+        if self.rope_scaling == "none":
+            return "rope_factor without rope_scaling" if any((self.rope_factor, *rest)) else ""
+        if not 0 < self.rope_factor < math.inf:
+            return f"rope_factor is {self.rope_factor} and must be above 0"
+        if self.rope_scaling == "linear":
+            return "rope_low_freq_factor is not of linear scaling" if any(rest) else ""
+        if not (0 < low < high < math.inf and self.rope_original_context > 0):
+            return (
+                f"rope_low_freq_factor, rope_high_freq_factor and rope_original_context are "
+                f"{rest}: they must be above 0 and the first below the second"
+            )
+        return ""
 
     @property
     def qkv_rows(self) -> int:

@@ -32,13 +32,29 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-def rotary_table(config: ModelConfig) -> Tensor:
-    """Return the cosine and sine of every position and pair: [context, E / 2, 2].
+def rotary_frequencies(config: ModelConfig) -> Tensor:
+    """Radians a position of every pair: [E / 2] in float64.
 
-    Pair i of position t turns by t / rope_theta^(2i / E) (Su et al. 2021, arXiv:2104.09864).
+    Pair i turns by rope_theta^(-2i / E) (Su et al. 2021, arXiv:2104.09864). Llama 3.1 divides those
+    by a factor that turn less than `rope_low_freq_factor` times over the original context, and
+    leaves those as they are that turn more than `rope_high_freq_factor` times.
     """
     pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
     frequencies = config.rope_theta ** -(pairs / config.head_dim)
+    if config.rope_scaling == "none":
+        return frequencies
+    scaled = frequencies / config.rope_factor
+    if config.rope_scaling == "linear":
+        return scaled
+    low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+    turns = config.rope_original_context * frequencies / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * scaled + kept * frequencies
+
+
+def rotary_table(config: ModelConfig) -> Tensor:
+    """Cosine and sine of every position and pair: [context, E / 2, 2]."""
+    frequencies = rotary_frequencies(config)
     angles = torch.outer(torch.arange(config.context, dtype=torch.float64), frequencies)
     return torch.stack([angles.cos(), angles.sin()], dim=-1).float()
 

@@ -323,7 +323,7 @@ def test_another_version_is_rejected_by_number(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     struct.pack_into("<I", data, 8, 7)
     path.write_bytes(data)
-    with pytest.raises(UserError, match="version 7 and this program reads version 2"):
+    with pytest.raises(UserError, match="version 7 and this program reads versions 2 and 3"):
         weight_file.read(path)
 
 

@@ -158,6 +158,13 @@ def test_only_what_depends_on_a_change_runs_again(workspace: Workspace) -> None:
     assert workspace.exported() == before
 
 
+def test_a_size_can_be_changed_for_one_run(workspace: Workspace) -> None:
+    output = workspace.run("dvc", "exp", "run", "-S", "size.layers=3")
+    assert stages_that_ran(output) == ["train@2m", "export", "evaluate"]
+    assert workspace.read("models/2m/config.json")["model"]["layers"] == 3
+    workspace.reset()
+
+
 def test_values_that_ran_before_come_from_the_run_cache(workspace: Workspace) -> None:
     """Every stage does, with all that it wrote, metrics and the page of samples included."""
     before = {file: file.read_bytes() for file in (workspace.folder / "metrics").iterdir()}
