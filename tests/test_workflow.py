@@ -214,7 +214,7 @@ def test_sizes_and_sweeps_leave_the_workspace_as_it_was(
     options["env"] |= {"HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}  # nobody's name
 
     def experiments(*words: str) -> str:
-        command = [sys.executable, "-m", "storyllamas.experiments", *words, "--steps", "4"]
+        command = [sys.executable, "-m", "storyllamas.experiments.run", *words, "--steps", "4"]
         return subprocess.run(command, **options, check=True).stdout
 
     with (workspace.folder / "README.md").open("a") as file:
