@@ -157,15 +157,15 @@ static bool split_unused(encoding *e, uint32_t at, int32_t id) {
     return true;
 }
 
-/* Append the ids of all symbols. A symbol that is no piece becomes byte pieces or the unknown
- * piece. */
+/* Append the ids of all symbols. A symbol that is no piece, or an unused piece that no merge made,
+ * becomes byte pieces or the unknown piece. */
 static void put_symbols(encoding *e, sl_id_list *list) {
     const sl_tokenizer *tokenizer = e->tokenizer;
     for (uint32_t at = 0; at < e->length; at = e->symbols[at].next) {
         int32_t id;
         do id = sl_find_piece(tokenizer, e->text + at, e->symbols[at].length);
         while (split_unused(e, at, id));
-        if (id >= 0)
+        if (id >= 0 && sl_piece_type(tokenizer, id) != SL_PIECE_UNUSED)
             sl_put(list, id);
         else if (!tokenizer->vocabulary.byte_fallback)
             sl_put(list, tokenizer->vocabulary.unk_id);
