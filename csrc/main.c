@@ -371,9 +371,9 @@ static void bench(const command *c, const sl_info *info, sl_session *session) {
 int main(int argc, char **argv) {
     const command c = parse(argc, argv);
     sl_model *model;
-    sl_session *session;
+    sl_session *session = NULL;
     check(sl_model_open(&model, c.model, &c.model_options));
-    check(sl_session_new(&session, model, &c.session_options));
+    if (!c.info) check(sl_session_new(&session, model, &c.session_options));
     if (c.info)
         print_info(sl_model_info(model));
     else if (c.bench)

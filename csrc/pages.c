@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "error.h"
+#include "sizes.h"
 #include "storyllamas.h"
 #include "thread_pool.h"
 
@@ -25,14 +26,16 @@ enum { HUGE_PAGE = 1 << 21 };
 void *sl_pages_new(size_t bytes, bool huge) {
     /* Reserve room for the alignment, then return what lies before and after to the system. */
     const size_t extra = huge ? HUGE_PAGE : 0, page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t reserved = sl_size_add(bytes, extra);
+    if (reserved == SL_TOO_LARGE) return NULL;
     uint8_t *memory =
-        mmap(NULL, bytes + extra, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        mmap(NULL, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return NULL;
     if (!huge) return memory;
     const size_t before = -(uintptr_t)memory & (HUGE_PAGE - 1);
     const size_t end = (before + bytes + page - 1) / page * page;
     if (before) munmap(memory, before);
-    if (bytes + extra > end) munmap(memory + end, bytes + extra - end);
+    if (reserved > end) munmap(memory + end, reserved - end);
 #ifdef MADV_HUGEPAGE
     madvise(memory + before, bytes, MADV_HUGEPAGE);
 #endif

@@ -7,6 +7,7 @@
 
 #include "error.h"
 #include "pages.h"
+#include "sizes.h"
 
 enum { ALIGNMENT = 64, HUGE_FROM_BYTES = 1 << 22 };
 
@@ -14,18 +15,13 @@ enum { ALIGNMENT = 64, HUGE_FROM_BYTES = 1 << 22 };
 typedef struct {
     uint8_t *base;
     size_t used;
-    bool overflow;
 } arena;
 
 /* Return an array [count][each] of elements of `size` bytes. */
 static void *allocate_array(arena *a, size_t count, size_t each, size_t size) {
-    const size_t max = SIZE_MAX / 2 - a->used;
-    if (a->overflow || (each && count > max / each) || count * each > max / size) {
-        a->overflow = true;
-        return NULL;
-    }
+    const size_t bytes = sl_size_multiply(sl_size_multiply(count, each), size);
     void *part = a->base ? a->base + a->used : NULL;
-    a->used += (count * each * size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    a->used = sl_size_add(a->used, sl_size_round_up(bytes, ALIGNMENT));
     return part;
 }
 
@@ -94,6 +90,7 @@ static void lay_out(sl_session *s, arena *a) {
         allocate_array(a, s->rows, sl_padded_rows(2 * (size_t)info->hidden), sizeof *s->gate_up);
     s->output = allocate_array(a, s->rows, sl_padded_rows(info->dim), sizeof *s->output);
     s->logits = allocate_array(a, s->rows, sl_padded_rows(info->vocab_size), sizeof *s->logits);
+    s->rotary = allocate_array(a, info->context, info->head_dim, sizeof *s->rotary);
     lay_out_quantized(s, a);
     for (size_t i = 0; i < s->threads; i++)
         lay_out_attention(a->base ? &s->attention[i] : NULL, s->model, a);
@@ -114,7 +111,7 @@ static int allocate(sl_session *s) {
     arena a = {0};
     lay_out(s, &a);
     s->memory_bytes = a.used;
-    if (!a.overflow) s->memory = sl_pages_new(a.used, a.used >= HUGE_FROM_BYTES);
+    s->memory = sl_pages_new(a.used, a.used >= HUGE_FROM_BYTES);
     if (!s->memory)
         return sl_fail(SL_ERROR_MEMORY,
                        "not enough memory for %zu slots with a context of %" PRIu32

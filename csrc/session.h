@@ -54,6 +54,9 @@ struct sl_session {
     int32_t *quantized_sums;  /* [groups of that] */
 
     sl_attention_scratch *attention; /* [threads] */
+
+    float *rotary;       /* [context][head_dim], see sl_fill_rotary */
+    size_t rotary_count; /* its rows that are filled: those of the positions reached so far */
 };
 
 /* Forget a sequence. Its slot is idle then. */

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "../error.h"
+#include "../sizes.h"
 #include "tokenizer.h"
 
 #define NONE UINT32_MAX /* no symbol */
@@ -198,12 +199,13 @@ static void merge_small(const sl_tokenizer *tokenizer, bool prefix, const char *
 
 static int merge_large(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
                        sl_id_list *list) {
+    const size_t spaces = count_spaces(word, length);
     const size_t normalized =
-        length + (SL_SPACE_BYTES - 1) * count_spaces(word, length) + (prefix ? SL_SPACE_BYTES : 0);
+        sl_size_add(length - spaces, sl_size_multiply(SL_SPACE_BYTES, spaces + prefix));
     encoding e = {.tokenizer = tokenizer};
-    e.text = malloc(normalized);
-    e.symbols = malloc(normalized * sizeof *e.symbols);
-    e.heap = malloc(MERGES(length) * sizeof *e.heap);
+    e.text = sl_allocate(normalized, 1);
+    e.symbols = sl_allocate(normalized, sizeof *e.symbols);
+    e.heap = sl_allocate(MERGES(length), sizeof *e.heap);
     if (tokenizer->has_unused) e.splits = calloc(tokenizer->vocabulary.size, sizeof *e.splits);
     const bool is_out_of_memory =
         !e.text || !e.symbols || !e.heap || (tokenizer->has_unused && !e.splits);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "../error.h"
+#include "../sizes.h"
 #include "tokenizer.h"
 
 enum { MAX_SIZE = 1 << 20 };
@@ -230,8 +231,8 @@ static bool copy_arrays(sl_tokenizer *tokenizer) {
     sl_vocabulary *vocabulary = &tokenizer->vocabulary;
     const size_t scores = vocabulary->size * sizeof *vocabulary->scores;
     const size_t offsets = (vocabulary->size + (size_t)1) * sizeof *vocabulary->offsets;
-    char *copy = tokenizer->copy =
-        malloc(scores + offsets + vocabulary->size + vocabulary->text_bytes);
+    const size_t tables = scores + offsets + vocabulary->size;
+    char *copy = tokenizer->copy = sl_allocate(sl_size_add(tables, vocabulary->text_bytes), 1);
     if (!copy) return false;
     vocabulary->scores = memcpy(copy, vocabulary->scores, scores);
     vocabulary->offsets = memcpy(copy + scores, vocabulary->offsets, offsets);
