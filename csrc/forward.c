@@ -38,9 +38,10 @@ void sl_forward(sl_session *session, const sl_segment *segments, size_t count) {
     sl_migration_count_pass(session->model->migration);
     sl_autotune *tune = &session->autotune[tokens > 1];
     /* A running migration occupies a processor, so a measurement would mislead. */
-    const bool is_tuned = session->pool && !sl_migration_is_running(session->model->migration);
+    sl_thread_pool *pool = sl_session_pool(session);
+    const bool is_tuned = pool && !sl_migration_is_running(session->model->migration);
     const bool is_parallel = is_tuned && !sl_autotune_begin(tune);
-    sl_transformer(session, is_parallel ? session->pool : NULL, segments, count);
+    sl_transformer(session, is_parallel ? pool : NULL, segments, count);
     if (is_tuned) sl_autotune_end(tune);
 }
 

@@ -129,7 +129,7 @@ static int load(loading *l, const char *path, sl_checksum *sum) {
     if (!l->sums) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
     sl_thread_pool *pool = NULL; /* NULL, after a failure too: the calling thread loads all parts */
     if (l->bytes >= PARALLEL_FROM_BYTES && processors > 1)
-        pool = sl_thread_pool_new(processors < MAX_THREADS ? processors : MAX_THREADS);
+        pool = sl_thread_pool_new(1, processors < MAX_THREADS ? processors : MAX_THREADS);
     sl_parallel_for(pool, parts, 1, load_parts, l);
     sl_thread_pool_free(pool);
     for (size_t part = 0; part < parts; part++) {
@@ -148,7 +148,8 @@ int sl_pages_open(const char *path, int32_t kind, void **pages, size_t *bytes, s
     if (kind < SL_PAGES_AUTO || kind > SL_PAGES_HUGE)
         return sl_fail(SL_ERROR_ARGUMENT, "pages is %" PRId32 " and must be one of SL_PAGES_…",
                        kind);
-    const int file = open(path, O_RDONLY | O_CLOEXEC);
+    /* O_NONBLOCK: to open a FIFO must not wait for a writer. Regular files ignore it. */
+    const int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (file < 0 && errno == ENOENT)
         return sl_fail(SL_ERROR_FILE, "weight file %s does not exist: run `dvc repro` first", path);
     if (file < 0)

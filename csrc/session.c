@@ -107,7 +107,8 @@ static size_t automatic_threads(const sl_model *model) {
     return processors < MAX_THREADS ? processors : MAX_THREADS;
 }
 
-static int allocate(sl_session *s) {
+/* Allocate the memory and start the threads: at least min_threads, at most s->threads. */
+static int allocate(sl_session *s, size_t min_threads) {
     arena a = {0};
     lay_out(s, &a);
     s->memory_bytes = a.used;
@@ -119,7 +120,8 @@ static int allocate(sl_session *s) {
                        s->slot_count, s->model->info.context);
     a = (arena){.base = s->memory};
     lay_out(s, &a);
-    if (s->threads > 1 && !(s->pool = sl_thread_pool_new(s->threads)))
+    if (s->threads > 1 && !(s->pool = sl_thread_pool_new(min_threads, s->threads)) &&
+        min_threads > 1)
         return sl_fail(SL_ERROR_MEMORY, "%zu threads cannot be started: use fewer", s->threads);
     /* Passes of one token try one thread first. The pass of a prompt is often the only one of its
      * kind, so it tries the pool first, which is likely faster. */
@@ -149,11 +151,17 @@ int sl_session_new(sl_session **session, const sl_model *model, const sl_session
     s->threads = options->threads ? options->threads : automatic_threads(model);
     s->slot_count = options->slots;
     s->rows = larger(SL_CHUNK_TOKENS, s->slot_count);
-    if ((status = allocate(s)))
+    if ((status = allocate(s, options->threads ? options->threads : 1)))
         sl_session_free(s);
     else
         *session = s;
     return status;
+}
+
+sl_thread_pool *sl_session_pool(sl_session *s) {
+    if (!s->pool || sl_thread_pool_is_mine(s->pool)) return s->pool;
+    sl_thread_pool_free(s->pool);
+    return s->pool = sl_thread_pool_new(1, s->threads);
 }
 
 void sl_sequence_reset(sl_sequence *sequence) {

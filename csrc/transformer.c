@@ -153,7 +153,8 @@ static void attend_heads(void *context, size_t first, size_t end, size_t thread)
         if (is_cache_evicted(p)) sl_prefetch_cache(s->model, cache, p->layer, from, to);
         for (size_t h = from; h < to; h++)
             sl_attend(s->model, cache, p->layer, h, p->segments[r].count, s->rotary,
-                      s->qkv + token * stride, stride, s->input + token * width, &s->attention[thread]);
+                      s->qkv + token * stride, stride, s->input + token * width,
+                      &s->attention[thread]);
     }
 }
 

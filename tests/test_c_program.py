@@ -213,7 +213,7 @@ def test_a_full_disk(run: Run, model: Path, build: Path) -> None:
         command = [build / "run", model, "a"]
         told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert told.returncode == 1
-    assert told.stderr == "error: the story cannot be written: No space left on device\n"
+    assert told.stderr == "error: standard output cannot be written: No space left on device\n"
 
 
 # ---- Files ---------------------------------------------------------------------------------------
