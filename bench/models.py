@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import shutil
-from dataclasses import dataclass
+import subprocess
+import sys
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from string import ascii_letters, digits
-from typing import Any
 
 import numpy as np
 import yaml
 
 from bench.build import BUILD, ROOT
+from bench.worker import exit_reason
 from storyllamas import params
 from storyllamas.config import ModelConfig, tensor_shapes
+from storyllamas.errors import UserError
 from storyllamas.interop.formats import export_model
-from storyllamas.interop.model import Source, open_source
+from storyllamas.interop.model import InteropModel, open_model
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES, storage
 from storyllamas.vocabulary import PieceType, Vocabulary
@@ -41,12 +42,14 @@ class Model:
         config: shape.
         about: origin of the weights.
         folder: of the files FORMAT.slm or FORMAT/… of each format.
+        failures: why the export of a format failed, by format.
     """
 
     size: str
     config: ModelConfig
     about: str
     folder: Path
+    failures: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_trained(self) -> bool:
@@ -70,15 +73,19 @@ def prepare(size: str, formats: set[str]) -> Model:
     """
     checkpoint = ROOT / "models" / size
     if (checkpoint / "config.json").exists():
-        source, about = open_source(checkpoint), "trained"
+        source, about = open_model(checkpoint), "trained"
         about = f"trained, recipe {source.about.get('recipe', 'unknown')}"
     else:
         source, about = _random_source(shape(size)), f"random weights of seed {SEED}"
     model = Model(size, source.config, about, BUILD / "models" / size)
+    # CTranslate2 formats come last: they are converted from hf.
     for name in sorted(formats, key=lambda name: (name.startswith("ct2-"), name)):
-        _export(
-            source, name, model.folder
-        )  # CTranslate2 formats come last: they are converted from hf
+        try:
+            _export(source, name, model.folder)
+        except UserError as error:
+            if name in GROUP_SIZES:
+                raise
+            model.failures[name] = str(error).splitlines()[0]
     return model
 
 
@@ -88,7 +95,7 @@ def shape(size: str) -> ModelConfig:
     return params.parse(raw | {"model": size}).model_config()
 
 
-def _export(source: Source, name: str, folder: Path) -> None:
+def _export(source: InteropModel, name: str, folder: Path) -> None:
     if name in GROUP_SIZES:
         path = folder / f"{name}.slm"
         weight_file.write(path, source.config, source.vocabulary, source.tensor, storage(name))
@@ -99,15 +106,17 @@ def _export(source: Source, name: str, folder: Path) -> None:
 
 
 def _convert_to_ctranslate2(source: Path, target: Path, weight_type: str) -> None:
-    from ctranslate2.converters import TransformersConverter
+    """Convert in another process, because the packages of an engine may crash."""
+    command = [sys.executable, "-m", "bench.peers.convert_ctranslate2", str(source), str(target)]
+    done = subprocess.run(
+        [*command, weight_type], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [""]
+        raise UserError(f"{exit_reason(done.returncode)}: {lines[-1]}".removesuffix(": "))
 
-    logging: Any = importlib.import_module("transformers.utils.logging")
-    logging.disable_progress_bar()
-    shutil.rmtree(target, ignore_errors=True)
-    TransformersConverter(str(source)).convert(str(target), quantization=weight_type)
 
-
-def _random_source(config: ModelConfig) -> Source:
+def _random_source(config: ModelConfig) -> InteropModel:
     """Return random weights whose logits have the standard deviation `SPREAD`.
 
     Embeddings are small compared with the output of the layers. Otherwise the classifier, which is
@@ -122,7 +131,7 @@ def _random_source(config: ModelConfig) -> Source:
             deviation = 1 / math.sqrt(shape[1]) if name.startswith("layers.") else EMBEDDING
             tensors[name] = random.standard_normal(shape, np.float32) * np.float32(deviation)
     tensors["norm.weight"] *= np.float32(SPREAD / (EMBEDDING * math.sqrt(config.dim)))
-    return Source(config, _vocabulary(config.vocab_size), tensors.__getitem__)
+    return InteropModel(config, _vocabulary(config.vocab_size), tensors.__getitem__)
 
 
 def _vocabulary(size: int) -> Vocabulary:

@@ -23,7 +23,7 @@ from storyllamas.corpus import files
 from storyllamas.engine.engine import Engine
 from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.errors import exit_on_user_error
-from storyllamas.interop.model import Source, open_source
+from storyllamas.interop.model import InteropModel, open_model
 from storyllamas.slm import calibration, weight_file
 from storyllamas.slm.encoding import F32, Encoding, Storage, WeightType
 from storyllamas.slm.quantize import Float32
@@ -44,7 +44,7 @@ def storages() -> Iterator[Storage]:
             yield Storage(encoding, embedding)
 
 
-def calibration_windows(source: Source, text: Path, count: int) -> npt.NDArray[np.int64]:
+def calibration_windows(source: InteropModel, text: Path, count: int) -> npt.NDArray[np.int64]:
     """Return calibration windows: the first [count, context] ids of stories between BOS and EOS."""
     tokenizer, context = FastTokenizer.of(source.vocabulary), source.config.context
     ids: list[int] = []
@@ -56,7 +56,7 @@ def calibration_windows(source: Source, text: Path, count: int) -> npt.NDArray[n
 
 
 def rows(
-    source: Source, stories: Sequence[str], windows: npt.NDArray[np.int64], folder: Path
+    source: InteropModel, stories: Sequence[str], windows: npt.NDArray[np.int64], folder: Path
 ) -> Iterator[str]:
     """Yield the lines of the table."""
     yield "| layers | embedding | calibrated | bits a weight | bits per byte | over float32 |"
@@ -103,7 +103,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         "--count", type=int, default=200, help="stories to score, the first of the file"
     )
     given = parser.parse_args(None if arguments is None else list(arguments))
-    source = open_source(given.model or Path("models") / params.load().model)
+    source = open_model(given.model or Path("models") / params.load().model)
     stories = list(islice(files.read(given.stories), given.count))
     windows = calibration_windows(source, given.text, given.windows)
     with tempfile.TemporaryDirectory() as folder:

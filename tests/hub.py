@@ -1,4 +1,4 @@
-"""A local server with the dataset's files, that misbehaves as it is told."""
+"""A local server with the dataset's files and faults that a test chooses."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def stories(count: int, name: str) -> bytes:
 
 @dataclass
 class Fault:
-    """What is wrong with one answer.
+    """The faults of one response.
 
     Attributes:
-        status: instead of 200 or 206, with nothing behind the headers.
-        headers: further ones.
-        ignore_range: send the whole file, whatever was asked for.
+        status: sent instead of 200 or 206, without a body.
+        headers: additional headers.
+        ignore_range: send the whole file whatever range the request names.
         shift: bytes by which a range begins too late.
-        length_error: is added to the length that is announced.
+        length_error: is added to the announced length.
         chunked: announce no length.
-        body: instead of the file.
-        cut_at: byte of the file before which the answer stops.
-        then: what comes there: end | reset | stall (until the test is over) | hold (until `go`).
+        body: sent instead of the file.
+        cut_at: byte of the file before which the response stops.
+        then: what happens there: end | reset | stall (until the test is over) | hold (until `go`).
     """
 
     status: int | None = None
@@ -53,10 +53,17 @@ class Fault:
 
 @dataclass
 class Hub:
-    """What the server has, the faults of its next answers, and what it was asked.
+    """The server's files, the faults of its next responses, and the requests so far.
 
     Attributes:
-        cdn: send who asks on to another host, as the hub does.
+        files: content of each file by name.
+        endpoint: the server's URL.
+        cdn: redirect requests to another host, as the hub does.
+        faults: faults of the next responses; the first one is used first.
+        gets: file name and first byte of each request.
+        hosts: the header Host of each request.
+        go: ends a `hold`.
+        over: ends a `stall`.
     """
 
     files: dict[str, bytes]
@@ -89,8 +96,8 @@ class Handler(BaseHTTPRequestHandler):
             self._end_without_body()
             return
         name = re.sub(f"^({re.escape(PREFIX)}|/cdn/|/mirror/)", "", path)
-        asked = self.headers.get("Range")
-        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked else 0
+        requested = self.headers.get("Range")
+        start = int(re.fullmatch(r"bytes=(\d+)-", requested)[1]) if requested else 0
         self.hub.gets.append((name, start))
         fault = self.hub.faults.pop(0) if self.hub.faults else Fault()
         if name not in self.hub.files:
@@ -101,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
             self._end_without_body()
             return
         data = self.hub.files[name] if fault.body is None else fault.body
-        self._send(data, None if asked is None or fault.ignore_range else start, fault)
+        self._send(data, None if requested is None or fault.ignore_range else start, fault)
 
     def _send(self, data: bytes, start: int | None, fault: Fault) -> None:
         total = len(data) + fault.length_error
@@ -129,7 +136,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(data[start : fault.cut_at])
         if fault.then == "reset":
-            # With nothing lingering, closing is a reset.
+            # Without lingering, closing the socket sends a reset.
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.connection.close()
@@ -155,12 +162,12 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *args: object) -> None:
-        """A client that went away is no news."""
+        """Ignore errors: a client may close the connection."""
 
 
 @contextmanager
 def nobody_listens() -> Iterator[str]:
-    """A URL that is refused; nobody else can take its port meanwhile."""
+    """Return a URL that refuses connections; its port stays reserved for this test."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""What cleaning repairs, drops and counts, and that it forgets the stories themselves."""
+"""Cleaning: what it repairs, drops and counts, and its memory."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def cleaned(**how: object) -> tuple[list[str], list[str], Cleaner]:
     return list(cleaner.train(TRAIN)), valid, cleaner
 
 
-def test_nothing_is_changed_unless_asked() -> None:
+def test_nothing_is_changed_by_default() -> None:
     train, valid, cleaner = cleaned()
     assert (train, valid) == (TRAIN, VALID)
     text_bytes = len("".join(TRAIN).encode())
-    assert cleaner.train_counts == cleaning.Counts(stories=6, text_bytes=text_bytes)
+    assert cleaner.train_counts == cleaning.CleaningCounts(stories=6, text_bytes=text_bytes)
 
 
 def test_duplicates_are_dropped_within_a_part_only() -> None:
@@ -87,30 +87,30 @@ def test_stories_are_compared_after_their_repair_and_counted_once() -> None:
     assert train == ["A cat sat.", "“I’m here,” he said."]
     assert valid == ["C d", "E f g"]
     text_bytes = len("".join(train).encode())
-    expected = cleaning.Counts(
+    expected = cleaning.CleaningCounts(
         2, text_bytes, repaired=1, short=1, train_valid_overlap=1, duplicates=2
     )
     assert cleaner.train_counts == expected
 
 
-def test_a_part_of_which_nothing_is_left_is_refused() -> None:
-    with pytest.raises(UserError, match="no validation story"):
+def test_dropping_every_story_of_a_part_is_an_error() -> None:
+    with pytest.raises(UserError, match="drops every validation story"):
         list(Cleaner(Clean(**NOTHING | {"min_words": 9})).valid(VALID))
 
 
 def mistaken(text: str) -> str:
-    """UTF-8 read as Windows-1252, as browsers read it."""
+    """Decode UTF-8 as Windows-1252, as browsers do."""
     return "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in text.encode())
 
 
 @pytest.mark.parametrize("character", "“”‘’–—…éñü£°🙂")
-def test_characters_that_stories_have_are_mended(character: str) -> None:
+def test_common_characters_are_repaired(character: str) -> None:
     text = f"Tom saw {character}it{character} there. {character}"
     assert repaired(mistaken(text)) == text
     assert repaired(text) == text
 
 
-def test_a_closing_quote_whose_last_byte_was_dropped_is_mended() -> None:
+def test_a_closing_quote_without_its_last_byte_is_repaired() -> None:
     text = "“Hi,” said Tom. “Ho,” said Sue.”"
     for following in (" H", ".", "\n", "?"):
         broken = mistaken(text + following).replace("\x9d", "")
@@ -122,23 +122,23 @@ def test_a_closing_quote_whose_last_byte_was_dropped_is_mended() -> None:
     "text",
     ["Plain 'text', ﬁne.", "voilà, à la carte", '“a” and "b"', "ｗｉｄｅ & &amp;", "\ufffd lost"],
 )
-def test_sound_text_stays_as_it_is(text: str) -> None:
+def test_correct_text_is_unchanged(text: str) -> None:
     assert repaired(text) == text
 
 
 @given(st.text("‘’“”–—… \n.aâ", max_size=12))
-def test_the_quick_look_misses_nothing_that_would_be_mended(text: str) -> None:
-    whole = cleaning._CLOSING_QUOTE_CUT_SHORT.sub("â€\x9d", text)
+def test_the_quick_test_misses_no_repair(text: str) -> None:
+    whole = cleaning._INCOMPLETE_CLOSING_QUOTE.sub("â€\x9d", text)
     assert repaired(text) == ftfy.fix_encoding(whole, cleaning._ENCODING_ONLY)
 
 
 def test_real_stories_are_free_of_mojibake_afterwards(tinystories: Path) -> None:
     broken = 0
     for story in files.read(tinystories / "TinyStories-train.txt"):
-        mended = repaired(story)
-        broken += mended != story
-        assert not set(mended) & set("âÃ€\x9d\ufffd†")
-        assert mended.isascii() == story.isascii()
+        result = repaired(story)
+        broken += result != story
+        assert not set(result) & set("âÃ€\x9d\ufffd†")
+        assert result.isascii() == story.isascii()
     assert broken == 52
 
 
@@ -153,7 +153,7 @@ def test_fingerprints_are_a_set(values: list[int]) -> None:
     assert all(value in marks for value in expected)
 
 
-def test_a_fingerprint_takes_few_bytes_however_long_the_stories() -> None:
+def test_memory_does_not_depend_on_the_length_of_stories() -> None:
     tracemalloc.start()
     cleaner = Cleaner(Clean(**NOTHING | {"drop_duplicates": True}))
     stories = (f"Story {index % 18_000}" + " and so on" * 100 for index in range(20_000))

@@ -1,4 +1,4 @@
-"""Reading TinyStories' format, compared with a reader that holds the whole file."""
+"""Reading of TinyStories' format, compared with a reader that loads the whole file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storyllamas.corpus import files
 from storyllamas.errors import UserError
 
 SEPARATOR = "<|endoftext|>"
-# Begins every random file, so that its first chunk is text.
+# The start of every random file, so that its first chunk is text.
 PREFIX = "The first story of the file is longer than any chunk." + SEPARATOR
 
 fragments = st.sampled_from(
@@ -31,7 +31,7 @@ any_file = settings(max_examples=200, suppress_health_check=[HealthCheck.functio
 
 
 def whole_file(data: bytes) -> list[str]:
-    """The stories, found in the plainest way."""
+    """Find the stories in the simplest way."""
     text = data.decode(errors="replace").replace("\0", "\ufffd")
     text = re.sub("\r\n|\r", "\n", text)
     stories = [re.sub(r"\A[ \t-\r\ufeff]+|[ \t-\r\ufeff]+\Z", "", s) for s in text.split(SEPARATOR)]
@@ -47,7 +47,7 @@ def path(tmp_path: Path) -> Path:
 @given(data=contents, chunk=st.integers(1, 40))
 def test_stories_are_those_of_the_whole_file(path: Path, data: bytes, chunk: int) -> None:
     path.write_bytes(data)
-    counts = files.Counts()
+    counts = files.ReadCounts()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "_CHUNK_BYTES", chunk)
         stories = list(files.read(path, counts))
@@ -62,7 +62,7 @@ def test_stories_are_those_of_the_whole_file(path: Path, data: bytes, chunk: int
 @given(data=contents, size=st.integers(1, 100), chunk=st.integers(1, 40))
 def test_spans_read_one_by_one_are_the_file(path: Path, data: bytes, size: int, chunk: int) -> None:
     path.write_bytes(data)
-    whole, parts = files.Counts(), files.Counts()
+    whole, parts = files.ReadCounts(), files.ReadCounts()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "_CHUNK_BYTES", chunk)
         expected = list(files.read(path, whole))
@@ -79,7 +79,7 @@ def test_spans_read_one_by_one_are_the_file(path: Path, data: bytes, size: int, 
 
 @any_file
 @given(data=contents)
-def test_what_is_written_is_what_is_read(path: Path, data: bytes) -> None:
+def test_written_stories_are_read_unchanged(path: Path, data: bytes) -> None:
     stories = whole_file(data)
     buffer = io.BytesIO()
     assert files.write(buffer, stories) == len(stories)
@@ -87,13 +87,13 @@ def test_what_is_written_is_what_is_read(path: Path, data: bytes) -> None:
     assert list(files.read(path)) == stories
 
 
-def test_lines_are_not_stories_and_the_last_needs_no_separator(path: Path) -> None:
+def test_line_breaks_do_not_end_a_story_and_the_last_needs_no_separator(path: Path) -> None:
     path.write_bytes(
         b"\xef\xbb\xbfOnce.\r\n\r\nTwice.\r\n<|endoftext|>\r\n \n<|endoftext|>One<|endoftext|>two"
     )
-    counts = files.Counts()
+    counts = files.ReadCounts()
     assert list(files.read(path, counts)) == ["Once.\n\nTwice.", "One", "two"]
-    assert counts == files.Counts(stories=3, text_bytes=19, empty=1, invalid_bytes=0)
+    assert counts == files.ReadCounts(stories=3, text_bytes=19, empty=1, invalid_bytes=0)
 
 
 def test_real_stories_are_written_as_published(tinystories: Path) -> None:
@@ -140,7 +140,7 @@ def test_memory_does_not_grow_with_the_file(path: Path) -> None:
         (bytes(range(128, 256)) * 9, "is not text"),
     ],
 )
-def test_a_file_of_no_use_is_refused_by_name(path: Path, data: bytes | None, words: str) -> None:
+def test_an_unusable_file_is_rejected_by_name(path: Path, data: bytes | None, words: str) -> None:
     if data is not None:
         path.write_bytes(data)
     with pytest.raises(UserError, match=words) as caught:
@@ -148,12 +148,12 @@ def test_a_file_of_no_use_is_refused_by_name(path: Path, data: bytes | None, wor
     assert str(path) in str(caught.value)
 
 
-def test_a_folder_is_refused(tmp_path: Path) -> None:
+def test_a_folder_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         list(files.read(tmp_path))
 
 
-def test_text_without_separators_is_refused_before_it_fills_the_memory(
+def test_text_without_separators_is_rejected_before_it_fills_the_memory(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "MAX_STORY_BYTES", 4 << 20)
@@ -164,6 +164,6 @@ def test_text_without_separators_is_refused_before_it_fills_the_memory(
 
 def test_a_few_latin_1_characters_are_replaced(path: Path) -> None:
     path.write_bytes("Zoé drank her café au lait at the window.<|endoftext|>".encode("latin-1"))
-    counts = files.Counts()
+    counts = files.ReadCounts()
     assert list(files.read(path, counts)) == ["Zo\ufffd drank her caf\ufffd au lait at the window."]
     assert counts.invalid_bytes == 2

@@ -1,4 +1,4 @@
-"""A survey's facts against plain counting over all stories at once, and how it is shown."""
+"""Statistics of a corpus, compared with plain counting over all stories, and their output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from storyllamas import cli
 from storyllamas.corpus import files, sources
 from storyllamas.corpus_stats import plot, report, stats
-from storyllamas.corpus_stats.counters import Lengths, Tally
+from storyllamas.corpus_stats.counters import BoundedCounter, LengthCounter
 from storyllamas.errors import UserError
 
 TRAIN = [
@@ -31,8 +31,8 @@ TRAIN = [
 VALID = ["Tom.", "A cow."]
 
 
-def both(train: list[str] = TRAIN) -> stats.Survey:
-    return stats.survey({"train": iter(train), "valid": iter(VALID)}, seed=1)
+def both(train: list[str] = TRAIN) -> stats.CorpusStats:
+    return stats.collect({"train": iter(train), "valid": iter(VALID)}, seed=1)
 
 
 def test_counts() -> None:
@@ -49,7 +49,7 @@ def test_counts() -> None:
     assert found.parts["valid"].duplicates == 0
 
 
-def test_words_are_those_of_a_plain_count() -> None:
+def test_words_equal_a_plain_count() -> None:
     train = both(TRAIN[:4]).parts["train"]
     text = " ".join(TRAIN[:4]).lower()
     plain = Counter(re.findall(r"[a-z]+(?:'[a-z]+)?", text))
@@ -60,7 +60,7 @@ def test_words_are_those_of_a_plain_count() -> None:
     assert train.words_to_cover == {"0.5": 4, "0.9": 11, "0.99": 13}
 
 
-def test_beginnings_are_the_first_words_without_what_follows_them() -> None:
+def test_beginnings_are_the_first_words_without_punctuation() -> None:
     assert both().parts["train"].beginnings == [
         ("Once upon a time", 2), ("Tom", 2), ("The [b]ear said: â€œI’m", 1),
     ]  # fmt: skip
@@ -74,10 +74,10 @@ def test_odd_characters_are_named() -> None:
     assert set(characters) == {c for story in TRAIN for c in story if not " " <= c <= "~"} - {"\n"}
 
 
-def test_random_stories_depend_on_the_seed_and_take_every_part_of_the_corpus() -> None:
+def test_random_stories_depend_on_the_seed_and_are_spread_over_the_corpus() -> None:
     stories = [f"Story {i}." for i in range(300)]
-    drawn = [stats.survey({"": stories}, seed).parts[""].samples for seed in range(300)]
-    assert drawn[7] == stats.survey({"": stories}, 7).parts[""].samples
+    drawn = [stats.collect({"": stories}, seed).parts[""].samples for seed in range(300)]
+    assert drawn[7] == stats.collect({"": stories}, 7).parts[""].samples
     numbers = [int(story[6:-1]) for samples in drawn for story in samples]
     thirds = np.histogram(numbers, 3, (0, 300))[0]
     assert thirds.sum() == 900
@@ -87,7 +87,7 @@ def test_random_stories_depend_on_the_seed_and_take_every_part_of_the_corpus() -
 
 @given(st.lists(st.integers(0, 500), min_size=1), st.floats(0, 1), st.integers(1, 20))
 def test_lengths(values: list[int], share: float, bins: int) -> None:
-    lengths = Lengths()
+    lengths = LengthCounter()
     for value in values:
         lengths.add(value)
     assert (lengths.count, lengths.total) == (len(values), sum(values))
@@ -99,19 +99,19 @@ def test_lengths(values: list[int], share: float, bins: int) -> None:
         assert sum(first <= value <= last for value in values) == count
 
 
-def test_a_tally_forgets_the_rare_and_keeps_the_frequent() -> None:
-    tally = Tally(limit=100)
+def test_a_bounded_counter_forgets_rare_texts_and_keeps_frequent_ones() -> None:
+    counter = BoundedCounter(limit=100)
     for i in range(1000):
-        tally.update(["often", f"once {i}", "often"])
-    assert tally.counts["often"] == 2000
-    assert tally.counts.most_common(1) == [("often", 2000)]
-    assert tally.forgot
-    assert len(tally.counts) <= 100 <= tally.distinct
+        counter.update(["often", f"once {i}", "often"])
+    assert counter.counts["often"] == 2000
+    assert counter.counts.most_common(1) == [("often", 2000)]
+    assert counter.forgot
+    assert len(counter.counts) <= 100 <= counter.distinct
 
 
-def test_too_many_different_words_are_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stats, "Tally", lambda: Tally(limit=50))
-    part = stats.survey({"": (f"word{'x' * i}" for i in range(200))}, 1).parts[""]
+def test_too_many_different_words_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "BoundedCounter", lambda: BoundedCounter(limit=50))
+    part = stats.collect({"": (f"word{'x' * i}" for i in range(200))}, 1).parts[""]
     assert part.words_forgotten
     assert 50 <= part.distinct_words <= 200
 
@@ -119,7 +119,7 @@ def test_too_many_different_words_are_said_to_be(monkeypatch: pytest.MonkeyPatch
 def test_memory_does_not_grow_with_the_stories() -> None:
     stories = (f"Once upon a time {i % 900} " + "it ran " * 90 for i in range(2500))
     tracemalloc.start()
-    stats.survey({"": stories}, 1)
+    stats.collect({"": stories}, 1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 19
@@ -151,23 +151,23 @@ def test_a_folder_has_two_parts_or_one_and_a_file_is_one(tmp_path: Path) -> None
         read(tmp_path / "none")
 
 
-def test_the_page_has_every_fact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_has_every_statistic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(written(tmp_path)) == 0
     page = capsys.readouterr().out
     for words in (
         r"stories +5 +2\n",
-        r"stories that came before +1 +0\n",
+        r"repeated stories +1 +0\n",
         r"stories also in valid +2",
-        r"decoded wrongly .* 1 +0\n",
+        r"wrongly decoded stories .* 1 +0\n",
         r"40\.0% +Once upon a time",
         r"U\+201C +“ LEFT DOUBLE",
         r"The \[b\]ear",
     ):
         assert re.search(words, page), words
-    assert page.count("a story at random") == 3
+    assert page.count("random story") == 3
 
 
-def test_json_has_every_fact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_every_statistic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(written(tmp_path), "--json", "--seed", 3) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["train_valid_overlap"] == 2
@@ -184,7 +184,7 @@ def test_the_picture_is_the_same_for_the_same_corpus(tmp_path: Path) -> None:
     assert data == (tmp_path / "b.png").read_bytes()
 
 
-def test_nothing_is_drawn_or_printed_of_no_corpus(
+def test_nothing_is_drawn_or_printed_without_a_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -195,6 +195,6 @@ def test_nothing_is_drawn_or_printed_of_no_corpus(
 
 def test_a_part_of_one_story_is_shown() -> None:
     text = io.StringIO()
-    found = stats.survey({"mine.txt": ["!"]}, 1)
+    found = stats.collect({"mine.txt": ["!"]}, 1)
     report.show(found, Console(file=text, width=80))
     assert "mine.txt" in text.getvalue()

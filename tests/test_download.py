@@ -1,4 +1,4 @@
-"""The download stage as it runs, against a local server that speaks the hub's protocol."""
+"""The download stage in a process of its own, with a local server in place of the hub."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from storyllamas.corpus.tinystories import FILES, PUBLISHED, REVISION
 from storyllamas.corpus.transfer import Published
 
 TRAIN, VALID = FILES["v1"]
-# The stage, with other published files and less patience.
+# Runs the stage with other published files and shorter pauses.
 RUN = """
 import json, sys
 from storyllamas.corpus import tinystories
-from storyllamas.corpus.transfer import Patience, Published
+from storyllamas.corpus.transfer import RetrySettings, Published
 for name, values in json.loads(sys.argv[1]).items():
     tinystories.PUBLISHED[name] = Published(*values)
-tinystories.PATIENCE = Patience(pauses=(0.01, 0.02), silence=60)
+tinystories.RETRIES = RetrySettings(pauses=(0.01, 0.02), timeout=60)
 from stages.download import main
 main()
 """
@@ -40,7 +40,7 @@ def hub() -> Iterator[Hub]:
 
 
 class Stage:
-    """The stage in a folder of its own, for the files that `hub` publishes."""
+    """The stage in its own folder; the published files are those of `hub`."""
 
     def __init__(self, folder: Path, hub: Hub) -> None:
         self.folder = folder
@@ -80,7 +80,7 @@ class Stage:
         return output
 
     def fails(self, *faults: Fault) -> str:
-        """Run to an error of one sentence that leaves no corpus; return the sentence."""
+        """Run, check that an error of one sentence leaves no corpus, and return the sentence."""
         self.hub.faults[:] = faults
         process = self.start()
         _, errors = process.communicate(timeout=PATIENCE)
@@ -127,7 +127,7 @@ def test_downloads_both_files_once(hub: Hub, stage: Stage, edition: str) -> None
 
 
 @pytest.mark.parametrize("cut", [1, 54_321])
-def test_a_killed_download_goes_on_where_it_stopped(hub: Hub, stage: Stage, cut: int) -> None:
+def test_a_killed_download_resumes(hub: Hub, stage: Stage, cut: int) -> None:
     hub.cdn = True
     hub.faults.append(Fault(cut_at=cut, then="stall"))
     process = stage.start()
@@ -138,7 +138,7 @@ def test_a_killed_download_goes_on_where_it_stopped(hub: Hub, stage: Stage, cut:
     assert hub.gets == [(TRAIN, 0), (TRAIN, cut), (VALID, 0)]
 
 
-def test_two_processes_do_not_load_one_file(hub: Hub, tmp_path: Path) -> None:
+def test_two_processes_do_not_download_the_same_file(hub: Hub, tmp_path: Path) -> None:
     hub.faults.append(Fault(cut_at=1000, then="hold"))
     pair = [Stage(tmp_path / name, hub) for name in "ab"]
     for stage in pair:
@@ -147,8 +147,8 @@ def test_two_processes_do_not_load_one_file(hub: Hub, tmp_path: Path) -> None:
     wait_for_bytes(tmp_path / "state/downloads" / REVISION / f"{TRAIN}.partial", 1000)
     second = pair[1].start()
     size = len(hub.files[TRAIN])
-    assert f"{size - 1000:,} of {size:,} bytes to download" in second.stdout.readline()
-    assert second.stdout.readline().startswith("waiting for the process that loads")
+    assert f"downloading {size - 1000:,} of {size:,} bytes" in second.stdout.readline()
+    assert second.stdout.readline().startswith("waiting for the process that downloads")
     hub.go.set()
     finished(first)
     finished(second)
@@ -156,15 +156,13 @@ def test_two_processes_do_not_load_one_file(hub: Hub, tmp_path: Path) -> None:
     assert pair[0].corpus() == pair[1].corpus() == (hub.files[TRAIN], hub.files[VALID])
 
 
-def test_a_busy_server_is_said_and_asked_again(stage: Stage) -> None:
+def test_a_busy_server_is_reported_and_tried_again(stage: Stage) -> None:
     output = stage.succeeds(Fault(status=503), Fault(cut_at=77), Fault(status=429))
-    lines = [line for line in output.splitlines() if "going on in" in line]
+    lines = [line for line in output.splitlines() if "; retry " in line]
     size = len(stage.hub.files[TRAIN])
-    assert lines[0].startswith(f"{TRAIN}: HTTP status 503 at byte 0 of {size:,}; going on in 0 s")
-    assert [line.split()[-4:] for line in lines] == [
-        ["(try", "1", "of", "2)"],
-        ["(try", "1", "of", "2)"],
-        ["(try", "2", "of", "2)"],
+    assert lines[0] == f"{TRAIN}: HTTP status 503 at byte 0 of {size:,}; retry 1 of 2 in 0 s"
+    assert [line.split("; ")[1] for line in lines] == [
+        f"retry {number} of 2 in 0 s" for number in (1, 1, 2)
     ]
 
 
@@ -173,11 +171,11 @@ def test_a_server_that_stays_broken_is_named_with_its_status(stage: Stage) -> No
     assert f"{TRAIN} could not be downloaded from {stage.hub.endpoint} (HTTP status 503" in sentence
 
 
-def test_wrong_content_is_refused_and_kept_aside(hub: Hub, stage: Stage) -> None:
+def test_wrong_content_is_rejected_and_kept_under_another_name(hub: Hub, stage: Stage) -> None:
     wrong = hub.files[TRAIN].replace(b"Tom", b"Tim")
     sentence = stage.fails(Fault(body=wrong))
     bad = stage.kept(f"{TRAIN}.bad")
-    for words in ("SHA-256", str(bad.relative_to(stage.folder)), "try again to begin anew"):
+    for words in ("SHA-256", str(bad.relative_to(stage.folder)), "run it again to restart"):
         assert words in sentence
     assert bad.read_bytes() == wrong
     stage.succeeds()
@@ -190,25 +188,25 @@ def test_missing_file_is_named_with_its_status(hub: Hub, stage: Stage) -> None:
     assert "404" in sentence
 
 
-def test_without_a_server_the_sentence_says_what_to_do(stage: Stage) -> None:
+def test_the_message_without_a_server_says_what_to_do(stage: Stage) -> None:
     with nobody_listens() as stage.hub.endpoint:
         sentence = stage.fails()
     for way_out in ("storybook", "HF_ENDPOINT", "corpus.mirror", "folder", stage.hub.endpoint):
         assert way_out in sentence
 
 
-def test_offline_is_said(hub: Hub, stage: Stage) -> None:
+def test_offline_mode_is_reported(hub: Hub, stage: Stage) -> None:
     stage.environment["HF_HUB_OFFLINE"] = "1"
     assert "(HF_HUB_OFFLINE is set)" in stage.fails()
     assert hub.gets == []
 
 
-def test_a_lack_of_room_is_said_before_anything_is_asked_for(hub: Hub, stage: Stage) -> None:
+def test_a_full_disk_is_reported_before_any_request(hub: Hub, stage: Stage) -> None:
     size = 1 << 60
     stage.published[TRAIN] = Published(size, "0" * 64)
     sentence = stage.fails()
-    # Room for the download and for the corpus made of it.
-    assert f"{2 * (size + len(hub.files[VALID])):,} are needed" in sentence
+    # Twice the size: the download, and the corpus files made from it.
+    assert f"corpus files need {2 * (size + len(hub.files[VALID])):,}" in sentence
     assert hub.gets == []
 
 
@@ -218,14 +216,14 @@ def cache_file(stage: Stage, name: str, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def test_the_hubs_own_cache_is_looked_into_first(hub: Hub, stage: Stage) -> None:
+def test_the_hubs_cache_is_used_first(hub: Hub, stage: Stage) -> None:
     for name in (TRAIN, VALID):
         cache_file(stage, name, hub.files[name])
     stage.succeeds()
     assert hub.gets == []
 
 
-def test_a_damaged_file_in_the_hubs_cache_is_not_taken(hub: Hub, stage: Stage) -> None:
+def test_a_damaged_file_in_the_hubs_cache_is_not_used(hub: Hub, stage: Stage) -> None:
     cache_file(stage, TRAIN, hub.files[TRAIN][:-9])
     cache_file(stage, VALID, hub.files[VALID])
     assert "is not the published file" in stage.succeeds()
@@ -251,7 +249,7 @@ def test_a_mirror_in_a_folder(hub: Hub, stage: Stage, tmp_path: Path) -> None:
     stage.configure(source="tinystories", mirror=str(mirror))
     (mirror / TRAIN).write_bytes(hub.files[TRAIN])
     sentence = stage.fails()
-    assert f"{mirror / VALID} is refused (No such file or directory)" in sentence
+    assert f"{mirror / VALID} cannot be used (No such file or directory)" in sentence
     (mirror / VALID).write_bytes(hub.files[VALID][::-1])
     assert "SHA-256" in stage.fails()
     (mirror / VALID).write_bytes(hub.files[VALID])
@@ -259,7 +257,7 @@ def test_a_mirror_in_a_folder(hub: Hub, stage: Stage, tmp_path: Path) -> None:
     assert hub.gets == []
 
 
-def test_a_proxy_is_asked(hub: Hub, stage: Stage) -> None:
+def test_a_proxy_is_used(hub: Hub, stage: Stage) -> None:
     stage.environment = {
         "HTTP_PROXY": hub.endpoint,
         "http_proxy": hub.endpoint,
@@ -271,7 +269,7 @@ def test_a_proxy_is_asked(hub: Hub, stage: Stage) -> None:
     assert hub.hosts == ["hub.invalid"] * 2
 
 
-def test_what_is_published_is_pinned() -> None:
+def test_the_published_files_are_pinned() -> None:
     assert set(PUBLISHED) == {name for names in FILES.values() for name in names}
     assert len({values.sha256 for values in PUBLISHED.values()}) == 4
     assert all(int(values.sha256, 16) and len(values.sha256) == 64 for values in PUBLISHED.values())

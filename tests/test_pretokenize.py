@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, target: Path, threads: int) -> files.Counts:
+def run(folder: Path, target: Path, threads: int) -> files.ReadCounts:
     return pretokenize.pretokenize(
         folder / "train.txt", folder / "tokenizer.model", target, threads
     )
@@ -49,7 +49,7 @@ def test_tokens_are_bos_story_eos(folder: Path, tmp_path: Path) -> None:
     assert file.tokens.tolist() == list(itertools.chain(*expected))
     assert (file.vocab_size, file.stories) == (330, 400)
     assert file.text_bytes == len("".join(STORIES).encode())
-    assert counts == files.Counts(stories=400, text_bytes=file.text_bytes)
+    assert counts == files.ReadCounts(stories=400, text_bytes=file.text_bytes)
 
 
 def test_threads_do_not_change_a_bit(

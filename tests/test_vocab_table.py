@@ -1,4 +1,4 @@
-"""The table of vocabulary sizes against tokenizers trained one by one."""
+"""The table of vocabulary sizes, compared with tokenizers trained one by one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rows() -> list[vocab_table.Row]:
     return vocab_table.table([260, 300, 340, 5000], STORIES, HELD_OUT, MODELS)
 
 
-def test_rows_are_of_tokenizers_trained_so(rows: list[vocab_table.Row]) -> None:
+def test_rows_equal_tokenizers_trained_one_by_one(rows: list[vocab_table.Row]) -> None:
     for row in rows[1:3]:
         trained = tokenizer.Tokenizer(tokenizer.train(STORIES, row.vocab_size))
         tokens = sum(len(trained.encode(story)) for story in HELD_OUT)
@@ -52,7 +52,7 @@ def test_shares_are_those_of_the_models(rows: list[vocab_table.Row]) -> None:
     assert rows[1].embedding_share["30m"] < rows[1].embedding_share["2m"]
 
 
-def test_an_impossible_size_says_what_is_possible(rows: list[vocab_table.Row]) -> None:
+def test_an_impossible_size_names_the_nearest_possible_one(rows: list[vocab_table.Row]) -> None:
     for row in (rows[0], rows[-1]):
         assert row.bytes_per_token is None
         tokenizer.train(STORIES, row.possible)
@@ -63,7 +63,7 @@ def test_an_impossible_size_says_what_is_possible(rows: list[vocab_table.Row]) -
     assert f"5,000: this corpus allows at most {rows[-1].possible}" in text.getvalue()
 
 
-def test_the_report_is_of_the_corpus_in_use(tmp_path: Path) -> None:
+def test_the_report_describes_the_current_corpus(tmp_path: Path) -> None:
     corpus = tmp_path / "data/corpus"
     corpus.mkdir(parents=True)
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())

@@ -1,1 +1,1 @@
-"""Where stories come from: the bundled storybook, TinyStories, or the user's own files."""
+"""Sources of stories: the bundled storybook, TinyStories, or your own files."""

@@ -1,8 +1,10 @@
 """TinyStories (Eldan and Li, 2023, https://arxiv.org/abs/2305.07759), from Hugging Face.
 
-`HF_ENDPOINT` names a mirror that is laid out as the hub; `corpus.mirror` a folder, here or behind
-a URL, that has the files themselves. The hub's cache on this machine is looked into first. From
-wherever a file comes, it must be the published one, byte for byte.
+A file is taken from the first place that has it: an earlier download, the folder `corpus.mirror`,
+the cache of huggingface_hub on this machine, and then the URL `corpus.mirror` or the hub.
+`HF_ENDPOINT` names a mirror with the layout of the hub; `corpus.mirror` is a folder or URL that
+contains the files directly. Wherever a file comes from, it must equal the published one byte for
+byte.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pathlib import Path
 from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
 
 from storyllamas.corpus import transfer
-from storyllamas.corpus.transfer import Patience, Published, TransferError
+from storyllamas.corpus.transfer import Published, RetrySettings, TransferError
 from storyllamas.errors import UserError
 
 REPOSITORY = "roneneldan/TinyStories"
@@ -37,19 +39,20 @@ PUBLISHED = {
         22_502_601, "6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d"
     ),
 }
-PATIENCE = Patience()
+RETRIES = RetrySettings()
 
 
 def download(edition: str, folder: Path, mirror: str = "") -> tuple[Path, Path]:
-    """Bring the training and the validation file of an edition onto this machine.
+    """Return the paths of an edition's training and validation file; download missing files.
 
     Args:
         edition: a key of `FILES`.
-        folder: where the files, whole or begun, are kept.
-        mirror: the URL of a folder or the path of one that has the files; empty: the hub.
+        folder: the folder for complete and partial downloads.
+        mirror: URL or path of a folder that has the files; empty: the hub.
 
     Raises:
-        UserError: a file cannot be had, or is not the published one, or would not fit the disk.
+        UserError: a file cannot be downloaded, differs from the published one, or does not fit on
+            the disk.
     """
     names = FILES[edition]
     folder = folder / REVISION
@@ -60,16 +63,16 @@ def download(edition: str, folder: Path, mirror: str = "") -> tuple[Path, Path]:
 
 
 def _find(name: str, folder: Path, mirror: str) -> Path | None:
-    """The file, if it is on this machine already."""
+    """Return the path of a file that is on this machine, or None."""
     if (folder / name).exists():
         return folder / name
     if mirror and not _is_url(mirror):
-        return _checked(Path(mirror) / name)
+        return _checked(Path(mirror).expanduser() / name)
     cached = try_to_load_from_cache(REPOSITORY, name, revision=REVISION, repo_type="dataset")
     if not isinstance(cached, str):
         return None
     if reason := transfer.difference(Path(cached), PUBLISHED[name]):
-        print(f"{cached} is not the published file ({reason}) and is left alone", flush=True)
+        print(f"{cached} is not the published file ({reason}) and is ignored", flush=True)
         return None
     return Path(cached)
 
@@ -81,7 +84,7 @@ def _checked(path: Path) -> Path:
         reason = error.strerror
     if reason:
         raise UserError(
-            f"{path} is refused ({reason}): let corpus.mirror be a URL or a folder that has "
+            f"{path} cannot be used ({reason}): set corpus.mirror to a URL or a folder that has "
             f"{path.name} as published, or leave it empty"
         )
     return path
@@ -93,21 +96,21 @@ def _fetch(name: str, folder: Path, mirror: str) -> Path:
     place = re.sub("//[^/@]*@", "//", mirror) or constants.ENDPOINT
     target, published = folder / name, PUBLISHED[name]
     left = transfer.remaining(target, published)
-    print(f"{name}: {left:,} of {published.size:,} bytes to download from {place}", flush=True)
+    print(f"{name}: downloading {left:,} of {published.size:,} bytes from {place}", flush=True)
     try:
-        transfer.fetch(url, target, published, PATIENCE)
+        transfer.fetch(url, target, published, RETRIES)
     except TransferError as error:
-        again = "go on where it stopped" if error.resumable else "begin anew"
+        again = "resume" if error.resumable else "restart"
         raise UserError(
-            f"{name} could not be downloaded from {place} ({error}): try again to {again}, set "
-            "corpus.mirror or HF_ENDPOINT to another place, or set corpus.source to storybook or "
-            f"to a folder that holds {name}"
+            f"{name} could not be downloaded from {place} ({error}): run it again to {again} the "
+            "download, set corpus.mirror or HF_ENDPOINT to another place, or set corpus.source to "
+            f"storybook or to a folder that has {name}"
         ) from None
     return target
 
 
 def _require_space(folder: Path, found: dict[str, Path | None]) -> None:
-    """Refuse to begin what cannot end: the download and the corpus, where that is on one disk."""
+    """Check that the disk has room for the download and, on the same disk, for the corpus files."""
     missing = [name for name, path in found.items() if path is None]
     needed = sum(transfer.remaining(folder / name, PUBLISHED[name]) for name in missing)
     existing = transfer.existing(folder)
@@ -116,9 +119,8 @@ def _require_space(folder: Path, found: dict[str, Path | None]) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
-            f"the disk of {existing} has room for {free:,} bytes, and {needed:,} are needed for "
-            "what is yet to be downloaded and the corpus made of it: make room, or run where "
-            "there is some"
+            f"the disk of {existing} has {free:,} free bytes, and the download and the corpus "
+            f"files need {needed:,}: free some, or run on another disk"
         )
 
 

@@ -1,8 +1,8 @@
-"""Files over HTTP, each of a known size and digest: fetched once, resumed at any byte.
+"""Downloads over HTTP of files with known size and digest, which can resume at any byte.
 
-What came is appended to `NAME.partial` at once, so that a later try, of this process or another,
-goes on behind it. A server that does not know ranges costs time, never what is there already.
-Proxies are those of the environment (`HTTPS_PROXY`, `NO_PROXY`, …).
+Received bytes are appended to `NAME.partial` at once, so that a later attempt, of this process or
+another, resumes after them. A server without support for ranges costs time, but no received bytes
+are lost. Proxies come from the environment (`HTTPS_PROXY`, `NO_PROXY`, …).
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _BROKEN = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolEr
 
 @dataclass(frozen=True)
 class Published:
-    """What a file must be.
+    """Size and digest of a published file.
 
     Attributes:
-        size: bytes.
-        sha256: digest, in lower-case hexadecimal.
+        size: length in bytes.
+        sha256: SHA-256 digest, in lower-case hexadecimal.
     """
 
     size: int
@@ -47,28 +47,28 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How a server is waited for.
+class RetrySettings:
+    """Settings of retries; all times are in seconds.
 
     Attributes:
-        pauses: seconds before each further try; counted from the first again when a byte came.
-        jitter: share by which a pause may be longer, at random, so that many who were cut off
-            together do not come back together.
-        silence: seconds without a byte after which a connection counts as broken.
-        longest: most seconds that a server may ask to wait.
+        pauses: pause before each retry; starts again with the first after a received byte.
+        jitter: share of a pause by which it may be longer, at random, so that many clients that
+            lost their connection together do not reconnect together.
+        timeout: time without a byte after which a connection counts as broken.
+        max_wait: upper limit of the wait that a server may ask for.
     """
 
     pauses: tuple[float, ...] = (1, 2, 4, 8, 16)
     jitter: float = 0.25
-    silence: float = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    longest: float = 600
+    timeout: float = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    max_wait: float = 600
 
 
 class TransferError(Exception):
-    """Why a file cannot be had, as a phrase.
+    """A failed download; the message is a phrase that gives the reason.
 
     Attributes:
-        resumable: another try goes on where this one stopped.
+        resumable: whether another attempt resumes where this one stopped.
     """
 
     def __init__(self, reason: str, resumable: bool = True) -> None:
@@ -77,10 +77,10 @@ class TransferError(Exception):
 
 
 class _InterruptionError(Exception):
-    """Something that may be over in a while.
+    """A failure that a retry may overcome.
 
     Attributes:
-        wait: seconds that the server asks to wait.
+        wait: seconds that the server asks to wait; 0 if it does not ask.
     """
 
     def __init__(self, reason: str, wait: float = 0) -> None:
@@ -88,29 +88,36 @@ class _InterruptionError(Exception):
         self.wait = wait
 
 
-def fetch(url: str, target: Path, published: Published, patience: Patience) -> None:
-    """Download a file, unless it is there; one process at a time, the others wait.
+def fetch(url: str, target: Path, published: Published, retries: RetrySettings) -> None:
+    """Download a file unless it exists; one process downloads, the others wait for it.
+
+    Args:
+        url: where the file is.
+        target: where to write it.
+        published: its size and digest.
+        retries: settings of retries.
 
     Raises:
-        TransferError: it cannot be had. A file that came whole but is not the published one is
+        TransferError: the download failed. A complete file that differs from the published one is
             kept as `NAME.bad`.
     """
-    with locked(target.with_name(f"{target.name}.lock"), f"the process that loads {target.name}"):
+    lock = target.with_name(f"{target.name}.lock")
+    with locked(lock, f"the process that downloads {target.name}"):
         if target.exists():
             return
         partial = target.with_name(f"{target.name}.partial")
         try:
-            _receive(url, partial, published.size, patience)
+            _receive(url, partial, published.size, retries)
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             raise TransferError(_phrase(error)) from None
         if reason := difference(partial, published):
             bad = partial.replace(target.with_name(f"{target.name}.bad"))
-            raise TransferError(f"{reason}; what came is kept as {bad}", resumable=False)
+            raise TransferError(f"{reason}; the file is kept as {bad}", resumable=False)
         partial.replace(target)
 
 
 def remaining(target: Path, published: Published) -> int:
-    """Bytes that `fetch` has yet to download."""
+    """Return the number of bytes that `fetch` still has to download."""
     partial = target.with_name(f"{target.name}.partial")
     if target.exists():
         return 0
@@ -118,7 +125,7 @@ def remaining(target: Path, published: Published) -> int:
 
 
 def difference(path: Path, published: Published) -> str | None:
-    """In what a file differs from the published one, as a phrase; None if in nothing."""
+    """Return how a file differs from the published one, as a phrase, or None if it is equal."""
     size = path.stat().st_size
     if size != published.size:
         return _wrong_size(size, published.size)
@@ -130,13 +137,13 @@ def difference(path: Path, published: Published) -> str | None:
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
+    """Return the folder if it exists, else its nearest parent that exists."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def _receive(url: str, partial: Path, size: int, patience: Patience) -> None:
-    """Append to `partial` until it has `size` bytes, or more if the server sends more."""
+def _receive(url: str, partial: Path, size: int, retries: RetrySettings) -> None:
+    """Append to `partial` until it has at least `size` bytes; the server may send more."""
     if partial.exists() and partial.stat().st_size > size:
         partial.unlink()
     tries = 0
@@ -144,17 +151,17 @@ def _receive(url: str, partial: Path, size: int, patience: Patience) -> None:
         while (before := file.tell()) < size:
             bar.update(bar.task_ids[0], completed=before)
             try:
-                _request(url, file, size, patience, bar)
+                _request(url, file, size, retries, bar)
                 continue
             except _BROKEN as error:
-                interruption = _InterruptionError(_phrase(error, patience.silence))
+                interruption = _InterruptionError(_phrase(error, retries.timeout))
             except _InterruptionError as error:
                 interruption = error
             tries = 1 if file.tell() > before else tries + 1
-            pause = _pause(interruption, tries, patience)
+            pause = _pause(interruption, tries, retries)
             bar.console.print(
                 f"{partial.stem}: {interruption} at byte {file.tell():,} of {size:,}; "
-                f"going on in {pause:.0f} s (try {tries} of {len(patience.pauses)})",
+                f"retry {tries} of {len(retries.pauses)} in {pause:.0f} s",
                 soft_wrap=True,
                 markup=False,
                 highlight=False,
@@ -163,54 +170,63 @@ def _receive(url: str, partial: Path, size: int, patience: Patience) -> None:
         os.fsync(file.fileno())
 
 
-def _pause(interruption: _InterruptionError, tries: int, patience: Patience) -> float:
-    """Seconds to wait before try number `tries`."""
-    if interruption.wait > patience.longest:
-        raise TransferError(f"{interruption}, and no more for {interruption.wait:,.0f} s")
-    if tries > len(patience.pauses):
+def _pause(interruption: _InterruptionError, tries: int, retries: RetrySettings) -> float:
+    """Return the seconds to wait before retry number `tries`, counted from 1."""
+    if interruption.wait > retries.max_wait:
+        raise TransferError(
+            f"{interruption}, and the server asks to wait {interruption.wait:,.0f} s"
+        )
+    if tries > len(retries.pauses):
         raise TransferError(f"{interruption}, {tries} times in a row")
-    pause = max(interruption.wait, patience.pauses[tries - 1])
-    return pause * (1 + random.uniform(0, patience.jitter))
+    pause = max(interruption.wait, retries.pauses[tries - 1])
+    return pause * (1 + random.uniform(0, retries.jitter))
 
 
-def _request(url: str, file: BinaryIO, size: int, patience: Patience, bar: bars.Progress) -> None:
-    """Append what one answer has of the file."""
+def _request(
+    url: str, file: BinaryIO, size: int, retries: RetrySettings, bar: bars.Progress
+) -> None:
+    """Append the missing bytes of the file from one response."""
     have = file.tell()
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with get_session().stream(
-        "GET", url, headers=headers, timeout=patience.silence, follow_redirects=True
+        "GET", url, headers=headers, timeout=retries.timeout, follow_redirects=True
     ) as response:
-        skipped = have - _first_byte(response, have, size)
+        to_skip = have - _first_byte(response, have, size)
         for chunk in response.iter_bytes():
-            file.write(chunk[skipped:])
+            file.write(chunk[to_skip:])
             file.flush()
-            skipped = max(0, skipped - len(chunk))
+            to_skip = max(0, to_skip - len(chunk))
             bar.update(bar.task_ids[0], completed=file.tell())
             if file.tell() > size:
                 return
     if file.tell() < size:
-        raise _InterruptionError("the answer ended")
+        raise _InterruptionError("the response ended early")
 
 
 def _first_byte(response: httpx2.Response, have: int, size: int) -> int:
-    """Which byte of the file the answer begins with; at most `have`."""
+    """Return the offset in the file at which the response begins; at most `have`.
+
+    Raises:
+        TransferError: the response is not a part of the file that can be used.
+        _InterruptionError: the server is busy.
+    """
     status = response.status_code
     if status in _BUSY:
         raise _InterruptionError(f"HTTP status {status}", _asked_wait(response))
     if status not in (200, 206, 416):
         raise TransferError(f"HTTP status {status}")
     if status != 416 and response.headers.get("Content-Type", "").startswith("text/html"):
-        raise TransferError("the answer is a web page, not the file")
+        raise TransferError("the response is a web page, not the file")
     first, total = _extent(response)
     if total is not None and total != size:
         raise TransferError(_wrong_size(total, size))
     if first is None or first > have:
-        raise TransferError(f"the answer to a request for byte {have:,} does not begin there")
+        raise TransferError(f"the response to a request for byte {have:,} does not begin there")
     return first
 
 
 def _extent(response: httpx2.Response) -> tuple[int | None, int | None]:
-    """The first byte of the answer and the size of the whole file; None for what it hides."""
+    """Return the response's offset in the file and the size of the file; None where unknown."""
     if response.status_code == 200:
         encoded = "Content-Encoding" in response.headers
         total = "" if encoded else response.headers.get("Content-Length", "")
@@ -223,7 +239,7 @@ def _extent(response: httpx2.Response) -> tuple[int | None, int | None]:
 
 
 def _asked_wait(response: httpx2.Response) -> float:
-    """Seconds that the server asks to wait; 0 if it does not say."""
+    """Return the seconds that the server asks to wait; 0 if it does not ask."""
     value = response.headers.get("Retry-After", "")
     if value.isdecimal():
         return float(value)
@@ -238,9 +254,9 @@ def _wrong_size(size: int, expected: int) -> str:
     return f"its size is {size:,} bytes, not {expected:,}"
 
 
-def _phrase(error: Exception, silence: float = 0) -> str:
+def _phrase(error: Exception, timeout: float = 0) -> str:
     if isinstance(error, httpx2.ReadTimeout):
-        return f"no byte for {silence:g} s"
+        return f"no byte for {timeout:g} s"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, OfflineModeIsEnabled):
@@ -251,7 +267,7 @@ def _phrase(error: Exception, silence: float = 0) -> str:
 
 @contextmanager
 def _bar(name: str, size: int) -> Iterator[bars.Progress]:
-    """A bar in a terminal, nothing elsewhere."""
+    """Show a progress bar if the output is a terminal."""
     console = Console()
     with bars.Progress(
         bars.TextColumn("{task.description}"),

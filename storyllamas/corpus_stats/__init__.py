@@ -1,1 +1,1 @@
-"""What a person wants to know of a corpus before training on it: facts, screen and pictures."""
+"""Statistics of a corpus: words, lengths and beginnings, as text and picture."""

@@ -1,4 +1,4 @@
-"""Counting in bounded memory."""
+"""Counters in bounded memory."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Iterable
 
 
-class Tally:
-    """Counts of texts, of which there may be more different ones than memory should hold.
+class BoundedCounter:
+    """A counter of texts that forgets rare texts.
 
-    Where there are more than `limit`, the rarest half is forgotten, so that the counts of frequent
-    ones are exact, or nearly so where one was rare for long (lossy counting: Manku and Motwani,
-    2002, https://www.vldb.org/conf/2002/S10P03.pdf).
+    If there are more than `limit` different texts, the rarest half is forgotten. The counts of
+    frequent texts are exact, or slightly too low for a text that was rare for long (lossy counting:
+    Manku and Motwani, 2002, https://www.vldb.org/conf/2002/S10P03.pdf).
 
     Attributes:
-        counts: how often each text was met, as far as it is remembered.
-        forgot: whether some were forgotten.
+        counts: count of each remembered text.
+        forgot: whether a text was forgotten.
     """
 
     def __init__(self, limit: int = 1 << 18) -> None:
@@ -25,7 +25,7 @@ class Tally:
 
     @property
     def distinct(self) -> int:
-        """How many different texts there are; where some were forgotten, at least so many."""
+        """Number of different texts; a lower bound if a text was forgotten."""
         return max(len(self.counts), self._limit) if self.forgot else len(self.counts)
 
     def update(self, texts: Iterable[str]) -> None:
@@ -36,32 +36,34 @@ class Tally:
             self.forgot = True
 
 
-class Lengths:
-    """The lengths of many things, each counted: quantiles and histograms of them are exact.
+class LengthCounter:
+    """A counter of lengths with exact quantiles and histograms.
 
-    Memory grows with the number of different lengths only, at most the square root of twice their
-    sum.
+    Memory grows with the number of different lengths, at most the square root of twice their sum.
     """
 
     def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
 
     def add(self, length: int) -> None:
-        """Count one more thing of that length."""
+        """Count a length, 0 or more."""
         self._counts[length] += 1
 
     @property
     def count(self) -> int:
-        """How many things there are."""
+        """Number of lengths."""
         return self._counts.total()
 
     @property
     def total(self) -> int:
-        """The sum of their lengths."""
+        """Sum of the lengths."""
         return sum(length * count for length, count in self._counts.items())
 
     def quantile(self, share: float) -> int:
-        """The smallest length that at least this share of the things, 0 … 1, do not exceed."""
+        """Return the smallest length that at least this share of the lengths, 0 … 1, do not exceed.
+
+        There has to be at least one length.
+        """
         wanted = share * self.count
         reached = 0
         for length in sorted(self._counts):
@@ -71,9 +73,10 @@ class Lengths:
         return length
 
     def histogram(self, bins: int) -> list[tuple[int, int, int]]:
-        """First length, last length and count of bins between the 1 % and the 99 % quantile.
+        """Return first length, last length and count of each of `bins` bins, from short to long.
 
-        All are as wide, but for the first and the last, which hold what is shorter and longer, too.
+        The bins have equal widths between the 1 % and the 99 % quantile. The first and the last bin
+        also count shorter and longer lengths.
         """
         low = self.quantile(0.01)
         width = max(1, -(-(self.quantile(0.99) - low + 1) // bins))

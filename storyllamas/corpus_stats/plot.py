@@ -1,20 +1,20 @@
-"""A survey as a picture."""
+"""Statistics of a corpus as a picture."""
 
 from __future__ import annotations
 
 import os
 
 from storyllamas import plots
-from storyllamas.corpus_stats.stats import Survey
+from storyllamas.corpus_stats.stats import CorpusStats
 
 
-def draw(survey: Survey, target: str | os.PathLike[str]) -> None:
-    """Draw the lengths, the words and the beginnings of the first part as a PNG."""
-    name, part = next(iter(survey.parts.items()))
+def draw(found: CorpusStats, target: str | os.PathLike[str]) -> None:
+    """Draw the lengths, words and beginnings of the first part as a PNG file."""
+    name, part = next(iter(found.parts.items()))
     with plots.drawing(target, 3, (12, 4.2)) as (figure, (lengths, words, beginnings)):
         figure.suptitle(
             f"{name}: {part.stories:,} stories, {part.text_bytes / 1e6:,.1f} MB, "
-            f"{part.words:,} words, {part.distinct_words:,} different ones"
+            f"{part.words:,} words, {part.distinct_words:,} different words"
         )
         bins = part.words_of_stories.histogram
         starts = [first for first, *_ in bins]
@@ -24,10 +24,10 @@ def draw(survey: Survey, target: str | os.PathLike[str]) -> None:
         lengths.bar(starts, shares, width, align="edge", color=plots.COLORS[0], edgecolor="white")
         median = part.words_of_stories.quantiles["0.5"]
         lengths.axvline(median, color=plots.COLORS[1], label=f"median {median:,}")
-        lengths.set(title="Length", xlabel="words a story", ylabel="% of the stories")
+        lengths.set(title="Length", xlabel="words per story", ylabel="% of the stories")
         lengths.legend()
         for axes, title, rows, total, color in (
-            (words, "The most frequent words", part.frequent_words, part.words, 2),
+            (words, "Most frequent words", part.frequent_words, part.words, 2),
             (beginnings, "How stories begin", part.beginnings, part.stories, 3),
         ):
             texts = [text for text, _ in rows][::-1]

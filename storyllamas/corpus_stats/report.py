@@ -1,4 +1,4 @@
-"""A survey as a page on the screen."""
+"""Statistics of a corpus as text for a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from storyllamas.corpus_stats.stats import Character, Measured, Part, Survey
+from storyllamas.corpus_stats.stats import CharacterCount, CorpusStats, LengthStats, PartStats
 
 _BAR = 40
 _STORIES_BETWEEN_UPDATES = 500
@@ -27,7 +27,11 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 @contextmanager
 def progress(parts: Mapping[str, Iterable[str]]) -> Iterator[dict[str, Iterable[str]]]:
-    """The parts with a line of what was read of them; without it where stderr is no terminal."""
+    """Show on stderr how much of each part was read, if stderr is a terminal.
+
+    Yields:
+        The parts, with stories that advance the display.
+    """
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("reading {task.description}"))
     counted = (FileSizeColumn(), TransferSpeedColumn(), TimeElapsedColumn())
@@ -50,27 +54,25 @@ def progress(parts: Mapping[str, Iterable[str]]) -> Iterator[dict[str, Iterable[
         }
 
 
-def show(survey: Survey, console: Console) -> None:
-    """Print everything: a column for each part, and more about the first."""
-    name, first = next(iter(survey.parts.items()))
-    console.print(_summary(survey))
+def show(found: CorpusStats, console: Console) -> None:
+    """Print a summary with a column for each part, then details of the first part."""
+    name, first = next(iter(found.parts.items()))
+    console.print(_summary(found))
     console.print(_histogram(name, first.words_of_stories))
     console.print(_words(name, first))
     console.print(_beginnings(name, first))
     if first.odd_characters:
         console.print(_characters(name, first))
     for story in first.samples:
-        console.print(Panel(Text(story), title="a story at random", title_align="left"))
+        console.print(Panel(Text(story), title="random story", title_align="left"))
 
 
-def _summary(survey: Survey) -> Table:
-    parts = survey.parts.values()
-    columns = (Column(Text(name), justify="right") for name in survey.parts)
+def _summary(found: CorpusStats) -> Table:
+    parts = found.parts.values()
+    columns = (Column(Text(name), justify="right") for name in found.parts)
     table = Table("", *columns, box=None, pad_edge=False)
 
-    def row(what: str, *values: str) -> None:
-        table.add_row(what, *values)
-
+    row = table.add_row
     row("stories", *(f"{part.stories:,}" for part in parts))
     row("bytes of text", *(f"{part.text_bytes:,}" for part in parts))
     row("words", *(f"{part.words:,}" for part in parts))
@@ -82,51 +84,51 @@ def _summary(survey: Survey) -> Table:
         ("bytes", [part.bytes_of_stories for part in parts]),
         ("words", [part.words_of_stories for part in parts]),
     ):
-        row(f"{unit} a story, mean", *(f"{each.mean:,.0f}" for each in lengths))
+        row(f"{unit} per story, mean", *(f"{each.mean:,.0f}" for each in lengths))
         for share in lengths[0].quantiles:
             row(f"  {_quantile(share)}", *(f"{each.quantiles[share]:,}" for each in lengths))
-    row("stories that came before", *(f"{part.duplicates:,}" for part in parts))
-    if len(survey.parts) > 1:
-        *_, other = survey.parts
-        row(f"stories also in {other}", f"{survey.train_valid_overlap:,}")
-    row("stories decoded wrongly (â€œ)", *(f"{part.mojibake:,}" for part in parts))
+    row("repeated stories", *(f"{part.duplicates:,}" for part in parts))
+    if len(found.parts) > 1:
+        *_, other = found.parts
+        row(f"stories also in {other}", f"{found.train_valid_overlap:,}")
+    row("wrongly decoded stories (â€œ)", *(f"{part.mojibake:,}" for part in parts))
     return table
 
 
-def _distinct(part: Part) -> str:
+def _distinct(part: PartStats) -> str:
     return f"{'over ' * part.words_forgotten}{part.distinct_words:,}"
 
 
 def _quantile(share: str) -> str:
     names = {"0": "shortest", "0.5": "median", "1": "longest"}
-    return names.get(share, f"{float(share):.0%} are at most")
+    return names.get(share, f"{float(share):.0%} have at most")
 
 
-def _histogram(name: str, lengths: Measured) -> Table:
-    table = _table(f"Words a story, {name}")
+def _histogram(name: str, lengths: LengthStats) -> Table:
+    table = _table(f"Words per story, {name}")
     table.add_column(justify="right")
     table.add_column()
     table.add_column(justify="right")
     bins = lengths.histogram
-    total, most = sum(count for *_, count in bins), max(count for *_, count in bins)
+    total, highest = sum(count for *_, count in bins), max(count for *_, count in bins)
     for first, last, count in bins:
-        table.add_row(f"{first:,} – {last:,}", _bar(count / most), f"{count / total:.1%}")
+        table.add_row(f"{first:,} – {last:,}", _bar(count / highest), f"{count / total:.1%}")
     return table
 
 
 def _bar(share: float) -> str:
-    """A bar of `_BAR` characters for 1."""
+    """Draw a bar that is `_BAR` characters wide for a share of 1."""
     whole, eighths = divmod(round(share * _BAR * 8), 8)
     return "█" * whole + _EIGHTHS[eighths].strip()
 
 
-def _words(name: str, part: Part) -> Text:
-    text = Text(f"\nThe most frequent words, {name}\n", style="bold")
+def _words(name: str, part: PartStats) -> Text:
+    text = Text(f"\nMost frequent words, {name}\n", style="bold")
     words = (f"{word} {count / part.words:.1%}" for word, count in part.frequent_words)
     return text.append(", ".join(words), style="not bold")
 
 
-def _beginnings(name: str, part: Part) -> Table:
+def _beginnings(name: str, part: PartStats) -> Table:
     table = _table(f"How stories begin, {name}")
     table.add_column(justify="right")
     table.add_column()
@@ -135,7 +137,7 @@ def _beginnings(name: str, part: Part) -> Table:
     return table
 
 
-def _characters(name: str, part: Part) -> Table:
+def _characters(name: str, part: PartStats) -> Table:
     table = _table(f"Characters beyond ASCII, {name}")
     table.add_column(justify="right")
     table.add_column()
@@ -145,8 +147,8 @@ def _characters(name: str, part: Part) -> Table:
     return table
 
 
-def _shown(character: Character) -> Text:
-    """The character, where it can be seen, and its name."""
+def _shown(character: CharacterCount) -> Text:
+    """Return the character, if it is printable, and its name."""
     text = f"{character.text} " if character.text.isprintable() else ""
     return Text(text + character.name)
 

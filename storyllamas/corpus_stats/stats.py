@@ -1,4 +1,4 @@
-"""The facts of a corpus, gathered in one pass over each part, in bounded memory."""
+"""Statistics of a corpus, collected in one pass over each part, in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from storyllamas.corpus.cleaning import repaired
 from storyllamas.corpus.fingerprints import Fingerprints, fingerprint
-from storyllamas.corpus_stats.counters import Lengths, Tally
+from storyllamas.corpus_stats.counters import BoundedCounter, LengthCounter
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 COVERED = (0.5, 0.9, 0.99)
@@ -25,7 +25,7 @@ _BEGINNING_WORDS = 4
 _BEGINNING_CHARACTERS = 80
 _CHARACTERS = 20
 
-# Words are set apart by spaces and by punctuation and symbols other than apostrophes.
+# Words are separated by whitespace, punctuation and symbols, except apostrophes.
 _PUNCTUATION = {code: " " for code in range(0x20000) if unicodedata.category(chr(code))[0] in "PS"}
 _TO_WORDS = _PUNCTUATION | dict.fromkeys(map(ord, "'‘’"), "'")
 
@@ -34,13 +34,12 @@ _ODD = re.compile(r"[^\n\x20-\x7e]")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Lengths of stories.
+class LengthStats:
+    """Statistics of the lengths of stories.
 
     Attributes:
-        mean: their mean.
-        quantiles: the length at each of `QUANTILES`; the first is the shortest, the last the
-            longest.
+        mean: mean length.
+        quantiles: the length at each of `QUANTILES`, from the shortest to the longest.
         histogram: first length, last length and number of stories of each bin.
     """
 
@@ -50,8 +49,8 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Character:
-    """A character other than a line break and printable ASCII, and how often it stands there."""
+class CharacterCount:
+    """A character with its code point, its Unicode name and how often it occurs."""
 
     text: str
     code: str
@@ -60,26 +59,27 @@ class Character:
 
 
 @dataclass(frozen=True)
-class Part:
-    """What is in one part of a corpus.
+class PartStats:
+    """Statistics of one part of a corpus.
 
     Attributes:
-        stories: their number.
-        text_bytes: their length in UTF-8, without separators.
-        words: their number.
-        distinct_words: how many different ones, capitals aside; where `words_forgotten`, at least
-            so many, since there were too many to remember the rarest.
+        stories: number of stories.
+        text_bytes: length of the text in UTF-8, without separators.
+        words: number of words.
+        distinct_words: number of different words in lower case; a lower bound if
+            `words_forgotten`.
+        words_forgotten: there were too many different words to remember the rarest.
         words_to_cover: for each share of `COVERED`, how many of the most frequent words make up
             that share of the text.
         bytes_of_stories: lengths in bytes of UTF-8.
         words_of_stories: lengths in words.
         frequent_words: the most frequent words and their counts.
         beginnings: the most frequent first words of a story and their counts.
-        duplicates: stories that came before.
-        mojibake: stories with text that was decoded wrongly, which `repaired` would mend.
+        duplicates: stories that equal an earlier story of the part.
+        mojibake: stories with wrongly decoded text that `repaired` would repair.
         odd_characters: the most frequent characters that are neither a line break nor printable
             ASCII.
-        samples: stories drawn at random.
+        samples: random stories.
     """
 
     stories: int
@@ -88,52 +88,57 @@ class Part:
     distinct_words: int
     words_forgotten: bool
     words_to_cover: dict[str, int]
-    bytes_of_stories: Measured
-    words_of_stories: Measured
+    bytes_of_stories: LengthStats
+    words_of_stories: LengthStats
     frequent_words: list[tuple[str, int]]
     beginnings: list[tuple[str, int]]
     duplicates: int
     mojibake: int
-    odd_characters: list[Character]
+    odd_characters: list[CharacterCount]
     samples: list[str]
 
 
 @dataclass(frozen=True)
-class Survey:
-    """The parts of a corpus by their names, and what they share.
+class CorpusStats:
+    """Statistics of a corpus.
 
     Attributes:
-        parts: training first, where there is such a part.
-        train_valid_overlap: stories of the first part that are also in another.
+        parts: statistics of each part by name; the training part is the first if there is one.
+        train_valid_overlap: stories of the first part that are also in another part.
     """
 
-    parts: dict[str, Part]
+    parts: dict[str, PartStats]
     train_valid_overlap: int
 
 
-def survey(parts: Mapping[str, Iterable[str]], seed: int, samples: int = 3) -> Survey:
-    """Read every part once, the last first.
+def collect(parts: Mapping[str, Iterable[str]], seed: int, samples: int = 3) -> CorpusStats:
+    """Collect the statistics of a corpus; read every part once, the last part first.
 
     Args:
-        parts: the stories of each part, none empty; the first is the one to learn from.
-        seed: of the stories that are drawn at random.
-        samples: how many those are, of each part.
+        parts: the stories of each part, at least one; the training part is the first.
+        seed: selects the random stories.
+        samples: number of random stories in each part.
     """
-    found: dict[str, Part] = {}
+    found: dict[str, PartStats] = {}
     others: list[Fingerprints] = []
     overlap = 0
     for name in reversed(list(parts)):
-        reader = _Reader(others, random.Random(seed), samples)
+        reader = _PartCounter(others, random.Random(seed), samples)
         for story in parts[name]:
             reader.add(story)
         found[name] = reader.part()
         others.append(reader.seen)
         overlap = reader.train_valid_overlap
-    return Survey(dict(reversed(found.items())), overlap)
+    return CorpusStats(dict(reversed(found.items())), overlap)
 
 
-class _Reader:
-    """Adds up what one part has."""
+class _PartCounter:
+    """The counters of one part.
+
+    Attributes:
+        seen: fingerprints of the stories so far.
+        train_valid_overlap: stories so far that are also in one of the other parts.
+    """
 
     def __init__(self, others: list[Fingerprints], draw: random.Random, samples: int) -> None:
         self.seen = Fingerprints()
@@ -143,15 +148,16 @@ class _Reader:
         self._wanted = samples
         self._samples: list[str] = []
         self._stories = 0
-        self._bytes = Lengths()
-        self._lengths = Lengths()
-        self._words = Tally()
-        self._beginnings = Tally()
+        self._bytes = LengthCounter()
+        self._lengths = LengthCounter()
+        self._words = BoundedCounter()
+        self._beginnings = BoundedCounter()
         self._odd: Counter[str] = Counter()
         self._duplicates = 0
         self._mojibake = 0
 
     def add(self, story: str) -> None:
+        """Count a story."""
         self._stories += 1
         data = story.encode()
         words = story.lower().translate(_TO_WORDS).split()
@@ -167,9 +173,10 @@ class _Reader:
         self._duplicates += not self.seen.add(mark)
         self.train_valid_overlap += any(mark in other for other in self._others)
 
-    def part(self) -> Part:
+    def part(self) -> PartStats:
+        """Return the statistics of the stories so far, at least one."""
         counts = _words(self._words.counts)
-        return Part(
+        return PartStats(
             stories=self._stories,
             text_bytes=self._bytes.total,
             words=self._lengths.total,
@@ -183,30 +190,30 @@ class _Reader:
             duplicates=self._duplicates,
             mojibake=self._mojibake,
             odd_characters=[
-                Character(character, f"U+{ord(character):04X}", _name(character), count)
+                CharacterCount(character, f"U+{ord(character):04X}", _name(character), count)
                 for character, count in self._odd.most_common(_CHARACTERS)
             ],
             samples=self._samples,
         )
 
     def _sample(self, story: str) -> None:
-        """Reservoir sampling: every story has the same chance to stay."""
+        """Keep the story with the same probability as every other (reservoir sampling)."""
         if len(self._samples) < self._wanted:
             self._samples.append(story)
             return
-        place = int(self._draw.random() * self._stories)
-        if place < self._wanted:
-            self._samples[place] = story
+        index = int(self._draw.random() * self._stories)
+        if index < self._wanted:
+            self._samples[index] = story
 
 
 def _beginning(story: str) -> str:
-    """The first words on one line, without the punctuation after them."""
+    """Return the first words on one line, without the punctuation after them."""
     words = story[:_BEGINNING_CHARACTERS].split(None, _BEGINNING_WORDS)
     return " ".join(words[:_BEGINNING_WORDS]).rstrip(",.;:!?")
 
 
 def _words(counts: Counter[str]) -> Counter[str]:
-    """Without the quotes that apostrophes around a word are."""
+    """Remove apostrophes around words, which are quotes, and merge the counts."""
     words: Counter[str] = Counter()
     for word, count in counts.items():
         if bare := word.strip("'"):
@@ -215,19 +222,19 @@ def _words(counts: Counter[str]) -> Counter[str]:
 
 
 def _to_cover(counts: Counter[str]) -> Iterator[tuple[str, int]]:
-    """For each share of `COVERED`, how many of the most frequent words make it up."""
+    """Yield, for each share of `COVERED`, how many of the most frequent words make it up."""
     reached = list(accumulate(count for _, count in counts.most_common()))
     for share in COVERED if reached else ():
         yield f"{share:g}", bisect_left(reached, share * reached[-1]) + 1
 
 
 def _name(character: str) -> str:
-    """Its name in Unicode; that of its category for controls, which have none."""
+    """Return a character's name in Unicode; control characters have none and are CONTROL."""
     return unicodedata.name(character, "CONTROL" if character < "\xa0" else "UNNAMED")
 
 
-def _measured(lengths: Lengths) -> Measured:
-    return Measured(
+def _measured(lengths: LengthCounter) -> LengthStats:
+    return LengthStats(
         mean=round(lengths.total / lengths.count, 2),
         quantiles={f"{share:g}": lengths.quantile(share) for share in QUANTILES},
         histogram=lengths.histogram(_BINS),

@@ -1,7 +1,7 @@
-"""What the size of the vocabulary is worth on the corpus in use, as a table and a figure.
+"""A comparison of vocabulary sizes on the current corpus, as a table and a figure.
 
-Each size is trained as the stage `tokenizer` does it, on the same stories, and encodes validation
-stories that it has not seen.
+For each size, a tokenizer is trained as in the stage `tokenizer`, on the same training stories, and
+encodes validation stories.
 """
 
 from __future__ import annotations
@@ -32,17 +32,16 @@ _HELD_OUT_BYTES = 4_000_000
 
 @dataclass(frozen=True)
 class Row:
-    """One size of the vocabulary.
+    """The results of one vocabulary size.
 
     Attributes:
-        vocab_size: pieces, special and byte pieces among them.
-        embedding_share: for each size of the model, the share of its parameters that are the
-            embedding's, 0 … 1.
-        bytes_per_token: UTF-8 bytes of held-out text for a token.
-        tokens_per_story: tokens of a held-out story, BOS and EOS not counted.
-        seconds: time to train.
-        possible: where the corpus does not allow this size, the nearest that it does; nothing is
-            measured then.
+        vocab_size: number of pieces, including special and byte pieces.
+        embedding_share: share of the embedding in the parameters, 0 … 1, for each model size.
+        bytes_per_token: UTF-8 bytes of held-out text per token.
+        tokens_per_story: mean tokens per held-out story, without BOS and EOS.
+        seconds: training time.
+        possible: the nearest size that the corpus allows; None if it allows this one. If it does
+            not, nothing was measured.
     """
 
     vocab_size: int
@@ -58,16 +57,18 @@ def table(
     stories: Sequence[str],
     held_out: Sequence[str],
     models: Mapping[str, ModelConfig],
+    character_coverage: float = 1.0,
 ) -> list[Row]:
     """Train a tokenizer of each size and measure it.
 
     Args:
-        sizes: of the vocabulary.
-        stories: the text to learn from.
-        held_out: other text, not empty.
-        models: shapes of models by their names; their own vocabularies do not matter.
+        sizes: vocabulary sizes.
+        stories: training text.
+        held_out: text for the measurement, at least one story.
+        models: shapes of models by name; their `vocab_size` is ignored.
+        character_coverage: as in `tokenizer.train`.
     """
-    return [_row(size, stories, held_out, models) for size in sizes]
+    return [_row(size, stories, held_out, models, character_coverage) for size in sizes]
 
 
 def _row(
@@ -75,11 +76,12 @@ def _row(
     stories: Sequence[str],
     held_out: Sequence[str],
     models: Mapping[str, ModelConfig],
+    character_coverage: float,
 ) -> Row:
     shares = {name: _embedding_share(model, vocab_size) for name, model in models.items()}
     begin = time.perf_counter()
     try:
-        model = tokenizer.train(stories, vocab_size)
+        model = tokenizer.train(stories, vocab_size, character_coverage)
     except tokenizer.ImpossibleVocabularyError as error:
         return Row(vocab_size, shares, possible=error.nearest)
     seconds = time.perf_counter() - begin
@@ -96,9 +98,9 @@ def _embedding_share(model: ModelConfig, vocab_size: int) -> float:
 
 
 def show(rows: Sequence[Row], chosen: int, console: Console) -> None:
-    """Print the rows; the size in use is marked."""
+    """Print the rows; an arrow marks the chosen size."""
     page = Table(
-        *("vocabulary", "bytes a token", "tokens a story", "seconds to train"),
+        *("vocabulary", "bytes per token", "tokens per story", "seconds to train"),
         *(f"embedding in {name}" for name in rows[0].embedding_share),
         box=None,
         pad_edge=False,
@@ -112,8 +114,8 @@ def show(rows: Sequence[Row], chosen: int, console: Console) -> None:
     console.print(page)
     for row in rows:
         if row.possible is not None:
-            bound = "most" if row.possible < row.vocab_size else "least"
-            console.print(f"{row.vocab_size:,}: this corpus allows at {bound} {row.possible:,}")
+            bound = "at most" if row.possible < row.vocab_size else "at least"
+            console.print(f"{row.vocab_size:,}: this corpus allows {bound} {row.possible:,}")
 
 
 def _measured(row: Row) -> tuple[str, str, str]:
@@ -123,7 +125,7 @@ def _measured(row: Row) -> tuple[str, str, str]:
 
 
 def draw(rows: Sequence[Row], chosen: int, target: Path) -> None:
-    """Draw bytes a token, and the embedding's share of each model, over the vocabulary's size."""
+    """Draw bytes per token, and the embedding's share of each model, over the vocabulary size."""
     with plots.drawing(target, 2, (10, 4.2)) as (_, (rates, shares)):
         rates.plot(
             [row.vocab_size for row in rows],
@@ -131,7 +133,7 @@ def draw(rows: Sequence[Row], chosen: int, target: Path) -> None:
             marker="o",
             color=plots.COLORS[0],
         )
-        rates.set(title="Bytes of held-out text a token", ylabel="bytes a token")
+        rates.set(title="Bytes of held-out text per token", ylabel="bytes per token")
         for color, name in zip(plots.COLORS[1:], rows[0].embedding_share, strict=False):
             shares.plot(
                 [row.vocab_size for row in rows],
@@ -140,7 +142,7 @@ def draw(rows: Sequence[Row], chosen: int, target: Path) -> None:
                 color=color,
                 label=name,
             )
-        shares.set(title="The embedding's share of the parameters", ylabel="%", ylim=(0, 100))
+        shares.set(title="Share of the embedding in the parameters", ylabel="%", ylim=(0, 100))
         shares.legend()
         for axes in (rates, shares):
             axes.set_xscale("log", base=2)
@@ -148,13 +150,13 @@ def draw(rows: Sequence[Row], chosen: int, target: Path) -> None:
             axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.tick_params(axis="x", labelsize=8)
             axes.axvline(chosen, color="gray", linestyle=":")
-            axes.set_xlabel("vocabulary (dotted: tokenizer.vocab_size)")
+            axes.set_xlabel("vocabulary size (dotted: tokenizer.vocab_size)")
             axes.grid(alpha=0.25)
 
 
 @exit_on_user_error
 def main() -> None:
-    """Print the table and write metrics/vocabulary.json and metrics/vocabulary.png."""
+    """Print the table, and write metrics/vocabulary.json and metrics/vocabulary.png."""
     chosen = params.load()
     if not _TRAIN.is_file():
         raise UserError(f"{_TRAIN} does not exist: run `dvc repro download`")
@@ -163,7 +165,7 @@ def main() -> None:
     models = {name: chosen.model_config_of(name) for name in chosen.sizes}
     console = Console(highlight=False)
     with console.status("training tokenizers"):
-        rows = table(SIZES, stories, held_out, models)
+        rows = table(SIZES, stories, held_out, models, chosen.tokenizer.character_coverage)
     show(rows, chosen.tokenizer.vocab_size, console)
     draw(rows, chosen.tokenizer.vocab_size, PICTURE)
     report = {

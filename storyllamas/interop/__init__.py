@@ -1,5 +1,5 @@
-"""Models of other programs, in and out: llama2.c, GGUF (llama.cpp, Ollama), Hugging Face.
+"""Import and export of other programs' models: llama2.c, GGUF (llama.cpp, Ollama), Hugging Face.
 
-Each format has a file of its own with `write(source, folder, …)` and `read(path)`; what they share
-is `source.py`. `convert.py` chooses between them by name. A conversion holds one tensor at a time.
+Each format has a module of its own with `write(model, folder, …)` and `read(path)`; `model.py` has
+what they share, and `formats.py` selects one of them. A conversion holds one tensor at a time.
 """

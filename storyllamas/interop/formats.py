@@ -1,43 +1,70 @@
-"""Conversion by name: `export_model` for another runtime, `import_model` from one."""
+"""The formats of other programs: `export_model` writes one, `import_model` reads one.
+
+To add an export format, add a line to `FORMATS`. Importing this module loads no format's module,
+so that `params.py` can read the names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import importlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storyllamas.atomic import atomic_folder
 from storyllamas.errors import UserError
-from storyllamas.interop import gguf, huggingface, llama2c
-from storyllamas.interop.model import Source
-from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import F32, Storage
 from storyllamas.slm.header import MAGIC
 
-FORMATS: dict[str, Callable[[Source, Path], None]] = {
-    "hf": huggingface.write,
-    "gguf": partial(gguf.write, type_name="f32"),
-    **{f"gguf-{name}": partial(gguf.write, type_name=name) for name in gguf.TYPES[1:]},
-    "llama2c": partial(llama2c.write, version=0),
-    "llama2c-q8": partial(llama2c.write, version=2),
+if TYPE_CHECKING:
+    from storyllamas.interop.model import InteropModel
+
+
+class ExportFormat(NamedTuple):
+    """How to write a format.
+
+    Attributes:
+        module: a module of this package; its `write(model, folder, **options)` writes the files.
+        options: keyword arguments of that `write`.
+    """
+
+    module: str
+    options: Mapping[str, Any] = {}
+
+
+FORMATS = {
+    "hf": ExportFormat("huggingface"),
+    "gguf": ExportFormat("gguf", {"type_name": "f32"}),
+    "gguf-f16": ExportFormat("gguf", {"type_name": "f16"}),
+    "gguf-bf16": ExportFormat("gguf", {"type_name": "bf16"}),
+    "gguf-q8_0": ExportFormat("gguf", {"type_name": "q8_0"}),
+    "gguf-q4_0": ExportFormat("gguf", {"type_name": "q4_0"}),
+    "llama2c": ExportFormat("llama2c", {"version": 0}),
+    "llama2c-q8": ExportFormat("llama2c", {"version": 2}),
 }
-"""What can be exported, each with its writer; without a type in the name it is float32."""
+"""Every export format by name; a name without a weight type means float32."""
 
 
-def export_model(source: Source, name: str, folder: Path) -> list[Path]:
-    """Write a model in one of `FORMATS`; the folder gets all files of it or none.
+def export_model(model: InteropModel, name: str, folder: Path) -> list[Path]:
+    """Write a model in one of `FORMATS`; the folder gets either all of the files or none.
 
-    Files of the same names are replaced, others in the folder stay.
+    Files with the same names are replaced; other files in the folder stay.
+
+    Args:
+        model: the model to write.
+        name: a key of `FORMATS`.
+        folder: the target folder; it is created if it does not exist.
 
     Returns:
-        The paths of the files.
+        The paths of the files, sorted by name.
 
     Raises:
-        UserError: the format cannot hold the model, or the folder cannot be written.
+        UserError: the format cannot represent the model, or the folder cannot be written.
     """
+    form = FORMATS[name]
     try:
         with atomic_folder(folder) as temporary:
-            FORMATS[name](source, temporary)
+            _module(form.module).write(model, temporary, **form.options)
             files = sorted(path.name for path in temporary.iterdir())
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from None
@@ -55,24 +82,30 @@ def import_model(
     Args:
         path: a llama2.c checkpoint, a GGUF file, or a Hugging Face folder.
         out: the weight file.
-        storage: how it stores matrices.
-        tokenizer: a llama2.c checkpoint's tokenizer.bin; None: the one beside it.
+        storage: how the weight file stores matrices.
+        tokenizer: tokenizer.bin of a llama2.c checkpoint; None: the one in the same folder.
 
     Raises:
         UserError: the model is damaged or cannot be represented.
     """
-    source = open_foreign(path, tokenizer)
-    weight_file.write(out, source.config, source.vocabulary, source.tensor, storage)
+    from storyllamas.slm import weight_file
+
+    model = open_external(path, tokenizer)
+    weight_file.write(out, model.config, model.vocabulary, model.tensor, storage)
 
 
-def open_foreign(path: Path, tokenizer: Path | None = None) -> Source:
-    """Open a model of another program, told by what it looks like.
+def open_external(path: Path, tokenizer: Path | None = None) -> InteropModel:
+    """Open a model of another program; its format is detected from its content.
+
+    Args:
+        path: a llama2.c checkpoint, a GGUF file, or a Hugging Face folder.
+        tokenizer: tokenizer.bin of a llama2.c checkpoint; None: the one in the same folder.
 
     Raises:
-        UserError: it is missing, damaged or cannot be represented.
+        UserError: the model is missing, damaged or cannot be represented.
     """
     if path.is_dir():
-        return huggingface.read(path)
+        return _read("huggingface", path)
     try:
         with path.open("rb") as file:
             start = file.read(len(MAGIC))
@@ -80,4 +113,13 @@ def open_foreign(path: Path, tokenizer: Path | None = None) -> Source:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if start == MAGIC:
         raise UserError(f"{path} is a weight file of StoryLlamas: it needs no import")
-    return gguf.read(path) if start[:4] == b"GGUF" else llama2c.read(path, tokenizer)
+    return _read("gguf", path) if start[:4] == b"GGUF" else _read("llama2c", path, tokenizer)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__package__}.{name}")
+
+
+def _read(module: str, *arguments: Path | None) -> InteropModel:
+    model: InteropModel = _module(module).read(*arguments)
+    return model

@@ -1,33 +1,34 @@
 """GGUF: the format of llama.cpp, Ollama and LM Studio, written and read with the `gguf` package.
 
-Architecture `llama` with a SentencePiece vocabulary. Rotary positions turn neighbouring pairs, as
-here. Norms are float32 always. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The architecture is `llama`, with a SentencePiece vocabulary. As in StoryLlamas, rotary positions
+rotate pairs of neighbouring channels. Norms are always float32.
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from storyllamas.errors import UserError
+from storyllamas.interop import gguf_bpe, rope
 from storyllamas.interop.model import (
+    InteropModel,
     Part,
-    Source,
     check_tensors,
-    foreign_name,
+    external_name,
     make_config,
     parts,
     stack,
 )
 from storyllamas.interop.sentencepiece import check, package
 from storyllamas.slm.quantize import Float32
-from storyllamas.vocabulary import PieceType, Vocabulary
-
-TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+from storyllamas.vocabulary import PieceType, PreTokenizer, TokenizerKind, Vocabulary
 
 PARTS = {
     "embedding.weight": "token_embd.weight",
@@ -58,7 +59,7 @@ KEYS = {
 }
 
 WIDTHS = ("llama.attention.value_length", "llama.rope.dimension_count")
-"""What must be the width of a head."""
+"""Keys whose value has to equal the width of a head."""
 
 IDS = {
     "unk_id": "tokenizer.ggml.unknown_token_id",
@@ -79,46 +80,52 @@ PARAMETER repeat_penalty 1
 """
 
 
-def write(source: Source, folder: Path, type_name: str) -> None:
+def write(model: InteropModel, folder: Path, type_name: str) -> None:
     """Write model.gguf, and a Modelfile for Ollama, into an existing folder.
 
-    A matrix whose columns do not fill blocks of 32 is kept in f16 where the type is q8_0 or q4_0,
-    as llama.cpp does.
+    As in llama.cpp, a matrix whose rows are not a multiple of the type's block (32 columns in q8_0
+    and q4_0) is written in f16.
 
     Args:
-        source: the model.
-        folder: where the files go.
-        type_name: one of `TYPES`, for the matrices.
+        model: the model to write.
+        folder: the target folder, which exists.
+        type_name: type of the matrices: f32, f16, bf16, q8_0 or q4_0.
 
     Raises:
-        UserError: a weight is too large for the type.
+        UserError: a weight is above the range of the type.
     """
     gguf = package("gguf", "gguf")
     wanted = gguf.GGMLQuantizationType[type_name.upper()]
-    types = {name: _type(gguf, part, wanted) for name, part in parts(source.config).items()}
+    types = {name: _type(gguf, part, wanted) for name, part in parts(model.config).items()}
     writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
     try:
-        _add_header(gguf, writer, source)
+        _add_header(gguf, writer, model)
         prefix = "ALL" if type_name == "f32" else "MOSTLY"
         writer.add_file_type(gguf.LlamaFileType[f"{prefix}_{type_name.upper()}"])
         for name, kind in types.items():
-            shape = parts(source.config)[name].shape
+            shape = parts(model.config)[name].shape
             block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
             size = math.prod(shape) // block * block_bytes
-            foreign = foreign_name(name, PARTS, "blk")
-            writer.add_tensor_info(foreign, shape, np.dtype(np.float32), size, kind)
+            theirs = external_name(name, PARTS, "blk")
+            writer.add_tensor_info(theirs, shape, np.dtype(np.float32), size, kind)
+        freqs = rope.freqs(model.config)
+        if freqs is not None:
+            single = gguf.GGMLQuantizationType.F32
+            writer.add_tensor_info(rope.FREQS, freqs.shape, freqs.dtype, freqs.nbytes, single)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, kind in types.items():
-            writer.write_tensor_data(_quantized(gguf, name, source.part(name), kind))
+            writer.write_tensor_data(_quantized(gguf, name, model.part(name), kind))
+        if freqs is not None:
+            writer.write_tensor_data(freqs)
     finally:
         writer.close()
-    (folder / "Modelfile").write_text(MODELFILE.format(context=source.config.context))
+    (folder / "Modelfile").write_text(MODELFILE.format(context=model.config.context))
 
 
 def _type(gguf: Any, part: Part, wanted: Any) -> Any:
-    """Float32 for norms; f16 for a matrix whose rows do not fill the wanted type's blocks."""
+    """Return float32 for norms, f16 for a matrix whose rows are no whole blocks, else `wanted`."""
     if len(part.shape) == 1:
         return gguf.GGMLQuantizationType.F32
     block, _ = gguf.GGML_QUANT_SIZES[wanted]
@@ -128,15 +135,15 @@ def _type(gguf: Any, part: Part, wanted: Any) -> Any:
 def _quantized(gguf: Any, name: str, part: Float32, kind: Any) -> Any:
     if kind.name not in ("F32", "BF16") and np.abs(part).max() > np.finfo(np.float16).max:
         raise UserError(
-            f"tensor {name} has a weight of {np.abs(part).max():g}, more than {kind.name.lower()} "
-            "can hold: use f32 or bf16"
+            f"tensor {name} has a weight of {np.abs(part).max():g}, above the range of "
+            f"{kind.name.lower()}: use f32 or bf16"
         )
     return gguf.quantize(np.ascontiguousarray(part), kind)
 
 
-def _add_header(gguf: Any, writer: Any, source: Source) -> None:
-    config, vocabulary = source.config, source.vocabulary
-    writer.add_name(f"StoryLlamas {source.about.get('size', '')}".strip())
+def _add_header(gguf: Any, writer: Any, model: InteropModel) -> None:
+    config, vocabulary = model.config, model.vocabulary
+    writer.add_name(f"StoryLlamas {model.about.get('size', '')}".strip())
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for field, key in KEYS.items():
         value = getattr(config, field)
@@ -146,24 +153,37 @@ def _add_header(gguf: Any, writer: Any, source: Source) -> None:
             writer.add_uint32(key, value)
     for key in WIDTHS:
         writer.add_uint32(key, config.head_dim)
+    rope.add_to_gguf(writer, config)
+    _add_pieces(writer, vocabulary)
+    for field, key in IDS.items():
+        if getattr(vocabulary, field) >= 0:
+            writer.add_uint32(key, getattr(vocabulary, field))
+    writer.add_add_bos_token(vocabulary.adds_bos)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(vocabulary.dummy_prefix)
+
+
+def _add_pieces(writer: Any, vocabulary: Vocabulary) -> None:
+    if vocabulary.kind == TokenizerKind.BYTE_LEVEL:
+        gguf_bpe.write(writer, vocabulary)
+        return
+    if vocabulary.kind == TokenizerKind.BPE:
+        raise UserError(
+            "llama.cpp has no tokenizer such as this one, whose merges of characters are ranked: "
+            "export to hf instead"
+        )
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(vocabulary.pieces)
     writer.add_token_scores(vocabulary.scores.tolist())
     writer.add_token_types(vocabulary.types.tolist())
-    for field, key in IDS.items():
-        if getattr(vocabulary, field) >= 0:
-            writer.add_uint32(key, getattr(vocabulary, field))
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(vocabulary.dummy_prefix)
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> InteropModel:
     """Open a GGUF file of architecture llama.
 
     Raises:
-        UserError: it is damaged, cut short, or says something that cannot be represented.
+        UserError: the file is damaged or cut short, or has a feature that cannot be represented.
     """
     gguf = package("gguf", "gguf")
     reader = _open(gguf, path)
@@ -179,35 +199,39 @@ def read(path: Path) -> Source:
     _complete(where, values, found)
     config = make_config(where, KEYS | {"tied": "tied"}, values)
     expected = {
-        foreign_name(name, PARTS, "blk"): each.shape for name, each in parts(config).items()
+        external_name(name, PARTS, "blk"): each.shape for name, each in parts(config).items()
     }
-    check_tensors(where, expected, found)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+    freqs = None
+    if found.pop(rope.FREQS, None) is not None:
+        freqs = np.asarray(tensors[rope.FREQS].data, np.float32).reshape(-1)
+    config = rope.from_gguf(where, config, values, freqs)
+    check_tensors(where, expected, found)
 
     def part(name: str) -> Float32:
-        tensor = tensors[foreign_name(name, PARTS, "blk")]
+        tensor = tensors[external_name(name, PARTS, "blk")]
         try:
             value: Float32 = gguf.dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError:
             raise UserError(
-                f"tensor {tensor.name} in {where} has type {tensor.tensor_type.name}: "
-                f"only {', '.join(TYPES)} can be imported"
+                f"tensor {tensor.name} in {where} has type {tensor.tensor_type.name}, which the "
+                "gguf package cannot convert: use another quantization"
             ) from None
         return value.astype(np.float32).reshape(parts(config)[name].shape)
 
-    return Source(config, _vocabulary(where, values), stack(config, part))
+    return InteropModel(config, _vocabulary(where, values), stack(config, part))
 
 
 def _open(gguf: Any, path: Path) -> Any:
-    """The package's reader, made to notice where a file ends too early."""
+    """Open a file with the package's reader, which on its own does not notice a file cut short."""
 
     class Reader(gguf.GGUFReader):  # type: ignore[misc]
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
             end = offset + np.dtype(dtype).itemsize * int(count)
             if end > len(self.data):
                 raise UserError(
-                    f"{path} is cut short or damaged: it has {len(self.data)} bytes and something "
-                    f"at byte {offset} goes on to {end}"
+                    f"{path} is cut short or damaged: it has {len(self.data)} bytes, and a value "
+                    f"at byte {offset} ends at {end}"
                 )
             return super()._get(offset, dtype, count, override_order)
 
@@ -216,25 +240,21 @@ def _open(gguf: Any, path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, IndexError, RecursionError) as error:
-        raise UserError(f"{path} is not a GGUF file that can be read: {error}") from None
+        raise UserError(f"{path} cannot be read as a GGUF file: {error}") from None
     if reader.byte_order != "I":
         raise UserError(f"{path} is big-endian: only little-endian GGUF can be imported")
     return reader
 
 
 def _complete(where: str, values: dict[str, Any], found: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse what is not a plain Llama and fill in what GGUF leaves to its readers."""
+    """Reject a model that is not a plain Llama, and add the defaults of GGUF's readers."""
     architecture = values.get("general.architecture")
     if architecture != "llama":
         raise UserError(f"{where} has architecture {architecture!r}: only llama can be imported")
-    known = {*KEYS.values(), *WIDTHS}
+    known = {*KEYS.values(), *WIDTHS, *rope.GGUF_KEYS}
     for name, value in values.items():
         if name.startswith("llama.") and name not in known and value not in (0, 0.0, "none"):
-            raise UserError(f"{name} in {where} is {value!r}, which StoryLlamas cannot represent")
-    if "rope_freqs.weight" in found:
-        raise UserError(
-            f"{where} scales its rotary positions (rope_freqs.weight): it cannot be represented"
-        )
+            raise UserError(f"{name} in {where} is {value!r}: StoryLlamas has no such feature")
     heads, dim = values.get(KEYS["heads"]), values.get(KEYS["dim"])
     if isinstance(heads, int) and isinstance(dim, int) and heads > 0:
         values.setdefault(KEYS["kv_heads"], heads)
@@ -253,20 +273,26 @@ def _complete(where: str, values: dict[str, Any], found: Mapping[str, tuple[int,
 def _vocabulary(where: str, values: Mapping[str, Any]) -> Vocabulary:
     prefix = "tokenizer.ggml."
     model = values.get(f"{prefix}model")
+    if model == "gpt2":
+        return _with_ids(where, values, gguf_bpe.read(where, values))
     if model != "llama":
         raise UserError(
-            f"{prefix}model in {where} is {model!r}: only 'llama', SentencePiece BPE, can be "
-            "represented"
+            f"{prefix}model in {where} is {model!r}: only 'llama', SentencePiece BPE, and 'gpt2', "
+            "byte-level BPE, can be imported"
         )
     for name in ("tokens", "scores", "token_type"):
         if prefix + name not in values:
-            raise UserError(f"{where} does not say {prefix}{name}")
+            raise UserError(f"{where} has no {prefix}{name}: it is damaged or has no tokenizer")
     if values.get(f"{prefix}remove_extra_whitespaces") or values.get(
         f"{prefix}precompiled_charsmap"
     ):
-        raise UserError(f"the tokenizer in {where} normalizes text, which cannot be represented")
-    ids = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
-    ids = {field: values.get(IDS[field], default) for field, default in ids.items()}
+        raise UserError(
+            f"the tokenizer in {where} normalizes text: only one that does not can be imported"
+        )
+    defaults = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
+    ids: dict[str, Any] = {
+        field: values.get(IDS[field], default) for field, default in defaults.items()
+    }
     try:
         types = np.array(values[f"{prefix}token_type"], np.uint8)
         vocabulary = Vocabulary(
@@ -276,7 +302,23 @@ def _vocabulary(where: str, values: Mapping[str, Any]) -> Vocabulary:
             **{field: int(value) for field, value in ids.items()},
             dummy_prefix=bool(values.get(f"{prefix}add_space_prefix", True)),
             byte_fallback=PieceType.BYTE in types,
+            adds_bos=bool(values.get(f"{prefix}add_bos_token", True)),
         )
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(f"the tokenizer in {where} is damaged: {error}") from None
     return check(where, vocabulary)
+
+
+def _with_ids(where: str, values: Mapping[str, Any], vocabulary: Vocabulary) -> Vocabulary:
+    """Return a byte-level tokenizer with the ids of BOS, EOS and padding that a file names."""
+    ids: dict[str, Any] = {
+        field: values.get(IDS[field], -1) for field in ("bos_id", "eos_id", "pad_id")
+    }
+    for field, index in ids.items():
+        if not (isinstance(index, int) and -1 <= index < len(vocabulary.pieces)):
+            raise UserError(
+                f"{IDS[field]} in {where} is {index!r}: the tokenizer has no such piece"
+            )
+    is_llama3 = vocabulary.pre_tokenizer == PreTokenizer.LLAMA3
+    adds_bos = bool(values.get("tokenizer.ggml.add_bos_token", is_llama3))
+    return replace(vocabulary, **ids, adds_bos=adds_bos and ids["bos_id"] >= 0)

@@ -1,15 +1,15 @@
 """Hugging Face: a folder that transformers' `LlamaForCausalLM` and `AutoTokenizer` load.
 
-Written as plain JSON and safetensors, so that transformers is not needed. It turns the first half
-of a head against the second where Meta and StoryLlamas turn neighbours, so the rows of query and
-key matrices are permuted.
+The files are plain JSON and safetensors, so that transformers is not needed. transformers rotates
+each channel of the first half of a head with one of the second half; Meta and StoryLlamas rotate
+neighbouring channels. For this reason the rows of query and key matrices are permuted.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,20 @@ import numpy as np
 
 from storyllamas.atomic import write_json, write_text
 from storyllamas.errors import UserError
-from storyllamas.interop import model_card, safetensors_file
-from storyllamas.interop.model import Source, check_tensors, foreign_name, make_config, parts, stack
-from storyllamas.interop.sentencepiece import MERGEABLE, SPACE, from_sentencepiece, to_sentencepiece
-from storyllamas.rounding import rounded
+from storyllamas.interop import model_card, rope, safetensors_file, tokenizer_folder
+from storyllamas.interop import tokenizer_json as tj
+from storyllamas.interop.model import (
+    InteropModel,
+    check_tensors,
+    external_name,
+    make_config,
+    parts,
+    stack,
+)
+from storyllamas.interop.sentencepiece import MERGEABLE, SPACE, to_sentencepiece
+from storyllamas.rounding import shortest_float32
 from storyllamas.slm.quantize import Float32
-from storyllamas.vocabulary import PieceType, Vocabulary
+from storyllamas.vocabulary import PieceType, TokenizerKind, Vocabulary
 
 PARTS = {
     "embedding.weight": "model.embed_tokens.weight",
@@ -55,32 +63,34 @@ KEYS = {
 }
 
 DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False}
-"""What transformers takes where config.json does not say."""
+"""The values that transformers uses if config.json has none."""
 
 REQUIRED = {
     "model_type": "llama",
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
-    "rope_scaling": None,
     "sliding_window": None,
     "quantization_config": None,
     "partial_rotary_factor": 1.0,
 }
-"""What config.json may say of these, if it speaks of them at all."""
+"""The only value that each of these keys of config.json may have, if it is there."""
 
 DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-"""Tables that old checkpoints hold although they follow from rope_theta."""
+"""Tables in old checkpoints that are ignored, since they follow from rope_theta."""
 
 Permute = Callable[[Float32, int], Float32]
 
 
 def to_halves(matrix: Float32, head_dim: int) -> Float32:
-    """Move the two rows of each rotary pair from side by side to half a head apart.
+    """Reorder the rows of each head so that rotary pairs are half a head apart.
 
     Args:
-        matrix: [heads * head_dim, dim].
-        head_dim: rows of a head.
+        matrix: [heads * head_dim, dim], the two rows of a pair next to each other.
+        head_dim: rows per head.
+
+    Returns:
+        A matrix of the same shape.
     """
     pairs = matrix.reshape(-1, head_dim // 2, 2, matrix.shape[1])
     halves: Float32 = pairs.swapaxes(1, 2).reshape(matrix.shape)
@@ -88,64 +98,65 @@ def to_halves(matrix: Float32, head_dim: int) -> Float32:
 
 
 def to_neighbours(matrix: Float32, head_dim: int) -> Float32:
-    """The inverse of `to_halves`."""
+    """Reorder the rows of each head so that rotary pairs are neighbours; inverts `to_halves`."""
     halves = matrix.reshape(-1, 2, head_dim // 2, matrix.shape[1])
     pairs: Float32 = halves.swapaxes(1, 2).reshape(matrix.shape)
     return pairs
 
 
 def _permuted(name: str, part: Float32, head_dim: int, permute: Permute) -> Float32:
-    turns = name.endswith(("attention.query.weight", "attention.key.weight"))
-    return permute(part, head_dim) if turns else part
+    is_rotated = name.endswith(("attention.query.weight", "attention.key.weight"))
+    return permute(part, head_dim) if is_rotated else part
 
 
-# ---- Out -----------------------------------------------------------------------------------------
+# ---- Export --------------------------------------------------------------------------------------
 
 
-def write(source: Source, folder: Path) -> None:
+def write(model: InteropModel, folder: Path) -> None:
     """Write model, tokenizer and model card into an existing folder.
 
     Args:
-        source: the model.
-        folder: where the files go.
+        model: the model to write.
+        folder: the target folder, which exists.
 
     Raises:
-        UserError: transformers cannot hold the shape or the tokenizer.
+        UserError: transformers cannot represent the shape or the tokenizer.
     """
-    config, vocabulary = source.config, source.vocabulary
+    config, vocabulary = model.config, model.vocabulary
     if config.dim % config.heads:
         raise UserError(
-            f"transformers cannot hold this model: heads ({config.heads}) must divide dim "
-            f"({config.dim})"
+            f"transformers cannot represent this model: heads is {config.heads} and must divide "
+            f"dim ({config.dim})"
         )
-    write_json(folder / "config.json", _config(source))
-    write_json(folder / "generation_config.json", _generation(source))
+    write_json(folder / "config.json", _config(model))
+    write_json(folder / "generation_config.json", _generation(model))
     write_json(folder / "tokenizer.json", tokenizer_json(vocabulary))
+    if vocabulary.kind == TokenizerKind.SENTENCEPIECE:
+        (folder / "tokenizer.model").write_bytes(to_sentencepiece(vocabulary))
     write_json(folder / "tokenizer_config.json", _tokenizer_config(vocabulary, config.context))
-    (folder / "tokenizer.model").write_bytes(to_sentencepiece(vocabulary))
-    write_text(folder / "README.md", model_card.text(source))
-    names = {foreign_name(name, PARTS, LAYERS): name for name in parts(config)}
+    write_text(folder / "README.md", model_card.text(model))
+    names = {external_name(name, PARTS, LAYERS): name for name in parts(config)}
     shapes = {theirs: parts(config)[ours].shape for theirs, ours in names.items()}
 
     def read(name: str) -> Float32:
-        return _permuted(names[name], source.part(names[name]), config.head_dim, to_halves)
+        return _permuted(names[name], model.part(names[name]), config.head_dim, to_halves)
 
     with (folder / "model.safetensors").open("wb") as file:
         for block in safetensors_file.blocks(shapes, read):
             file.write(block)
 
 
-def _config(source: Source) -> dict[str, Any]:
-    config, vocabulary = source.config, source.vocabulary
+def _config(model: InteropModel) -> dict[str, Any]:
+    config, vocabulary = model.config, model.vocabulary
     shape = {theirs: getattr(config, ours) for ours, theirs in KEYS.items()}
-    theta = rounded(config.rope_theta)
+    theta = shortest_float32(config.rope_theta)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         **shape,
-        "rms_norm_eps": rounded(config.norm_eps),
+        "rms_norm_eps": shortest_float32(config.norm_eps),
         "rope_theta": theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "rope_parameters": {**rope.to_huggingface(config), "rope_theta": theta},
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -154,14 +165,14 @@ def _config(source: Source) -> dict[str, Any]:
     }
 
 
-def _generation(source: Source) -> dict[str, Any]:
+def _generation(model: InteropModel) -> dict[str, Any]:
     return {
-        **_special_ids(source.vocabulary),
+        **_special_ids(model.vocabulary),
         "do_sample": True,
         "temperature": 0.8,
         "top_p": 0.9,
         "top_k": 0,
-        "max_length": source.config.context,
+        "max_length": model.config.context,
     }
 
 
@@ -183,16 +194,23 @@ def _tokenizer_config(vocabulary: Vocabulary, context: int) -> dict[str, Any]:
         **_special_tokens(vocabulary),
         "clean_up_tokenization_spaces": False,
         "model_max_length": context,
-        "split_special_tokens": True,  # "<s>" in a text is text, as SentencePiece has it
+        # Like SentencePiece, encode "<s>" in a text as plain text.
+        "split_special_tokens": vocabulary.kind == TokenizerKind.SENTENCEPIECE,
     }
 
 
 def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
-    """The tokenizer.json, which the `tokenizers` package reads."""
+    """Return the content of tokenizer.json, which the `tokenizers` package reads.
+
+    Raises:
+        UserError: the tokenizer is SentencePiece's and has user-defined or unused pieces.
+    """
+    if vocabulary.kind != TokenizerKind.SENTENCEPIECE:
+        return ranked_json(vocabulary)
     if set(vocabulary.types) & {PieceType.USER_DEFINED, PieceType.UNUSED}:
         raise UserError(
-            "a Hugging Face tokenizer cannot hold this one's user-defined or unused pieces: "
-            "export to gguf instead"
+            "the tokenizer has user-defined or unused pieces, which a Hugging Face tokenizer "
+            "cannot represent: export to gguf instead"
         )
     pieces = [piece.decode() for piece in vocabulary.pieces]
     replace: Any = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -229,13 +247,24 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
+def ranked_json(vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return the content of tokenizer.json of a tokenizer whose merges are ranked."""
+    found = tj.to_json(vocabulary)
+    texts = {
+        index: tj.piece_text(vocabulary, index) for index in (vocabulary.bos_id,) if index >= 0
+    }
+    bos_id = vocabulary.bos_id if vocabulary.adds_bos else -1
+    begin = _begin_with(texts, bos_id)
+    return {"version": "1.0", "truncation": None, "padding": None, **found, "post_processor": begin}
+
+
 def _added_token(index: int, piece: str) -> dict[str, Any]:
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {"id": index, "content": piece, **plain, "special": True}
 
 
-def _begin_with(pieces: list[str], bos_id: int) -> dict[str, Any] | None:
-    """A post-processor that puts BOS before a text."""
+def _begin_with(pieces: Sequence[str] | Mapping[int, str], bos_id: int) -> dict[str, Any] | None:
+    """Return a post-processor that puts BOS before a text; None if there is no BOS."""
     if bos_id < 0:
         return None
     piece = pieces[bos_id]
@@ -251,11 +280,12 @@ def _begin_with(pieces: list[str], bos_id: int) -> dict[str, Any] | None:
 
 
 def merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """SentencePiece's merges as pairs, the first to merge first.
+    """Return SentencePiece's merges as pairs of pieces, highest priority first.
 
-    SentencePiece ranks the piece that comes about, wherever it is cut; a list of pairs has to rank
-    the cuts too. Two cuts of a piece compete where they overlap in the text, s1 s2 s3 with
-    s1 s2 = s2 s3, and SentencePiece takes the leftmost, s1 s2, whose right half begins the piece.
+    SentencePiece ranks the merged piece, wherever it is split; a list of pairs has to rank the
+    splits of a piece, too. Two splits compete if they overlap in the text, as s1 s2 and s2 s3 do
+    in s1 s2 s3 with s1 s2 = s2 s3. SentencePiece then merges the leftmost pair, s1 s2: the split
+    whose right half is a prefix of the piece.
     """
     scores = {
         piece.decode(): (-vocabulary.scores[index], index)
@@ -264,26 +294,28 @@ def merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     }
     pairs = []
     for piece in sorted(scores, key=scores.__getitem__):
-        cuts = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
-        known = [cut for cut in cuts if cut[0] in scores and cut[1] in scores]
-        pairs += sorted(known, key=lambda cut: not piece.startswith(cut[1]))
+        splits = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+        known = [split for split in splits if split[0] in scores and split[1] in scores]
+        pairs += sorted(known, key=lambda split: not piece.startswith(split[1]))
     return pairs
 
 
-# ---- In ------------------------------------------------------------------------------------------
+# ---- Import --------------------------------------------------------------------------------------
 
 
-def read(folder: Path) -> Source:
-    """Open a folder with config.json, safetensors and tokenizer.model.
+def read(folder: Path) -> InteropModel:
+    """Open a folder with config.json, safetensors files, and tokenizer.model or tokenizer.json.
 
     Raises:
         UserError: a file is missing or damaged, or the model is not a plain Llama.
     """
     values = _read_config(folder / "config.json")
-    config = make_config(str(folder / "config.json"), KEYS, values)
+    where = str(folder / "config.json")
+    config = make_config(where, KEYS, values)
+    config = rope.from_huggingface(where, config, values["rope"])
     tensors = _open_tensors(folder)
     expected = {
-        foreign_name(name, PARTS, LAYERS): each.shape for name, each in parts(config).items()
+        external_name(name, PARTS, LAYERS): each.shape for name, each in parts(config).items()
     }
     found = {name: shape for name, shape in tensors.shapes.items() if not DERIVED.fullmatch(name)}
     if config.tied and (classifier := found.pop("lm_head.weight", None)):
@@ -292,20 +324,21 @@ def read(folder: Path) -> Source:
             tensors.read("lm_head.weight"), tensors.read(embedding)
         ):
             raise UserError(
-                f"config.json in {folder} ties lm_head.weight to the embedding and the file has "
-                "another: set tie_word_embeddings to false"
+                f"config.json in {folder} ties lm_head.weight to the embedding, but the two "
+                "differ: set tie_word_embeddings to false"
             )
     check_tensors(str(folder), expected, found)
 
     def part(name: str) -> Float32:
-        value = tensors.read(foreign_name(name, PARTS, LAYERS))
+        value = tensors.read(external_name(name, PARTS, LAYERS))
         return _permuted(name, value, config.head_dim, to_neighbours)
 
-    return Source(config, _read_vocabulary(folder / "tokenizer.model"), stack(config, part))
+    vocabulary = tokenizer_folder.read(folder, values, config.vocab_size)
+    return InteropModel(config, vocabulary, stack(config, part))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """config.json with what transformers would fill in."""
+    """Read config.json and add the defaults of transformers."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -315,17 +348,15 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a JSON object")
     values = DEFAULTS | {name: value for name, value in values.items() if value is not None}
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type")) in (None, "default"):
-        values.pop("rope_scaling", None)
-        values["rope_theta"] = rope.get("rope_theta", values["rope_theta"])
-    else:
-        values["rope_scaling"] = rope
+    scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(scaling, Mapping):
+        raise UserError(f"rope_scaling in {path} is {scaling!r} and must be a JSON object")
+    values["rope"] = scaling
+    values["rope_theta"] = scaling.get("rope_theta", values["rope_theta"])
     for name, value in REQUIRED.items():
         if values.get(name, value) != value:
             raise UserError(
-                f"{name} in {path} is {values[name]!r}, which cannot be represented: "
-                f"only {value!r} can"
+                f"{name} in {path} is {values[name]!r}: StoryLlamas can only represent {value!r}"
             )
     heads, dim = values.get(KEYS["heads"]), values.get(KEYS["dim"])
     if isinstance(heads, int) and isinstance(dim, int) and heads > 0:
@@ -341,12 +372,3 @@ def _open_tensors(folder: Path) -> safetensors_file.TensorFiles:
     if not paths:
         raise UserError(f"{folder} has no model.safetensors: save the model as safetensors")
     return safetensors_file.TensorFiles(paths)
-
-
-def _read_vocabulary(path: Path) -> Vocabulary:
-    try:
-        return from_sentencepiece(str(path), path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist: only models with a SentencePiece tokenizer can be imported"
-        ) from None

@@ -1,15 +1,16 @@
 """llama2.c: model.bin and tokenizer.bin, as its export.py and tokenizer.py write them.
 
     version 0   i32 dim, hidden, layers, heads, kv_heads, vocab_size, context; vocab_size is
-                negative where the classifier is a matrix of its own; f32 tensors, before the
-                classifier two tables of rotary cosines and sines that readers skip
-    version 1   "ak42", i32 version, the same seven numbers (vocab_size positive), u8 whether the
-                classifier is the embedding; from byte 256 on f32 tensors
+                negative if the classifier is not tied to the embedding; then f32 tensors, with
+                two tables of rotary cosines and sines before the classifier that readers skip
+    version 1   "ak42", i32 version, the same seven numbers (vocab_size positive), u8 1 if the
+                classifier is tied to the embedding; from byte 256 on f32 tensors
     version 2   the same, then i32 group_size; from byte 256 on the norms in f32, then each matrix
-                as i8 values and f32 scales, one for group_size values
+                as i8 values followed by f32 scales, one scale per group_size values
 
-Each kind of tensor comes for all layers at once. What the format cannot say, its programs take as
-given: rope_theta 10000, norm epsilon 1e-5, heads that split dim, a tokenizer like Llama's.
+The tensors of one kind are stored for all layers together. llama2.c's programs assume what the
+format does not store: rope_theta 10000, norm_eps 1e-5, head_dim = dim / heads, and a tokenizer
+like Llama's.
 https://github.com/karpathy/llama2.c
 """
 
@@ -26,7 +27,7 @@ import numpy.typing as npt
 
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
-from storyllamas.interop.model import Source, make_config, parts, stack
+from storyllamas.interop.model import InteropModel, make_config, parts, stack
 from storyllamas.interop.sentencepiece import SPACE, byte_piece, check
 from storyllamas.slm.quantize import Float32, to_integers
 from storyllamas.vocabulary import PieceType, Vocabulary
@@ -49,11 +50,11 @@ KEYS = {
     "context": "max_seq_len",
     "head_dim": "dim / n_heads",
 }
-"""llama2.c's names; the first seven stand in the header in this order."""
+"""llama2.c's names of our fields; the first seven are the header's numbers, in its order."""
 
 
 def _layout(config: ModelConfig, version: int) -> list[str]:
-    """Names of the parts in the order of the file."""
+    """Return the names of the parts in the order of the file; `ROTARY` stands for a table."""
 
     def each(*kinds: str) -> list[str]:
         return [f"layers.{i}.{kind}.weight" for kind in kinds for i in range(config.layers)]
@@ -69,26 +70,26 @@ def _layout(config: ModelConfig, version: int) -> list[str]:
     return [*attention_norms, *feed_forward_norms, norm, start, *attention, *feed_forward, *end]
 
 
-# ---- Out -----------------------------------------------------------------------------------------
+# ---- Export --------------------------------------------------------------------------------------
 
 
-def write(source: Source, folder: Path, version: int) -> None:
+def write(model: InteropModel, folder: Path, version: int) -> None:
     """Write model.bin and tokenizer.bin into an existing folder.
 
     Args:
-        source: the model.
-        folder: where the files go.
-        version: 0, in float32, for `run`; or 2, in 8 bits, for `runq`.
+        model: the model to write.
+        folder: the target folder, which exists.
+        version: 0 (float32, for llama2.c's `run`) or 2 (8 bits, for its `runq`).
 
     Raises:
-        UserError: llama2.c has no way to say something about the model.
+        UserError: llama2.c cannot represent the model.
     """
-    config = source.config
-    _check_representable(config, source.vocabulary)
+    config = model.config
+    _check_representable(config, model.vocabulary)
     with (folder / "model.bin").open("wb") as file:
-        for block in _float_blocks(source) if version == 0 else _int8_blocks(source):
+        for block in _float_blocks(model) if version == 0 else _int8_blocks(model):
             file.write(block)
-    (folder / "tokenizer.bin").write_bytes(_tokenizer_bin(source.vocabulary))
+    (folder / "tokenizer.bin").write_bytes(_tokenizer_bin(model.vocabulary))
 
 
 def _check_representable(config: ModelConfig, vocabulary: Vocabulary) -> None:
@@ -104,14 +105,14 @@ def _check_representable(config: ModelConfig, vocabulary: Vocabulary) -> None:
         != (UNK_ID, BOS_ID, EOS_ID),
         "its tokenizer has no byte pieces at 3 … 258": first_bytes
         != [byte_piece(byte) for byte in range(256)],
-        "its tokenizer puts no space before a text": not vocabulary.dummy_prefix,
+        "its tokenizer adds no space before a text": not vocabulary.dummy_prefix,
         "its tokenizer has no piece for a space": SPACE.encode() not in vocabulary.pieces,
         "its tokenizer has user-defined or unused pieces": not set(vocabulary.types)
         <= {PieceType.NORMAL, PieceType.UNKNOWN, PieceType.CONTROL, PieceType.BYTE},
     }
     for problem, is_there in problems.items():
         if is_there:
-            raise UserError(f"llama2.c cannot hold this model: {problem}")
+            raise UserError(f"llama2.c cannot represent this model: {problem}")
 
 
 def _dimensions(config: ModelConfig, vocab_size: int) -> bytes:
@@ -120,8 +121,8 @@ def _dimensions(config: ModelConfig, vocab_size: int) -> bytes:
     return DIMENSIONS.pack(*fields)
 
 
-def _float_blocks(source: Source) -> Iterator[bytes]:
-    config = source.config
+def _float_blocks(model: InteropModel) -> Iterator[bytes]:
+    config = model.config
     yield _dimensions(config, config.vocab_size if config.tied else -config.vocab_size)
     for name in _layout(config, 0):
         if name == ROTARY:
@@ -130,16 +131,16 @@ def _float_blocks(source: Source) -> Iterator[bytes]:
             yield np.cos(angles).astype("<f4").tobytes()
             yield np.sin(angles).astype("<f4").tobytes()
         else:
-            yield source.part(name).astype("<f4").tobytes()
+            yield model.part(name).astype("<f4").tobytes()
 
 
-def _int8_blocks(source: Source) -> Iterator[bytes]:
-    config = source.config
+def _int8_blocks(model: InteropModel) -> Iterator[bytes]:
+    config = model.config
     group_size = math.gcd(GROUP_SIZE, config.dim, config.hidden)
     start = struct.pack("<Ii", MAGIC, 2) + _dimensions(config, config.vocab_size)
     yield (start + struct.pack("<Bi", config.tied, group_size)).ljust(HEADER_BYTES, b"\0")
     for name in _layout(config, 2):
-        part = source.part(name)
+        part = model.part(name)
         if part.ndim == 1:
             yield part.astype("<f4").tobytes()
         else:
@@ -160,27 +161,29 @@ def _tokenizer_bin(vocabulary: Vocabulary) -> bytes:
     )
 
 
-# ---- In ------------------------------------------------------------------------------------------
+# ---- Import --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Header:
+    """The header of a checkpoint; `group_size` is 0 in float32, `bytes` is the header's length."""
+
     version: int
     config: ModelConfig
     group_size: int
     bytes: int
 
 
-def read(path: Path, tokenizer: Path | None = None) -> Source:
+def read(path: Path, tokenizer: Path | None = None) -> InteropModel:
     """Open a checkpoint of version 0, 1 or 2.
 
     Args:
         path: the .bin file.
-        tokenizer: its tokenizer.bin; None: the one beside it.
+        tokenizer: its tokenizer.bin; None: the one in the same folder.
 
     Raises:
-        UserError: a file is missing, of another version, cut short or not of the size that its
-            header says.
+        UserError: a file is missing, of another version, cut short, or of another size than its
+            header requires.
     """
     data = _map(path)
     header = _read_header(path, data)
@@ -189,7 +192,7 @@ def read(path: Path, tokenizer: Path | None = None) -> Source:
     if end != len(data):
         what = "cut short" if end > len(data) else "longer than that"
         raise UserError(
-            f"{path} has {len(data)} bytes and its header asks for {end} "
+            f"{path} has {len(data)} bytes and its header requires {end} "
             f"(version {header.version}, dim {config.dim}, {config.layers} layers, "
             f"vocab_size {config.vocab_size}): it is {what}, or not a llama2.c checkpoint"
         )
@@ -206,7 +209,7 @@ def read(path: Path, tokenizer: Path | None = None) -> Source:
 
     tokenizer = tokenizer or path.with_name("tokenizer.bin")
     vocabulary = _read_tokenizer(tokenizer, config.vocab_size)
-    return Source(config, vocabulary, stack(config, part))
+    return InteropModel(config, vocabulary, stack(config, part))
 
 
 def _floats(data: npt.NDArray[np.uint8]) -> Float32:
@@ -242,7 +245,7 @@ def _read_header(path: Path, data: npt.NDArray[np.uint8]) -> _Header:
     if values["n_heads"] < 1 or values["dim"] % values["n_heads"]:
         raise UserError(
             f"n_heads in {path} is {values['n_heads']} and must divide dim ({values['dim']}): "
-            "is it a llama2.c checkpoint?"
+            "the file is damaged or not a llama2.c checkpoint"
         )
     values["dim / n_heads"] = values["dim"] // values["n_heads"]
     config = make_config(str(path), KEYS | {"tied": "tied"}, values)
@@ -257,7 +260,7 @@ def _read_header(path: Path, data: npt.NDArray[np.uint8]) -> _Header:
 
 
 def _places(header: _Header) -> tuple[dict[str, int], int]:
-    """Offset of each part, and of the end."""
+    """Return the offset of each part by name, and the offset of the end, in bytes."""
     config, position, places = header.config, header.bytes, {}
     for name in _layout(config, header.version):
         places[name] = position
@@ -269,12 +272,12 @@ def _places(header: _Header) -> tuple[dict[str, int], int]:
 
 
 def _read_tokenizer(path: Path, vocab_size: int) -> Vocabulary:
-    """The tokenizer.bin of a model; the types of its pieces follow from their places."""
+    """Read tokenizer.bin; it stores no types of pieces, which follow from their ids."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(
-            f"{path} does not exist: give the model's tokenizer.bin with --tokenizer FILE"
+            f"{path} does not exist: name the model's tokenizer.bin with --tokenizer FILE"
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -282,7 +285,8 @@ def _read_tokenizer(path: Path, vocab_size: int) -> Vocabulary:
     for index in range(vocab_size):
         if position + 8 > len(data):
             raise UserError(
-                f"{path} ends at byte {len(data)}, in piece {index}: the model has {vocab_size}"
+                f"{path} ends at byte {len(data)}, in piece {index}: the model has {vocab_size} "
+                "pieces"
             )
         score, length = struct.unpack_from("<fI", data, position)
         piece = data[position + 8 : position + 8 + length]
@@ -297,11 +301,12 @@ def _read_tokenizer(path: Path, vocab_size: int) -> Vocabulary:
         pieces.append(piece.replace(b" ", SPACE.encode()))
     if position != len(data):
         raise UserError(
-            f"{path} has more pieces than the {vocab_size} of the model: it is another's tokenizer"
+            f"{path} has more pieces than the {vocab_size} of the model: it belongs to another "
+            "model"
         )
     first_bytes = pieces[FIRST_BYTE : FIRST_BYTE + 256]
     if first_bytes != [byte_piece(byte) for byte in range(256)]:
-        raise UserError(f"{path} has no byte pieces at 3 … 258, which llama2.c relies on")
+        raise UserError(f"{path} has no byte pieces at 3 … 258, which llama2.c requires")
     pieces[BOS_ID], pieces[EOS_ID] = (pieces[i].strip(b"\n") for i in (BOS_ID, EOS_ID))
     types = np.full(vocab_size, PieceType.NORMAL, np.uint8)
     types[UNK_ID] = PieceType.UNKNOWN

@@ -1,7 +1,8 @@
-"""What all formats share: a model as its shape, its tokenizer and its tensors, one at a time.
+"""A model as all formats share it: its shape, its tokenizer, and its tensors one at a time.
 
-Other formats keep query, key and value apart, and gate and up, where the weight file stacks them.
-Here a matrix that stands alone is called a part. The names of the parts:
+The weight file stacks the query, key and value matrices into one tensor, and the gate and up
+matrices into another. Other formats store each of them on its own: these tensors are the parts of
+a model. The names of the parts:
 
     embedding.weight
     layers.N.attention_norm.weight
@@ -9,7 +10,7 @@ Here a matrix that stands alone is called a part. The names of the parts:
     layers.N.feed_forward_norm.weight
     layers.N.feed_forward.{gate,up,down}.weight
     norm.weight
-    classifier.weight           unless it is the embedding
+    classifier.weight           only if it is not tied to the embedding
 """
 
 from __future__ import annotations
@@ -33,19 +34,25 @@ from storyllamas.slm import weight_file
 from storyllamas.slm.quantize import Float32
 from storyllamas.vocabulary import Vocabulary
 
-LARGEST_DIMENSION = 1 << 20
-"""The most that the C engine takes."""
+MAX_DIMENSION = 1 << 20
+"""Upper limit of every dimension, which is that of the C engine."""
 
-LARGEST_LAYERS = 1 << 12
-"""Enough for any model; a damaged header's millions would take minutes to walk through."""
+MAX_LAYERS = 1 << 12
+"""Upper limit of `layers`; without it, the millions of a damaged header would take minutes."""
 
 OPTIONAL = ("rope_theta", "norm_eps", "tied")
-"""Fields of `ModelConfig` that a header may leave at their defaults."""
+"""Fields of `ModelConfig` that have a default, so that a header may omit them."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Where a part lies: rows start … start + shape[0] of a tensor of the weight file."""
+    """The place of a part in the weight file: rows start to start + shape[0] of a tensor.
+
+    Attributes:
+        tensor: name of the tensor, a key of `config.tensor_shapes`.
+        start: its first row that belongs to the part.
+        shape: shape of the part.
+    """
 
     tensor: str
     start: int
@@ -53,14 +60,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Source:
+class InteropModel:
     """A model to convert.
 
     Attributes:
         config: its shape.
         vocabulary: its tokenizer.
-        tensor: reads the float32 tensor of a name in `weights.tensor_shapes`.
-        about: what is known of its training, as in a checkpoint's config.json; may be empty.
+        tensor: reads a float32 tensor by its name in `config.tensor_shapes`.
+        about: facts about the training, laid out as a checkpoint's config.json; empty if unknown.
     """
 
     config: ModelConfig
@@ -69,14 +76,14 @@ class Source:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def part(self, name: str) -> Float32:
-        """The float32 tensor of a part's name."""
+        """Read a part by its name, in float32."""
         part = parts(self.config)[name]
         return self.tensor(part.tensor)[part.start : part.start + part.shape[0]]
 
 
 @functools.lru_cache
 def parts(config: ModelConfig) -> Mapping[str, Part]:
-    """Every part by name, in the order of the weight file."""
+    """Return every part by its name, in the order of the weight file."""
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     stacks = {
         "qkv": {"query": queries, "key": keys, "value": keys},
@@ -93,7 +100,7 @@ def parts(config: ModelConfig) -> Mapping[str, Part]:
 
 
 def stack(config: ModelConfig, part: Callable[[str], Float32]) -> Callable[[str], Float32]:
-    """A reader of the weight file's tensors from a reader of parts."""
+    """Turn a function that reads parts into one that reads the weight file's stacked tensors."""
 
     def tensor(name: str) -> Float32:
         found = [part(each) for each, place in parts(config).items() if place.tensor == name]
@@ -102,13 +109,13 @@ def stack(config: ModelConfig, part: Callable[[str], Float32]) -> Callable[[str]
     return tensor
 
 
-def foreign_name(part: str, names: Mapping[str, str], layer_prefix: str) -> str:
-    """A part's name in another format.
+def external_name(part: str, names: Mapping[str, str], layer_prefix: str) -> str:
+    """Return the name of a part in another format.
 
     Args:
         part: name of a part.
-        names: the other format's name for each part, those of layers without `layers.N.`.
-        layer_prefix: what the other format writes for `layers`.
+        names: the other format's name for each part; parts of a layer without `layers.N.`.
+        layer_prefix: the other format's word for `layers`.
     """
     if not part.startswith("layers."):
         return names[part]
@@ -119,13 +126,22 @@ def foreign_name(part: str, names: Mapping[str, str], layer_prefix: str) -> str:
 def check_tensors(
     where: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Refuse a model whose tensors are not exactly those of the architecture, shapes included."""
+    """Check that a model has exactly the tensors of the architecture, in the right shapes.
+
+    Args:
+        where: the file, for messages.
+        expected: shape of each tensor of the architecture by name.
+        found: shape of each tensor of the file by name.
+
+    Raises:
+        UserError: a tensor is missing, superfluous or of another shape.
+    """
     for name, shape in expected.items():
         if name not in found:
-            raise UserError(f"{where} has no tensor {name}: is it whole, and a Llama?")
+            raise UserError(f"{where} has no tensor {name}: it is incomplete or not a Llama")
         if found[name] != shape:
             raise UserError(
-                f"tensor {name} in {where} has shape {found[name]}: its header asks for {shape}"
+                f"tensor {name} in {where} has shape {found[name]}: its header requires {shape}"
             )
     for name in found:
         if name not in expected:
@@ -136,22 +152,22 @@ def check_tensors(
 
 
 def make_config(where: str, names: Mapping[str, str], values: Mapping[str, Any]) -> ModelConfig:
-    """The shape that another format's header says.
+    """Read the shape of a model from the header of another format.
 
     Args:
         where: the file, for messages.
         names: the header's key for each field of `ModelConfig`.
-        values: the header; a key that it lacks takes the field's default.
+        values: the header; a field whose key is missing takes its default.
 
     Raises:
-        UserError: a value is missing, impossible, or more than the C engine takes.
+        UserError: a value is missing, impossible, or above the C engine's limit.
     """
     fields = {ours: values[theirs] for ours, theirs in names.items() if theirs in values}
     for ours, theirs in names.items():
         if ours in fields:
             _check_field(ours, f"{theirs} in {where}", fields[ours])
         elif ours not in OPTIONAL:
-            raise UserError(f"{where} does not say {theirs}: is it a Llama?")
+            raise UserError(f"{where} has no {theirs}: it is damaged or not a Llama")
     config = ModelConfig(**fields)
     if config.heads % config.kv_heads:
         raise UserError(
@@ -159,7 +175,7 @@ def make_config(where: str, names: Mapping[str, str], values: Mapping[str, Any])
             f"and must divide {names['heads']} ({config.heads})"
         )
     if config.head_dim % 2:
-        raise UserError(f"the heads in {where} are {config.head_dim} wide: they must be even")
+        raise UserError(f"the head width in {where} is {config.head_dim} and must be even")
     return config
 
 
@@ -170,28 +186,28 @@ def _check_field(field: str, what: str, value: object) -> None:
         if not (isinstance(value, int | float) and 0 < value < math.inf):
             raise UserError(f"{what} is {value!r} and must be a number above 0")
         return
-    largest = LARGEST_LAYERS if field == "layers" else LARGEST_DIMENSION
-    if not (isinstance(value, int) and 0 < value <= largest) and field != "tied":
-        raise UserError(f"{what} is {value!r} and must be a whole number from 1 to {largest}")
+    limit = MAX_LAYERS if field == "layers" else MAX_DIMENSION
+    if not (isinstance(value, int) and 0 < value <= limit) and field != "tied":
+        raise UserError(f"{what} is {value!r} and must be a whole number from 1 to {limit}")
 
 
-def open_source(path: str | os.PathLike[str]) -> Source:
-    """A weight file, or the folder of a training checkpoint.
+def open_model(path: str | os.PathLike[str]) -> InteropModel:
+    """Open a weight file, or the folder of a trained model.
 
-    The checkpoint's tokenizer is tokenizer.model in the folder or in the one above it.
+    The tokenizer of a trained model is tokenizer.model in its folder or in the parent folder.
 
     Raises:
-        UserError: it is missing or damaged, or the tokenizer is not the checkpoint's.
+        UserError: the model is missing or damaged, or was trained with another tokenizer.
     """
     path = Path(path)
     if not path.is_dir():
         file = weight_file.read(path)
-        return Source(file.config, file.vocabulary, file.tensor)
+        return InteropModel(file.config, file.vocabulary, file.tensor)
     return _open_checkpoint(path)
 
 
-def _open_checkpoint(folder: Path) -> Source:
-    again = "train it again with `dvc repro`"
+def _open_checkpoint(folder: Path) -> InteropModel:
+    again = "train the model again with `dvc repro`"
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config, digest = ModelConfig(**about["model"]), about["tokenizer_sha256"]
@@ -206,4 +222,4 @@ def _open_checkpoint(folder: Path) -> Source:
     pieces = tokenizer.load(next((each for each in candidates if each.exists()), candidates[-1]))
     if digest != pieces.digest.hex():
         raise UserError(f"checkpoint {folder} was trained with another tokenizer: {again}")
-    return Source(config, pieces.vocabulary(), tensors.read, about)
+    return InteropModel(config, pieces.vocabulary(), tensors.read, about)

@@ -1,6 +1,6 @@
 """Safetensors files, read and written one tensor at a time.
 
-Reading is the safetensors package's; its writer would hold all tensors at once.
+The safetensors package reads them; its writer would hold all tensors at once.
 https://huggingface.co/docs/safetensors
 """
 
@@ -19,14 +19,18 @@ from storyllamas.slm.quantize import Float32
 
 
 class TensorFiles:
-    """The tensors of one or several files.
+    """The tensors of one or more files.
 
     Attributes:
-        shapes: shape of every tensor by name.
+        shapes: shape of every tensor by its name.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        """Open files; `UserError` if one is missing, damaged or cut short."""
+        """Open the files.
+
+        Raises:
+            UserError: a file is missing, damaged or cut short.
+        """
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Any] = {}
         for path in paths:
@@ -39,7 +43,7 @@ class TensorFiles:
                 self.shapes[name] = tuple(file.get_slice(name).get_shape())
 
     def read(self, name: str) -> Float32:
-        """A tensor as float32."""
+        """Read a tensor by its name, converted to float32."""
         value: Float32 = self._files[name].get_tensor(name).float().numpy()
         return value
 
@@ -47,7 +51,12 @@ class TensorFiles:
 def blocks(
     shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Float32]
 ) -> Iterator[bytes]:
-    """The bytes of a file of float32 tensors, each read when its turn comes."""
+    """Yield the bytes of a file of float32 tensors; each tensor is read just before it is yielded.
+
+    Args:
+        shapes: shape of each tensor by name, in the order of the file.
+        read: reads a tensor by its name.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, shape in shapes.items():

@@ -1,6 +1,6 @@
-"""Tokenizers of other programs: what is checked before one is taken over, and SentencePiece's file.
+"""Tokenizers of other programs: the checks before an import, and SentencePiece's model file.
 
-SentencePiece's model file is a protocol buffer whose schema comes with the sentencepiece package.
+The model file is a protocol buffer; its schema comes with the sentencepiece package.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ MERGEABLE = (PieceType.NORMAL, PieceType.USER_DEFINED, PieceType.UNUSED)
 
 
 def package(name: str, distribution: str) -> Any:
-    """Import a package that only conversions need.
+    """Import a module that only conversions need.
+
+    Args:
+        name: the module.
+        distribution: the package that installs it, for the message.
 
     Raises:
-        UserError: it is not installed.
+        UserError: the package is not installed.
     """
     try:
         return importlib.import_module(name)
@@ -33,12 +37,20 @@ def package(name: str, distribution: str) -> Any:
 
 
 def byte_piece(byte: int) -> bytes:
-    """How the piece of a byte is spelt."""
+    """Return the text of the piece that stands for a byte, 0 to 255."""
     return b"<0x%02X>" % byte
 
 
 def check(where: str, vocabulary: Vocabulary) -> Vocabulary:
-    """Refuse a tokenizer that the C engine would, naming the piece; return it otherwise."""
+    """Return a tokenizer unchanged if the C engine accepts it.
+
+    Args:
+        where: the file, for messages.
+        vocabulary: the tokenizer.
+
+    Raises:
+        UserError: the C engine would reject the tokenizer; the message names the piece.
+    """
     count = len(vocabulary.pieces)
     if not count == len(vocabulary.scores) == len(vocabulary.types):
         raise UserError(
@@ -49,8 +61,8 @@ def check(where: str, vocabulary: Vocabulary) -> Vocabulary:
     for index, piece in enumerate(vocabulary.pieces):
         if vocabulary.types[index] not in PIECE_TYPES:
             raise UserError(
-                f"piece {index} of the tokenizer in {where} has type {vocabulary.types[index]}: "
-                "use 1 to 6"
+                f"piece {index} of the tokenizer in {where} has type {vocabulary.types[index]} "
+                "and must have 1 to 6"
             )
         kind = PieceType(vocabulary.types[index])
         if not piece:
@@ -60,13 +72,16 @@ def check(where: str, vocabulary: Vocabulary) -> Vocabulary:
         if kind in MERGEABLE or kind == PieceType.BYTE:
             if piece in seen:
                 raise UserError(
-                    f"piece {index} of the tokenizer in {where}, {piece.decode()!r}, is there twice"
+                    f"piece {index} of the tokenizer in {where}, {piece.decode()!r}, occurs twice"
                 )
             seen.add(piece)
     for name in ("unk_id", "bos_id", "eos_id", "pad_id"):
         value = getattr(vocabulary, name)
         if not -1 <= value < len(vocabulary.pieces):
-            raise UserError(f"{name} of the tokenizer in {where} is {value}: it has no such piece")
+            raise UserError(
+                f"{name} of the tokenizer in {where} is {value} and must be -1 or the id of one "
+                f"of its {count} pieces"
+            )
     missing = [byte for byte in range(256) if byte_piece(byte) not in seen]
     if vocabulary.byte_fallback and missing:
         raise UserError(f"the tokenizer in {where} has no piece {byte_piece(missing[0]).decode()}")
@@ -76,10 +91,14 @@ def check(where: str, vocabulary: Vocabulary) -> Vocabulary:
 
 
 def from_sentencepiece(where: str, data: bytes) -> Vocabulary:
-    """The tokenizer in a SentencePiece model file.
+    """Read the tokenizer in the bytes of a SentencePiece model file.
+
+    Args:
+        where: the file, for messages.
+        data: its bytes.
 
     Raises:
-        UserError: it is none, or is not BPE on text as it stands.
+        UserError: the data is not a model file, or the model is not BPE on unchanged text.
     """
     schema = package("sentencepiece.sentencepiece_model_pb2", "protobuf")
     message = package("google.protobuf.message", "protobuf")
@@ -89,7 +108,7 @@ def from_sentencepiece(where: str, data: bytes) -> Vocabulary:
     except message.DecodeError:
         raise UserError(f"{where} is not a SentencePiece model, or is cut short") from None
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    refused = {
+    differs = {
         "model_type": trainer.model_type != trainer.BPE,
         "normalizer_spec.precompiled_charsmap": bool(normalizer.precompiled_charsmap),
         "normalizer_spec.remove_extra_whitespaces": normalizer.remove_extra_whitespaces,
@@ -97,11 +116,11 @@ def from_sentencepiece(where: str, data: bytes) -> Vocabulary:
         "trainer_spec.treat_whitespace_as_suffix": trainer.treat_whitespace_as_suffix,
         "denormalizer_spec": bool(model.denormalizer_spec.precompiled_charsmap),
     }
-    for name, is_refused in refused.items():
-        if is_refused:
+    for name, is_different in differs.items():
+        if is_different:
             raise UserError(
-                f"the tokenizer {where} has another {name} than Llama's, which cannot be "
-                "represented: only BPE without normalization can"
+                f"the tokenizer {where} has another {name} than Llama's: only BPE without "
+                "normalization can be imported"
             )
     vocabulary = Vocabulary(
         pieces=[piece.piece.encode() for piece in model.pieces],
@@ -118,7 +137,7 @@ def from_sentencepiece(where: str, data: bytes) -> Vocabulary:
 
 
 def to_sentencepiece(vocabulary: Vocabulary) -> bytes:
-    """The SentencePiece model file of a tokenizer."""
+    """Return the bytes of the SentencePiece model file of a tokenizer."""
     schema = package("sentencepiece.sentencepiece_model_pb2", "protobuf")
     model = schema.ModelProto()
     for piece, score, kind in zip(

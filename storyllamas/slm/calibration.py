@@ -1,4 +1,4 @@
-"""What a model's matrices are multiplied with, for rounding them to 4 bits (see quantize.py)."""
+"""Moments of the inputs of a model's matrices, for rounding with GPTQ (see quantize.py)."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from storyllamas.model import Llama
 from storyllamas.slm.quantize import Float32
 
 EMBEDDING_SHARE = 0.3
-"""How much of a tied embedding's importance every column has alike, as a share of the mean: its
-rows are not only multiplied with outputs but also read as they are."""
+"""Added to the moments of a tied embedding for every column, as a share of their mean: its rows
+are not only multiplied with outputs but also read as they are."""
 
-_WINDOWS = 8  # that go through the model at once
+_BATCH = 8  # windows in one forward pass
 
 
 @torch.no_grad()
 def input_moments(
     config: ModelConfig, tensor: Callable[[str], Float32], windows: npt.NDArray[np.int64]
 ) -> dict[str, Float32]:
-    """The mean of x xᵀ over the inputs x of each matrix, on a text.
+    """Return the mean of x xᵀ over the inputs x of each matrix, on a text.
 
     Args:
         config: the model's shape.
-        tensor: gives the float32 tensor of a name in `tensor_shapes`.
-        windows: [windows, tokens] of the text.
+        tensor: returns the float32 tensor of a name in `tensor_shapes`.
+        windows: ids of the text, [windows, tokens].
 
     Returns:
-        [columns, columns] for every matrix by its name, but for an embedding that is only read.
+        [columns, columns] for every matrix by its name, without an embedding that is not tied.
     """
     model = Llama(config)
     model.load_state_dict({name: torch.tensor(tensor(name)) for name in tensor_shapes(config)})
@@ -49,8 +49,8 @@ def input_moments(
             module.register_forward_pre_hook(lambda _, x, weight=weight: add(weight, x[0]))
     classifier = "embedding.weight" if config.tied else "classifier.weight"
     model.norm.register_forward_hook(lambda _, x, y: add(classifier, y))
-    for start in range(0, len(windows), _WINDOWS):
-        model(torch.from_numpy(windows[start : start + _WINDOWS]))
+    for start in range(0, len(windows), _BATCH):
+        model(torch.from_numpy(windows[start : start + _BATCH]))
     if config.tied:
         share = EMBEDDING_SHARE * sums[classifier].diagonal().mean()
         sums[classifier] += share * torch.eye(config.dim)

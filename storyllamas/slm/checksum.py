@@ -1,4 +1,4 @@
-"""The checksum of a weight file."""
+"""The checksum of weight files and token files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Checksum:
     Word i of the data (u64, little-endian) goes to lane i mod 8, where a += word and then b += a,
     both modulo 2^64. The digest starts at h = FOLD_START and folds a and b of lane 0, then of lane
     1, …: h = (h ^ x) * FOLD_FACTOR modulo 2^64, then h ^= h >> 32.
-    Additions only, so that it runs at the speed of memory in C and in NumPy.
+    The checksum needs additions only, so it runs at memory speed in C.
     """
 
     LANES = 8
@@ -33,7 +33,7 @@ class Checksum:
             self._a += block.sum(0, dtype=np.uint64)
 
     def digest(self) -> int:
-        """The 64-bit checksum of everything added so far."""
+        """Return the 64-bit checksum of all data so far."""
         value = self.FOLD_START
         for a, b in zip(self._a.tolist(), self._b.tolist(), strict=True):
             for part in (a, b):

@@ -1,90 +1,140 @@
-"""Weight types, group sizes, and how a weight file stores its matrices."""
+"""Weight types, group sizes, and how a weight file stores its matrices.
+
+To add a weight type, add it to `WeightType` and `SPECS`, and to the C engine's table of types
+(csrc/matrix.c). The command line and params.yaml accept what stands here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
 from storyllamas.errors import UserError
+from storyllamas.slm.quantize import Float32, Int8, quantize_q4, quantize_q8
 
 LARGEST_GROUP = 1 << 14
 
+TILE_COLUMNS = 4  # bytes of a row that lie next to each other in a tile
+
 
 class WeightType(IntEnum):
-    """How a matrix is stored; the number in the header."""
+    """A type of stored weights; its value is the number in the header."""
 
     F32 = 0
     Q8 = 1
     Q4 = 2
 
+    @property
+    def label(self) -> str:
+        """The name that users read and write, such as q8."""
+        return self.name.lower()
 
-GROUP_MULTIPLES = {WeightType.Q8: 4, WeightType.Q4: 8}
-"""What a group size is a multiple of."""
+    @property
+    def spec(self) -> TypeSpec:
+        """The row of `SPECS`."""
+        return SPECS[self]
+
+
+class TypeSpec(NamedTuple):
+    """The facts of a weight type.
+
+    Attributes:
+        bits: bits per weight, without the scales.
+        group_size: the default number of columns that share a scale; 0: the type has no scales.
+        quantize: takes a matrix [rows, columns], the group size and, if `calibrated`, the moments;
+            returns the scales [rows, groups] and integers [rows, groups, group_size].
+        calibrated: `quantize` can use the moments of the matrix's inputs.
+    """
+
+    bits: int
+    group_size: int
+    quantize: Callable[..., tuple[Float32, Int8]] | None = None
+    calibrated: bool = False
+
+    @property
+    def group_multiple(self) -> int:
+        """The number that divides every group size: the columns in 4 bytes; 0 without scales."""
+        return TILE_COLUMNS * 8 // self.bits if self.quantize else 0
+
+
+SPECS = {
+    WeightType.F32: TypeSpec(32, 0),
+    WeightType.Q8: TypeSpec(8, 128, quantize_q8),
+    WeightType.Q4: TypeSpec(4, 64, quantize_q4, calibrated=True),
+}
+"""Every weight type. Quantized weights have 8 bits or fewer, and integers from -2^(bits - 1) up."""
+
+GROUP_SIZES = {kind.label: spec.group_size for kind, spec in SPECS.items()}
+"""The default group size of each type by its label; 0 for types without scales."""
 
 
 class Encoding(NamedTuple):
-    """How a matrix is stored: the type, and how many columns share a scale (0 for f32)."""
+    """How a matrix is stored.
+
+    Attributes:
+        type: the weight type.
+        group_size: the number of columns that share a scale; 0 for a type without scales.
+    """
 
     type: WeightType
     group_size: int
 
     @property
     def is_possible(self) -> bool:
-        """Whether the group size is one that the type can have."""
-        if self.type == WeightType.F32:
+        """Whether the type can have the group size."""
+        multiple = self.type.spec.group_multiple
+        if not multiple:
             return self.group_size == 0
-        in_range = 0 < self.group_size <= LARGEST_GROUP
-        return in_range and self.group_size % GROUP_MULTIPLES[self.type] == 0
+        return 0 < self.group_size <= LARGEST_GROUP and self.group_size % multiple == 0
+
+    @property
+    def allowed(self) -> str:
+        """The group sizes that the type can have, in words."""
+        multiple = self.type.spec.group_multiple
+        return f"a multiple of {multiple} up to {LARGEST_GROUP}" if multiple else "0"
 
 
 class Storage(NamedTuple):
     """How a weight file stores its matrices.
 
     Attributes:
-        layers: those of the layers.
-        embedding: the embedding and the classifier.
+        layers: the encoding of the matrices in the layers.
+        embedding: the encoding of the embedding and the classifier.
     """
 
     layers: Encoding
     embedding: Encoding
 
     def of(self, name: str) -> Encoding:
-        """How the tensor of that name is stored, if it is a matrix."""
+        """Return the encoding of the matrix with that name."""
         return self.layers if name.startswith("layers.") else self.embedding
 
     def check(self) -> None:
-        """Refuse what no file can hold.
+        """Check that a weight file can be stored this way.
 
         Raises:
             UserError: a group size is impossible, or only some matrices are in f32.
         """
         if (self.layers.type == WeightType.F32) != (self.embedding.type == WeightType.F32):
             raise UserError(
-                f"the layers are {self.layers.type.name.lower()} and the embedding is "
-                f"{self.embedding.type.name.lower()}: store both in f32 or none"
+                f"the layers are {self.layers.type.label} and the embedding is "
+                f"{self.embedding.type.label}: store both in f32 or neither"
             )
         for encoding in self:
-            if encoding.is_possible:
-                continue
-            multiple = GROUP_MULTIPLES.get(encoding.type)
-            allowed = f"a multiple of {multiple} up to {LARGEST_GROUP}" if multiple else "0"
-            raise UserError(
-                f"the group size of {encoding.type.name.lower()} is {encoding.group_size}: "
-                f"use {allowed}"
-            )
-
-
-GROUP_SIZES = {"f32": 0, "q8": 128, "q4": 64}
-"""Columns that share a scale unless somebody says otherwise."""
+            if not encoding.is_possible:
+                raise UserError(
+                    f"the group size of {encoding.type.label} is {encoding.group_size}: "
+                    f"use {encoding.allowed}"
+                )
 
 
 def storage(name: str, group_sizes: Mapping[str, int] = GROUP_SIZES) -> Storage:
-    """How a file of a weight type stores its matrices: all of them alike.
+    """Store all matrices of a file in the same weight type.
 
     Args:
-        name: of a `WeightType`, in lower case.
-        group_sizes: for each type by name; where one is missing, that of `GROUP_SIZES`.
+        name: the label of the weight type.
+        group_sizes: the group size of each type by its label; `GROUP_SIZES` fills the gaps.
     """
     size = (GROUP_SIZES | dict(group_sizes))[name]
     encoding = Encoding(WeightType[name.upper()], size)

@@ -1,38 +1,39 @@
 """The flat weight file (`.slm`): one file holds a model's shape, its tokenizer and its weights.
 
-Everything is little-endian and laid out as the C engine's kernels read it, so that the engine maps
-the file and starts. Layout, version 2:
+Everything is little-endian and in the order in which the C engine's kernels read it, so that the
+engine maps the file and starts. Layout, version 3:
 
     header      256 bytes, see `HEADER`; bytes that no field names are zero
-    tokenizer   f32 scores[vocab_size]; u32 offsets[vocab_size + 1]; u8 types[vocab_size];
-                u8 text[offsets[vocab_size]]: piece i is text[offsets[i] : offsets[i + 1]], in UTF-8
-                with U+2581 for a space; types as SentencePiece numbers them, see `PieceType`
+    tokenizer   f32 scores[vocab_size] for SentencePiece only; u32 offsets[vocab_size + 1];
+                u32 merges[merge_count][2], ids, the first merges first; u32 added[added_count][2],
+                id and flags; u8 types[vocab_size]; u8 text[offsets[vocab_size]]: piece i is
+                text[offsets[i] : offsets[i + 1]], in UTF-8 with U+2581 for a space, or the bytes
+                themselves of a byte-level tokenizer; types as SentencePiece numbers them, see
+                `PieceType`
     tensors     in the order of `tensor_shapes`
 
 The tokenizer section and every tensor start at a multiple of 64 bytes, and the file ends at one;
 the gaps are zero. A vector (an RMSNorm weight) is plain f32. A matrix of R rows and C columns maps
 C inputs to R outputs and is cut into tiles of 16 rows, R padded up with zero rows:
 
-    f32   [tile][column][16 rows]   f32
-    q8    [tile] { bf16 scale[groups][16 rows], padded to 64 bytes with zeros;
-                   u8   weight[groups][group_size / 4][16 rows][4 columns] }
-    q4    [tile] { bf16 scale[groups][16 rows], padded to 64 bytes with zeros;
-                   u8   weight[groups][group_size / 8][16 rows][4 bytes] }
+    float32     [tile][column][16 rows] f32
+    quantized   [tile] { bf16 scale[groups][16 rows], padded to 64 bytes with zeros;
+                         u8   weight[groups][group_size / (4 n)][16 rows][4 bytes] }
 
-A q8 weight is scale * (byte - 128), byte in 1…255. Byte j of the four in block k of a q4 row holds
-column 8k + j in its low and 8k + 4 + j in its high four bits; a q4 weight is scale * (those - 8).
-Columns are padded up to whole groups with zero weights (bytes of 128, halves of 8). The embedding
-and the classifier may be stored as another type than the layers' matrices, but for f32, which
-all are or none.
+A byte holds n integers of b = 8 / n bits (n = 1 in q8, 2 in q4). Byte j of the four in block k of
+a row holds columns 4 n k + j, 4 n k + 4 + j, …, the first in its lowest bits. A weight is
+scale * (integer - 2^(b - 1)). Columns are padded up to whole groups with zero weights. The
+embedding and the classifier may have another type than the matrices of the layers, but either all
+matrices are f32 or none.
 
 The query, key and value matrices are stacked in that order into one (`attention.qkv`), and gate
-and up into one (`feed_forward.gate_up`). Rotary positions turn neighbouring pairs (2i, 2i + 1) of
+and up into one (`feed_forward.gate_up`). Rotary embeddings turn neighbouring pairs (2i, 2i + 1) of
 a head, as in Meta's release.
 
-The checksum is `Checksum` over the whole file with the checksum field itself taken as zero.
+The checksum is `Checksum` over the whole file, with zeros in place of the checksum itself.
 
-Version rule: a reader refuses every version but its own. Whatever changes a single byte's meaning
-raises the version.
+Versions: whatever changes the meaning of a byte raises the version. A reader takes its own version
+and version 2, in which all that is new in version 3 is zero; it rejects every other one.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
@@ -49,48 +50,36 @@ from typing import BinaryIO
 import numpy as np
 
 from storyllamas.atomic import atomic_file
-from storyllamas.config import ModelConfig, tensor_shapes
+from storyllamas.config import ROPE_SCALINGS, ModelConfig, tensor_shapes
 from storyllamas.errors import UserError
+from storyllamas.slm import tokenizer_section
 from storyllamas.slm.checksum import Checksum
 from storyllamas.slm.encoding import F32, Storage
 from storyllamas.slm.header import (
-    BYTE_FALLBACK,
     CHECKSUM_OFFSET,
-    DUMMY_PREFIX,
     HEADER,
     HEADER_BYTES,
     MAGIC,
+    OLDEST_VERSION,
     TIED,
     VERSION,
     Header,
 )
 from storyllamas.slm.quantize import Float32
 from storyllamas.slm.tiles import ALIGNMENT, UInt8, pack, round_up, tensor_bytes, unpack
-from storyllamas.vocabulary import PieceType, Vocabulary
+from storyllamas.vocabulary import Vocabulary
 
 
 def _aligned_bytes(shapes: dict[str, tuple[int, ...]], storage: Storage) -> dict[str, int]:
-    """Bytes from the start of each tensor to the start of the next."""
+    """Return the bytes from the start of each tensor to the start of the next."""
     return {
         name: round_up(tensor_bytes(shape, storage.of(name)), ALIGNMENT)
         for name, shape in shapes.items()
     }
 
 
-def _tokenizer_section(vocabulary: Vocabulary) -> bytes:
-    offsets = np.cumsum([0] + [len(piece) for piece in vocabulary.pieces], dtype=np.uint32)
-    return b"".join(
-        [
-            vocabulary.scores.astype("<f4").tobytes(),
-            offsets.astype("<u4").tobytes(),
-            vocabulary.types.astype(np.uint8).tobytes(),
-            *vocabulary.pieces,
-        ]
-    )
-
-
 class _Writer:
-    """Writes sections, each padded to the alignment, and sums them up."""
+    """Writes sections, each padded to the alignment, and updates the checksum."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -114,44 +103,46 @@ def write(
     storage: Storage = F32,
     moments: Mapping[str, Float32] = MappingProxyType({}),
 ) -> None:
-    """Write a weight file, one tensor in memory at a time; the file appears only when whole.
+    """Write a weight file, one tensor in memory at a time; the file appears only when complete.
 
     Args:
         path: the file.
         config: the model's shape.
         vocabulary: its tokenizer, of `config.vocab_size` pieces.
-        tensor: gives the float32 tensor of a name in `tensor_shapes`.
-        storage: how matrices are stored.
-        moments: of the inputs of matrices, by name, which q4 is fitted to (see calibration.py).
+        tensor: returns the float32 tensor of a name in `tensor_shapes`.
+        storage: how to store the matrices.
+        moments: the moments of the inputs of matrices, by name, for types that are calibrated
+            (see calibration.py).
 
     Raises:
-        UserError: a tensor or the tokenizer does not have the shape that `config` says, a weight
-            is not finite, or a group size is impossible.
+        UserError: the shape of a tensor or of the tokenizer contradicts `config`, a weight is not
+            finite, or a group size is impossible.
     """
     if len(vocabulary.pieces) != config.vocab_size:
         raise UserError(
             f"the tokenizer has {len(vocabulary.pieces)} pieces but the model's vocab_size is "
             f"{config.vocab_size}: export a model with the tokenizer that it was trained with"
         )
+    if config.rope_problem:
+        raise UserError(config.rope_problem)
     storage.check()
     shapes = tensor_shapes(config)
-    tokenizer = _tokenizer_section(vocabulary)
+    tokenizer = tokenizer_section.pack(vocabulary)
     tensors_offset = HEADER_BYTES + round_up(len(tokenizer), ALIGNMENT)
     tensors_bytes = sum(_aligned_bytes(shapes, storage).values())
-    flags = (
-        TIED * config.tied
-        | DUMMY_PREFIX * vocabulary.dummy_prefix
-        | BYTE_FALLBACK * vocabulary.byte_fallback
-    )
     header = HEADER.pack(
         *(MAGIC, VERSION, HEADER_BYTES, tensors_offset + tensors_bytes, 0),
         *(config.dim, config.layers, config.heads, config.kv_heads, config.head_dim),
         *(config.hidden, config.context, config.vocab_size, config.rope_theta, config.norm_eps),
         *storage.layers,
         *(vocabulary.unk_id, vocabulary.bos_id, vocabulary.eos_id, vocabulary.pad_id),
-        *(flags, storage.embedding.type),
+        *(TIED * config.tied | tokenizer_section.flags(vocabulary), storage.embedding.type),
         *(HEADER_BYTES, len(tokenizer), tensors_offset, tensors_bytes),
         storage.embedding.group_size,
+        *tokenizer_section.fields(vocabulary),
+        *(ROPE_SCALINGS.index(config.rope_scaling), config.rope_factor),
+        *(config.rope_low_freq_factor, config.rope_high_freq_factor),
+        config.rope_original_context,
     )
     with atomic_file(path) as file:
         writer = _Writer(file)
@@ -162,7 +153,9 @@ def write(
             if value.shape != shape:
                 raise UserError(f"tensor {name} has shape {value.shape}: the model needs {shape}")
             if not np.isfinite(value).all():
-                raise UserError(f"tensor {name} has a weight that is not finite: train it again")
+                raise UserError(
+                    f"tensor {name} has a weight that is not finite: train the model again"
+                )
             writer.section(pack(value, storage.of(name), moments.get(name)))
         writer.finish()
 
@@ -181,14 +174,14 @@ class WeightFile:
     _offsets: dict[str, int]
 
     def tensor(self, name: str) -> Float32:
-        """The tensor of that name as float32, dequantized if need be."""
+        """Return the tensor with that name as float32, dequantized if necessary."""
         shape = tensor_shapes(self.config)[name]
         start, encoding = self._offsets[name], self.storage.of(name)
         size = tensor_bytes(shape, encoding)
         return unpack(self._data[start : start + size], shape, encoding)
 
     def tensors(self) -> Iterator[tuple[str, Float32]]:
-        """Every tensor with its name, in the order of the file."""
+        """Yield every tensor with its name, in the order of the file."""
         for name in self._offsets:
             yield name, self.tensor(name)
 
@@ -224,14 +217,14 @@ def read(path: str | os.PathLike[str]) -> WeightFile:
 
 
 def _checked_header(source: Path, data: UInt8) -> Header:
-    """The header, once magic, version, size and checksum hold and it does not contradict itself."""
+    """Return the header after checking magic, version, size, checksum and consistency."""
     if len(data) < HEADER_BYTES or data[: len(MAGIC)].tobytes() != MAGIC:
         raise UserError(f"{source} is not a StoryLlamas weight file: give one that export wrote")
     header = Header._make(HEADER.unpack_from(data.data))
-    if header.version != VERSION:
+    if not OLDEST_VERSION <= header.version <= VERSION:
         raise UserError(
-            f"weight file {source} has version {header.version} and this program reads version "
-            f"{VERSION}: export the model again"
+            f"weight file {source} has version {header.version} and this program reads versions "
+            f"{OLDEST_VERSION} and {VERSION}: export the model again"
         )
     if header.file_bytes != len(data):
         raise UserError(
@@ -254,42 +247,22 @@ def _checked_header(source: Path, data: UInt8) -> Header:
 
 
 def _misplaced(header: Header) -> str:
-    """Which section is not where the shape of the model puts it, or nothing."""
+    """Return why the sections contradict the shape of the model, or ''."""
     sizes = _aligned_bytes(tensor_shapes(header.config()), header.storage())
     tensors_bytes = sum(sizes.values())
     tensors_offset = HEADER_BYTES + round_up(header.tokenizer_bytes, ALIGNMENT)
     expected = (HEADER_BYTES, tensors_offset, tensors_bytes, tensors_offset + tensors_bytes)
     found = (header.tokenizer_offset, header.tensors_offset, header.tensors_bytes)
     if header.header_bytes != HEADER_BYTES or (*found, header.file_bytes) != expected:
-        return "its sections are not where they belong"
+        return "its sections are not where its shape puts them"
     return ""
 
 
 def _read_vocabulary(source: Path, header: Header, section: UInt8) -> Vocabulary:
-    count = header.vocab_size
-    if len(section) < 9 * count + 4:
-        raise _damaged(source, "its tokenizer is cut short")
-    scores = section[: 4 * count].view("<f4").astype(np.float32)
-    offsets = section[4 * count : 8 * count + 4].view("<u4").astype(np.int64)
-    types = section[8 * count + 4 : 9 * count + 4].copy()
-    text = section[9 * count + 4 :].tobytes()
-    if offsets[0] or offsets[-1] != len(text) or (np.diff(offsets) < 0).any():
-        raise _damaged(source, "its tokenizer's pieces overlap")
-    if not (np.isin(types, list(PieceType)).all() and np.isfinite(scores).all()):
-        raise _damaged(source, "its tokenizer has a piece of no known type or score")
-    if not all(-1 <= special < count for special in header[17:21]):
-        raise _damaged(source, "a special piece is not in its tokenizer")
-    return Vocabulary(
-        pieces=[text[a:b] for a, b in pairwise(offsets)],
-        scores=scores,
-        types=types,
-        unk_id=header.unk_id,
-        bos_id=header.bos_id,
-        eos_id=header.eos_id,
-        pad_id=header.pad_id,
-        dummy_prefix=bool(header.flags & DUMMY_PREFIX),
-        byte_fallback=bool(header.flags & BYTE_FALLBACK),
-    )
+    try:
+        return tokenizer_section.unpack(header, section)
+    except tokenizer_section.DamagedTokenizerError as error:
+        raise _damaged(source, str(error)) from None
 
 
 def _damaged(source: Path, reason: str) -> UserError:

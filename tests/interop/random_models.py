@@ -10,13 +10,13 @@ import numpy as np
 from hypothesis import strategies as st
 
 from storyllamas.config import ModelConfig, tensor_shapes
-from storyllamas.interop.model import Source
+from storyllamas.interop.model import InteropModel
 from storyllamas.interop.sentencepiece import SPACE
 from storyllamas.vocabulary import PieceType, Vocabulary
 
 
 def make_config(**changes: object) -> ModelConfig:
-    """A small shape with grouped heads."""
+    """Return a small shape with grouped heads, with some fields changed."""
     shape = {
         "dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "hidden": 96,
         "context": 32, "vocab_size": 400,
@@ -25,7 +25,7 @@ def make_config(**changes: object) -> ModelConfig:
 
 
 def make_vocabulary(size: int) -> Vocabulary:
-    """Special and byte pieces as in Llama, then letters and merges of two and three of them."""
+    """Return Llama's special and byte pieces, then letters and merges of two and three letters."""
     letters = [SPACE, *ascii_lowercase, ".", "é"]
     pairs = ["".join(pair) for pair in product(letters, repeat=2)]
     triples = ["".join(triple) for triple in product(letters[:20], repeat=3)]
@@ -41,23 +41,29 @@ def make_vocabulary(size: int) -> Vocabulary:
 
 
 def hash_of(piece: str) -> int:
-    """A number that mixes pieces up, always in the same way."""
+    """Return a number by which to shuffle pieces, always in the same way."""
     return int.from_bytes(piece.encode(), "little") * 2654435761 % (1 << 32)
 
 
-def make_source(config: ModelConfig, seed: int = 0) -> Source:
-    """Weights whose activations neither vanish nor explode."""
+def make_source(config: ModelConfig, seed: int = 0) -> InteropModel:
+    """Return a model with random weights, scaled so that activations neither vanish nor explode."""
     random = np.random.default_rng(seed)
     tensors = {}
     for name, shape in tensor_shapes(config).items():
         values = random.standard_normal(shape, np.float32)
         tensors[name] = 1 + values / 8 if len(shape) == 1 else values / math.sqrt(shape[1])
-    return Source(config, make_vocabulary(config.vocab_size), tensors.__getitem__)
+    return InteropModel(config, make_vocabulary(config.vocab_size), tensors.__getitem__)
 
 
 @st.composite
 def configs(draw: st.DrawFn, plain: bool = False, divided: bool = False) -> ModelConfig:
-    """Shapes of any kind; `plain`: such as llama2.c can hold; `divided`: heads divide dim."""
+    """Draw shapes of any kind.
+
+    Args:
+        draw: hypothesis's function.
+        plain: only shapes that llama2.c can represent.
+        divided: only shapes whose heads divide dim.
+    """
     kv_heads, groups, half = (draw(st.integers(1, most)) for most in (3, 3, 12))
     heads, head_dim = kv_heads * groups, 2 * half
     dim = heads * draw(st.integers(1, 20)) if divided else draw(st.integers(1, 80))
@@ -77,15 +83,15 @@ def configs(draw: st.DrawFn, plain: bool = False, divided: bool = False) -> Mode
 
 
 def draw_config(random: np.random.Generator, plain: bool, whole: bool) -> ModelConfig:
-    """A shape of the kinds that `configs` draws, the same for the same generator whatever the code.
+    """Draw a shape as `configs` does, but with a NumPy generator, so that it is reproducible.
 
-    Not as narrow as there: RMSNorm of a few channels makes a sign of anything, so that the least
-    rounding turns the whole model over, in every program.
+    The shapes are wider: RMSNorm of a few channels turns almost any input into a sign, so that the
+    smallest rounding error changes the output of every program.
 
     Args:
-        random: what it is drawn from.
-        plain: such as llama2.c can hold.
-        whole: all rows are made of whole blocks of 32 weights, as GGUF's quantized types want.
+        random: the source of randomness.
+        plain: only shapes that llama2.c can represent.
+        whole: only rows of whole blocks of 32 weights, as GGUF's quantized types require.
     """
     kv_heads, groups = (4, 1) if whole else random.integers(1, 4, 2).tolist()
     head_dim = 8 * int(random.integers(1, 5)) if whole else 2 * int(random.integers(4, 13))

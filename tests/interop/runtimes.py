@@ -1,7 +1,7 @@
-"""Programs that run an exported model, behind one face: logits and greedy continuations.
+"""Programs that run an exported model, behind one interface: logits and greedy continuations.
 
-Each takes a folder that `export_model` wrote, ours a weight file. llama2.c is compiled from the
-checkout that $LLAMA2C names.
+Each one takes a folder that `export_model` wrote; `PyTorch` and `CEngine` take a weight file.
+llama2.c is compiled from the checkout in the folder $LLAMA2C.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from storyllamas.slm import weight_file
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-torch.set_num_threads(1)  # more only wait for each other on models as small as these
+torch.set_num_threads(1)  # several threads mostly wait for each other on models this small
 
 
 class PyTorch:
@@ -69,8 +69,8 @@ class Transformers:
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]
 
-    def tell(self, prompt: str) -> str:
-        """The greedy story with its prompt, as text."""
+    def generate(self, prompt: str) -> str:
+        """Return the prompt and its greedy continuation as text."""
         batch = self.tokenizer(prompt, return_tensors="pt")
         ids = self._model.generate(**batch, do_sample=False)[0]
         return self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -78,7 +78,7 @@ class Transformers:
 
 @lru_cache
 def quiet_llama_cpp() -> object:
-    """llama_cpp without its log; returns the callback, which has to stay alive."""
+    """Switch off llama_cpp's log, and return the callback, which has to stay alive."""
     import llama_cpp
 
     silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
@@ -113,10 +113,10 @@ class LlamaCpp:
     def encode(self, text: str) -> list[int]:
         return self._llama.tokenize(text.encode(), special=False)
 
-    def tell(self, prompt: str) -> str:
-        """The greedy story with its prompt, as text."""
-        told = self._llama.create_completion(prompt, max_tokens=None, temperature=0.0)
-        return prompt + told["choices"][0]["text"]
+    def generate(self, prompt: str) -> str:
+        """Return the prompt and its greedy continuation as text."""
+        completion = self._llama.create_completion(prompt, max_tokens=None, temperature=0.0)
+        return prompt + completion["choices"][0]["text"]
 
 
 class Llama2c:
@@ -140,12 +140,12 @@ class Llama2c:
         ids = subprocess.run(command, input=text.encode(), capture_output=True, check=True).stdout
         return [int(word) for word in ids.split()]
 
-    def tell(self, prompt: str) -> str:
-        """The greedy story with its prompt, as text, by the program as its users run it."""
+    def generate(self, prompt: str) -> str:
+        """Return the prompt and its greedy continuation, printed by the program itself."""
         program = build(self.source, probe=False)
         command = [program, self._model, "-z", self._tokenizer, "-t", "0", "-n", "0", "-i", prompt]
         text = subprocess.run(command, capture_output=True, check=True).stdout.decode()
-        return text.split("\n</s>\n")[0]  # it ends at BOS only and prints what EOS spells
+        return text.split("\n</s>\n")[0]  # the program stops only at BOS and prints EOS as text
 
 
 class Llama2cInt8(Llama2c):
@@ -156,7 +156,7 @@ class Llama2cInt8(Llama2c):
 
 @lru_cache
 def build(source: str, probe: bool) -> Path:
-    """Compile llama2.c's program, or the probe around it; once a process."""
+    """Compile llama2.c's program, or the probe around it, once per process."""
     checkout = Path(os.environ["LLAMA2C"])
     program = Path(tempfile.mkdtemp(prefix="llama2c-")) / "run"
     here = Path(__file__).parent / "llama2c_probe.c" if probe else checkout / source
@@ -165,29 +165,29 @@ def build(source: str, probe: bool) -> Path:
     return program
 
 
-def is_there(runtime: type) -> bool:
-    """Whether a runtime can be used here."""
+def is_installed(runtime: type) -> bool:
+    """Return whether a runtime can be used."""
     packages = {Transformers: "transformers", LlamaCpp: "llama_cpp"}
     if runtime in packages:
         return importlib.util.find_spec(packages[runtime]) is not None
     return "LLAMA2C" in os.environ or not issubclass(runtime, Llama2c)
 
 
-def needed(runtime: type) -> pytest.MarkDecorator:
-    """Skip a test where a runtime is not there."""
+def requires(runtime: type) -> pytest.MarkDecorator:
+    """Skip a test if a runtime is not installed."""
     name = runtime.__name__
     return pytest.mark.skipif(
-        not is_there(runtime), reason=f"{name} is not there: see `make interop`"
+        not is_installed(runtime), reason=f"{name} is not installed: see `make interop`"
     )
 
 
 def difference(logits: np.ndarray, reference: np.ndarray) -> float:
-    """The largest difference of two logits as a share of the largest."""
+    """Return the largest absolute difference, divided by the largest absolute reference logit."""
     return float(np.abs(logits - reference).max() / np.abs(reference).max())
 
 
 def greedy(runtime: object, prompt: Sequence[int], count: int) -> list[int]:
-    """The likeliest `count` ids after a prompt, EOS not minded."""
+    """Return the `count` most probable ids after a prompt, one at a time, ignoring EOS."""
     ids = list(prompt)
     for _ in range(count):
         ids.append(int(runtime.logits(ids)[-1].argmax()))

@@ -1,9 +1,9 @@
-"""Print how far every program that is there is from PyTorch, on random models and on a trained one.
+"""Print the differences between PyTorch and every installed program, on random and trained models.
 
     python tests/interop/table.py [CHECKPOINT]
 
-CHECKPOINT is the folder of a trained model; by default the one that params.yaml names, if it has
-been trained. Exits with status 1 where a difference is larger than the table allows.
+CHECKPOINT is the folder of a trained model; the default is that of params.yaml, if it exists. The
+exit status is 1 if a difference is larger than the table allows.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from runtimes import (
     Transformers,
     difference,
     greedy,
-    is_there,
+    is_installed,
 )
 
 from storyllamas import params
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
 from storyllamas.interop.formats import export_model, import_model
-from storyllamas.interop.model import Source, open_source
+from storyllamas.interop.model import InteropModel, open_model
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES, storage
 
@@ -41,28 +41,31 @@ PROMPT = "Once upon a time"
 
 @dataclass
 class Row:
-    """One program on one format: what is allowed, and what was found on each model.
+    """One program on one format, with a result for each model.
 
     Attributes:
-        most: largest difference that is allowed, as a share of the largest logit.
-        exact: largest difference from PyTorch on the weights as exported.
-        lossy: the same from PyTorch on the weights before they were rounded.
-        greedy: whether the greedy continuations were those of PyTorch on the weights as exported.
+        name: the program.
+        runtime: the class that runs it.
+        format: the export format, or the weight type of a weight file.
+        allowed: upper limit of the difference, as a share of the largest logit.
+        exact: largest difference from PyTorch on the exported weights.
+        lossy: largest difference from PyTorch on the weights before they were rounded.
+        greedy: whether the greedy continuation was that of PyTorch on the exported weights.
     """
 
     name: str
     runtime: type
     format: str
-    most: float
+    allowed: float
     exact: list[float] = field(default_factory=list)
     lossy: list[float] = field(default_factory=list)
     greedy: list[bool] = field(default_factory=list)
 
     @property
     def is_good(self) -> bool:
-        """Whether every model came out as it should."""
-        is_float32 = self.most == FLOAT32
-        return max(self.exact, default=0) <= self.most and (all(self.greedy) or not is_float32)
+        """Whether every difference is allowed; in float32 the continuations have to agree, too."""
+        is_float32 = self.allowed == FLOAT32
+        return max(self.exact, default=0) <= self.allowed and (all(self.greedy) or not is_float32)
 
 
 FLOAT32 = 1e-4
@@ -81,29 +84,29 @@ ROWS = [
 ]
 
 
-def export(source: Source, name: str, folder: Path) -> tuple[Path, Path]:
-    """Where a runtime finds the model, and the weight file with the weights as exported."""
+def export(source: InteropModel, name: str, folder: Path) -> tuple[Path, Path]:
+    """Return the exported file or folder, and a weight file with the exported weights."""
     back = folder / f"{name}.slm"
     if name in GROUP_SIZES:
         weight_file.write(back, source.config, source.vocabulary, source.tensor, storage(name))
         return back, back
-    foreign = folder / name
-    files = export_model(source, name, foreign)
+    theirs = folder / name
+    files = export_model(source, name, theirs)
     models = [file for file in files if file.name in ("model.gguf", "model.bin")]
-    import_model(models[0] if models else foreign, back)
-    return foreign, back
+    import_model(models[0] if models else theirs, back)
+    return theirs, back
 
 
-def compare(source: Source, ids: list[int], rows: list[Row], folder: Path) -> None:
-    """Enter one model into the rows."""
+def compare(source: InteropModel, ids: list[int], rows: list[Row], folder: Path) -> None:
+    """Add the results of one model to the rows."""
     unrounded = PyTorch(export(source, "f32", folder)[1]).logits(ids)
     for row in rows:
-        if not is_there(row.runtime):
+        if not is_installed(row.runtime):
             continue
         try:
             path, back = export(source, row.format, folder)
         except UserError:
-            continue  # the format cannot hold this shape
+            continue  # the format cannot represent this shape
         runtime, reference = row.runtime(path), PyTorch(back)
         logits = runtime.logits(ids)
         row.exact.append(difference(logits, reference.logits(ids)))
@@ -112,7 +115,7 @@ def compare(source: Source, ids: list[int], rows: list[Row], folder: Path) -> No
 
 
 def compare_random(rows: list[Row]) -> None:
-    """Enter random models, half of them such as llama2.c can hold."""
+    """Add the results of random models, half of which llama2.c can represent."""
     random = np.random.default_rng(1)
     for number in range(MODELS):
         config = draw_config(random, plain=number % 2 == 1, whole=number % 4 > 1)
@@ -122,7 +125,7 @@ def compare_random(rows: list[Row]) -> None:
 
 
 def print_table(title: str, rows: list[Row]) -> None:
-    """Print what was found, a line for each row."""
+    """Print the results, one line per row."""
     print(f"\n{title}")
     print("largest difference of logits / largest logit, from PyTorch\n")
     head = ("program", "format", "same weights", "allowed", "unrounded", "greedy", "")
@@ -130,16 +133,16 @@ def print_table(title: str, rows: list[Row]) -> None:
     print(line.format(*head))
     for row in rows:
         name, words = row.name, (row.format,)
-        if not is_there(row.runtime):
-            print(line.format(name, *words, "not there", "", "", "", ""))
+        if not is_installed(row.runtime):
+            print(line.format(name, *words, "not installed", "", "", "", ""))
         else:
-            found = f"{max(row.exact):.1e}", f"{row.most:.0e}", f"{max(row.lossy):.1e}"
+            found = f"{max(row.exact):.1e}", f"{row.allowed:.0e}", f"{max(row.lossy):.1e}"
             equal = f"{sum(row.greedy)} of {len(row.greedy)}"
             print(line.format(name, *words, *found, equal, "" if row.is_good else "TOO MUCH"))
 
 
-def print_stories(source: Source, folder: Path) -> bool:
-    """Print the greedy story of every program; whether they are equal."""
+def print_stories(source: InteropModel, folder: Path) -> bool:
+    """Print the greedy story of every program; return whether all are equal."""
     path, _ = export(source, "f32", folder)
     engine = Engine(path)
     story = engine.generate(PROMPT, temperature=0, max_tokens=source.config.context)
@@ -148,31 +151,31 @@ def print_stories(source: Source, folder: Path) -> bool:
     ids = greedy_to_end(PyTorch(path), prompt, source.config.context, engine.eos_id)
     stories["PyTorch"] = engine.decode(ids)
     for row in ROWS[1:4]:
-        if is_there(row.runtime):
-            stories[row.name] = row.runtime(export(source, row.format, folder)[0]).tell(PROMPT)
+        if is_installed(row.runtime):
+            stories[row.name] = row.runtime(export(source, row.format, folder)[0]).generate(PROMPT)
     print(f"\nThe greedy story:\n\n{stories['C engine']}\n")
     for name, text in stories.items():
         is_equal = text.strip() == stories["C engine"].strip()
-        print(f"{name:14} {'the same' if is_equal else f'another: {text!r}'}")
+        print(f"{name:14} {'equal' if is_equal else f'different: {text!r}'}")
     return len({text.strip() for text in stories.values()}) == 1
 
 
 def greedy_to_end(model: PyTorch, prompt: list[int], context: int, eos_id: int) -> list[int]:
-    """Prompt and greedy continuation up to EOS or the end of the context."""
+    """Return the prompt and its greedy continuation up to EOS or the end of the context."""
     ids = list(prompt)
     while len(ids) < context and (following := int(model.logits(ids)[-1].argmax())) != eos_id:
         ids.append(following)
     return ids
 
 
-def fresh() -> list[Row]:
-    """Empty rows."""
-    return [Row(row.name, row.runtime, row.format, row.most) for row in ROWS]
+def empty_rows() -> list[Row]:
+    """Return a copy of `ROWS` without results."""
+    return [Row(row.name, row.runtime, row.format, row.allowed) for row in ROWS]
 
 
 def main() -> int:
-    """Print everything; 1 if something is not as it should be."""
-    rows = fresh()
+    """Print the tables; return 0 if every difference is allowed, else 1."""
+    rows = empty_rows()
     compare_random(rows)
     print_table(f"{MODELS} random models", rows)
     is_good = all(row.is_good for row in rows)
@@ -181,9 +184,9 @@ def main() -> int:
         print(f"\n{checkpoint} is not trained: `dvc repro train` first for a story")
         return 0 if is_good else 1
     with tempfile.TemporaryDirectory() as folder:
-        source = open_source(checkpoint)
+        source = open_model(checkpoint)
         ids = np.random.default_rng(1).integers(3, source.config.vocab_size, 64).tolist()
-        trained = fresh()
+        trained = empty_rows()
         compare(source, ids, trained, Path(folder))
         print_table(f"The trained model {checkpoint}", trained)
         is_good &= print_stories(source, Path(folder))

@@ -1,4 +1,4 @@
-"""Other programs compute the same on exported models as PyTorch does here."""
+"""Other programs compute the same logits on exported models as PyTorch."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from runtimes import (
     Transformers,
     difference,
     greedy,
-    needed,
+    requires,
 )
 
 from storyllamas.config import ModelConfig
 from storyllamas.corpus import files
 from storyllamas.engine.engine import Engine
 from storyllamas.interop.formats import export_model, import_model
-from storyllamas.interop.model import Source
+from storyllamas.interop.model import InteropModel
 from storyllamas.interop.sentencepiece import SPACE
 from storyllamas.slm import weight_file
 from storyllamas.tokenizer import Tokenizer, train
@@ -41,12 +41,12 @@ EXACT = settings(max_examples=25, phases=[Phase.explicit, Phase.generate])
 def run_exported(
     folder: Path, config: ModelConfig, seed: int, runtime: type, name: str
 ) -> tuple[object, PyTorch]:
-    """The runtime on an export of a random model, and PyTorch on the export read back."""
-    foreign = folder / name
-    export_model(make_source(config, seed), name, foreign)
-    path = {"gguf": foreign / "model.gguf", "llama": foreign / "model.bin"}.get(name[:5].strip("-"))
-    import_model(path or foreign, folder / "back.slm")
-    return runtime(foreign), PyTorch(folder / "back.slm")
+    """Open an export of a random model in a runtime, and the same export, imported, in PyTorch."""
+    theirs = folder / name
+    export_model(make_source(config, seed), name, theirs)
+    path = {"gguf": theirs / "model.gguf", "llama": theirs / "model.bin"}.get(name[:5].strip("-"))
+    import_model(path or theirs, folder / "back.slm")
+    return runtime(theirs), PyTorch(folder / "back.slm")
 
 
 def check_exact(folder: Path, config: ModelConfig, seed: int, runtime: type, name: str) -> None:
@@ -56,11 +56,13 @@ def check_exact(folder: Path, config: ModelConfig, seed: int, runtime: type, nam
     assert greedy(other, ids[:2], 5) == greedy(reference, ids[:2], 5)
 
 
-def check_rounded(folder: Path, config: ModelConfig, runtime: type, name: str, most: float) -> None:
-    """The weights are equal; what is left is the rounding of activations."""
+def check_rounded(
+    folder: Path, config: ModelConfig, runtime: type, name: str, allowed: float
+) -> None:
+    """Check the difference that the rounding of activations makes; the weights are equal."""
     other, reference = run_exported(folder, config, 1, runtime, name)
     ids = np.random.default_rng(1).integers(3, config.vocab_size, config.context).tolist()
-    assert difference(other.logits(ids), reference.logits(ids)) < most
+    assert difference(other.logits(ids), reference.logits(ids)) < allowed
 
 
 @EXACT
@@ -75,38 +77,38 @@ def test_the_c_engine(tmp_path_factory: pytest.TempPathFactory, config, seed) ->
     assert greedy(engine, ids[:2], 5) == greedy(reference, ids[:2], 5)
 
 
-@needed(Transformers)
+@requires(Transformers)
 @EXACT
 @given(config=configs(divided=True), seed=st.integers(0, 1000))
 def test_transformers(tmp_path_factory: pytest.TempPathFactory, config, seed) -> None:
     check_exact(tmp_path_factory.mktemp("hf"), config, seed, Transformers, "hf")
 
 
-@needed(LlamaCpp)
+@requires(LlamaCpp)
 @EXACT
 @given(config=configs(), seed=st.integers(0, 1000))
 def test_llama_cpp(tmp_path_factory: pytest.TempPathFactory, config, seed) -> None:
     check_exact(tmp_path_factory.mktemp("gguf"), config, seed, LlamaCpp, "gguf")
 
 
-@needed(LlamaCpp)
+@requires(LlamaCpp)
 @pytest.mark.parametrize(
-    ("name", "most"),
+    ("name", "allowed"),
     [("gguf-f16", 2e-3), ("gguf-bf16", 2e-2), ("gguf-q8_0", 6e-2), ("gguf-q4_0", 6e-2)],
 )
 @pytest.mark.parametrize("dim", [64, 72])
-def test_llama_cpp_rounded(tmp_path: Path, name: str, most: float, dim: int) -> None:
-    check_rounded(tmp_path, make_config(dim=dim, hidden=160), LlamaCpp, name, most)
+def test_llama_cpp_rounded(tmp_path: Path, name: str, allowed: float, dim: int) -> None:
+    check_rounded(tmp_path, make_config(dim=dim, hidden=160), LlamaCpp, name, allowed)
 
 
-@needed(Llama2c)
+@requires(Llama2c)
 @EXACT
 @given(config=configs(plain=True), seed=st.integers(0, 1000))
 def test_llama2c(tmp_path_factory: pytest.TempPathFactory, config, seed) -> None:
     check_exact(tmp_path_factory.mktemp("llama2c"), config, seed, Llama2c, "llama2c")
 
 
-@needed(Llama2cInt8)
+@requires(Llama2cInt8)
 @pytest.mark.parametrize(("heads", "hidden"), [(8, 192), (4, 96), (6, 80)])
 def test_llama2c_rounded(tmp_path: Path, heads: int, hidden: int) -> None:
     config = make_config(dim=heads * 8, heads=heads, hidden=hidden)
@@ -114,7 +116,7 @@ def test_llama2c_rounded(tmp_path: Path, heads: int, hidden: int) -> None:
 
 
 def texts() -> list[str]:
-    """Text that runs letters, spaces and Unicode of all kinds together."""
+    """Return random mixtures of letters, spaces and Unicode characters of all kinds."""
     chance = random.Random(0)
     ranges = [(32, 126), (1, 0x2FF), (0x2000, 0x2FFF), (0x3000, 0xD7FF), (0xE000, 0x10FFFF)]
     common = [
@@ -141,44 +143,49 @@ def texts() -> list[str]:
 
 
 TOKENIZERS = pytest.mark.parametrize(
-    ("runtime", "name", "most"),
+    ("runtime", "name", "allowed"),
     [
-        pytest.param(Transformers, "hf", None, marks=needed(Transformers)),
-        pytest.param(LlamaCpp, "gguf", None, marks=needed(LlamaCpp)),
-        pytest.param(Llama2c, "llama2c", 150, marks=needed(Llama2c)),  # slow
+        pytest.param(Transformers, "hf", None, marks=requires(Transformers)),
+        pytest.param(LlamaCpp, "gguf", None, marks=requires(LlamaCpp)),
+        pytest.param(Llama2c, "llama2c", 150, marks=requires(Llama2c)),  # slow
     ],
 )
 
 
 @TOKENIZERS
-def test_token_ids(tmp_path: Path, runtime: type, name: str, most: int | None) -> None:
+def test_token_ids(tmp_path: Path, runtime: type, name: str, allowed: int | None) -> None:
     config = make_config(vocab_size=1500)
     source = make_source(config)
     export_model(source, name, tmp_path / name)
     weight_file.write(tmp_path / "model.slm", config, source.vocabulary, source.tensor)
     ours, other = Engine(tmp_path / "model.slm"), runtime(tmp_path / name)
-    for text in texts()[:most]:
+    for text in texts()[:allowed]:
         if runtime is Llama2c and SPACE in text:
-            continue  # llama2.c takes U+2581 for a character like others, SentencePiece for a space
+            continue  # U+2581 is an ordinary character in llama2.c, and a space in SentencePiece
         assert other.encode(text) == [1, *ours.encode(text)], repr(text)
 
 
 @pytest.fixture(scope="module")
-def trained(tinystories: Path) -> Source:
-    """A model with a tokenizer of real stories."""
+def trained(tinystories: Path) -> InteropModel:
+    """Return a model with a tokenizer that was trained on real stories."""
     stories = islice(files.read(tinystories / "TinyStories-train.txt"), 4000)
     vocabulary = Tokenizer(train(stories, 4096)).vocabulary()
     model = make_source(make_config(vocab_size=4096))
-    return Source(model.config, vocabulary, model.tensor)
+    return InteropModel(model.config, vocabulary, model.tensor)
 
 
 @TOKENIZERS
 def test_token_ids_of_real_stories(
-    tmp_path: Path, tinystories: Path, trained: Source, runtime: type, name: str, most: int | None
+    tmp_path: Path,
+    tinystories: Path,
+    trained: InteropModel,
+    runtime: type,
+    name: str,
+    allowed: int | None,
 ) -> None:
     export_model(trained, name, tmp_path / name)
     weight_file.write(tmp_path / "model.slm", trained.config, trained.vocabulary, trained.tensor)
     ours, other = Engine(tmp_path / "model.slm"), runtime(tmp_path / name)
     for file in ("TinyStories-valid.txt", "TinyStories-train.txt"):
-        for story in islice(files.read(tinystories / file), most):
+        for story in islice(files.read(tinystories / file), allowed):
             assert other.encode(story) == [1, *ours.encode(story)], repr(story)

@@ -1,4 +1,4 @@
-"""GGUF files that are damaged, or say what cannot be represented."""
+"""GGUF files that are damaged, or have features that cannot be represented."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from random_models import make_config, make_source
 
 from storyllamas.errors import UserError
-from storyllamas.interop.formats import export_model, import_model, open_foreign
-from storyllamas.interop.model import Source
+from storyllamas.interop.formats import export_model, import_model, open_external
+from storyllamas.interop.model import InteropModel
 
 gguf = pytest.importorskip("gguf")
 
 
 def edit(path: Path, fields: dict[str, Any], tensors: dict[str, np.ndarray] | None = None) -> None:
-    """Write a GGUF file again with other fields (None: without) and tensors (empty: without)."""
+    """Rewrite a GGUF file with other fields and tensors; None and empty arrays remove them."""
     reader = gguf.GGUFReader(path)
     writer = gguf.GGUFWriter(path.with_suffix(".new"), "llama")
     for name, field in reader.fields.items():
@@ -54,7 +54,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model.gguf"
 
 
-def test_the_header_is_llama_s(model: Path) -> None:
+def test_the_header_is_that_of_a_llama(model: Path) -> None:
     fields = {name: field.contents() for name, field in gguf.GGUFReader(model).fields.items()}
     expected = {
         "general.architecture": "llama",
@@ -77,17 +77,17 @@ def test_the_header_is_llama_s(model: Path) -> None:
     assert "num_ctx 32" in (model.parent / "Modelfile").read_text()
 
 
-def test_what_a_header_may_leave_out(model: Path) -> None:
+def test_a_header_may_omit_keys_with_defaults(model: Path) -> None:
     names = ["attention.key_length", "attention.value_length", "vocab_size", "rope.freq_base"]
-    before = open_foreign(model).config
+    before = open_external(model).config
     edit(model, {f"llama.{name}": None for name in names} | {"llama.expert_count": 0})
-    assert open_foreign(model).config == before
+    assert open_external(model).config == before
 
 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"llama.rope.scaling.type": "linear"}, r"llama\.rope\.scaling\.type in .* is 'linear'"),
+        ({"llama.rope.scaling.type": "yarn"}, r"llama\.rope\.scaling\.type in .* is 'yarn'"),
         ({"llama.attention.sliding_window": 64}, r"llama\.attention\.sliding_window in .* is 64"),
         ({"llama.expert_count": 8}, r"llama\.expert_count in .* is 8"),
         ({"llama.rope.dimension_count": 4}, "rope.dimension_count in .* is 4 and must be .* 8"),
@@ -95,16 +95,17 @@ def test_what_a_header_may_leave_out(model: Path) -> None:
         ({"llama.attention.head_count_kv": 3}, "head_count_kv in .* is 3 and must divide"),
         ({"llama.feed_forward_length": [96]}, r"feed_forward_length in .* is \[96\]"),
         ({"llama.block_count": 2}, "no tensor blk.1.attn_norm.weight"),
-        ({"llama.block_count": None}, "does not say llama.block_count"),
+        ({"llama.block_count": None}, "has no llama.block_count"),
         ({"llama.attention.layer_norm_rms_epsilon": 0.0}, "epsilon in .* is 0.0"),
         ({"llama.embedding_length": 64}, "shape"),
-        ({"tokenizer.ggml.model": "gpt2"}, r"tokenizer\.ggml\.model in .* is 'gpt2'"),
-        ({"tokenizer.ggml.scores": None}, r"does not say tokenizer\.ggml\.scores"),
+        ({"tokenizer.ggml.model": "bert"}, r"tokenizer\.ggml\.model in .* is 'bert'"),
+        ({"tokenizer.ggml.model": "gpt2"}, r"tokenizer\.ggml\.pre in .* is 'default'"),
+        ({"tokenizer.ggml.scores": None}, r"has no tokenizer\.ggml\.scores"),
         ({"tokenizer.ggml.bos_token_id": 4000}, "bos_id of the tokenizer in .* is 4000"),
-        ({"tokenizer.ggml.tokens": ["a"] * 400}, "is there twice"),
+        ({"tokenizer.ggml.tokens": ["a"] * 400}, "occurs twice"),
     ],
 )
-def test_headers_that_are_refused(model: Path, fields: dict[str, Any], sentence: str) -> None:
+def test_headers_that_are_rejected(model: Path, fields: dict[str, Any], sentence: str) -> None:
     edit(model, fields)
     with pytest.raises(UserError, match=sentence):
         import_model(model, model.with_name("out.slm"))
@@ -115,14 +116,14 @@ def test_headers_that_are_refused(model: Path, fields: dict[str, Any], sentence:
     ("name", "tensor", "sentence"),
     [
         ("blk.0.attn_q.bias", np.zeros(32, np.float32), r"has a tensor blk\.0\.attn_q\.bias"),
-        ("rope_freqs.weight", np.ones(4, np.float32), r"rope_freqs\.weight"),
+        ("rope_freqs.weight", np.arange(1, 5, dtype=np.float32) ** 2, r"rope_freqs\.weight"),
         ("blk.0.ffn_up.weight", np.zeros((96, 31), np.float32), "shape .96, 31."),
         ("output_norm.weight", np.zeros(0, np.float32), r"no tensor output_norm\.weight"),
         ("output_norm.weight", np.full(32, np.nan, np.float32), "not finite"),
         ("output_norm.weight", np.zeros(32, np.int32), "type I32"),
     ],
 )
-def test_tensors_that_are_refused(
+def test_tensors_that_are_rejected(
     model: Path, name: str, tensor: np.ndarray, sentence: str
 ) -> None:
     edit(model, {}, {name: tensor})
@@ -134,47 +135,47 @@ def test_another_architecture(model: Path) -> None:
     data = model.read_bytes()
     model.write_bytes(data.replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0qwen2", 1))
     with pytest.raises(UserError, match="architecture 'qwen2'"):
-        open_foreign(model)
+        open_external(model)
 
 
-def test_every_cut_and_lie_is_noticed(model: Path) -> None:
+def test_every_truncation_and_wrong_count_is_noticed(model: Path) -> None:
     good = model.read_bytes()
     random = np.random.default_rng(0)
     for size in [*range(4, 64), *random.integers(64, len(good), 60).tolist(), len(good) - 1]:
         model.write_bytes(good[:size])
         with pytest.raises(UserError, match=r"model\.gguf"):
-            open_foreign(model)
+            open_external(model)
     for offset in (8, 16):  # counts of tensors and of fields
         model.write_bytes(good[:offset] + b"\xff" * 7 + b"\x7f" + good[offset + 8 :])
         with pytest.raises(UserError, match=r"model\.gguf"):
-            open_foreign(model)
+            open_external(model)
     model.write_bytes(good[:4] + b"\7\0\0\0" + good[8:])
     with pytest.raises(UserError, match="version 7"):
-        open_foreign(model)
+        open_external(model)
 
 
-def test_no_flipped_bit_of_the_header_does_worse_than_a_sentence(model: Path) -> None:
+def test_a_flipped_bit_of_the_header_ends_in_one_sentence_at_worst(model: Path) -> None:
     good = model.read_bytes()
     random = np.random.default_rng(1)
-    refused = 0
+    rejected = 0
     for place in random.integers(4, 18_000, 80).tolist():
         bad = bytearray(good)
         bad[place] ^= 1 << int(random.integers(8))
         model.write_bytes(bad)
         try:
-            open_foreign(model)
+            open_external(model)
         except UserError:
-            refused += 1
-    assert refused > 10
+            rejected += 1
+    assert rejected > 10
 
 
-def test_weights_beyond_the_type(tmp_path: Path) -> None:
+def test_weights_above_the_range_of_the_type(tmp_path: Path) -> None:
     source = make_source(make_config())
 
     def large(name: str) -> np.ndarray:
         return source.tensor(name) * np.float32(1e6)
 
-    large_source = Source(source.config, source.vocabulary, large)
+    large_source = InteropModel(source.config, source.vocabulary, large)
     with pytest.raises(UserError, match=r"embedding\.weight has a weight of .* use f32 or bf16"):
         export_model(large_source, "gguf-f16", tmp_path / "out")
     export_model(large_source, "gguf-bf16", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Hugging Face folders: layouts that differ, and what is refused."""
+"""Hugging Face folders: other layouts that are accepted, and models that are rejected."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from random_models import make_config, make_source
 from safetensors.torch import load_file, save_file
 
 from storyllamas.errors import UserError
-from storyllamas.interop.formats import export_model, import_model, open_foreign
+from storyllamas.interop.formats import export_model, import_model, open_external
 from storyllamas.interop.huggingface import merges, to_halves
-from storyllamas.interop.model import Source, parts
+from storyllamas.interop.model import InteropModel, parts
 from storyllamas.vocabulary import PieceType, Vocabulary
 
 schema = pytest.importorskip("google.protobuf") and __import__(
@@ -35,12 +35,12 @@ def set_config(model: Path, **changes: Any) -> None:
     path.write_text(json.dumps({k: v for k, v in values.items() if v != "absent"}))
 
 
-def test_pairs_move_half_a_head_apart() -> None:
+def test_rotary_pairs_are_half_a_head_apart() -> None:
     rows = np.arange(12, dtype=np.float32).reshape(12, 1)  # two heads of six
     assert to_halves(rows, 6).ravel().tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
 
 
-def test_the_safetensors_are_what_the_package_reads(model: Path) -> None:
+def test_the_safetensors_package_reads_the_file(model: Path) -> None:
     tensors = load_file(model / "model.safetensors")
     source = make_source(make_config(tied=False))
     assert torch.equal(tensors["lm_head.weight"], torch.tensor(source.part("classifier.weight")))
@@ -52,7 +52,7 @@ def test_the_safetensors_are_what_the_package_reads(model: Path) -> None:
 
 
 def test_bfloat16_shards_and_old_tables(model: Path) -> None:
-    before = open_foreign(model)
+    before = open_external(model)
     expected = {name: before.part(name) for name in parts(before.config)}
     tensors = {name: t.bfloat16() for name, t in load_file(model / "model.safetensors").items()}
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
@@ -60,37 +60,37 @@ def test_bfloat16_shards_and_old_tables(model: Path) -> None:
     save_file({n: tensors[n] for n in names[:9]}, model / "model-00001-of-00002.safetensors")
     save_file({n: tensors[n] for n in names[9:]}, model / "model-00002-of-00002.safetensors")
     (model / "model.safetensors").unlink()
-    after = open_foreign(model)
+    after = open_external(model)
     for name, value in expected.items():
         rounded = torch.tensor(value.copy()).bfloat16().float().numpy()
         assert np.array_equal(after.part(name), rounded)
     (model / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match="has no tensor model"):
-        open_foreign(model)
+        open_external(model)
 
 
-def test_a_tied_classifier_may_be_there_twice(tmp_path: Path) -> None:
+def test_a_tied_classifier_may_be_stored_twice(tmp_path: Path) -> None:
     export_model(make_source(make_config()), "hf", tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     embedding = tensors["model.embed_tokens.weight"]
     save_file(tensors | {"lm_head.weight": embedding.clone()}, tmp_path / "model.safetensors")
-    assert open_foreign(tmp_path).config.tied
+    assert open_external(tmp_path).config.tied
     save_file(tensors | {"lm_head.weight": embedding + 1}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"ties lm_head\.weight to the embedding"):
-        open_foreign(tmp_path)
+        open_external(tmp_path)
 
 
-def test_what_config_json_may_leave_out_or_spell_otherwise(model: Path) -> None:
-    before = open_foreign(model).config
+def test_config_json_may_omit_defaults_and_use_old_keys(model: Path) -> None:
+    before = open_external(model).config
     set_config(model, head_dim=None, rope_parameters="absent", rope_theta="absent")
     set_config(model, attention_bias="absent", rope_scaling=None, pretraining_tp=1)
-    assert open_foreign(model).config == before
+    assert open_external(model).config == before
     set_config(model, rope_theta=500000)
-    assert open_foreign(model).config.rope_theta == 500000
+    assert open_external(model).config.rope_theta == 500000
     set_config(model, rope_parameters={"rope_type": "default", "rope_theta": 2e4})
-    assert open_foreign(model).config.rope_theta == 2e4
+    assert open_external(model).config.rope_theta == 2e4
     set_config(model, rms_norm_eps="absent")
-    assert open_foreign(model).config.norm_eps == 1e-6
+    assert open_external(model).config.norm_eps == 1e-6
 
 
 @pytest.mark.parametrize(
@@ -103,23 +103,23 @@ def test_what_config_json_may_leave_out_or_spell_otherwise(model: Path) -> None:
         ({"sliding_window": 128}, "sliding_window in .* is 128"),
         (
             {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
-            "rope_scaling in .*llama3",
+            "rope_factor of the rotary scaling in .* is None",
         ),
         (
             {"rope_parameters": "absent", "rope_scaling": {"type": "linear"}},
-            "rope_scaling in .*lin",
+            "rope_factor of the rotary scaling in .* is None",
         ),
         ({"quantization_config": {"bits": 4}}, "quantization_config in"),
         ({"num_hidden_layers": 3}, "no tensor model.layers.2"),
         ({"num_hidden_layers": 1}, "has a tensor model.layers.1"),
         ({"num_attention_heads": True}, "num_attention_heads in .* is True"),
         ({"hidden_size": "32"}, "hidden_size in .* is '32'"),
-        ({"hidden_size": None}, "does not say hidden_size"),
-        ({"head_dim": 7}, "heads in .* are 7 wide"),
+        ({"hidden_size": None}, "has no hidden_size"),
+        ({"head_dim": 7}, "head width in .* is 7 and must be even"),
         ({"intermediate_size": 95}, "mlp.gate_proj.weight in .* has shape .96, 32."),
     ],
 )
-def test_configurations_that_are_refused(model: Path, changes: dict, sentence: str) -> None:
+def test_configurations_that_are_rejected(model: Path, changes: dict, sentence: str) -> None:
     set_config(model, **changes)
     with pytest.raises(UserError, match=sentence):
         import_model(model, model.parent / "out.slm")
@@ -132,16 +132,16 @@ def test_files_that_are_damaged_or_missing(model: Path) -> None:
     for size in (0, 7, 100, len(good) // 2, len(good) - 1):
         file.write_bytes(good[:size])
         with pytest.raises(UserError, match=r"model\.safetensors is missing, damaged or cut short"):
-            open_foreign(model)
+            open_external(model)
     file.unlink()
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
-        open_foreign(model)
+        open_external(model)
     (model / "config.json").write_text("[")
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
-        open_foreign(model)
+        open_external(model)
     (model / "config.json").unlink()
     with pytest.raises(UserError, match=r"config\.json does not exist"):
-        open_foreign(model)
+        open_external(model)
 
 
 def test_biases_are_not_dropped(model: Path) -> None:
@@ -149,7 +149,7 @@ def test_biases_are_not_dropped(model: Path) -> None:
     bias = {"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}
     save_file(tensors | bias, model / "model.safetensors")
     with pytest.raises(UserError, match=r"has a tensor model\.layers\.0\.self_attn\.q_proj\.bias"):
-        open_foreign(model)
+        open_external(model)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_biases_are_not_dropped(model: Path) -> None:
         ("trainer_spec", "bos_id", 400, "bos_id of the tokenizer in .* is 400"),
     ],
 )
-def test_tokenizers_that_are_refused(
+def test_tokenizers_that_are_rejected(
     model: Path, spec: str, field: str, value: object, sentence: str
 ) -> None:
     proto = schema.ModelProto()
@@ -171,13 +171,14 @@ def test_tokenizers_that_are_refused(
     setattr(getattr(proto, spec), field, value)
     (model / "tokenizer.model").write_bytes(proto.SerializeToString())
     with pytest.raises(UserError, match=sentence):
-        open_foreign(model)
+        open_external(model)
     (model / "tokenizer.model").write_bytes(b"\xff\xff\xff")
     with pytest.raises(UserError, match="is not a SentencePiece model"):
-        open_foreign(model)
+        open_external(model)
     (model / "tokenizer.model").unlink()
-    with pytest.raises(UserError, match=r"tokenizer\.model does not exist: only models with"):
-        open_foreign(model)
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"neither tokenizer\.model nor tokenizer\.json"):
+        open_external(model)
 
 
 def test_user_defined_pieces_stay_at_home(tmp_path: Path) -> None:
@@ -186,11 +187,11 @@ def test_user_defined_pieces_stay_at_home(tmp_path: Path) -> None:
     types[-1] = PieceType.USER_DEFINED
     vocabulary = Vocabulary(**(vars(source.vocabulary) | {"types": types}))
     with pytest.raises(UserError, match="user-defined"):
-        export_model(Source(source.config, vocabulary, source.tensor), "hf", tmp_path / "out")
+        export_model(InteropModel(source.config, vocabulary, source.tensor), "hf", tmp_path / "out")
 
 
-def test_of_two_cuts_that_overlap_the_left_one_merges() -> None:
-    """In "ab a ba", "aba" may come of the first two or the last two: SentencePiece takes these."""
+def test_the_left_of_two_overlapping_splits_merges_first() -> None:
+    """SentencePiece merges the first two pieces of "ab a ba" to "aba", not the last two."""
     pieces = ["<unk>", "a", "b", "ab", "ba", "aba"]
     scores = np.array([0, 0, 0, -1, -2, -3], np.float32)
     types = np.array([2, 1, 1, 1, 1, 1], np.uint8)
@@ -207,7 +208,7 @@ def test_the_model_card_says_where_it_comes_from(tmp_path: Path) -> None:
         "hyperparameters": {"learning_rate": 0.001},
         "training": {"validation_loss": 1.81},
     }
-    known = Source(source.config, source.vocabulary, source.tensor, about)
+    known = InteropModel(source.config, source.vocabulary, source.tensor, about)
     export_model(known, "hf", tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\n")
@@ -220,4 +221,4 @@ def test_the_model_card_says_where_it_comes_from(tmp_path: Path) -> None:
     ):
         assert text in card
     export_model(source, "hf", tmp_path)
-    assert "not known" in (tmp_path / "README.md").read_text()
+    assert "The training is unknown" in (tmp_path / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""Checkpoints of llama2.c, laid out here once more as its export.py does."""
+"""Checkpoints of llama2.c, compared with bytes built here as its export.py builds them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from random_models import configs, make_config, make_source
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop import llama2c
-from storyllamas.interop.formats import export_model, import_model, open_foreign
-from storyllamas.interop.model import Source, parts
+from storyllamas.interop.formats import export_model, import_model, open_external
+from storyllamas.interop.model import InteropModel, parts
 from storyllamas.slm import weight_file
 from storyllamas.vocabulary import PieceType, Vocabulary
 
@@ -34,8 +34,8 @@ def int8(array: np.ndarray, group_size: int) -> bytes:
     return np.round(groups / scales[:, None]).astype(np.int8).tobytes() + floats(scales)
 
 
-def checkpoint(source: Source, version: int, group_size: int = 8) -> bytes:
-    """A checkpoint's bytes; the names are llama2.c's."""
+def checkpoint(source: InteropModel, version: int, group_size: int = 8) -> bytes:
+    """Return a checkpoint's bytes; the variables have llama2.c's names."""
     c = source.config
 
     def each(kind: str) -> list[np.ndarray]:
@@ -61,7 +61,7 @@ def checkpoint(source: Source, version: int, group_size: int = 8) -> bytes:
     return start + floats(*norms) + b"".join(int8(matrix, group_size) for matrix in matrices)
 
 
-def save(folder: Path, source: Source, version: int) -> Path:
+def save(folder: Path, source: InteropModel, version: int) -> Path:
     export_model(source, "llama2c", folder)  # for its tokenizer.bin
     (folder / "model.bin").write_bytes(checkpoint(source, version))
     return folder / "model.bin"
@@ -73,15 +73,15 @@ def test_float32_versions_are_read_exactly(
     tmp_path_factory: pytest.TempPathFactory, config: ModelConfig, version: int, seed: int
 ) -> None:
     folder, source = tmp_path_factory.mktemp("read"), make_source(config, seed)
-    read = open_foreign(save(folder, source, version))
+    read = open_external(save(folder, source, version))
     assert read.config == config
     for name in parts(config):
         assert np.array_equal(read.part(name), source.part(name)), name
 
 
-def test_int8_is_read_as_its_program_reads_it(tmp_path: Path) -> None:
+def test_int8_is_read_as_llama2c_reads_it(tmp_path: Path) -> None:
     source = make_source(make_config(dim=32, hidden=48, tied=False))
-    read = open_foreign(save(tmp_path, source, 2))
+    read = open_external(save(tmp_path, source, 2))
     for name in parts(source.config):
         part = source.part(name)
         if part.ndim > 1:
@@ -144,7 +144,7 @@ def test_written_as_its_export_py_writes(
     export_model(source, "llama2c-q8", tmp_path)
     assert (tmp_path / "model.bin").read_bytes() == (tmp_path / "theirs2.bin").read_bytes()
     for version in (0, 1):
-        read = open_foreign(tmp_path / f"theirs{version}.bin")
+        read = open_external(tmp_path / f"theirs{version}.bin")
         assert read.config == c
         assert all(np.array_equal(read.part(name), source.part(name)) for name in parts(c))
 
@@ -158,7 +158,7 @@ def test_tokenizer_bin(tmp_path: Path) -> None:
     assert struct.pack("<fI", 0, 5) + b"\n<s>\n" in data
     assert struct.pack("<fI", 0, 6) + b"\n</s>\n" in data
     assert data.endswith(vocabulary.pieces[-1].replace("\u2581".encode(), b" "))
-    read = open_foreign(tmp_path / "model.bin").vocabulary
+    read = open_external(tmp_path / "model.bin").vocabulary
     assert read.pieces == vocabulary.pieces
     assert (read.types == vocabulary.types).all()
     assert (read.scores == vocabulary.scores).all()
@@ -172,7 +172,7 @@ def test_tokenizer_bin(tmp_path: Path) -> None:
         ({"head_dim": 16}, r"heads \* head_dim is 64 and must be dim, 32"),
     ],
 )
-def test_shapes_that_it_cannot_hold(tmp_path: Path, changes: dict, sentence: str) -> None:
+def test_shapes_that_it_cannot_represent(tmp_path: Path, changes: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         export_model(make_source(make_config(**changes)), "llama2c", tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -186,7 +186,7 @@ def changed(vocabulary: Vocabulary, **changes: object) -> Vocabulary:
     ("change", "sentence"),
     [
         (lambda v: changed(v, bos_id=-1), r"bos_id and eos_id are \(0, -1, 2\)"),
-        (lambda v: changed(v, dummy_prefix=False), "no space before a text"),
+        (lambda v: changed(v, dummy_prefix=False), "adds no space before a text"),
         (
             lambda v: changed(v, pieces=[*v.pieces[:259], b"x", *v.pieces[260:]]),
             "piece for a space",
@@ -198,14 +198,16 @@ def changed(vocabulary: Vocabulary, **changes: object) -> Vocabulary:
         ),
     ],
 )
-def test_tokenizers_that_it_cannot_hold(tmp_path: Path, change, sentence: str) -> None:
+def test_tokenizers_that_it_cannot_represent(tmp_path: Path, change, sentence: str) -> None:
     source = make_source(make_config())
     with pytest.raises(UserError, match=sentence):
-        llama2c.write(Source(source.config, change(source.vocabulary), source.tensor), tmp_path, 0)
+        llama2c.write(
+            InteropModel(source.config, change(source.vocabulary), source.tensor), tmp_path, 0
+        )
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
-def test_every_cut_is_noticed(tmp_path: Path, version: int) -> None:
+def test_every_truncation_is_noticed(tmp_path: Path, version: int) -> None:
     path = save(tmp_path, make_source(make_config(layers=1)), version)
     good = path.read_bytes()
     for size in [0, 1, 27, 28, 255, 256, len(good) // 2, len(good) - 1]:
@@ -223,7 +225,7 @@ def test_every_cut_is_noticed(tmp_path: Path, version: int) -> None:
     [
         (4, 3, "version 3: only 0, 1 and 2"),
         (8, 33, r"n_heads in .*model.bin is 4 and must divide dim \(33\)"),
-        (8, 64, "its header asks for"),
+        (8, 64, "its header requires"),
         (12, -5, "hidden_dim in .*model.bin is -5"),
         (20, 0, "n_heads in .*model.bin is 0"),
         (24, 3, r"n_kv_heads in .* is 3 and must divide n_heads \(4\)"),
@@ -232,13 +234,13 @@ def test_every_cut_is_noticed(tmp_path: Path, version: int) -> None:
         (37, -8, "group_size in .* is -8"),
     ],
 )
-def test_headers_that_lie(tmp_path: Path, offset: int, value: int, sentence: str) -> None:
+def test_wrong_headers(tmp_path: Path, offset: int, value: int, sentence: str) -> None:
     path = save(tmp_path, make_source(make_config()), 2)
     data = bytearray(path.read_bytes())
     struct.pack_into("<i", data, offset, value)
     path.write_bytes(data)
     with pytest.raises(UserError, match=sentence):
-        open_foreign(path)
+        open_external(path)
 
 
 def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
@@ -248,13 +250,13 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
     for size in range(0, len(good), 97):
         tokenizer.write_bytes(good[:size])
         with pytest.raises(UserError, match=r"tokenizer\.bin ends at byte"):
-            open_foreign(path)
+            open_external(path)
     tokenizer.write_bytes(good + bytes(9))
     with pytest.raises(UserError, match="more pieces than the 400"):
-        open_foreign(path)
+        open_external(path)
     tokenizer.unlink()
-    with pytest.raises(UserError, match=r"give the model's tokenizer\.bin with --tokenizer FILE"):
-        open_foreign(path)
+    with pytest.raises(UserError, match=r"name the model's tokenizer\.bin with --tokenizer FILE"):
+        open_external(path)
     elsewhere = tmp_path / "other.bin"
     elsewhere.write_bytes(good)
     import_model(path, tmp_path / "out.slm", tokenizer=elsewhere)

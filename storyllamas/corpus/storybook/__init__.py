@@ -1,10 +1,9 @@
-"""The bundled storybook: children's stories in the manner of TinyStories, told from a seed.
+"""The bundled storybook: children's stories in the style of TinyStories, generated from a seed.
 
-A story is a plot (`plots/*.txt`) told by the template language of `grammar.py` with a cast that
-`cast.py` draws from `words/*.txt`. A plot has a few casts, the same for every seed, and many ways
-to be told: a small model that reads for minutes learns who belongs together, where it could not
-yet learn to copy any name from any sentence. Nothing but the seed and the story's number decides
-what a story says.
+A story renders a plot (`plots/*.txt`) in the template language of `grammar.py`, with a cast that
+`cast.py` draws from `words/*.txt`. A plot has only a few casts, the same for every seed, and many
+wordings. In minutes of training, a small model can learn which names belong together, but not yet
+to copy any name from any sentence. A story depends on the seed and its number only.
 """
 
 from __future__ import annotations
@@ -15,64 +14,69 @@ from collections.abc import Callable, Iterable, Iterator
 
 from storyllamas.corpus.fingerprints import Fingerprints, fingerprint
 from storyllamas.corpus.storybook.cast import draw_cast
-from storyllamas.corpus.storybook.grammar import Grammar, Teller, polish
+from storyllamas.corpus.storybook.grammar import Grammar, RenderContext, polish
 from storyllamas.corpus.storybook.plot import Plot, blocks, plots, read, table
 
 _GRAMMAR = Grammar({block.key: block.rows for block in blocks(read("phrases"))})
 _TABLES = {block.key: table(_GRAMMAR, block) for block in blocks(read("words"))}
 PLOTS = tuple(plots(_GRAMMAR, read("plots")))
 
-# A story that a context of 256 tokens holds whole, and that has room for a plot.
-SHORTEST, LONGEST = 400, 960
+# A story fits into a context of 256 tokens and has room for a plot.
+MIN_CHARACTERS, MAX_CHARACTERS = 400, 960
 
-# Casts that a plot has.
+# Casts of each plot.
 _CASTS = 4
 
-# One candidate in this many belongs to the validation split.
-_VALID_SHARE = 8
+# One in this many candidates belongs to the validation part.
+_VALID_INTERVAL = 8
 
 
 def story(seed: int, index: int) -> str:
-    """The candidate numbered `index` (from 0) of `seed` (0 or more), of any length."""
-    teller = Teller(random.Random((seed << 40) + index))
-    return tell(PLOTS[teller.below(len(PLOTS))], teller)
+    """Return candidate number `index` (from 0) of `seed` (from 0), of any length."""
+    context = RenderContext(random.Random((seed << 40) + index))
+    return render(PLOTS[context.below(len(PLOTS))], context)
 
 
-def tell(plot: Plot, teller: Teller) -> str:
-    """A story of the given plot, with one of its casts."""
-    number = teller.below(_CASTS)
-    casting = Teller(random.Random(fingerprint(f"{plot.name} {number}")), teller.slots)
+def render(plot: Plot, context: RenderContext) -> str:
+    """Render a plot with one of its casts."""
+    number = context.below(_CASTS)
+    casting = RenderContext(random.Random(fingerprint(f"{plot.name} {number}")), context.slots)
     draw_cast(casting, plot.cast, _TABLES)
-    return polish(plot.text.text(teller))
+    return polish(plot.text.text(context))
 
 
 def stories(count: int, seed: int) -> Iterator[str]:
-    """`count` different stories; the first ones do not depend on how many are asked for."""
+    """Return `count` different stories; a larger count only adds stories at the end."""
     return itertools.islice(distinct(_candidates(seed)), count)
 
 
 def split(train: int, valid: int, seed: int) -> tuple[Iterator[str], Iterator[str]]:
-    """`train` and `valid` different stories, none of them in both.
+    """Return training and validation stories, all different.
 
-    A digest of its text decides which side a story belongs to, so that either side can be
-    streamed without the other.
+    The part of a story follows from a digest of its text, so that each part can be streamed
+    without the other.
+
+    Args:
+        train: number of training stories.
+        valid: number of validation stories.
+        seed: 0 or more.
     """
 
-    def side(belongs: Callable[[str], bool], count: int) -> Iterator[str]:
+    def part(belongs: Callable[[str], bool], count: int) -> Iterator[str]:
         return itertools.islice(distinct(filter(belongs, _candidates(seed))), count)
 
     return (
-        side(lambda text: fingerprint(text) % _VALID_SHARE != 0, train),
-        side(lambda text: fingerprint(text) % _VALID_SHARE == 0, valid),
+        part(lambda text: fingerprint(text) % _VALID_INTERVAL != 0, train),
+        part(lambda text: fingerprint(text) % _VALID_INTERVAL == 0, valid),
     )
 
 
 def distinct(texts: Iterable[str]) -> Iterator[str]:
-    """The texts without those that came before."""
+    """Yield each text the first time it occurs."""
     seen = Fingerprints()
     return (text for text in texts if seen.add(fingerprint(text)))
 
 
 def _candidates(seed: int) -> Iterator[str]:
-    told = (story(seed, index) for index in itertools.count())
-    return (text for text in told if SHORTEST <= len(text) <= LONGEST)
+    texts = (story(seed, index) for index in itertools.count())
+    return (text for text in texts if MIN_CHARACTERS <= len(text) <= MAX_CHARACTERS)

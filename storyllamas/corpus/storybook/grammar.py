@@ -1,10 +1,10 @@
 """The storybook's template language.
 
     [a|b|c]        one of the alternatives; an empty one makes a detail optional
-    {hero.his}     a slot; {hero.His} says it with a capital
-    <sad hero>     a phrase of the shared pool, whose {X} stands for the role given, if any
+    {hero.his}     a slot; {hero.His} begins it with a capital
+    <sad hero>     a phrase from the shared pool `sad`; {X} in it stands for the role, if given
 
-A blank line in a template begins a paragraph; all other white space is one space.
+A blank line in a template begins a paragraph; all other whitespace becomes one space.
 """
 
 from __future__ import annotations
@@ -24,100 +24,113 @@ _SENTENCE = re.compile(r'((?:^|[.!?] |\." |\n)"?)([a-z])')
 class Part(Protocol):
     """A piece of a compiled template."""
 
-    def tell(self, teller: Teller, out: list[str]) -> None:
-        """Append what this piece says to `out`."""
+    def render(self, context: RenderContext, out: list[str]) -> None:
+        """Append the text of this piece to `out`."""
 
 
 @dataclass
-class Teller:
-    """What one story knows while it is told: its random source, its slots, phrases said so far."""
+class RenderContext:
+    """The state of one story while it is rendered.
+
+    Attributes:
+        rng: its source of randomness.
+        slots: the text of each slot by name.
+        used: pool and index of each phrase so far.
+    """
 
     rng: random.Random
     slots: dict[str, str] = field(default_factory=dict)
-    said: set[tuple[str, int]] = field(default_factory=set)
+    used: set[tuple[str, int]] = field(default_factory=set)
 
     def below(self, bound: int) -> int:
-        """A whole number in [0, bound), the same on every Python version."""
+        """Draw an integer in [0, bound) in a way that is the same in every version of Python."""
         return int(self.rng.random() * bound)
 
 
 @dataclass(frozen=True)
 class Text:
-    """Words that are always the same."""
+    """A fixed text."""
 
     words: str
 
-    def tell(self, teller: Teller, out: list[str]) -> None:
-        """Say the words."""
+    def render(self, context: RenderContext, out: list[str]) -> None:
+        """Append the text."""
         out.append(self.words)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of something that the story has decided."""
+    """A reference to a slot; `capital` begins its value with a capital."""
 
     key: str
     capital: bool
 
-    def tell(self, teller: Teller, out: list[str]) -> None:
-        """Say the slot's value."""
-        value = teller.slots[self.key]
+    def render(self, context: RenderContext, out: list[str]) -> None:
+        """Append the slot's value."""
+        value = context.slots[self.key]
         out.append(value[0].upper() + value[1:] if self.capital else value)
 
 
 @dataclass(frozen=True)
 class Template:
-    """Pieces told one after the other."""
+    """A sequence of pieces."""
 
     parts: tuple[Part, ...]
 
-    def tell(self, teller: Teller, out: list[str]) -> None:
-        """Say every piece."""
+    def render(self, context: RenderContext, out: list[str]) -> None:
+        """Append every piece."""
         for part in self.parts:
-            part.tell(teller, out)
+            part.render(context, out)
 
-    def text(self, teller: Teller) -> str:
-        """What the template says, as it comes: for names and properties."""
+    def text(self, context: RenderContext) -> str:
+        """Return the text of the template, without polish."""
         out: list[str] = []
-        self.tell(teller, out)
+        self.render(context, out)
         return "".join(out)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several templates, each as likely; a story prefers what it has not said yet."""
+    """One of several templates with equal probability.
+
+    If the choice is a phrase of a pool, a story uses a phrase a second time only after all others.
+    """
 
     templates: tuple[Template, ...]
     pool: str = ""
 
-    def tell(self, teller: Teller, out: list[str]) -> None:
-        """Say one of the templates."""
+    def render(self, context: RenderContext, out: list[str]) -> None:
+        """Append one of the templates."""
         count = len(self.templates)
-        index = teller.below(count)
+        index = context.below(count)
         if self.pool:
             for _ in range(count):
-                if (self.pool, index) not in teller.said:
+                if (self.pool, index) not in context.used:
                     break
                 index = (index + 1) % count
-            teller.said.add((self.pool, index))
-        self.templates[index].tell(teller, out)
+            context.used.add((self.pool, index))
+        self.templates[index].render(context, out)
 
 
 class Grammar:
-    """Compiles templates, with a pool of shared phrases to draw on."""
+    """A compiler of templates, with pools of shared phrases."""
 
     def __init__(self, phrases: Mapping[str, Sequence[str]]) -> None:
         self._phrases = phrases
         self._compiled: dict[str, Part] = {}
 
     def compile(self, text: str) -> Template:
-        """The template for `text`; raises ValueError where brackets do not match."""
+        """Compile a template.
+
+        Raises:
+            ValueError: brackets do not match.
+        """
         paragraphs = (" ".join(block.split()) for block in re.split(r"\n\s*\n", text.strip()))
         tokens = (token for token in _TOKEN.split("\n".join(paragraphs)) if token)
         return self._alternatives(tokens, text, inside=False)[0]
 
     def _alternatives(self, tokens: Iterator[str], text: str, inside: bool) -> tuple[Template, ...]:
-        """Templates separated by bars, up to the closing bracket where `inside` brackets."""
+        """Compile templates separated by bars, up to the closing bracket if `inside` brackets."""
         templates: list[Template] = []
         parts: list[Part] = []
         for token in tokens:
@@ -147,7 +160,7 @@ class Grammar:
         return Text(token)
 
     def _phrase(self, call: str) -> Part:
-        """The pool that `call`, a name with or without a role, speaks of."""
+        """Compile the phrases of a pool; `call` is the pool's name, and a role if it has one."""
         if call not in self._compiled:
             name, _, role = call.partition(" ")
             lines = [line.replace("{X", f"{{{role}") for line in self._phrases[name]]
@@ -156,7 +169,7 @@ class Grammar:
 
 
 def polish(text: str) -> str:
-    """Tidy what a template said: spaces, `a` or `an`, a capital where a sentence begins."""
+    """Correct spaces, `a` or `an`, and capitals at the start of sentences."""
     text = re.sub(" {2,}", " ", text)
     text = _SPACE_BEFORE.sub("", text).replace("\n ", "\n").strip()
     text = _ARTICLE.sub(r"\1n ", text)

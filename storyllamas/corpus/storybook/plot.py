@@ -1,8 +1,8 @@
 """Plots and words, read from the storybook's text files.
 
 == the lost toy                  a plot begins with its name,
-hero: child                      then its cast: a role, and the table that it is drawn from
-helper: name look                or the columns of a table of its own,
+hero: child                      then its cast: each role with the name of its table,
+helper: name look                or with the columns of its own table,
     dog; [big|brown]             whose rows are indented
 
 <open hero> {hero} had ...       and, after an empty line, the story's template
@@ -23,7 +23,13 @@ Table = Sequence[Row]
 
 @dataclass(frozen=True)
 class Plot:
-    """A kind of story; `cast` says for each role which table it is drawn from."""
+    """A kind of story.
+
+    Attributes:
+        name: its name.
+        cast: the table of each role, or the name of the table.
+        text: its template.
+    """
 
     name: str
     cast: Mapping[str, str | Table]
@@ -40,7 +46,7 @@ class Block:
 
 
 def read(folder: str) -> str:
-    """The text of a folder of this package, its files in alphabetical order."""
+    """Return the text of a folder of this package, its files joined in alphabetical order."""
     files = resources.files(__package__).joinpath(folder).iterdir()
     texts = sorted(
         (file for file in files if file.name.endswith(".txt")), key=lambda file: file.name
@@ -49,7 +55,7 @@ def read(folder: str) -> str:
 
 
 def blocks(text: str) -> list[Block]:
-    """The blocks of `text`; empty lines and lines that begin with # are passed over."""
+    """Split a text into blocks; empty lines and lines that begin with # are skipped."""
     found: list[Block] = []
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
@@ -63,7 +69,11 @@ def blocks(text: str) -> list[Block]:
 
 
 def table(grammar: Grammar, block: Block) -> Table:
-    """The block's rows, cells separated by semicolons, under the columns that its value names."""
+    """Compile the rows of a block: cells separated by semicolons, columns named by its value.
+
+    Raises:
+        ValueError: a row has another number of cells.
+    """
     columns = block.value.split()
     rows = [row.split(";") for row in block.rows]
     for row in rows:
@@ -76,7 +86,7 @@ def table(grammar: Grammar, block: Block) -> Table:
 
 
 def plots(grammar: Grammar, text: str) -> Iterator[Plot]:
-    """The plots of `text`."""
+    """Yield the plots in a text."""
     for part in re.split(r"^== ", text, flags=re.MULTILINE)[1:]:
         name, head, body = (piece.strip("\n") for piece in part.split("\n\n", 2))
         cast = {
