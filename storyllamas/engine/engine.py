@@ -76,10 +76,13 @@ class Engine:
         """
         if pages not in PAGES:
             raise UserError(f"pages is {pages!r} and must be one of {', '.join(PAGES)}")
+        place = os.fsencode(path)
+        if b"\0" in place:
+            raise UserError(f"weight file {path!r} has a NUL character in its name: give a path")
         handle = ffi.new("sl_model **")
         name = ffi.NULL if kernels is None else ffi.new("char[]", utf8(kernels))
         opening = ffi.new("sl_model_options *", {"pages": PAGES[pages], "kernels": name})
-        check(lib.sl_model_open(handle, os.fsencode(path), opening))
+        check(lib.sl_model_open(handle, place, opening))
         _set_option(ffi.new("sl_session_options *"), "threads", threads)
         self._threads = threads
         self._model = ffi.gc(handle[0], lib.sl_model_close)
