@@ -468,10 +468,11 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *        180  u8[76]  zero
  *
  *     tokenizer, V pieces, M merges, A added tokens; see sl_vocabulary
- *          f32 scores[V]         for SL_SENTENCEPIECE only: merge priority; the highest merges
- * first u32 offsets[V + 1]    piece i is text[offsets[i] … offsets[i + 1] - 1] u32 merges[M][2] ids
- * of the left and the right piece; the first merges first u32 added[A][2]       id, flags; by
- * rising id u8  types[V]          1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
+ *          f32 scores[V]         only for SL_SENTENCEPIECE: merge priority, the highest first
+ *          u32 offsets[V + 1]    piece i is text[offsets[i] … offsets[i + 1] - 1]
+ *          u32 merges[M][2]      ids of the left and the right piece; the first merges first
+ *          u32 added[A][2]       id, flags; sorted by id
+ *          u8  types[V]          1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
  *          u8  text[offsets[V]]  UTF-8, U+2581 for a space, byte pieces spelt "<0xNN>"; the bytes
  *                                themselves for SL_BYTE_LEVEL, but for added tokens
  *

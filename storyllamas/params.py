@@ -7,7 +7,6 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from datetime import date
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -18,6 +17,7 @@ from storyllamas import yaml_loader
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop.formats import FORMATS
+from storyllamas.regular_file import open_regular
 from storyllamas.slm.encoding import GROUP_SIZES, SPECS, Encoding
 from storyllamas.yaml_loader import shorten
 
@@ -247,7 +247,8 @@ def read(path: str | os.PathLike[str]) -> Any:
         UserError: the file is missing or not YAML.
     """
     try:
-        return loads(Path(path).read_text(encoding="utf-8"), str(path))
+        with open_regular(path) as file:
+            return loads(file.read().decode(), str(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: change to the folder that contains it") from None
     except UnicodeDecodeError as error:

@@ -18,7 +18,7 @@ import pytest
 from conftest import PATIENCE, wait_until_stopped
 from training_job import make_job
 
-from storyllamas.training.checkpoints import remove_finished
+from storyllamas import workdir
 from storyllamas.training.loop import training_run
 
 TESTS = Path(__file__).parent
@@ -104,7 +104,7 @@ def test_a_finished_run_is_not_lost_before_dvc_notes_it(
         shutil.rmtree(tmp_path / "model")  # as DVC does before it runs a stage
         shutil.rmtree(tmp_path / "logs")
     assert len(list(state_root.glob("runs/*/*.safetensors"))) == 2
-    remove_finished()
+    workdir.remove_finished_runs()
     assert not list(state_root.glob("runs/*"))
 
 

@@ -264,6 +264,22 @@ def test_a_killed_repro_resumes_to_the_same_files(workspace: Workspace) -> None:
     assert not list(workspace.folder.glob(".storyllamas/runs/*"))
 
 
+def test_a_kill_before_dvc_notes_the_result_does_not_train_again(workspace: Workspace) -> None:
+    """DVC forgets a stage that has ended, as when it is killed before it writes dvc.lock."""
+    workspace.edit(r"^  learning_rate:.*$", "  learning_rate: 7e-3")
+    workspace.run("dvc", "repro", "train@2m")
+    trained = (workspace.folder / "models/2m/model.safetensors").read_bytes()
+    workspace.run("git", "checkout", "-q", "HEAD", "--", "dvc.lock")
+    shutil.rmtree(workspace.folder / ".dvc/cache/runs")
+    output = workspace.run("dvc", "repro")
+    assert stages_that_ran(output)[-3:] == ["train@2m", "export", "evaluate"]
+    assert "resuming from step 12 of 12" in output
+    assert "step 4/12" not in output
+    assert (workspace.folder / "models/2m/model.safetensors").read_bytes() == trained
+    assert not list(workspace.folder.glob(".storyllamas/runs/*"))
+    workspace.reset()
+
+
 def test_a_misspelt_parameter_stops_the_run(workspace: Workspace) -> None:
     workspace.edit(r"^  steps:.*$", "  step: 5")
     output = workspace.run("dvc", "repro", code=255)

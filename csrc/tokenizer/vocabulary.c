@@ -6,10 +6,11 @@
 #include <string.h>
 
 #include "../error.h"
+#include "../model_limits.h"
 #include "../sizes.h"
 #include "tokenizer.h"
 
-enum { MAX_SIZE = 1 << 20, MAX_MERGES = 1 << 24 };
+enum { MAX_MERGES = 1 << 24 };
 
 /* ---- Errors ---------------------------------------------------------------------------------- */
 
@@ -87,7 +88,7 @@ int32_t sl_find_joint(const sl_tokenizer *tokenizer, int32_t left, int32_t right
 
 static int check_arrays(const sl_vocabulary *vocabulary, const char *path) {
     const uint32_t size = vocabulary->size, *offsets = vocabulary->offsets;
-    if (size < 1 || size > MAX_SIZE)
+    if (size < 1 || size > SL_MAX_DIMENSION)
         return sl_reject_vocabulary(path, "it has no pieces or too many");
     if (vocabulary->unk_id < -1 || vocabulary->unk_id >= (int64_t)size)
         return sl_reject_vocabulary(path, "unk_id is out of range");

@@ -28,9 +28,6 @@ from storyllamas.training.disk import describe_refusal
 MAX_CHECKPOINTS = 2
 """Checkpoints of a run on the disk: the newest, and the one before it in case that is damaged."""
 
-FINISHED = "finished"
-"""Name of the file that marks the folder of a finished run."""
-
 MAX_TIME_SHARE = 0.02
 """Largest share of the time of a run that writing checkpoints takes."""
 
@@ -80,7 +77,7 @@ class CheckpointFolder:
                     "writable, or name another folder in STORYLLAMAS_STATE"
                 ) from None
             clear_leftovers(self.path)
-            (self.path / FINISHED).unlink(missing_ok=True)
+            (self.path / workdir.FINISHED).unlink(missing_ok=True)
             yield
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -122,7 +119,7 @@ class CheckpointFolder:
     def mark_finished(self) -> None:
         """Mark the run as finished: its checkpoints may be removed."""
         with suppress(OSError):
-            (self.path / FINISHED).touch()
+            (self.path / workdir.FINISHED).touch()
 
     def remove(self) -> None:
         """Remove the folder and all checkpoints in it."""
@@ -133,17 +130,6 @@ class CheckpointFolder:
 
     def _files(self) -> list[Path]:
         return sorted(self.path.glob("[0-9]*.safetensors"))
-
-
-def runs_folder() -> Path:
-    """Return the folder that holds a folder of checkpoints for each run."""
-    return workdir.root() / "runs"
-
-
-def remove_finished() -> None:
-    """Remove the checkpoints of finished runs; call it when DVC has noted their results."""
-    for marker in runs_folder().glob(f"*/{FINISHED}"):
-        CheckpointFolder(marker.parent).remove()
 
 
 class CheckpointSaver:

@@ -30,13 +30,7 @@ from storyllamas.model import Llama
 from storyllamas.params import Recipe
 from storyllamas.token_file import TokenFile
 from storyllamas.training import metrics
-from storyllamas.training.checkpoints import (
-    Checkpoint,
-    CheckpointFolder,
-    CheckpointSaver,
-    remove_finished,
-    runs_folder,
-)
+from storyllamas.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointSaver
 from storyllamas.training.compiled import CompilationError, Loss, training_loss
 from storyllamas.training.csv_log import CsvLog
 from storyllamas.training.device import Device
@@ -94,8 +88,11 @@ class Job:
 
 
 def source_files() -> list[Path]:
-    """Return the files of this package that the loop imports: a change in one is another run."""
-    return imported_files(Path(__file__), Path(__file__).parent.parent)
+    """Return the files of this package that decide a run: a change in one is another job."""
+    package = Path(__file__).parent.parent
+    # How files are written, what errors say, and parameters, whose values are in the key.
+    names = ("__init__.py", "atomic.py", "errors.py", "params.py", "workdir.py")
+    return imported_files(Path(__file__), package, [package / name for name in names])
 
 
 @dataclass(frozen=True)
@@ -126,8 +123,8 @@ def training_run(
     """Train to the end, from the last checkpoint of the same job if there is one.
 
     The body stores the result; when it ends without an exception, the checkpoints are removed. If
-    DVC runs the process, the last one stays until `remove_finished`: DVC notes the result later,
-    and trains again if it is killed before.
+    DVC runs the process, they stay until `workdir.remove_finished_runs`: DVC notes the result only
+    later, and trains again if it is killed before.
 
     Args:
         job: what to train.
@@ -180,11 +177,11 @@ def _open(job: Job, logs: Path, ranks: Ranks) -> Iterator[tuple[Trainer, Checkpo
     """
     key = job.key()
     ranks.check_equal(f"{key} {job.device.threads}")
-    folder = CheckpointFolder(runs_folder() / key)
+    folder = CheckpointFolder(workdir.runs() / key)
     with ExitStack() as stack:
         if ranks.first:
             stack.enter_context(folder.locked())
-            remove_finished()
+            workdir.remove_finished_runs()
         resumed = ranks.broadcast(folder.latest)
         try:
             trainer = Trainer(job, logs, resumed, ranks)

@@ -28,7 +28,7 @@ def write_corpus(folder: Path) -> None:
         tensors = engine_files.random_tensors(config)
         for kind in GROUP_SIZES:
             path = folder / f"{kind}-{'tied' if tied else 'untied'}.slm"
-            engine_files.write(path, config, tensors, None, kind, dict.fromkeys(GROUP_SIZES, 8))
+            engine_files.write(path, config, tensors, None, kind)
     words = [b"a", b"b", b"ab", b"\xe2\x96\x81", b"aab", b"\xc3\xa9", b"<x>", b"ba"]
     plain = make_vocabulary(words)
     types = np.array(plain.types)
