@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import random
 import re
 import shutil
@@ -470,6 +471,28 @@ def test_kernels_are_their_definitions(build: Path) -> None:
         [build / "sanitized" / "kernels", "100"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX-512 is of x86-64")
+def test_emulated_avx512_kernels_are_their_definitions(tmp_path: Path) -> None:
+    """Most processors lack AVX-512, so its kernels run on plain C in place of the instructions."""
+    csrc, tests = ROOT / "csrc", ROOT / "tests" / "c"
+    kernels = csrc / "kernels"
+    source = (kernels / "avx512.c").read_text()
+    # With its pragmas the compiler would use AVX-512 by itself.
+    source = re.sub(r"#ifdef __clang__\n#pragma.*?#endif\n", "", source, flags=re.DOTALL)
+    (tmp_path / "avx512.c").write_text(source)
+    compiler = [os.environ.get("CC", "cc"), "-std=c11", "-O1", "-fsanitize=address,undefined"]
+    compiler += ["-I", csrc, "-I", kernels]
+    emulated = ["-I", tests / "emulated", "-c", tmp_path / "avx512.c", "-o", tmp_path / "avx512.o"]
+    subprocess.run([*compiler, *emulated], check=True)
+    chosen = '-D__builtin_cpu_supports(name)=(strncmp(name, "avx512", 6) == 0)'
+    others = [tests / "kernels.c", kernels / "dispatch.c", kernels / "scalar.c", kernels / "avx2.c"]
+    program = [*others, tmp_path / "avx512.o", "-lm", "-o", tmp_path / "kernels"]
+    subprocess.run([*compiler, chosen, *program], check=True)
+    done = subprocess.run([tmp_path / "kernels", "40"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "avx512" in done.stdout
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
