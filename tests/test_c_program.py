@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import random
 import re
 import shutil
@@ -19,7 +18,7 @@ import pytest
 from conftest import ROOT
 from engine_files import BOS, EOS, small_config, word_id
 
-from storyllamas.engine.engine import DEFAULTS, Engine
+from storyllamas.engine.engine import DEFAULTS, Engine, kernel_sets
 from storyllamas.slm.checksum import Checksum
 from storyllamas.slm.encoding import GROUP_SIZES
 
@@ -473,26 +472,42 @@ def test_kernels_are_their_definitions(build: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX-512 is of x86-64")
-def test_emulated_avx512_kernels_are_their_definitions(tmp_path: Path) -> None:
-    """Most processors lack AVX-512, so its kernels run on plain C in place of the instructions."""
+AVAILABLE = """
+#include "kernels/sets.h"
+static const sl_kernels *const sets[] = {&sl_kernels_NAME, &sl_kernels_scalar, NULL};
+const sl_kernels *const *sl_kernels_available(void) { return sets; }
+sl_matmul_quantized *sl_matmul_of(const sl_kernels *kernels, uint32_t type) {
+    sl_matmul_quantized *const own = kernels->matmul_quantized[type];
+    return own ? own : sl_kernels_scalar.matmul_quantized[type];
+}
+"""
+
+
+@pytest.mark.skipif("avx2" not in kernel_sets(), reason="the emulation needs AVX2")
+@pytest.mark.parametrize("name", ["avx512", "avxvnni"])
+def test_emulated_kernels_are_their_definitions(tmp_path: Path, name: str) -> None:
+    """Many processors lack an instruction set, so its kernels run on others in their place."""
     csrc, tests = ROOT / "csrc", ROOT / "tests" / "c"
-    kernels = csrc / "kernels"
-    source = (kernels / "avx512.c").read_text()
-    # With its pragmas the compiler would use AVX-512 by itself.
-    source = re.sub(r"#ifdef __clang__\n#pragma.*?#endif\n", "", source, flags=re.DOTALL)
-    (tmp_path / "avx512.c").write_text(source)
-    compiler = [os.environ.get("CC", "cc"), "-std=c11", "-O1", "-fsanitize=address,undefined"]
-    compiler += ["-I", csrc, "-I", kernels]
-    emulated = ["-I", tests / "emulated", "-c", tmp_path / "avx512.c", "-o", tmp_path / "avx512.o"]
+    for path in (csrc / "kernels").glob("avx*.c"):
+        # With its pragmas the compiler would use the instructions by itself.
+        pragmas = r"#ifdef __clang__\n#pragma clang attribute.*?#endif\n"
+        source = re.sub(pragmas, "", path.read_text(), flags=re.DOTALL)
+        (tmp_path / path.name).write_text(source.replace(",avxvnni", ""))
+    (tmp_path / "available.c").write_text(AVAILABLE.replace("NAME", name))
+    flags = ["-std=c11", "-O1", "-fsanitize=address,undefined", "-I", csrc, "-I", csrc / "kernels"]
+    compiler = [os.environ.get("CC", "cc"), *flags]
+    header = {
+        "avx512": ["-I", tests / "emulated"],
+        "avxvnni": ["-include", tests / "emulated" / "avxvnni.h", "-mavx2", "-DSL_AVX_VNNI="],
+    }
+    emulated = [*header[name], "-c", tmp_path / f"{name}.c", "-o", tmp_path / "emulated.o"]
     subprocess.run([*compiler, *emulated], check=True)
-    chosen = '-D__builtin_cpu_supports(name)=(strncmp(name, "avx512", 6) == 0)'
-    others = [tests / "kernels.c", kernels / "dispatch.c", kernels / "scalar.c", kernels / "avx2.c"]
-    program = [*others, tmp_path / "avx512.o", "-lm", "-o", tmp_path / "kernels"]
-    subprocess.run([*compiler, chosen, *program], check=True)
+    others = [tests / "kernels.c", tmp_path / "available.c", csrc / "kernels" / "scalar.c"]
+    program = [*others, tmp_path / "emulated.o", "-lm", "-o", tmp_path / "kernels"]
+    subprocess.run([*compiler, *program], check=True)
     done = subprocess.run([tmp_path / "kernels", "40"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "avx512" in done.stdout
+    assert name in done.stdout
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

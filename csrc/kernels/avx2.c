@@ -1,12 +1,17 @@
 /* avx2.c: kernels for x86-64 processors with AVX2, fused multiply-add and f16 conversion. The 16
- * rows of a tile are two registers of 8 lanes. */
+ * rows of a tile are two registers of 8 lanes. avxvnni.c includes this file with HAS_VNNI: the
+ * products of quantized matrices then use the 8-bit dot product. */
 
 #include "sets.h"
 
-#ifdef SL_X86
+#if defined(SL_X86) && (defined(SL_AVX_VNNI) || !defined(HAS_VNNI))
 
-#ifdef __clang__
+#if defined(__clang__) && defined(HAS_VNNI)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avxvnni"))), apply_to = function)
+#elif defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#elif defined(HAS_VNNI)
+#pragma GCC target("avx2,fma,f16c,avxvnni")
 #else
 #pragma GCC target("avx2,fma,f16c")
 #endif
@@ -69,6 +74,33 @@ INLINE __m256i repeat_four(const void *bytes) {
     return _mm256_set1_epi32(four);
 }
 
+#ifdef HAS_VNNI
+
+/* vpdpbusd multiplies unsigned bytes by signed ones, so the weights keep their bias. */
+enum { Q8_BIAS = 128 };
+
+/* A single row of x prefetches the next tiles, see below. */
+INLINE void dot_q8(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
+                   const int8_t *x, size_t width, size_t group_size, size_t n) {
+    for (size_t c = 0; c < group_size; c += 4)
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < PARTS; h++) {
+            const uint8_t *at = w + t * tile_bytes + c * ROWS + h * 4 * LANES;
+            const __m256i weights = load_bytes(at);
+            if (n == 1 && h == 0) _mm_prefetch((const char *)at + tiles * tile_bytes, _MM_HINT_T1);
+            UNROLL for (size_t i = 0; i < n; i++) dot[t * n + i][h] =
+                _mm256_dpbusd_avx_epi32(dot[t * n + i][h], weights, repeat_four(x + i * width + c));
+        }
+}
+
+/* Add the products of weights with the columns at x, and of upper weights with the next four. */
+INLINE __m256i add_dot_q4(__m256i sum, __m256i low, __m256i high, __m256i first, __m256i second) {
+    return _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(sum, low, first), high, second);
+}
+
+#else
+
+enum { Q8_BIAS = 0 };
+
 /* Add neighbouring pairs of 16-bit integers. */
 INLINE __m256i add_pairs(__m256i sums) {
     return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
@@ -112,6 +144,13 @@ INLINE void dot_q8(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_
 }
 
 /* The weights are at most 15 with their bias, so the sum of four products fits in 16 bits. */
+INLINE __m256i add_dot_q4(__m256i sum, __m256i low, __m256i high, __m256i first, __m256i second) {
+    return _mm256_add_epi32(sum, add_pairs(_mm256_add_epi16(_mm256_maddubs_epi16(low, first),
+                                                            _mm256_maddubs_epi16(high, second))));
+}
+
+#endif
+
 INLINE void dot_q4(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    const int8_t *x, size_t width, size_t group_size, size_t n) {
     const __m256i nibble = _mm256_set1_epi8(15);
@@ -127,11 +166,8 @@ INLINE void dot_q4(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_
             UNROLL for (size_t i = 0; i < n; i++) {
                 const int8_t *values = x + i * width + c;
                 const __m256i first = repeat_four(values), second = repeat_four(values + 4);
-                UNROLL for (size_t h = 0; h < PARTS; h++) {
-                    const __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(low[h], first),
-                                                          _mm256_maddubs_epi16(high[h], second));
-                    dot[t * n + i][h] = _mm256_add_epi32(dot[t * n + i][h], add_pairs(sums));
-                }
+                UNROLL for (size_t h = 0; h < PARTS; h++) dot[t * n + i][h] =
+                    add_dot_q4(dot[t * n + i][h], low[h], high[h], first, second);
             }
         }
 }
@@ -322,7 +358,11 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
+#ifdef HAS_VNNI
+SL_KERNEL_SET(avxvnni, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
+#else
 SL_KERNEL_SET(avx2, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
+#endif
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -12,6 +12,7 @@
  *     store_f32(y, x)    store LANES floats
  *     multiply_add(sum, w, x)                 sum + w * x, x a float
  *     add_scaled(sum, dot, scales, x_scale)   sum + dot * (scales * x_scale), x_scale a float
+ *     Q8_BIAS                                 the bias that dot_q8 leaves in the weights: 0 or 128
  *     dot_q8, dot_q4                          described below
  *
  * dot_q8(dot, w, tile_bytes, tiles, x, width, group_size, n) adds the dot products of a group to
@@ -115,10 +116,11 @@ INLINE void block_quantized(weight_bits bits, float *y, size_t y_stride, const u
     for (size_t g = 0; g < q->groups; g++, weights += group_bytes, x += q->group_size) {
         const int32_t *sums = q->sums + row * q->groups + g;
         const float *x_scales = q->scales + row * q->groups + g;
+        const int32_t bias = bits == Q8 ? Q8_BIAS : 8;
         integers dot[BLOCK_MAX][PARTS];
         UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
             UNROLL for (size_t p = 0; p < PARTS; p++) dot[t * n + i][p] =
-                repeat(bits == Q8 ? 0 : -8 * sums[i * q->groups]);
+                repeat(bias ? -bias * sums[i * q->groups] : 0);
         if (bits == Q8)
             dot_q8(dot, weights, tile_bytes, tiles, x, width, q->group_size, n);
         else
