@@ -19,7 +19,6 @@ from conftest import ROOT
 from engine_files import BOS, EOS, small_config, word_id
 
 from storyllamas.engine.engine import DEFAULTS, Engine, kernel_sets
-from storyllamas.slm.checksum import Checksum
 from storyllamas.slm.encoding import GROUP_SIZES
 from storyllamas.slm.limits import MAXIMA
 
