@@ -164,7 +164,7 @@ class Generation:
 
 @dataclass(frozen=True, config=_strict)
 class _File:
-    """The sections of params.yaml, before the size and the recipe are merged with their overrides."""
+    """The sections of params.yaml, before size and recipe are merged with their overrides."""
 
     model: str
     recipe: str

@@ -8,8 +8,8 @@ from pathlib import Path
 
 def git(*arguments: str) -> str:
     """Return the output of a git command; empty if it fails, as outside a repository."""
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return done.stdout if done.returncode == 0 else ""
+    done = subprocess.run(["git", *arguments], capture_output=True, check=False)
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
 
 
 def head() -> str:
