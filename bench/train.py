@@ -42,6 +42,9 @@ ROUND_SECONDS = 1.0
 
 RANDOM_TOKENS = 1 << 20
 
+TIMEOUT_SECONDS = 3600.0
+"""A loop that takes longer for a request is killed; compiling takes minutes on a busy machine."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -153,7 +156,9 @@ def precisions(where: str) -> list[str]:
 def _start(setup: Setup) -> Worker:
     ours = process_env.variables() if setup.loop == OURS else {}
     command = ["env", *(f"{name}={value}" for name, value in ours.items()), sys.executable]
-    return Worker([*command, "-m", "bench.train_worker", json.dumps(asdict(setup))])
+    return Worker(
+        [*command, "-m", "bench.train_worker", json.dumps(asdict(setup))], TIMEOUT_SECONDS
+    )
 
 
 def _setups(task: Task, where: str, llama2c: str) -> Iterator[Setup]:

@@ -2,12 +2,14 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "attention.h"
 #include "checksum.h"
 #include "error.h"
+#include "model.h"
+#include "model_limits.h"
 #include "pages.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -28,9 +30,6 @@ enum {
     FLAG_IGNORE_MERGES = 1 << 6,
     FLAG_NO_BOS = 1 << 7,
     FLAGS = (1 << 8) - 1,
-    MAX_DIMENSION = 1 << 20,
-    MAX_CONTEXT = 1 << 17,
-    MAX_GROUP_SIZE = 1 << 14, /* the dot product of a group must fit in 32 bits */
     /* Larger files move to huge pages: with small pages the processor's first-level TLB covers less
      * than this. */
     MIGRATE_FROM_BYTES = 1 << 23,
@@ -73,7 +72,7 @@ static bool is_llama2c(const void *file, size_t bytes) {
     memcpy(field, file, sizeof field);
     if (field[0] == 0x616b3432) return true;
     for (int i = 0; i < 7; i++)
-        if ((i != 5 && field[i] <= 0) || field[i] == 0 || abs(field[i] / 2) > MAX_DIMENSION)
+        if ((i != 5 && field[i] <= 0) || field[i] == 0 || abs(field[i] / 2) > SL_MAX_DIMENSION)
             return false;
     return field[0] % field[3] == 0 && field[3] % field[4] == 0;
 }
@@ -120,14 +119,14 @@ static int check_dimensions(const header *head, const char *path) {
         const char *name;
         uint32_t value, max;
     } dimensions[] = {
-        {"dim", head->dim, MAX_DIMENSION},
-        {"layers", head->layers, MAX_DIMENSION},
-        {"heads", head->heads, MAX_DIMENSION},
-        {"kv_heads", head->kv_heads, MAX_DIMENSION},
-        {"head_dim", head->head_dim, MAX_DIMENSION},
-        {"hidden", head->hidden, MAX_DIMENSION},
-        {"context", head->context, MAX_CONTEXT},
-        {"vocab_size", head->vocab_size, MAX_DIMENSION},
+        {"dim", head->dim, SL_MAX_DIMENSION},
+        {"layers", head->layers, SL_MAX_LAYERS},
+        {"heads", head->heads, SL_MAX_DIMENSION},
+        {"kv_heads", head->kv_heads, SL_MAX_DIMENSION},
+        {"head_dim", head->head_dim, SL_MAX_DIMENSION},
+        {"hidden", head->hidden, SL_MAX_DIMENSION},
+        {"context", head->context, SL_MAX_CONTEXT},
+        {"vocab_size", head->vocab_size, SL_MAX_DIMENSION},
     };
     for (size_t i = 0; i < sizeof dimensions / sizeof *dimensions; i++)
         if (dimensions[i].value < 1 || dimensions[i].value > dimensions[i].max)
@@ -137,7 +136,7 @@ static int check_dimensions(const header *head, const char *path) {
                            path, dimensions[i].name, dimensions[i].value, dimensions[i].max);
     if (head->heads % head->kv_heads) return reject(path, "kv_heads does not divide heads");
     if (head->head_dim % 2) return reject(path, "head_dim is odd");
-    if ((uint64_t)head->heads * head->head_dim > MAX_DIMENSION)
+    if ((uint64_t)head->heads * head->head_dim > SL_MAX_DIMENSION)
         return reject(path, "heads times head_dim is out of range");
     return SL_OK;
 }
@@ -147,11 +146,11 @@ static int check_type(uint32_t type, uint32_t group_size, const char *path) {
     if (!sl_is_quantized(type))
         return group_size ? reject(path, "a group size of f32 weights is not 0") : SL_OK;
     const uint32_t multiple = sl_group_multiple(type);
-    if (group_size == 0 || group_size > MAX_GROUP_SIZE || group_size % multiple)
+    if (group_size == 0 || group_size > SL_MAX_GROUP_SIZE || group_size % multiple)
         return sl_fail(SL_ERROR_FORMAT,
                        "weight file %s is damaged: its group size is %" PRIu32
                        " and must be a multiple of %" PRIu32 " up to %d; export it again",
-                       path, group_size, multiple, MAX_GROUP_SIZE);
+                       path, group_size, multiple, SL_MAX_GROUP_SIZE);
     return SL_OK;
 }
 
@@ -242,7 +241,7 @@ static const float *take_vector(cursor *at, uint32_t size) {
 static sl_matrix take_matrix(cursor *at, sl_matrix like, uint64_t rows, uint32_t columns) {
     like.rows = (uint32_t)rows;
     like.columns = columns;
-    like.tiles = take(at, sl_padded_rows(rows) / SL_TILE_ROWS, sl_matrix_tile_bytes(&like));
+    like.tiles = take(at, sl_padded_rows(like.rows) / SL_TILE_ROWS, sl_matrix_tile_bytes(&like));
     return like;
 }
 
@@ -291,6 +290,9 @@ static int take_tensors(sl_model *model, const header *head, cursor *at, const c
     const sl_matrix stored = {.type = info->weight_type, .group_size = info->group_size};
     const sl_matrix embedding = {.type = info->embedding_type,
                                  .group_size = info->embedding_group_size};
+    /* Each tensor takes up bytes, so a small file does not make many layers. */
+    if (info->layers > (at->bytes - start) / ALIGNMENT)
+        return reject(path, "its sections do not fit the file");
     model->layers = calloc(info->layers, sizeof *model->layers);
     if (!model->layers) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
     model->embedding = take_matrix(at, embedding, info->vocab_size, info->dim);
@@ -363,18 +365,19 @@ static int load(sl_model *model, const sl_checksum *sum, const char *path) {
     fill_info(model, head);
     cursor at = {model->file, model->file_bytes, HEADER_BYTES, NULL};
     if ((status = take_tokenizer(model, head, &at, path))) return status;
-    if ((status = take_tensors(model, head, &at, path))) return status;
-    model->rotary = sl_rotary_table(&model->info);
-    if (!model->rotary) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
-    return SL_OK;
+    return take_tensors(model, head, &at, path);
 }
 
 static int choose_kernels(sl_model *model, const char *name) {
     model->kernels = sl_kernels_find(name);
     if (model->kernels) return SL_OK;
-    return sl_fail(SL_ERROR_ARGUMENT,
-                   "this processor has no kernels \"%s\": use \"%s\", its fastest", name,
-                   sl_kernels_name(0));
+    char names[128] = "";
+    for (size_t i = 0; sl_kernels_name(i); i++) {
+        const size_t used = strlen(names);
+        snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", sl_kernels_name(i));
+    }
+    return sl_fail(SL_ERROR_ARGUMENT, "this processor has no kernels \"%s\": use one of %s", name,
+                   names);
 }
 
 int sl_model_open(sl_model **model, const char *path, const sl_model_options *options) {
@@ -400,7 +403,6 @@ void sl_model_close(sl_model *model) {
     sl_migration_free(model->migration);
     sl_tokenizer_free(&model->tokenizer);
     free(model->layers);
-    free(model->rotary);
     sl_pages_free(model->file, model->file_bytes);
     free(model);
 }

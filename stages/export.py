@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from storyllamas import params, token_file, tokenizer
+from storyllamas import params, token_file, tokenizer, workdir
 from storyllamas.errors import exit_on_user_error
 from storyllamas.export import export
 
@@ -12,6 +12,7 @@ from storyllamas.export import export
 @exit_on_user_error
 def main() -> None:
     """Write TYPE.slm for each of `export.types` and FORMAT/… for each of `export.formats`."""
+    workdir.remove_finished_runs()  # DVC has noted the result of training
     chosen = params.load()
     model = Path("models") / chosen.model
     how, windows = chosen.export, chosen.export.calibration_sequences

@@ -215,7 +215,8 @@ def _corpus(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"{CORPUS_FOLDER} does not exist: run `dvc repro download`, or name a file or folder"
         )
-    parts = sources.parts(arguments.corpus or CORPUS_FOLDER, arguments.edition)
+    corpus = arguments.corpus or CORPUS_FOLDER
+    parts = sources.parts(corpus, arguments.edition, arguments.separator)
     with report.progress(parts) as watched:
         found = stats.collect(watched, arguments.seed)
     if arguments.picture:
@@ -240,9 +241,24 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
+    value = _whole(text)
+    if not 1 <= value <= sys.maxsize:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {sys.maxsize}")
+    return value
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _real(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def _add_option(sub: argparse.ArgumentParser, name: str, kind: type, text: str) -> None:
@@ -250,7 +266,8 @@ def _add_option(sub: argparse.ArgumentParser, name: str, kind: type, text: str) 
     if kind is bool:
         sub.add_argument(flag, action="store_true", help=text)
     else:
-        sub.add_argument(flag, type=kind, metavar="N" if kind is int else "X", help=text)
+        parse, metavar = (_whole, "N") if kind is int else (_real, "X")
+        sub.add_argument(flag, type=parse, metavar=metavar, help=text)
 
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
@@ -258,7 +275,7 @@ def _add_engine(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", type=Path, metavar="FILE", help="weight file")
     sub.add_argument(
         "--threads",
-        type=int,
+        type=_whole,
         default=0,
         metavar="N",
         help="use N threads; 0 is automatic (default: %(default)s)",
@@ -362,13 +379,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     corpus.add_argument(
         "--seed",
-        type=int,
+        type=_whole,
         default=1,
         metavar="N",
         help="seed for choosing the random stories (default: %(default)s)",
     )
     corpus.add_argument(
         "--picture", type=Path, metavar="FILE", help="also plot the statistics as a PNG"
+    )
+    corpus.add_argument(
+        "--separator", default="auto", help="as corpus.separator of params.yaml (default: auto)"
     )
     corpus.add_argument("--json", action="store_true", help="print JSON")
 

@@ -30,7 +30,8 @@ def exit_on_user_error(main: Callable[P, object]) -> Callable[P, NoReturn]:
         except UserError as error:
             sys.exit(f"error: {error}")
         except OSError as error:
-            sys.exit(f"error: {error.filename or 'a file'} cannot be used: {error.strerror}")
+            what = error.filename or "a file or connection"
+            sys.exit(f"error: {what} cannot be used: {error.strerror or error}")
         except KeyboardInterrupt:
             sys.exit(130)
         sys.exit(0)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Collection, Mapping
-from dataclasses import fields, is_dataclass
-from pathlib import Path
+from dataclasses import asdict, fields, is_dataclass
+from datetime import date
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+from storyllamas import yaml_loader
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop.formats import FORMATS
+from storyllamas.regular_file import open_regular
 from storyllamas.slm.encoding import GROUP_SIZES, SPECS, Encoding
+from storyllamas.yaml_loader import shorten
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -163,7 +164,7 @@ class Generation:
 
 @dataclass(frozen=True, config=_strict)
 class _File:
-    """The sections of params.yaml, before the layers of the recipe are merged."""
+    """The sections of params.yaml, before overrides are merged into the size and the recipe."""
 
     model: str
     recipe: str
@@ -172,6 +173,7 @@ class _File:
     tokenizer: Tokenizer
     pretokenize: Pretokenize
     sizes: dict[str, Size]
+    shape: dict[str, Any]
     recipes: dict[str, dict[str, Any]]
     train: dict[str, Any]
     compute: Compute
@@ -199,7 +201,7 @@ class Params:
 
     @property
     def size(self) -> Size:
-        """The chosen size."""
+        """The chosen size, merged with `shape` of params.yaml."""
         return self.sizes[self.model]
 
     def model_config(self) -> ModelConfig:
@@ -245,16 +247,19 @@ def read(path: str | os.PathLike[str]) -> Any:
         UserError: the file is missing or not YAML.
     """
     try:
-        return loads(Path(path).read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            return loads(file.read().decode(), str(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: change to the folder that contains it") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start:,}): convert it"
+        ) from None
 
 
-def loads(text: str) -> Any:
-    """Parse a text without checking the values."""
-    return yaml.load(text, Loader=_YamlLoader)
+def loads(text: str, name: str = "params.yaml") -> Any:
+    """Parse a text without checking the values; `name` is for messages."""
+    return yaml_loader.loads(text, name)
 
 
 def parse(raw: object) -> Params:
@@ -263,13 +268,17 @@ def parse(raw: object) -> Params:
     Raises:
         UserError: a value is unknown or impossible.
     """
+    _check_plain(raw, "")
     file: _File = _validate(_File, raw, {})
     _check_key("model", file.model, file.sizes, "sizes")
     _check_key("recipe", file.recipe, file.recipes, "recipes")
+    file.sizes[file.model] = _merge_size(file)
     for name, size in file.sizes.items():
         if size.heads % size.kv_heads:
+            changed = name == file.model and "kv_heads" in _without_none(file.shape)
+            section = "shape" if changed else f"sizes.{name}"
             raise UserError(
-                f"sizes.{name}.kv_heads is {size.kv_heads}: use a divisor of heads ({size.heads})"
+                f"{section}.kv_heads is {size.kv_heads}: use a divisor of heads ({size.heads})"
             )
     _check_group_sizes(file.export.group_size)
     recipes = {
@@ -286,7 +295,7 @@ def parse(raw: object) -> Params:
     if file.evaluation.speed_tokens >= context:
         raise UserError(
             f"evaluation.speed_tokens is {file.evaluation.speed_tokens}: use less than "
-            f"sizes.{file.model}.context ({context})"
+            f"the context of the model ({context})"
         )
     return Params(
         model=file.model,
@@ -304,31 +313,37 @@ def parse(raw: object) -> Params:
     )
 
 
-class _YamlLoader(yaml.SafeLoader):
-    """A loader that rejects duplicate keys; PyYAML would silently keep the last."""
+def _check_plain(value: object, name: str) -> None:
+    """Check that JSON can represent a value, so that pydantic can."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            section = name or "params.yaml"
+            if not isinstance(key, str):
+                raise UserError(f"the key {_show(key)} of {section} is not text: use a name")
+            if len(key) > 100:
+                raise UserError(f"the key {_show(key)} of {section} is longer than 100 characters")
+            _check_plain(key, f"a key of {section}")
+            _check_plain(item, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_plain(item, f"{name}.{index}")
+    elif isinstance(value, str):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"{name} is {_show(value)}: remove the half of a surrogate pair")
+    elif isinstance(value, int):
+        if value.bit_length() > 64:
+            raise UserError(f"{name} is a number of {value.bit_length()} bits: use at most 64")
+    elif not isinstance(value, float | date | None):
+        raise UserError(f"{name} is a {type(value).__name__}: use text, a number or a list")
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise UserError(f"params.yaml gives {key!r} twice, again in line {line}: keep one")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
-
-# YAML 1.2, which DVC reads, knows 1e-3 as a number; PyYAML's 1.1 asks for 1.0e-3.
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+def _show(value: object) -> str:
+    return shorten(repr(value))
 
 
 def _check_key(name: str, key: str, table: Mapping[str, object], table_name: str) -> None:
     if key not in table:
-        raise UserError(f"{name} is {key!r}: use one of {', '.join(table)} ({table_name})")
+        raise UserError(f"{name} is {_show(key)}: use one of {', '.join(table)} ({table_name})")
 
 
 def _check_group_sizes(group_sizes: Mapping[str, int]) -> None:
@@ -352,13 +367,28 @@ def _recipe_sizes(file: _File, name: str) -> dict[str, Any]:
         if key not in ("defaults", "sizes"):
             raise UserError(f"recipes.{name}.{key} is unknown: use defaults or sizes")
         if not isinstance(value, dict):
-            raise UserError(f"recipes.{name}.{key} is {value!r}: use keys with values")
+            raise UserError(f"recipes.{name}.{key} is {_show(value)}: use keys with values")
     sizes: dict[str, Any] = recipe.get("sizes", {})
     for model, values in sizes.items():
         _check_key(f"a key of recipes.{name}.sizes", model, file.sizes, "sizes")
         if not isinstance(values, dict):
-            raise UserError(f"recipes.{name}.sizes.{model} is {values!r}: use keys with values")
+            raise UserError(
+                f"recipes.{name}.sizes.{model} is {_show(values)}: use keys with values"
+            )
     return sizes
+
+
+def _merge_size(file: _File) -> Size:
+    """Merge the chosen size and `shape`."""
+    changes = _without_none(file.shape)
+    origin = {key: f"shape.{key}" for key in changes}
+    values = asdict(file.sizes[file.model]) | changes
+    size: Size = _validate(Size, values, origin, f"sizes.{file.model}")
+    return size
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _merge_recipe(file: _File, name: str, model: str) -> Recipe:
@@ -370,7 +400,7 @@ def _merge_recipe(file: _File, name: str, model: str) -> Recipe:
         missing: file.recipes[name]["sizes"][model],
     }
     if chosen:
-        layers["train"] = {key: value for key, value in file.train.items() if value is not None}
+        layers["train"] = _without_none(file.train)
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for prefix, layer in layers.items():
@@ -405,7 +435,7 @@ def _validate(kind: type[Any], value: object, origin: Mapping[str, str], parent:
             known = ", ".join(_known_keys(kind, path[:-1]))
             raise UserError(f"{name} is unknown: use one of {known}") from None
         reason = first["msg"][0].lower() + first["msg"][1:]
-        raise UserError(f"{name or 'params.yaml'} is {first['input']!r}: {reason}") from None
+        raise UserError(f"{name or 'params.yaml'} is {_show(first['input'])}: {reason}") from None
 
 
 def _known_keys(kind: Any, path: list[str]) -> list[str]:

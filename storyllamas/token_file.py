@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from storyllamas.atomic import atomic_file
 from storyllamas.errors import UserError
+from storyllamas.regular_file import open_regular
 
 MAGIC = b"\x89STK\r\n\x1a\n"
 VERSION = 1
@@ -167,13 +168,11 @@ def read(path: str | os.PathLike[str], digest: bytes | None = None) -> TokenFile
     source = Path(path)
     again = "run `dvc repro pretokenize`"
     try:
-        with source.open("rb") as file:
+        with open_regular(source) as file:
             header = file.read(HEADER_BYTES)
             size = file.seek(0, os.SEEK_END)
     except FileNotFoundError:
         raise UserError(f"{source} does not exist: {again}") from None
-    except OSError as error:
-        raise UserError(f"{source} cannot be read: {error.strerror}") from None
     if len(header) < HEADER_BYTES or not header.startswith(MAGIC):
         raise UserError(f"{source} is not a token file: {again}")
     _, version, vocab_size, count, stories, text_bytes, made_with = HEADER.unpack_from(header)

@@ -15,12 +15,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
 from storyllamas.errors import UserError
+from storyllamas.regular_file import open_regular
 from storyllamas.vocabulary import PieceType, Vocabulary
 
 RESERVED = "\u2585"
@@ -106,11 +106,10 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
         UserError: the file is missing or is not a SentencePiece model.
     """
     try:
-        return Tokenizer(Path(path).read_bytes())
+        with open_regular(path) as file:
+            return Tokenizer(file.read())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run `dvc repro tokenizer`") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except RuntimeError:
         raise UserError(
             f"{path} is not a SentencePiece model: run `dvc repro --force tokenizer`"

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+FINISHED = "finished"
+"""Name of the file that marks the folder of a finished run."""
+
 
 def root() -> Path:
     """Return the folder `$STORYLLAMAS_STATE`, or `.storyllamas` in the working directory."""
     return Path(os.environ.get("STORYLLAMAS_STATE") or ".storyllamas")
+
+
+def runs() -> Path:
+    """Return the folder that has a folder of checkpoints for each training run."""
+    return root() / "runs"
+
+
+def remove_finished_runs() -> None:
+    """Remove the checkpoints of finished runs; call it when DVC has noted their results."""
+    for marker in runs().glob(f"*/{FINISHED}"):
+        shutil.rmtree(marker.parent, ignore_errors=True)
 
 
 @contextmanager

@@ -192,7 +192,7 @@ def test_seeds_begin_again_after_the_last(engine: Engine) -> None:
         ({"batch_size": 0}, "batch_size is 0 and must be 1 to 256"),
         ({"batch_size": 257}, "batch_size is 257 and must be 1 to 256"),
         ({"temperature": -1}, "temperature is -1 and must be 0 (greedy) to 1000"),
-        ({"seed": 2**64}, "seed is 18446744073709551616 and must be a number in its range"),
+        ({"seed": 2**64}, "seed is 18446744073709551616 and must be a whole number from 0 to 1844"),
     ],
 )
 def test_what_cannot_be_generated(engine: Engine, arguments: dict[str, int], sentence: str) -> None:

@@ -450,3 +450,23 @@ def test_index_of_the_repository_is_current() -> None:
     engine_pages, training_pages = pages.read_all(index.RESULTS)
     text = (index.RESULTS / "README.md").read_text(encoding="utf-8")
     assert text == index.markdown(engine_pages, training_pages)
+
+
+def test_run_with_a_crash_writes_the_page_and_the_index(
+    model: Model, found: list[Engine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    available = [found[0], fake("q8_0", "prompt=4"), found[3]]
+    monkeypatch.setattr(engines, "available", lambda: available)
+    monkeypatch.setattr(limits, "measured", lambda: MACHINE.found)
+    monkeypatch.setattr(models, "prepare", lambda size, formats: replace(model, size=size))
+    started = [measure.Start("a", 0.001, 10**6), measure.Start("nothing", 0.001, 10**6)]
+    monkeypatch.setattr(measure, "start", lambda model, rounds: started)
+    arguments = ["--sizes", "2m", "--rounds", "1", "--out", str(tmp_path), "--name", "machine"]
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 0
+    page = pages.read(tmp_path / "machine.md")
+    assert page.tables["Prompt of 128 tokens"][-1]["2m"] == "SIGILL"
+    assert page.best("batch", "llama.cpp", "q8_0", "2m") > 0
+    assert "](machine.md) |" in (tmp_path / "README.md").read_text()

@@ -202,3 +202,26 @@ def test_loop_that_crashes_is_a_row(requests: int) -> None:
 def test_crash_of_our_loop_is_an_error() -> None:
     with pytest.raises(WorkerError, match="SIGILL"):
         train._Runner(FakeWorker(0), "StoryLlamas", 64)
+
+
+def test_page_and_index_of_a_training_benchmark(
+    raw: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(task: train.Task, where: str, llama2c: str, rounds: int) -> train_report.Measured:
+        case = train_report.Case(task.params.model, task.batch, task.batch, task.recipes)
+        row = train_report.Row("plain loop", "eager", 1.0, [2000.0], 10**9)
+        rows = [train_report.Row("StoryLlamas", "compiled", 1.0, [3000.0], 10**9), row]
+        return train_report.Measured(case, 1000, {"float32": 1e11}, rows, "2026-01-01 00:00 UTC")
+
+    monkeypatch.setattr(train, "measure", measure)
+    monkeypatch.setattr(train.params, "read", lambda path: raw)
+    monkeypatch.setattr(build, "BUILD", tmp_path / "build")
+    monkeypatch.setattr("sys.argv", ["train", "--sizes", "2m", "--out", str(tmp_path)])
+    monkeypatch.delenv("LLAMA2C", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 0
+    (path,) = tmp_path.glob("*-training.md")
+    (rows,) = pages.read(path).tables.values()
+    assert [row["speed-up"] for row in rows] == ["1.50 ×", "1.00 ×"] * 2
+    assert "| 3.0k (1.50 ×) |" in (tmp_path / "README.md").read_text()

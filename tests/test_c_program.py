@@ -18,9 +18,9 @@ import pytest
 from conftest import ROOT
 from engine_files import BOS, EOS, small_config, word_id
 
-from storyllamas.engine.engine import DEFAULTS, Engine
-from storyllamas.slm.checksum import Checksum
+from storyllamas.engine.engine import DEFAULTS, Engine, kernel_sets
 from storyllamas.slm.encoding import GROUP_SIZES
+from storyllamas.slm.limits import MAXIMA
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -214,7 +214,7 @@ def test_a_full_disk(run: Run, model: Path, build: Path) -> None:
         command = [build / "run", model, "a"]
         told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert told.returncode == 1
-    assert told.stderr == "error: the story cannot be written: No space left on device\n"
+    assert told.stderr == "error: standard output cannot be written: No space left on device\n"
 
 
 # ---- Files ---------------------------------------------------------------------------------------
@@ -235,21 +235,10 @@ TEXT = 256 + 9 * SIZE + 4
 TEXT_BYTES = sum(map(len, engine_files.make_vocabulary().pieces))
 
 
-def sealed(data: bytes | bytearray) -> bytes:
-    """The file with a checksum that fits, if its length is one that has a checksum."""
-    data = bytearray(data)
-    if len(data) >= 256 and len(data) % 64 == 0:
-        data[24:32] = bytes(8)
-        checksum = Checksum()
-        checksum.update(bytes(data))
-        data[24:32] = struct.pack("<Q", checksum.digest())
-    return bytes(data)
-
-
 def changed(data: bytes, place: int, kind: str, value: float) -> bytes:
     bad = bytearray(data)
     struct.pack_into("<" + kind, bad, place, value)
-    return sealed(bad)
+    return engine_files.sealed(bad)
 
 
 def with_field(data: bytes, name: str, value: float) -> bytes:
@@ -286,7 +275,6 @@ def open_files(build: Path, folder: Path, contents: list[bytes]) -> list[str]:
 def test_each_lie_has_its_sentence(build: Path, files: dict[str, bytes], tmp_path: Path) -> None:
     """What stands behind the checksum is checked too: every one of these has a good checksum."""
     good, q8, q4 = files["f32"], files["q8"], files["q4"]
-    range_ = "and must be 1 to 1048576"
     lies = [
         (good, "ok"),
         (q8, "ok"),
@@ -302,11 +290,14 @@ def test_each_lie_has_its_sentence(build: Path, files: dict[str, bytes], tmp_pat
         (with_field(good, "version", 1), "has version 1 and this program reads version 2"),
         (with_field(good, "header_bytes", 512), "header_bytes is not 256"),
         *[
-            (with_field(good, name, value), f"its {name} is {value} {range_}")
+            (
+                with_field(good, name, value),
+                f"its {name} is {value} and must be 1 to {MAXIMA[name]}",
+            )
             for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "hidden", "vocab_size")
             for value in (0, 2**20 + 1, 2**32 - 1)
         ],
-        (with_field(good, "context", 2**17 + 1), "its context is 131073 and must be 1 to 131072"),
+        (with_field(good, "context", 2**20 + 1), "its context is 1048577 and must be 1 to 1048576"),
         (with_field(good, "kv_heads", 3), "kv_heads does not divide heads"),
         (with_field(good, "head_dim", 7), "head_dim is odd"),
         (with_field(good, "heads", 2**20), "heads times head_dim is out of range"),
@@ -375,7 +366,7 @@ def mutated(good: bytes, source: random.Random) -> bytes:
     """The file cut, or with some fields, words or bits changed, under a good checksum."""
     data = bytearray(good)
     if source.random() < 0.1:
-        return sealed(data[: source.randrange(len(data))])
+        return engine_files.sealed(data[: source.randrange(len(data))])
     for _ in range(source.choice([1, 1, 2, 4])):
         what = source.random()
         if what < 0.4:
@@ -391,7 +382,7 @@ def mutated(good: bytes, source: random.Random) -> bytes:
             data[place : place + 4] = struct.pack("<I", source.choice([0, 255, 2**31, 2**32 - 1]))
         else:
             data[source.randrange(len(data))] ^= 1 << source.randrange(8)
-    return sealed(data)
+    return engine_files.sealed(data)
 
 
 @pytest.mark.parametrize("kind", GROUP_SIZES)
@@ -470,6 +461,44 @@ def test_kernels_are_their_definitions(build: Path) -> None:
         [build / "sanitized" / "kernels", "100"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+AVAILABLE = """
+#include "kernels/sets.h"
+static const sl_kernels *const sets[] = {&sl_kernels_NAME, &sl_kernels_scalar, NULL};
+const sl_kernels *const *sl_kernels_available(void) { return sets; }
+sl_matmul_quantized *sl_matmul_of(const sl_kernels *kernels, uint32_t type) {
+    sl_matmul_quantized *const own = kernels->matmul_quantized[type];
+    return own ? own : sl_kernels_scalar.matmul_quantized[type];
+}
+"""
+
+
+@pytest.mark.skipif("avx2" not in kernel_sets(), reason="the emulation needs AVX2")
+@pytest.mark.parametrize("name", ["avx512", "avxvnni"])
+def test_emulated_kernels_are_their_definitions(tmp_path: Path, name: str) -> None:
+    """Many processors lack an instruction set, so its kernels run on others in their place."""
+    csrc, tests = ROOT / "csrc", ROOT / "tests" / "c"
+    for path in (csrc / "kernels").glob("avx*.c"):
+        # With its pragmas the compiler would use the instructions by itself.
+        pragmas = r"#ifdef __clang__\n#pragma clang attribute.*?#endif\n"
+        source = re.sub(pragmas, "", path.read_text(), flags=re.DOTALL)
+        (tmp_path / path.name).write_text(source.replace(",avxvnni", ""))
+    (tmp_path / "available.c").write_text(AVAILABLE.replace("NAME", name))
+    flags = ["-std=c11", "-O1", "-fsanitize=address,undefined", "-I", csrc, "-I", csrc / "kernels"]
+    compiler = [os.environ.get("CC", "cc"), *flags]
+    header = {
+        "avx512": ["-I", tests / "emulated"],
+        "avxvnni": ["-include", tests / "emulated" / "avxvnni.h", "-mavx2", "-DSL_AVX_VNNI="],
+    }
+    emulated = [*header[name], "-c", tmp_path / f"{name}.c", "-o", tmp_path / "emulated.o"]
+    subprocess.run([*compiler, *emulated], check=True)
+    others = [tests / "kernels.c", tmp_path / "available.c", csrc / "kernels" / "scalar.c"]
+    program = [*others, tmp_path / "emulated.o", "-lm", "-o", tmp_path / "kernels"]
+    subprocess.run([*compiler, *program], check=True)
+    done = subprocess.run([tmp_path / "kernels", "40"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert name in done.stdout
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,21 @@ class Repository:
         commit = self.commit(experiment.name)
         self.git("reset", "-q", "--hard", self.head)
         self.git("update-ref", experiment.reference, commit)
+        self.stored = commit
+
+    def dvc(self, calls: list[tuple[str, ...]]) -> Callable[..., int]:
+        """Return a stand-in for `dvc.run` that stores and removes results, and lists its calls."""
+
+        def run_dvc(*words: str) -> int:
+            calls.append(words)
+            if words[1] == "remove":
+                self.git("update-ref", "-d", Experiment(words[-1], {}).reference)
+            if words[1] == "run":
+                (name,) = (word.removeprefix("--name=") for word in words if "--name" in word)
+                self.git("update-ref", Experiment(name, {}).reference, self.stored)
+            return 0
+
+        return run_dvc
 
 
 @pytest.fixture
@@ -119,7 +136,7 @@ def test_a_finished_experiment_does_not_run_again(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(run.dvc, "run", lambda *words: asked.append(words))
+    monkeypatch.setattr(run.dvc, "run", repository.dvc(asked))
     done, new = plan(["2m", "7m"], "quick", 20)
     repository.store(done, 1.0, 1.0)
     run.run([done, new], RAW)
@@ -140,6 +157,63 @@ def test_a_finished_experiment_does_not_run_again(
     repository.commit("other code")
     run.run([done], RAW)
     assert [words[:2] for words in asked] == [("exp", "run")]
+
+
+@pytest.mark.parametrize("ignored", ["remove", "run"])
+def test_a_result_that_dvc_does_not_store_is_an_error(
+    ignored: str, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC exits with status 0 all the same."""
+    (experiment,) = plan(["2m"], "quick", 20)
+    repository.store(experiment, 1.0, 1.0)
+    works = repository.dvc([])
+    monkeypatch.setattr(run.dvc, "run", lambda *words: (words[1] != ignored and works(*words)) or 0)
+    message = {"remove": "DVC did not remove the experiment", "run": "but DVC stored no result at"}
+    with pytest.raises(UserError, match=message[ignored]):
+        run.run([experiment], apply_changes(RAW, {"seed": 9}))
+
+
+def test_a_table_that_dvc_cannot_show_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run.dvc, "run", lambda *_: 255)
+    with pytest.raises(UserError, match="`dvc exp show` failed with status 255"):
+        run.print_sweep()
+
+
+def test_what_experiments_need_is_checked_before_the_first(
+    repository: Repository,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(run.dvc, "run", lambda *words: calls.append(words))
+    experiments = [*plan(["2m"], "quick", 20)]
+    (repository.folder / "new").touch()
+    repository.commit("another")
+    shallow = tmp_path_factory.mktemp("shallow")
+    source = f"file://{repository.folder}"
+    subprocess.run(["git", "clone", "-q", "--depth", "1", source, shallow], check=True)
+    monkeypatch.chdir(shallow)
+    with pytest.raises(UserError, match="shallow clone: run `git fetch --unshallow` first"):
+        run.run(experiments, RAW)
+    monkeypatch.chdir(tmp_path_factory.mktemp("empty"))
+    with pytest.raises(UserError, match=r"this folder has none \(fatal: .*: clone the project"):
+        run.run(experiments, RAW)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="git is not installed"):
+        run.run(experiments, RAW)
+    assert dvc.environment()["GIT_AUTHOR_NAME"] == "storyllamas"
+    assert calls == []
+
+
+def test_git_is_read_as_utf8_in_any_locale(repository: Repository) -> None:
+    (repository.folder / "text").write_text("ü “x”\n", encoding="utf-8")
+    repository.commit("text")
+    code = "from storyllamas.experiments import git; print(ascii(git.read_at('HEAD', 'text')))"
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    output = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | locale, check=True, capture_output=True
+    ).stdout
+    assert output.decode().strip() == ascii("ü “x”\n")
 
 
 def forget_identity(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

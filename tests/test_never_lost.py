@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, wait_until_stopped
+from training_job import make_job
+
+from storyllamas import workdir
+from storyllamas.training.loop import training_run
 
 TESTS = Path(__file__).parent
 RESULTS = ("model/model.safetensors", "logs/steps.csv", "logs/validation.csv")
@@ -81,7 +89,40 @@ def test_a_killed_run_resumes_bit_identically(
     assert not list(state_root.glob("runs/*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_finished_run_is_not_lost_before_dvc_notes_it(
+    tmp_path: Path, state_root: Path, unbroken: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed with its last checkpoint or with its result, the run does not train again."""
+    monkeypatch.setenv("DVC_STAGE", "train@2m")
+    process = start(tmp_path, stop=40)
+    process.kill()
+    process.communicate()
+    for _ in range(2):
+        output = finish(start(tmp_path))
+        assert output == "resuming from step 40 of 40\n"
+        assert results(tmp_path) == unbroken
+        shutil.rmtree(tmp_path / "model")  # as DVC does before it runs a stage
+        shutil.rmtree(tmp_path / "logs")
+    assert len(list(state_root.glob("runs/*/*.safetensors"))) == 2
+    workdir.remove_finished_runs()
+    assert not list(state_root.glob("runs/*"))
+
+
+def test_a_finished_run_saves_its_last_step_for_dvc(
+    tmp_path: Path, state_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run of another job removes the checkpoint, which DVC has noted by then."""
+    monkeypatch.setenv("DVC_STAGE", "train@2m")
+    for seed in (1, 2):
+        job = dataclasses.replace(make_job(tmp_path, steps=3), seed=seed)
+        with training_run(job, tmp_path / "logs", 1e9):
+            pass
+        (file,) = state_root.glob("runs/*/*.safetensors")
+        assert file.parent.name == job.key()
+        assert file.name == "000000003.safetensors"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_says_how_to_resume(
     tmp_path: Path, unbroken: list[bytes], number: signal.Signals
 ) -> None:
@@ -89,12 +130,46 @@ def test_an_interrupted_run_says_how_to_resume(
     process.send_signal(number)
     process.send_signal(signal.SIGCONT)
     output = finish(process)
-    assert process.returncode != 0
+    assert process.returncode == 128 + number
     assert "the same command resumes from step" in output
     assert "Traceback" not in output
     if number == signal.SIGINT:
         finish(start(tmp_path))
         assert results(tmp_path) == unbroken
+
+
+def test_a_closed_terminal_leaves_a_checkpoint(
+    tmp_path: Path, state_root: Path, unbroken: list[bytes]
+) -> None:
+    """The run is the session's leader, to which the kernel sends SIGHUP."""
+    terminal, ours = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, TESTS / "training_job.py", tmp_path, "6"],
+        env=os.environ | ENVIRONMENT,
+        stdin=ours,
+        stdout=ours,
+        stderr=ours,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(ours)
+    wait_until_stopped(process.pid)
+    os.close(terminal)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(PATIENCE) == 128 + signal.SIGHUP
+    (newest,) = sorted(state_root.glob("runs/*/*.safetensors"))[-1:]
+    assert int(newest.stem) >= 6
+    assert "resuming from step" in finish(start(tmp_path))
+    assert results(tmp_path) == unbroken
+
+
+def test_nohup_keeps_the_run(tmp_path: Path, unbroken: list[bytes]) -> None:
+    process = start(tmp_path, ["nohup"], stop=6)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGCONT)
+    finish(process)
+    assert process.returncode == 0
+    assert results(tmp_path) == unbroken
 
 
 def test_a_second_process_waits_for_the_first(tmp_path: Path, unbroken: list[bytes]) -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +70,9 @@ def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
         ("sizes/7m/kv_heads", 3, "sizes.7m.kv_heads is 3: use a divisor of heads (8)"),
         ("sizes/2m/head_dim", 33, "sizes.2m.head_dim is 33"),
         ("sizes/2m/dims", 1, "sizes.2m.dims is unknown: use one of dim"),
+        ("shape/dims", 1, "shape.dims is unknown: use one of dim"),
+        ("shape/head_dim", 33, "shape.head_dim is 33"),
+        ("shape/kv_heads", 3, "shape.kv_heads is 3: use a divisor of heads (4)"),
         ("evaluation/speed_tokens", 256, "evaluation.speed_tokens is 256: use less than"),
         ("train/steps", 0, "train.steps is 0"),
         ("train/step", 5, "train.step is unknown"),
@@ -102,6 +110,35 @@ def test_only_the_chosen_run_must_fill_its_steps(raw: dict[str, Any]) -> None:
     raw["sizes"]["2m"]["context"] = 192
     raw["train"]["tokens_per_step"] = 3072
     assert params.parse(raw).recipe.tokens_per_step == 3072
+
+
+def test_shape_overrides_the_chosen_size(raw: dict[str, Any]) -> None:
+    raw["shape"] |= {"layers": 6, "norm_eps": 1e-6}
+    chosen = params.parse(raw)
+    assert chosen.size == replace(params.parse(raw | {"shape": {}}).size, layers=6, norm_eps=1e-6)
+    assert chosen.model_config().layers == 6
+    assert chosen.sizes["7m"].layers == raw["sizes"]["7m"]["layers"]
+    assert set(raw["shape"]) == {field.name for field in fields(params.Size)}
+
+
+def test_no_key_is_one_that_the_run_cache_ignores(raw: dict[str, Any]) -> None:
+    """DVC leaves out these keys of dvc.lock, also those of params, when it looks for a run."""
+    assert not {path.split("/")[-1] for path in paths(raw)} & {"size", "nfiles"}
+
+
+def test_every_key_can_be_set_on_the_command_line(raw: dict[str, Any]) -> None:
+    """Hydra, which reads -S, takes no key that begins with a digit."""
+    overrides = {
+        "sizes": raw["shape"],
+        **{f"recipes/{name}/sizes": raw["train"] for name in raw["recipes"]},
+    }
+    for path in paths(raw):
+        key = path.split("/")[-1]
+        section = next((each for each in overrides if path.startswith(f"{each}/")), None)
+        if section is None:
+            assert re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key), path
+        elif path.count("/") > section.count("/") + 1:
+            assert key in overrides[section], path
 
 
 def test_layers_override_in_order(raw: dict[str, Any]) -> None:
@@ -145,3 +182,57 @@ def test_every_format_and_type_is_a_choice(raw: dict[str, Any]) -> None:
     assert (chosen.types, chosen.formats) == (list(GROUP_SIZES), list(FORMATS))
     text = (ROOT / "params.yaml").read_text()
     assert all(name in text for name in [*GROUP_SIZES, *FORMATS])
+
+
+ODD = [
+    None, True, -1, 10**30, 10**5000, 1e300, math.inf, "", "x" * 10**4, "\ud800", [], [[]], [None],
+    {}, {"a": {"b": []}}, {1: 2}, {"\ud800": 1}, {"x" * 10**4: 1}, date(2001, 12, 14), {1}, b"x",
+]  # fmt: skip
+
+
+def sentence(raw: dict[str, Any]) -> str:
+    """Return the error, or ''."""
+    try:
+        params.parse(raw)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def paths(value: object, path: str = "") -> Iterator[str]:
+    if path:
+        yield path
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from paths(item, f"{path}/{key}".lstrip("/"))
+
+
+def test_an_odd_value_anywhere_is_a_short_sentence(raw: dict[str, Any]) -> None:
+    raw["sizes"] = {"2m": raw["sizes"]["2m"]}
+    raw["recipes"] = {"quick": raw["recipes"]["quick"]}
+    raw["recipes"]["quick"]["sizes"] = {"2m": raw["recipes"]["quick"]["sizes"]["2m"]}
+    assert sentence(raw) == ""
+    for path in paths(raw):
+        for value in ODD:
+            found = sentence(edited(raw, path, value))
+            assert len(found) < 500
+            assert "\n" not in found
+
+
+def test_numbers_are_those_that_dvc_records(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text((ROOT / "params.yaml").read_text().replace("seed: 1 ", "seed: 010 ", 1))
+    assert params.load(file).seed == 10
+    file.write_text((ROOT / "params.yaml").read_text().replace("seed: 1 ", "seed: 1:30 ", 1))
+    with pytest.raises(UserError, match="seed is '1:30'"):
+        params.load(file)
+
+
+def test_make_reads_a_quoted_model(tmp_path: Path) -> None:
+    for line in ("model: 7m # size", "model: '7m'", 'model: "7m" # size'):
+        text = re.sub("^model: .*$", line, (ROOT / "params.yaml").read_text(), flags=re.MULTILINE)
+        (tmp_path / "params.yaml").write_text(text)
+        assert params.load(tmp_path / "params.yaml").model == "7m"
+        command = ["make", "-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "-pn", "help"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        assert "\nSIZE := 7m\n" in printed

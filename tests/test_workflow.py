@@ -158,6 +158,13 @@ def test_only_what_depends_on_a_change_runs_again(workspace: Workspace) -> None:
     assert workspace.exported() == before
 
 
+def test_a_size_can_be_changed_for_one_run(workspace: Workspace) -> None:
+    output = workspace.run("dvc", "exp", "run", "-S", "shape.layers=3")
+    assert stages_that_ran(output) == ["train@2m", "export", "evaluate"]
+    assert workspace.read("models/2m/config.json")["model"]["layers"] == 3
+    workspace.reset()
+
+
 def test_values_that_ran_before_come_from_the_run_cache(workspace: Workspace) -> None:
     """Every stage does, with all that it wrote, metrics and the page of samples included."""
     before = {file: file.read_bytes() for file in (workspace.folder / "metrics").iterdir()}
@@ -207,7 +214,7 @@ def test_sizes_and_sweeps_leave_the_workspace_as_it_was(
     options["env"] |= {"HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}  # nobody's name
 
     def experiments(*words: str) -> str:
-        command = [sys.executable, "-m", "storyllamas.experiments", *words, "--steps", "4"]
+        command = [sys.executable, "-m", "storyllamas.experiments.run", *words, "--steps", "4"]
         return subprocess.run(command, **options, check=True).stdout
 
     with (workspace.folder / "README.md").open("a") as file:
@@ -255,6 +262,22 @@ def test_a_killed_repro_resumes_to_the_same_files(workspace: Workspace) -> None:
     workspace.run("git", "reset", "-q", "--hard")
     assert workspace.run("git", "status", "--porcelain") == ""
     assert not list(workspace.folder.glob(".storyllamas/runs/*"))
+
+
+def test_a_kill_before_dvc_notes_the_result_does_not_train_again(workspace: Workspace) -> None:
+    """DVC forgets a stage that has ended, as when it is killed before it writes dvc.lock."""
+    workspace.edit(r"^  learning_rate:.*$", "  learning_rate: 7e-3")
+    workspace.run("dvc", "repro", "train@2m")
+    trained = (workspace.folder / "models/2m/model.safetensors").read_bytes()
+    workspace.run("git", "checkout", "-q", "HEAD", "--", "dvc.lock")
+    shutil.rmtree(workspace.folder / ".dvc/cache/runs")
+    output = workspace.run("dvc", "repro")
+    assert stages_that_ran(output)[-3:] == ["train@2m", "export", "evaluate"]
+    assert "resuming from step 12 of 12" in output
+    assert "step 4/12" not in output
+    assert (workspace.folder / "models/2m/model.safetensors").read_bytes() == trained
+    assert not list(workspace.folder.glob(".storyllamas/runs/*"))
+    workspace.reset()
 
 
 def test_a_misspelt_parameter_stops_the_run(workspace: Workspace) -> None:

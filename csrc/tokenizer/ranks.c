@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "../error.h"
+#include "../sizes.h"
 #include "tokenizer.h"
 
 #define NO_KEY UINT64_MAX /* the pair does not merge */
@@ -67,7 +68,7 @@ int sl_index_ranks(sl_tokenizer *tokenizer, const char *path) {
     const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
     uint32_t count = 64;
     while (count < 2 * (uint64_t)vocabulary->merge_count) count *= 2;
-    tokenizer->ranks = malloc(count * sizeof *tokenizer->ranks);
+    tokenizer->ranks = sl_allocate(count, sizeof *tokenizer->ranks);
     tokenizer->rank_mask = count - 1;
     if (!tokenizer->ranks)
         return sl_fail(SL_ERROR_MEMORY, "not enough memory for %u merges", vocabulary->merge_count);
@@ -251,9 +252,9 @@ static void merge_chain(chain *c, uint32_t count) {
 
 static bool merge_many(symbols *s) {
     chain c = {.tokenizer = s->tokenizer, .ids = s->ids};
-    c.previous = malloc(s->count * sizeof *c.previous);
-    c.next = malloc(s->count * sizeof *c.next);
-    c.heap = malloc(2 * (size_t)s->count * sizeof *c.heap);
+    c.previous = sl_allocate(s->count, sizeof *c.previous);
+    c.next = sl_allocate(s->count, sizeof *c.next);
+    c.heap = sl_allocate(sl_size_multiply(2, s->count), sizeof *c.heap);
     const bool enough = c.previous && c.next && c.heap;
     if (enough) {
         merge_chain(&c, s->count);
@@ -281,9 +282,10 @@ static bool put_merged(symbols *s, sl_id_list *list) {
 }
 
 static bool put_large(symbols *s, bool prefix, const char *word, size_t length, sl_id_list *list) {
-    const size_t most =
-        s->tokenizer->vocabulary.kind == SL_BYTE_LEVEL ? length : SL_SPACE_BYTES * (length + 1);
-    s->ids = malloc(most * sizeof *s->ids);
+    const size_t most = s->tokenizer->vocabulary.kind == SL_BYTE_LEVEL
+                            ? length
+                            : sl_size_multiply(SL_SPACE_BYTES, length + 1);
+    s->ids = sl_allocate(most, sizeof *s->ids);
     if (!s->ids) return false;
     add_word(s, prefix, word, length);
     const bool enough = put_merged(s, list);

@@ -6,9 +6,11 @@
 #include <string.h>
 
 #include "../error.h"
+#include "../model_limits.h"
+#include "../sizes.h"
 #include "tokenizer.h"
 
-enum { MAX_SIZE = 1 << 20, MAX_MERGES = 1 << 24 };
+enum { MAX_MERGES = 1 << 24 };
 
 /* ---- Errors ---------------------------------------------------------------------------------- */
 
@@ -86,7 +88,7 @@ int32_t sl_find_joint(const sl_tokenizer *tokenizer, int32_t left, int32_t right
 
 static int check_arrays(const sl_vocabulary *vocabulary, const char *path) {
     const uint32_t size = vocabulary->size, *offsets = vocabulary->offsets;
-    if (size < 1 || size > MAX_SIZE)
+    if (size < 1 || size > SL_MAX_DIMENSION)
         return sl_reject_vocabulary(path, "it has no pieces or too many");
     if (vocabulary->unk_id < -1 || vocabulary->unk_id >= (int64_t)size)
         return sl_reject_vocabulary(path, "unk_id is out of range");
@@ -360,10 +362,10 @@ static bool copy_arrays(sl_tokenizer *tokenizer) {
     const bool scored = v->kind == SL_SENTENCEPIECE;
     const size_t scores = scored * v->size * sizeof *v->scores;
     const size_t offsets = (v->size + (size_t)1) * sizeof *v->offsets;
-    const size_t merges = v->merge_count * sizeof *v->merges;
-    const size_t added = v->added_count * sizeof *v->added;
-    char *copy = tokenizer->copy =
-        malloc(scores + offsets + merges + added + v->size + v->text_bytes);
+    const size_t merges = sl_size_multiply(v->merge_count, sizeof *v->merges);
+    const size_t added = sl_size_multiply(v->added_count, sizeof *v->added);
+    const size_t tables = sl_size_add(scores + offsets + v->size, sl_size_add(merges, added));
+    char *copy = tokenizer->copy = sl_allocate(sl_size_add(tables, v->text_bytes), 1);
     if (!copy) return false;
     v->scores = copy_array(&copy, v->scores, scores);
     v->offsets = copy_array(&copy, v->offsets, offsets);

@@ -13,6 +13,7 @@ engine. A `Story` is for one thread at a time. C runs without the global interpr
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice, repeat, takewhile
@@ -22,11 +23,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from storyllamas.config import ROPE_SCALINGS
 from storyllamas.engine.batch import BATCH_SIZE, GeneratedStory, generate_batch
 from storyllamas.engine.ffi import check, ffi, ids_pointer, lib, string, utf8, whole_ids
 from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.errors import UserError
+from storyllamas.regular_file import check_path
 from storyllamas.rounding import shortest_float32
+
+MAX_THREADS = 64
 
 PAGES = {
     "auto": lib.SL_PAGES_AUTO,
@@ -76,11 +81,15 @@ class Engine:
         """
         if pages not in PAGES:
             raise UserError(f"pages is {pages!r} and must be one of {', '.join(PAGES)}")
+        if not (isinstance(threads, int) and 0 <= threads <= MAX_THREADS):
+            raise UserError(f"threads is {threads!r} and must be 0 (automatic) to {MAX_THREADS}")
+        check_path(path)
         handle = ffi.new("sl_model **")
+        if kernels is not None and "\0" in kernels:
+            raise UserError(f"kernels is {kernels!r} and must be one of {', '.join(kernel_sets())}")
         name = ffi.NULL if kernels is None else ffi.new("char[]", utf8(kernels))
         opening = ffi.new("sl_model_options *", {"pages": PAGES[pages], "kernels": name})
         check(lib.sl_model_open(handle, os.fsencode(path), opening))
-        _set_option(ffi.new("sl_session_options *"), "threads", threads)
         self._threads = threads
         self._model = ffi.gc(handle[0], lib.sl_model_close)
         self._idle: list[Any] = []  # sessions that nobody uses; append and pop are atomic
@@ -182,8 +191,8 @@ class Engine:
                 than the context, and names the story.
         """
         chosen = self._checked(_options(options))
-        if count < 1:
-            raise UserError(f"count is {count} and must be 1 or more")
+        if not 1 <= count <= sys.maxsize:
+            raise UserError(f"count is {count} and must be 1 to {sys.maxsize}")
         if not 1 <= batch_size <= lib.SL_MAX_SLOTS:
             raise UserError(f"batch_size is {batch_size} and must be 1 to {lib.SL_MAX_SLOTS}")
         texts = [prompts] if isinstance(prompts, str) else prompts
@@ -321,7 +330,16 @@ def _set_option(options: Any, name: str, value: float) -> None:
     try:
         setattr(options, name, value)
     except (OverflowError, TypeError):
-        raise UserError(f"{name} is {value!r} and must be a number in its range") from None
+        kind = dict(ffi.typeof(options[0]).fields)[name].type
+        raise UserError(f"{name} is {value!r} and must be {_describe(kind)}") from None
+
+
+def _describe(kind: Any) -> str:
+    """Describe the numbers of a C type; the engine has narrower ranges for some options."""
+    if kind.cname in ("float", "double"):
+        return "a number"
+    bits = 8 * ffi.sizeof(kind) - (not kind.cname.startswith("u"))
+    return f"a whole number from 0 to {2**bits - 1}"
 
 
 def _options(given: Mapping[str, float | None]) -> Any:
@@ -349,6 +367,7 @@ def _info(info: Any) -> dict[str, Any]:
         "weight_type": string(lib.sl_type_name(info.weight_type)),
         "embedding_type": string(lib.sl_type_name(info.embedding_type)),
         "kernels": string(info.kernels),
+        "rope_scaling": ROPE_SCALINGS[info.rope_scaling],
         "tied": bool(info.tied),
     }
 

@@ -20,6 +20,7 @@ from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.experiments import dvc, git, losses
 
 CODE = ("dvc.yaml", "stages", "storyllamas", "csrc")
+METRICS = "metrics/train.json"
 
 
 @dataclass(frozen=True)
@@ -87,32 +88,47 @@ def run(experiments: Sequence[Experiment], raw: Mapping[str, Any]) -> None:
         raw: the values of params.yaml, not checked.
 
     Raises:
-        UserError: a value is invalid, the folder has no git commit, or an experiment failed.
+        UserError: a value is invalid, the repository cannot store experiments, or an experiment
+            failed or was not stored.
     """
     for experiment in experiments:
         params.parse(apply_changes(raw, experiment.changes))
-    if not git.head():
-        raise UserError(
-            "this folder has no git commit, to which DVC attaches experiments: clone the project"
-        )
+    git.check_repository()
     for number, experiment in enumerate(experiments, 1):
         print(f"{experiment.name} ({number} of {len(experiments)})", flush=True)
         if _is_finished(experiment, raw):
             print("finished earlier", flush=True)
-            continue
+        else:
+            _run(experiment)
+
+
+def _run(experiment: Experiment) -> None:
+    """Run an experiment in place of an earlier one of its name.
+
+    DVC may exit with status 0 without a result: look for the result in git.
+    """
+    if git.exists(experiment.reference):
+        dvc.run("exp", "remove", "--quiet", experiment.name)
         if git.exists(experiment.reference):
-            dvc.run("exp", "remove", "--quiet", experiment.name)
-        changes = [f"--set-param={name}={value}" for name, value in experiment.changes.items()]
-        if dvc.run("exp", "run", "--temp", f"--name={experiment.name}", *changes):
-            raise UserError(f"{experiment.name} did not finish: the same command resumes it")
+            raise UserError(f"DVC did not remove the experiment {experiment.name}: see its message")
+    changes = [f"--set-param={name}={value}" for name, value in experiment.changes.items()]
+    if dvc.run("exp", "run", "--temp", f"--name={experiment.name}", *changes):
+        raise UserError(f"{experiment.name} did not finish: the same command resumes it")
+    if not git.read_at(experiment.reference, METRICS):
+        raise UserError(
+            f"{experiment.name} finished, but DVC stored no result at {experiment.reference}: "
+            "see its messages"
+        )
 
 
 def _is_finished(experiment: Experiment, raw: Mapping[str, Any]) -> bool:
     """Return whether it has a result for the parameters and the code of the workspace."""
     text = git.read_at(experiment.reference, "params.yaml")
-    if not text or params.loads(text) != apply_changes(raw, experiment.changes):
-        return False
-    return not git.differs(experiment.reference, CODE)
+    return (
+        bool(text and git.read_at(experiment.reference, METRICS))
+        and params.loads(text) == apply_changes(raw, experiment.changes)
+        and not git.differs(experiment.reference, CODE)
+    )
 
 
 def table(experiments: Sequence[Experiment]) -> str:
@@ -122,7 +138,7 @@ def table(experiments: Sequence[Experiment]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for experiment in experiments:
-        metrics = json.loads(git.read_at(experiment.reference, "metrics/train.json"))
+        metrics = json.loads(git.read_at(experiment.reference, METRICS))
         cells = [
             metrics["size"],
             metrics["recipe"],
@@ -145,6 +161,9 @@ def print_sweep() -> None:
     """Print the important columns of `dvc exp show`, sorted by framed bits per byte.
 
     Print Markdown, which is never cut to the width of a terminal.
+
+    Raises:
+        UserError: DVC cannot show them.
     """
     names = (
         "Experiment",
@@ -154,10 +173,12 @@ def print_sweep() -> None:
         "framed_bits_per_byte",
     )
     columns = "|".join(name.replace(".", "[.]") for name in names)
-    dvc.run(
+    status = dvc.run(
         *("exp", "show", "--md", "--hide-workspace", "--drop", ".*"),
-        *("--keep", f"(.*:)?({columns})$", "--sort-by", "metrics/train.json:framed_bits_per_byte"),
+        *("--keep", f"(.*:)?({columns})$", "--sort-by", f"{METRICS}:framed_bits_per_byte"),
     )
+    if status:
+        raise UserError(f"`dvc exp show` failed with status {status}: see its message")
 
 
 @exit_on_user_error

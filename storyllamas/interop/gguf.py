@@ -296,10 +296,13 @@ def _vocabulary(where: str, values: Mapping[str, Any]) -> Vocabulary:
     try:
         types = np.array(values[f"{prefix}token_type"], np.uint8)
         vocabulary = Vocabulary(
-            pieces=[piece.encode() for piece in values[f"{prefix}tokens"]],
+            pieces=[piece.encode(errors="surrogateescape") for piece in values[f"{prefix}tokens"]],
             scores=np.array(values[f"{prefix}scores"], np.float32),
             types=types,
-            **{field: int(value) for field, value in ids.items()},
+            unk_id=int(ids["unk_id"]),
+            bos_id=int(ids["bos_id"]),
+            eos_id=int(ids["eos_id"]),
+            pad_id=int(ids["pad_id"]),
             dummy_prefix=bool(values.get(f"{prefix}add_space_prefix", True)),
             byte_fallback=PieceType.BYTE in types,
             adds_bos=bool(values.get(f"{prefix}add_bos_token", True)),

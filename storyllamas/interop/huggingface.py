@@ -343,6 +343,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give a folder that transformers loads") from None
+    except RecursionError:
+        raise UserError(f"{path} cannot be read: its values are nested too deeply") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(values, dict):

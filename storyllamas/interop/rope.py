@@ -94,7 +94,8 @@ def to_huggingface(config: ModelConfig) -> dict[str, Any]:
 def frequencies(config: ModelConfig) -> npt.NDArray[np.float64]:
     """Return the frequency of each pair before scaling: [head_dim / 2]."""
     exponents: npt.NDArray[np.float64] = -np.arange(0, config.head_dim, 2) / config.head_dim
-    return np.float64(config.rope_theta) ** exponents
+    found: npt.NDArray[np.float64] = np.float64(config.rope_theta) ** exponents
+    return found
 
 
 def freqs(config: ModelConfig) -> Float32 | None:

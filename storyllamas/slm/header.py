@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from storyllamas.config import ROPE_SCALINGS, ModelConfig
 from storyllamas.slm.encoding import Encoding, Storage, WeightType
+from storyllamas.slm.limits import MAX_DIMENSION, MAXIMA
 from storyllamas.slm.tiles import ALIGNMENT
 
 MAGIC = b"\x89SLM\r\n\x1a\n"
@@ -46,8 +47,6 @@ HEADER = struct.Struct(
     "I"  #  176 rope_original_context
 )
 CHECKSUM_OFFSET = 24
-LARGEST_DIMENSION = 1 << 20
-LARGEST_CONTEXT = 1 << 17
 
 
 class Header(NamedTuple):
@@ -114,9 +113,10 @@ class Header(NamedTuple):
 
     def contradiction(self) -> str:
         """Return why the header is impossible, or ''; a valid checksum does not rule that out."""
-        shape = self[5:13]
-        if min(shape) < 1 or max(shape) > LARGEST_DIMENSION or self.context > LARGEST_CONTEXT:
+        if any(not 0 < getattr(self, name) <= limit for name, limit in MAXIMA.items()):
             return "a dimension is out of range"
+        if self.heads * self.head_dim > MAX_DIMENSION:
+            return "heads times head_dim is out of range"
         if not (0 < self.rope_theta < math.inf and 0 <= self.norm_eps < math.inf):
             return "its rope_theta or norm_eps is out of range"
         if self.heads % self.kv_heads or self.head_dim % 2:

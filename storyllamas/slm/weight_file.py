@@ -52,6 +52,7 @@ import numpy as np
 from storyllamas.atomic import atomic_file
 from storyllamas.config import ROPE_SCALINGS, ModelConfig, tensor_shapes
 from storyllamas.errors import UserError
+from storyllamas.regular_file import open_regular
 from storyllamas.slm import tokenizer_section
 from storyllamas.slm.checksum import Checksum
 from storyllamas.slm.encoding import F32, Storage
@@ -194,11 +195,12 @@ def read(path: str | os.PathLike[str]) -> WeightFile:
     """
     source = Path(path)
     try:
-        data = np.memmap(source, np.uint8, "r")
+        with open_regular(source) as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise UserError(f"weight file {source} is empty: export it again")
+            data = np.memmap(file, np.uint8, "r")
     except FileNotFoundError:
         raise UserError(f"weight file {source} does not exist: run `dvc repro` first") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"weight file {source} cannot be read: {error}") from None
     header = _checked_header(source, data)
     config, storage = header.config(), header.storage()
     sizes = _aligned_bytes(tensor_shapes(config), storage)

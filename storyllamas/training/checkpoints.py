@@ -20,10 +20,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from storyllamas import workdir
 from storyllamas.atomic import atomic_path, clear_leftovers
 from storyllamas.errors import UserError
 from storyllamas.training.disk import describe_refusal
-from storyllamas.workdir import locked
 
 MAX_CHECKPOINTS = 2
 """Checkpoints of a run on the disk: the newest, and the one before it in case that is damaged."""
@@ -62,12 +62,14 @@ class CheckpointFolder:
     def locked(self) -> Iterator[None]:
         """Keep other processes out while the body runs; the lock of a killed process is free.
 
+        The run counts as unfinished again.
+
         Raises:
             UserError: the folder cannot be written to.
         """
         with ExitStack() as stack:
             try:
-                lock = locked(self.path / "lock", "the process that trains this run")
+                lock = workdir.locked(self.path / "lock", "the process that trains this run")
                 stack.enter_context(lock)
             except OSError as error:
                 raise UserError(
@@ -75,6 +77,7 @@ class CheckpointFolder:
                     "writable, or name another folder in STORYLLAMAS_STATE"
                 ) from None
             clear_leftovers(self.path)
+            (self.path / workdir.FINISHED).unlink(missing_ok=True)
             yield
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -112,6 +115,11 @@ class CheckpointFolder:
             fallback = "start from the beginning" if file == files[0] else "use the one before it"
             print(f"{file} {trouble}: {fallback}", flush=True)
         return None
+
+    def mark_finished(self) -> None:
+        """Mark the run as finished: its checkpoints may be removed."""
+        with suppress(OSError):
+            (self.path / workdir.FINISHED).touch()
 
     def remove(self) -> None:
         """Remove the folder and all checkpoints in it."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
-import shlex
-import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -33,12 +30,14 @@ class Device:
         bfloat16: whether matrix products are in bfloat16 (mixed precision); weights are float32.
         threads: CPU threads of PyTorch.
         compiled: whether the training step is compiled.
+        must_compile: whether a compilation that fails is an error.
     """
 
     name: str
     bfloat16: bool
     threads: int
     compiled: bool = False
+    must_compile: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which to run the forward pass."""
@@ -77,19 +76,14 @@ def choose(compute: Compute, flops: float = 0.0) -> Device:
     if name == "cpu":
         _reuse_freed_pages()
         _use_deterministic_algorithms()
-    return Device(name, bfloat16, torch.get_num_threads(), _should_compile(compute, name, flops))
+    must_compile = compute.compile == "always"
+    compiled = must_compile or _should_compile(compute, name, flops)
+    return Device(name, bfloat16, torch.get_num_threads(), compiled, must_compile)
 
 
 def _should_compile(compute: Compute, name: str, flops: float) -> bool:
-    """Return whether to compile a run of so many FLOPs; print it if the compiler is missing."""
-    wanted = compute.compile == "always"
-    if compute.compile == "auto":
-        wanted = flops >= _MIN_FLOPS_TO_COMPILE.get(name, math.inf)
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if wanted and name == "cpu" and not shutil.which(shlex.split(compiler)[0]):
-        print(f"no C++ compiler ({compiler}) found: training runs uncompiled, slower", flush=True)
-        return False
-    return wanted
+    """Return whether to compile a run of so many FLOPs, which pays only if it is long."""
+    return compute.compile == "auto" and flops >= _MIN_FLOPS_TO_COMPILE.get(name, math.inf)
 
 
 def computes_in_bfloat16(name: str) -> bool:

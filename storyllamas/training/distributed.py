@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -118,20 +118,17 @@ class Ranks:
                     f"data, code, packages, kind of processor and compute.threads"
                 )
 
-    def exit_together(self, leave: Callable[[], NoReturn]) -> None:
-        """Call `leave`, which exits, on all ranks.
+    def exit_together(self, message: str, status: int) -> NoReturn:
+        """Print `message` to standard error on rank 0, then exit on all ranks.
 
-        All wait until rank 0 has printed the reason: torchrun kills the rest once one has exited.
+        All wait for the message: torchrun kills the rest once one has exited.
         """
-        try:
-            leave()
-        except SystemExit as leaving:
-            if self.world_size == 1:
-                raise
-            if self.first:
-                print(leaving.code, file=sys.stderr, flush=True)
+        if self.first:
+            with suppress(OSError):  # of a closed terminal
+                print(message, file=sys.stderr, flush=True)
+        if self.world_size > 1:
             dist.barrier()
-            raise SystemExit(1) from None
+        raise SystemExit(status)
 
 
 def micro_batch(recipe: Recipe, context: int, ranks: int) -> int:

@@ -14,7 +14,7 @@ import math
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ from storyllamas.params import Recipe
 from storyllamas.token_file import TokenFile
 from storyllamas.training import metrics
 from storyllamas.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointSaver
-from storyllamas.training.compiled import training_loss
+from storyllamas.training.compiled import CompilationError, Loss, training_loss
 from storyllamas.training.csv_log import CsvLog
 from storyllamas.training.device import Device
 from storyllamas.training.distributed import Ranks, micro_batch
-from storyllamas.training.interrupt import Interrupt
+from storyllamas.training.interrupt import Interrupt, is_run_by_dvc
 from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.progress import Progress
 from storyllamas.training.schedule import learning_rate
@@ -71,7 +71,8 @@ class Job:
 
         The number of threads is left out, so that a run resumes with another number of processes.
         """
-        device = {k: v for k, v in dataclasses.asdict(self.device).items() if k != "threads"}
+        left_out = ("threads", "must_compile")
+        device = {k: v for k, v in dataclasses.asdict(self.device).items() if k not in left_out}
         values = {
             "config": dataclasses.asdict(self.config),
             "recipe": dataclasses.asdict(self.recipe),
@@ -87,8 +88,11 @@ class Job:
 
 
 def source_files() -> list[Path]:
-    """Return the files of this package that the loop imports: a change in one is another run."""
-    return imported_files(Path(__file__), Path(__file__).parent.parent)
+    """Return the files of this package that decide a run: a change in one is another job."""
+    package = Path(__file__).parent.parent
+    # How files are written, what errors say, and parameters, whose values are in the key.
+    names = ("__init__.py", "atomic.py", "errors.py", "params.py", "workdir.py")
+    return imported_files(Path(__file__), package, [package / name for name in names])
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,9 @@ def training_run(
 ) -> Iterator[Result]:
     """Train to the end, from the last checkpoint of the same job if there is one.
 
-    The body stores the result; when it ends without an exception, the checkpoints are removed.
+    The body stores the result; when it ends without an exception, the checkpoints are removed. If
+    DVC runs the process, they stay until `workdir.remove_finished_runs`: DVC notes the result only
+    later, and trains again if it is killed before.
 
     Args:
         job: what to train.
@@ -135,16 +141,15 @@ def training_run(
         SystemExit: the run was interrupted; a checkpoint is saved.
     """
     ranks = ranks or Ranks()
-    key = job.key()
-    ranks.check_equal(f"{key} {job.device.threads}")
-    folder = CheckpointFolder(workdir.root() / "runs" / key)
-    tensorboard = workdir.root() / "tensorboard" / f"{name}-{key}" if name and ranks.first else None
-    with folder.locked() if ranks.first else nullcontext():
-        trainer = Trainer(job, logs, ranks.broadcast(folder.latest), ranks)
+    with _open(job, logs, ranks) as (trainer, folder):
         saver = CheckpointSaver(
             folder, checkpoint_seconds, trainer.step, trainer.seconds_in_checkpoints
         )
+        label = f"{name}-{folder.path.name}"
+        tensorboard = workdir.root() / "tensorboard" / label if name and ranks.first else None
         result = trainer.run(saver, Interrupt(parent), TensorBoardLog(tensorboard, trainer.step))
+        if ranks.first and is_run_by_dvc() and saver.step < trainer.step:
+            saver.save(trainer.checkpoint, last=True)
         try:
             trainer.close_logs()
             yield result
@@ -154,8 +159,50 @@ def training_run(
                 f"{error.filename} cannot be written ({error.strerror}): solve that, then the same "
                 f"command {saver.resumption}"
             ) from None
-        if ranks.first:
+        if ranks.first and is_run_by_dvc():
+            folder.mark_finished()
+        elif ranks.first:
             folder.remove()
+
+
+@contextmanager
+def _open(job: Job, logs: Path, ranks: Ranks) -> Iterator[tuple[Trainer, CheckpointFolder]]:
+    """Yield a trainer, at the last checkpoint of the job, and the folder, locked.
+
+    If the training step cannot be compiled, train uncompiled, which is another job: its results
+    are not bit-identical.
+
+    Raises:
+        UserError: `compute.compile` is always, and the training step cannot be compiled.
+    """
+    key = job.key()
+    ranks.check_equal(f"{key} {job.device.threads}")
+    folder = CheckpointFolder(workdir.runs() / key)
+    with ExitStack() as stack:
+        if ranks.first:
+            stack.enter_context(folder.locked())
+            workdir.remove_finished_runs()
+        resumed = ranks.broadcast(folder.latest)
+        try:
+            trainer = Trainer(job, logs, resumed, ranks)
+        except CompilationError as error:
+            if ranks.first and not resumed:
+                folder.remove()
+            if job.device.must_compile:
+                raise UserError(
+                    f"compute.compile is always, but the training step cannot be compiled ({error})"
+                    ": solve that, or use auto or never"
+                ) from None
+            print(
+                f"the training step cannot be compiled ({error}): training runs uncompiled, slower",
+                flush=True,
+            )
+        else:
+            yield trainer, folder
+            return
+    uncompiled = dataclasses.replace(job.device, compiled=False)
+    with _open(dataclasses.replace(job, device=uncompiled), logs, ranks) as opened:
+        yield opened
 
 
 class Trainer:
@@ -185,6 +232,9 @@ class Trainer:
             logs: folder of the logs.
             resumed: the checkpoint; None: start from the beginning.
             ranks: the processes that train together; None: only this one.
+
+        Raises:
+            CompilationError: the training step cannot be compiled.
         """
         self.job = job
         self.ranks = ranks or Ranks()
@@ -203,14 +253,28 @@ class Trainer:
         self.best_loss = math.inf
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
+        loss = self._loss(resumed.step if resumed else 0)
         rows: dict[str, Any] = {"steps": [], "validation": []}
         if resumed:
             rows = self._restore(resumed)
-        loss = training_loss(self.model, job.device, self.micro_batch)
         self.loss = self.ranks.average_gradients(self.model, loss)
         steps, validation = map(self.ranks.log_path, (logs / "steps.csv", logs / "validation.csv"))
         self.step_log = CsvLog(steps, metrics.STEP_COLUMNS, rows["steps"])
         self.validation_log = CsvLog(validation, metrics.VALIDATION_COLUMNS, rows["validation"])
+
+    def _loss(self, step: int) -> Loss:
+        """Return the loss to train with after `step`, compiled on all ranks or on none."""
+        loss: Loss = self.model.loss
+        if step == self.job.recipe.steps:
+            return loss
+        failure: CompilationError | None = None
+        try:
+            loss = training_loss(self.model, self.job.device, self.micro_batch)
+        except CompilationError as error:
+            failure = error
+        if self.ranks.any(failure is not None):
+            raise failure or CompilationError("it fails on another rank")
+        return loss
 
     @property
     def tokens_seen(self) -> int:
@@ -241,7 +305,8 @@ class Trainer:
                     saver.save(self.checkpoint, last=stop)
                     self.seconds_in_checkpoints = saver.seconds
                 if stop and self.step < recipe.steps:
-                    self.ranks.exit_together(lambda: interrupt.exit(self.step, saver.resumption))
+                    message = f"stopped after step {self.step}: the same command {saver.resumption}"
+                    self.ranks.exit_together(message, interrupt.status)
         self._update_peak_memory()
         return Result(self.best, metrics.final_metrics(self), metrics.final_costs(self))
 

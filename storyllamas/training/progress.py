@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import suppress
 from datetime import timedelta
 
 from rich import progress as bars
@@ -64,8 +65,9 @@ class Progress:
             f"loss {loss:.3f}{validation}  {left} left  "
             f"{self._tokens / seconds:,.0f} tokens/s  {memory_bytes(self._device) / 1e9:.1f} GB"
         )
-        self._bar.update(self._task, completed=step, values=values)
-        if not self._live and (self._validated or now - self._printed_at >= LINE_SECONDS):
-            print(f"step {step}/{self._steps}  {values}", flush=True)
-            self._printed_at = now
+        with suppress(OSError):  # of a closed terminal
+            self._bar.update(self._task, completed=step, values=values)
+            if not self._live and (self._validated or now - self._printed_at >= LINE_SECONDS):
+                print(f"step {step}/{self._steps}  {values}", flush=True)
+                self._printed_at = now
         self._validated = False

@@ -1,13 +1,13 @@
-"""The package's source files that decide what a module computes."""
+"""Source files that decide what a module computes."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 
-def imported_files(module: Path, package: Path) -> list[Path]:
+def imported_files(module: Path, package: Path, skipped: Container[Path] = ()) -> list[Path]:
     """Return `module` and all files of `package` that importing it runs, sorted.
 
     An import inside of a function or a condition is not followed.
@@ -15,12 +15,13 @@ def imported_files(module: Path, package: Path) -> list[Path]:
     Args:
         module: a file of the package.
         package: the folder of the package, whose imports are absolute.
+        skipped: files to leave out, with what only they import.
     """
     found: set[Path] = set()
     pending = [module]
     while pending:
         file = pending.pop()
-        if file not in found:
+        if file not in found and file not in skipped:
             found.add(file)
             pending += _direct_imports(file, package)
     return sorted(found)

@@ -12,6 +12,7 @@ from random_models import make_config, make_source
 from storyllamas.errors import UserError
 from storyllamas.interop.formats import export_model, import_model, open_external
 from storyllamas.interop.model import InteropModel
+from storyllamas.vocabulary import PieceType
 
 gguf = pytest.importorskip("gguf")
 
@@ -102,7 +103,9 @@ def test_a_header_may_omit_keys_with_defaults(model: Path) -> None:
         ({"tokenizer.ggml.model": "gpt2"}, r"tokenizer\.ggml\.pre in .* is 'default'"),
         ({"tokenizer.ggml.scores": None}, r"has no tokenizer\.ggml\.scores"),
         ({"tokenizer.ggml.bos_token_id": 4000}, "bos_id of the tokenizer in .* is 4000"),
-        ({"tokenizer.ggml.tokens": ["a"] * 400}, "occurs twice"),
+        ({"tokenizer.ggml.tokens": ["a"] * 400}, "is of type byte and must be one of <0x00>"),
+        ({"llama.context_length": 2**20 + 1}, "must be a whole number from 1 to 1048576"),
+        ({"llama.rope.freq_base": 1e-46}, "must be a number above 0 in float32"),
     ],
 )
 def test_headers_that_are_rejected(model: Path, fields: dict[str, Any], sentence: str) -> None:
@@ -167,6 +170,33 @@ def test_a_flipped_bit_of_the_header_ends_in_one_sentence_at_worst(model: Path) 
         except UserError:
             rejected += 1
     assert rejected > 10
+
+
+def test_text_with_the_name_of_a_gguf_file(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_text("Once upon a time there was a llama.")
+    with pytest.raises(UserError, match=r"a\.gguf is not a GGUF file"):
+        open_external(tmp_path / "a.gguf")
+
+
+def test_a_long_context(model: Path) -> None:
+    edit(model, {"llama.context_length": 2**20})
+    assert open_external(model).config.context == 2**20
+
+
+@pytest.mark.parametrize(
+    ("index", "kind", "sentence"),
+    [
+        (3, PieceType.NORMAL, "has no piece <0x00> of type byte"),
+        (300, PieceType.BYTE, "is of type byte and must be one of"),
+        (0, PieceType.NORMAL, "unk_id .* is 0, but this piece, '<unk>', is not of type unknown"),
+    ],
+)
+def test_pieces_of_another_type(model: Path, index: int, kind: int, sentence: str) -> None:
+    types = gguf.GGUFReader(model).fields["tokenizer.ggml.token_type"].contents()
+    types[index] = int(kind)
+    edit(model, {"tokenizer.ggml.token_type": types})
+    with pytest.raises(UserError, match=sentence):
+        open_external(model)
 
 
 def test_weights_above_the_range_of_the_type(tmp_path: Path) -> None:
