@@ -1,6 +1,6 @@
 """Write the first inputs of the weight-file fuzzer: small random models of every kind.
 
-    python tests/fuzz/make_corpus.py FOLDER
+python tests/fuzz/make_corpus.py FOLDER
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ def write_corpus(folder: Path) -> None:
     words = [b"a", b"b", b"ab", b"\xe2\x96\x81", b"aab", b"\xc3\xa9", b"<x>", b"ba"]
     plain = make_vocabulary(words)
     types = np.array(plain.types)
-    types[-4:] = [PieceType.UNUSED, PieceType.UNUSED, PieceType.USER_DEFINED, PieceType.USER_DEFINED]
+    types[-4:] = [
+        PieceType.UNUSED,
+        PieceType.UNUSED,
+        PieceType.USER_DEFINED,
+        PieceType.USER_DEFINED,
+    ]
     config = small_config(
         dim=2, layers=1, heads=1, kv_heads=1, head_dim=2, hidden=2, vocab_size=len(types)
     )
