@@ -2,6 +2,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -370,9 +371,13 @@ static int load(sl_model *model, const sl_checksum *sum, const char *path) {
 static int choose_kernels(sl_model *model, const char *name) {
     model->kernels = sl_kernels_find(name);
     if (model->kernels) return SL_OK;
-    return sl_fail(SL_ERROR_ARGUMENT,
-                   "this processor has no kernels \"%s\": use \"%s\", its fastest", name,
-                   sl_kernels_name(0));
+    char names[128] = "";
+    for (size_t i = 0; sl_kernels_name(i); i++) {
+        const size_t used = strlen(names);
+        snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", sl_kernels_name(i));
+    }
+    return sl_fail(SL_ERROR_ARGUMENT, "this processor has no kernels \"%s\": use one of %s", name,
+                   names);
 }
 
 int sl_model_open(sl_model **model, const char *path, const sl_model_options *options) {

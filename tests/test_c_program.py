@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT
 from engine_files import BOS, EOS, small_config, word_id
 
-from storyllamas.engine.engine import DEFAULTS, Engine
+from storyllamas.engine.engine import DEFAULTS, Engine, kernel_sets
 from storyllamas.slm.encoding import GROUP_SIZES
 from storyllamas.slm.limits import MAXIMA
 
@@ -461,6 +461,44 @@ def test_kernels_are_their_definitions(build: Path) -> None:
         [build / "sanitized" / "kernels", "100"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+AVAILABLE = """
+#include "kernels/sets.h"
+static const sl_kernels *const sets[] = {&sl_kernels_NAME, &sl_kernels_scalar, NULL};
+const sl_kernels *const *sl_kernels_available(void) { return sets; }
+sl_matmul_quantized *sl_matmul_of(const sl_kernels *kernels, uint32_t type) {
+    sl_matmul_quantized *const own = kernels->matmul_quantized[type];
+    return own ? own : sl_kernels_scalar.matmul_quantized[type];
+}
+"""
+
+
+@pytest.mark.skipif("avx2" not in kernel_sets(), reason="the emulation needs AVX2")
+@pytest.mark.parametrize("name", ["avx512", "avxvnni"])
+def test_emulated_kernels_are_their_definitions(tmp_path: Path, name: str) -> None:
+    """Many processors lack an instruction set, so its kernels run on others in their place."""
+    csrc, tests = ROOT / "csrc", ROOT / "tests" / "c"
+    for path in (csrc / "kernels").glob("avx*.c"):
+        # With its pragmas the compiler would use the instructions by itself.
+        pragmas = r"#ifdef __clang__\n#pragma clang attribute.*?#endif\n"
+        source = re.sub(pragmas, "", path.read_text(), flags=re.DOTALL)
+        (tmp_path / path.name).write_text(source.replace(",avxvnni", ""))
+    (tmp_path / "available.c").write_text(AVAILABLE.replace("NAME", name))
+    flags = ["-std=c11", "-O1", "-fsanitize=address,undefined", "-I", csrc, "-I", csrc / "kernels"]
+    compiler = [os.environ.get("CC", "cc"), *flags]
+    header = {
+        "avx512": ["-I", tests / "emulated"],
+        "avxvnni": ["-include", tests / "emulated" / "avxvnni.h", "-mavx2", "-DSL_AVX_VNNI="],
+    }
+    emulated = [*header[name], "-c", tmp_path / f"{name}.c", "-o", tmp_path / "emulated.o"]
+    subprocess.run([*compiler, *emulated], check=True)
+    others = [tests / "kernels.c", tmp_path / "available.c", csrc / "kernels" / "scalar.c"]
+    program = [*others, tmp_path / "emulated.o", "-lm", "-o", tmp_path / "kernels"]
+    subprocess.run([*compiler, *program], check=True)
+    done = subprocess.run([tmp_path / "kernels", "40"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert name in done.stdout
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

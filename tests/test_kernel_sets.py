@@ -152,7 +152,7 @@ def test_a_fork_may_use_and_close_a_file_that_is_moved(large: Path) -> None:
 
 
 def test_unknown_options_are_refused(files: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=r'no kernels "mmx": use '):
+    with pytest.raises(UserError, match=f'no kernels "mmx": use one of {", ".join(kernel_sets())}'):
         Engine(files["f32"], kernels="mmx")
     with pytest.raises(UserError, match="pages is 'large' and must be one of auto, shared, huge"):
         Engine(files["f32"], pages="large")

@@ -1,12 +1,17 @@
 /* avx2.c: kernels for x86-64 processors with AVX2, fused multiply-add and f16 conversion. The 16
- * rows of a tile are two registers of 8 lanes. */
+ * rows of a tile are two registers of 8 lanes. avxvnni.c includes this file with HAS_VNNI: the
+ * products of quantized matrices then use the 8-bit dot product. */
 
 #include "sets.h"
 
-#ifdef SL_X86
+#if defined(SL_X86) && (defined(SL_AVX_VNNI) || !defined(HAS_VNNI))
 
-#ifdef __clang__
+#if defined(__clang__) && defined(HAS_VNNI)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avxvnni"))), apply_to = function)
+#elif defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#elif defined(HAS_VNNI)
+#pragma GCC target("avx2,fma,f16c,avxvnni")
 #else
 #pragma GCC target("avx2,fma,f16c")
 #endif
@@ -17,7 +22,7 @@
 #include "blocks.h"
 #include "exponential.h"
 
-enum { LANES = 8, PARTS = ROWS / LANES, BLOCK_MAX = 4 };
+enum { LANES = 8, PARTS = ROWS / LANES, BLOCK_MAX = 6, FLOAT_ROWS = 6 };
 
 /* ---- Registers, for tiles.h ------------------------------------------------------------------ */
 
@@ -69,51 +74,100 @@ INLINE __m256i repeat_four(const void *bytes) {
     return _mm256_set1_epi32(four);
 }
 
+#ifdef HAS_VNNI
+
+/* vpdpbusd multiplies unsigned bytes by signed ones, so the weights keep their bias. */
+enum { Q8_BIAS = 128 };
+
+/* A single row of x prefetches the next tiles, see below. */
+INLINE void dot_q8(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
+                   const int8_t *x, size_t width, size_t group_size, size_t n) {
+    for (size_t c = 0; c < group_size; c += 4)
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < PARTS; h++) {
+            const uint8_t *at = w + t * tile_bytes + c * ROWS + h * 4 * LANES;
+            const __m256i weights = load_bytes(at);
+            if (n == 1 && h == 0) _mm_prefetch((const char *)at + tiles * tile_bytes, _MM_HINT_T1);
+            UNROLL for (size_t i = 0; i < n; i++) dot[t * n + i][h] =
+                _mm256_dpbusd_avx_epi32(dot[t * n + i][h], weights, repeat_four(x + i * width + c));
+        }
+}
+
+/* Add the products of weights with the columns at x, and of upper weights with the next four. */
+INLINE __m256i add_dot_q4(__m256i sum, __m256i low, __m256i high, __m256i first, __m256i second) {
+    return _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(sum, low, first), high, second);
+}
+
+#else
+
+enum { Q8_BIAS = 0 };
+
 /* Add neighbouring pairs of 16-bit integers. */
 INLINE __m256i add_pairs(__m256i sums) {
     return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
 }
 
-/* vpmaddubsw multiplies unsigned bytes by signed ones and saturates the sum of two products at
- * 2^15 - 1, which weights up to 255 would exceed. So the weights lose their bias and pass their
- * signs to x: two products of at most 128 * 127 fit.
+/* Multiply four columns of 8 rows. The product of two signed bytes is that of one's magnitude and
+ * the other with its sign changed if the first is negative.
+ *
+ * vpmaddubsw multiplies unsigned bytes by signed ones and saturates the sum of two products at
+ * 2^15 - 1. Two products of at most 128 * 127 fit. Those of weights up to 255, with their bias,
+ * would not. */
+INLINE __m256i multiply_signed(__m256i magnitudes, __m256i first, __m256i second) {
+    return add_pairs(_mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(second, first)));
+}
+
+/* The magnitudes are those of the weights, for several rows of x, or those of a single row of x,
+ * for several tiles.
  *
  * A single row of x leaves no time to wait for weights. So each line prefetches the same line of
  * the next tiles, to the cache level that was measured to be fastest. */
 INLINE void dot_q8(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    const int8_t *x, size_t width, size_t group_size, size_t n) {
     const __m256i bias = _mm256_set1_epi8((char)0x80);
-    for (size_t c = 0; c < group_size; c += 4)
+    for (size_t c = 0; c < group_size; c += 4) {
+        const __m256i single = repeat_four(x + c), magnitudes_of_single = _mm256_abs_epi8(single);
         UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < PARTS; h++) {
             const uint8_t *at = w + t * tile_bytes + c * ROWS + h * 4 * LANES;
             const __m256i weights = _mm256_xor_si256(load_bytes(at), bias);
-            if (n == 1 && h == 0) _mm_prefetch((const char *)at + tiles * tile_bytes, _MM_HINT_T1);
-            const __m256i magnitudes = _mm256_abs_epi8(weights);
-            UNROLL for (size_t i = 0; i < n; i++) {
-                const __m256i signs = _mm256_sign_epi8(repeat_four(x + i * width + c), weights);
-                dot[t * n + i][h] = _mm256_add_epi32(
-                    dot[t * n + i][h], add_pairs(_mm256_maddubs_epi16(magnitudes, signs)));
+            if (n == 1) {
+                if (h == 0) _mm_prefetch((const char *)at + tiles * tile_bytes, _MM_HINT_T1);
+                dot[t][h] = _mm256_add_epi32(
+                    dot[t][h], multiply_signed(magnitudes_of_single, single, weights));
+                continue;
             }
+            const __m256i magnitudes = _mm256_abs_epi8(weights);
+            UNROLL for (size_t i = 0; i < n; i++) dot[t * n + i][h] = _mm256_add_epi32(
+                dot[t * n + i][h],
+                multiply_signed(magnitudes, weights, repeat_four(x + i * width + c)));
         }
+    }
 }
 
 /* The weights are at most 15 with their bias, so the sum of four products fits in 16 bits. */
+INLINE __m256i add_dot_q4(__m256i sum, __m256i low, __m256i high, __m256i first, __m256i second) {
+    return _mm256_add_epi32(sum, add_pairs(_mm256_add_epi16(_mm256_maddubs_epi16(low, first),
+                                                            _mm256_maddubs_epi16(high, second))));
+}
+
+#endif
+
 INLINE void dot_q4(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    const int8_t *x, size_t width, size_t group_size, size_t n) {
     const __m256i nibble = _mm256_set1_epi8(15);
-    for (size_t c = 0; c < group_size; c += 8)
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < PARTS; h++) {
-            const uint8_t *at = w + t * tile_bytes + c * ROWS / 2 + h * 4 * LANES;
-            const __m256i both = load_bytes(at);
-            if (n == 1 && h == 0) _mm_prefetch((const char *)at + tiles * tile_bytes, _MM_HINT_T0);
-            const __m256i low = _mm256_and_si256(both, nibble);
-            const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+    for (size_t c = 0; c < group_size; c += 8) UNROLL for (size_t t = 0; t < tiles; t++) {
+            const uint8_t *at = w + t * tile_bytes + c * ROWS / 2;
+            if (n == 1) _mm_prefetch((const char *)at + tiles * tile_bytes, _MM_HINT_T0);
+            __m256i low[PARTS], high[PARTS];
+            UNROLL for (size_t h = 0; h < PARTS; h++) {
+                const __m256i both = load_bytes(at + h * 4 * LANES);
+                low[h] = _mm256_and_si256(both, nibble);
+                high[h] = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+            }
             UNROLL for (size_t i = 0; i < n; i++) {
                 const int8_t *values = x + i * width + c;
-                const __m256i sums =
-                    _mm256_add_epi16(_mm256_maddubs_epi16(low, repeat_four(values)),
-                                     _mm256_maddubs_epi16(high, repeat_four(values + 4)));
-                dot[t * n + i][h] = _mm256_add_epi32(dot[t * n + i][h], add_pairs(sums));
+                const __m256i first = repeat_four(values), second = repeat_four(values + 4);
+                UNROLL for (size_t h = 0; h < PARTS; h++) dot[t * n + i][h] =
+                    add_dot_q4(dot[t * n + i][h], low[h], high[h], first, second);
             }
         }
 }
@@ -304,7 +358,11 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
+#ifdef HAS_VNNI
+SL_KERNEL_SET(avxvnni, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
+#else
 SL_KERNEL_SET(avx2, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
+#endif
 
 #ifdef __clang__
 #pragma clang attribute pop

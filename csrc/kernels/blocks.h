@@ -6,6 +6,8 @@
 #ifndef STORYLLAMAS_BLOCKS_H
 #define STORYLLAMAS_BLOCKS_H
 
+#include <stdbool.h>
+
 #include "kernels.h"
 
 enum { ROWS = SL_TILE_ROWS };
@@ -20,20 +22,29 @@ typedef enum { Q4 = 4, Q8 = 8, F16 = 16, F32 = 32 } weight_bits;
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* Return the rows of the next block if n rows are left: `together`, 4 or 1. Single rows are slow,
+ * so 8 or 9 rows become blocks of 4 and not one of 6. */
+static inline size_t sl_block_rows(size_t n, size_t together) {
+    if (n < 4) return 1;
+    const bool is_better_by_fours = together == 6 && n / 2 == 4;
+    return n < together || is_better_by_fours ? 4 : together;
+}
+
 /* Call BLOCK(tile, tiles, i, rows) until all of tile_count tiles are multiplied with n rows of x.
  * If there are enough rows, `together` rows, or 4, share the load of a weight. A single row takes
- * up to 4 tiles, whose sums do not wait for each other. */
+ * up to 4 tiles, whose sums do not wait for each other. All rows are multiplied with 4 tiles before
+ * the next 4, so the tiles stay in the second-level cache meanwhile. */
 #define FOR_BLOCKS(BLOCK, tile_count, n, together)                                                 \
     for (size_t tile = 0, tiles_; tile < (tile_count); tile += tiles_) {                           \
         const size_t left = (tile_count) - tile;                                                   \
         tiles_ = left >= 4 ? 4 : left >= 2 ? 2 : 1;                                                \
-        size_t i = 0;                                                                              \
-        for (; i + (together) <= (n); i += (together))                                             \
-            for (size_t t = 0; t < tiles_; t++) BLOCK(tile + t, 1, i, together);                   \
-        for (; i + 4 <= (n); i += 4)                                                               \
-            for (size_t t = 0; t < tiles_; t++) BLOCK(tile + t, 1, i, 4);                          \
-        for (; i < (n); i++) {                                                                     \
-            if (tiles_ == 4)                                                                       \
+        for (size_t i = 0, rows_; i < (n); i += rows_) {                                           \
+            rows_ = sl_block_rows((n) - i, together);                                              \
+            if (rows_ == (together))                                                               \
+                for (size_t t = 0; t < tiles_; t++) BLOCK(tile + t, 1, i, together);               \
+            else if (rows_ == 4)                                                                   \
+                for (size_t t = 0; t < tiles_; t++) BLOCK(tile + t, 1, i, 4);                      \
+            else if (tiles_ == 4)                                                                  \
                 BLOCK(tile, 4, i, 1);                                                              \
             else if (tiles_ == 2)                                                                  \
                 BLOCK(tile, 2, i, 1);                                                              \

@@ -22,6 +22,13 @@ static bool has_f16(void) {
 }
 #endif
 
+#ifdef SL_AVX_VNNI
+static bool has_avx_vnni(void) {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && eax & 1 << 4;
+}
+#endif
+
 #ifdef SL_ARM
 static bool has_dot_product(void) {
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -43,8 +50,11 @@ __attribute__((constructor)) static void find_kernels(void) {
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vnni");
     if (avx512) available[count++] = &sl_kernels_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16())
-        available[count++] = &sl_kernels_avx2;
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16();
+#ifdef SL_AVX_VNNI
+    if (avx2 && has_avx_vnni()) available[count++] = &sl_kernels_avxvnni;
+#endif
+    if (avx2) available[count++] = &sl_kernels_avx2;
 #elif defined(SL_ARM)
     if (has_dot_product()) available[count++] = &sl_kernels_neon;
 #endif

@@ -17,7 +17,7 @@
 #include "blocks.h"
 #include "exponential.h"
 
-enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 4 };
+enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 4, FLOAT_ROWS = 4, Q8_BIAS = 0 };
 
 /* ---- Registers, for tiles.h ------------------------------------------------------------------ */
 

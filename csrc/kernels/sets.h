@@ -7,6 +7,9 @@
 
 #if defined(__x86_64__)
 #define SL_X86
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#define SL_AVX_VNNI /* the compiler knows the 8-bit dot product in AVX */
+#endif
 #elif defined(__aarch64__) &&                                                                      \
     (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
 #define SL_ARM /* an older Clang has the dot product only if all files are compiled for it */
@@ -14,6 +17,7 @@
 
 extern const sl_kernels sl_kernels_scalar;
 extern const sl_kernels sl_kernels_avx2;
+extern const sl_kernels sl_kernels_avxvnni;
 extern const sl_kernels sl_kernels_avx512; /* with VNNI */
 extern const sl_kernels sl_kernels_neon;   /* with the dot product */
 

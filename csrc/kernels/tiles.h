@@ -3,7 +3,8 @@
  * A lane is a row of a tile, so no sum ever crosses lanes. The including file first defines:
  *
  *     LANES, PARTS       floats in a register, registers for a tile's rows
- *     BLOCK_MAX          largest number of tiles times rows of x in a block
+ *     BLOCK_MAX          largest number of tiles times rows of x in a block, 6 at most
+ *     FLOAT_ROWS         rows of x in a block of f32 or f16 weights, 4 or 6
  *     vector, integers   a register of floats, a register of 32-bit integers
  *     zeros()            a vector of zeros
  *     repeat(k)          the integer k in every lane
@@ -11,6 +12,7 @@
  *     store_f32(y, x)    store LANES floats
  *     multiply_add(sum, w, x)                 sum + w * x, x a float
  *     add_scaled(sum, dot, scales, x_scale)   sum + dot * (scales * x_scale), x_scale a float
+ *     Q8_BIAS                                 the bias that dot_q8 leaves in the weights: 0 or 128
  *     dot_q8, dot_q4                          described below
  *
  * dot_q8(dot, w, tile_bytes, tiles, x, width, group_size, n) adds the dot products of a group to
@@ -21,6 +23,11 @@
 #define STORYLLAMAS_TILES_H
 
 #include "blocks.h"
+
+/* Prefetch a cache line to the second-level cache. */
+INLINE void prefetch(const uint8_t *at) {
+    __builtin_prefetch(at, 0, 2);
+}
 
 INLINE void clear_sums(vector sum[BLOCK_MAX][PARTS], size_t tiles, size_t n) {
     UNROLL for (size_t a = 0; a < tiles * n; a++) UNROLL for (size_t p = 0; p < PARTS; p++)
@@ -41,28 +48,43 @@ INLINE vector load_row(weight_bits bits, const void *w, size_t i) {
     return bits == F16 ? load_f16((const uint16_t *)w + i) : load_f32((const float *)w + i);
 }
 
-INLINE void block_float(weight_bits bits, float *y, size_t y_stride, const void *w, size_t first,
+/* Multiply some tiles with n rows of x. For each column prefetch `ahead` bytes from `next` on: one
+ * line at a time, since many at once would delay the loads of weights. */
+INLINE void block_float(weight_bits bits, float *y, size_t y_stride, const uint8_t *w,
                         size_t tile_stride, size_t column_stride, size_t tiles, size_t columns,
-                        const float *x, size_t x_stride, size_t n) {
+                        const float *x, size_t x_stride, size_t n, const uint8_t *next,
+                        size_t ahead) {
     vector sum[BLOCK_MAX][PARTS];
     clear_sums(sum, tiles, n);
-    for (size_t c = 0; c < columns; c++)
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t p = 0; p < PARTS; p++) {
-            const vector weights =
-                load_row(bits, w, first + t * tile_stride + c * column_stride + p * LANES);
-            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][p] =
-                multiply_add(sum[t * n + i][p], weights, x[i * x_stride + c]);
+    for (size_t c = 0; c < columns; c++, next += ahead) {
+        if (n > 1) prefetch(next);
+        UNROLL for (size_t t = 0; t < tiles; t++) {
+            vector weights[PARTS];
+            UNROLL for (size_t p = 0; p < PARTS; p++) weights[p] =
+                load_row(bits, w, t * tile_stride + c * column_stride + p * LANES);
+            UNROLL for (size_t i = 0; i < n; i++) UNROLL for (size_t p = 0; p < PARTS; p++)
+                sum[t * n + i][p] =
+                    multiply_add(sum[t * n + i][p], weights[p], x[i * x_stride + c]);
         }
+    }
     store_sums(y, y_stride, sum, tiles, n);
 }
 
+/* Meanwhile the next four tiles are prefetched if they follow in memory: each block of rows
+ * prefetches its share of them. */
 INLINE void matmul_float(weight_bits bits, float *y, size_t y_stride, const void *w,
                          size_t tile_stride, size_t column_stride, size_t tile_count,
                          size_t columns, const float *x, size_t x_stride, size_t n) {
+    enum { TILES = 4 };
+    const size_t tile_bytes = tile_stride * bits / 8, column_bytes = ROWS * bits / 8;
+    const size_t next_tiles = column_stride == ROWS && tile_count > TILES ? tile_count - TILES : 0;
+    const uint8_t *tiles = w;
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_float(bits, y + (i) * y_stride + (tile) * ROWS, y_stride, w, (tile) * tile_stride,       \
-                tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
+    block_float(bits, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes,   \
+                tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n,    \
+                tiles + ((tile) + TILES) * tile_bytes + columns * column_bytes * (i) / n,          \
+                (tile) < next_tiles ? column_bytes * (i_n) / n : 0)
+    FOR_BLOCKS(BLOCK, tile_count, n, FLOAT_ROWS)
 #undef BLOCK
 }
 
@@ -94,10 +116,11 @@ INLINE void block_quantized(weight_bits bits, float *y, size_t y_stride, const u
     for (size_t g = 0; g < q->groups; g++, weights += group_bytes, x += q->group_size) {
         const int32_t *sums = q->sums + row * q->groups + g;
         const float *x_scales = q->scales + row * q->groups + g;
+        const int32_t bias = bits == Q8 ? Q8_BIAS : 8;
         integers dot[BLOCK_MAX][PARTS];
         UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
             UNROLL for (size_t p = 0; p < PARTS; p++) dot[t * n + i][p] =
-                repeat(bits == Q8 ? 0 : -8 * sums[i * q->groups]);
+                repeat(bias ? -bias * sums[i * q->groups] : 0);
         if (bits == Q8)
             dot_q8(dot, weights, tile_bytes, tiles, x, width, q->group_size, n);
         else
@@ -118,7 +141,7 @@ INLINE void matmul_quantized(weight_bits bits, float *y, size_t y_stride, const 
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_quantized(bits, y + (i) * y_stride + (tile) * ROWS, y_stride,                            \
                     tiles + (tile) * tile_bytes, tile_bytes, tile_n, x, i, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
+    FOR_BLOCKS(BLOCK, tile_count, n, 4)
 #undef BLOCK
 }
 
