@@ -98,8 +98,8 @@ interop: $(VENV)/installed-interop ## compare exports with transformers, llama.c
 	$(BIN)/python -m pytest tests/interop
 	$(BIN)/python tests/interop/table.py
 
-bench: $(PEERS)/installed ## measure the engine, other engines and the limits of the machine: SIZES=, ROUNDS=, LLAMA2C=
-	$(PEERS)/bin/python -m bench --sizes $(SIZES) --rounds $(ROUNDS)
+bench: $(PEERS)/installed ## measure the engine, other engines and the limits of the machine: SIZES=, ROUNDS=, ENGINES=, LLAMA2C=
+	$(PEERS)/bin/python -m bench --sizes $(SIZES) --rounds $(ROUNDS) $(if $(ENGINES),--engines $(ENGINES))
 
 bench-kernels: $(VENV)/installed ## measure each kernel and compare it with the limits of the machine: SIZES=
 	$(BIN)/python -m bench.kernels --sizes $(SIZES)

@@ -1,28 +1,37 @@
-"""`make bench`: measure the engines, write RESULTS.md and speed.png."""
+"""`make bench`: measure the engines, write the page of this machine in bench/results."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench import engines, limits, measure, models, plot, report
-from bench.build import BENCH
+from bench import engines, index, limits, measure, models, processor, report
+from bench.engines import OURS, Engine
+from bench.models import Model
 from storyllamas.errors import UserError, exit_on_user_error
 
 
-def run(sizes: list[str], rounds: int) -> report.Results:
-    """Measure one size after the other."""
-    found = engines.available()
-    there = [engine for engine in found if not engine.missing]
-    formats = {engine.format for engine in there}.union(*(engine.needs for engine in there))
+def run(found: list[Engine], sizes: Sequence[str], rounds: int) -> report.Results:
+    """Measure one size after the other.
+
+    Args:
+        found: the engines, missing ones included.
+        sizes: keys of `sizes` in params.yaml.
+        rounds: measurements of each engine.
+    """
     print("measuring the limits of the machine", flush=True)
     results = report.Results(
         limits.Machine(limits.measured()), found, {}, {}, {}, start=[], memory=[], rounds=rounds
     )
     for size in sizes:
         print(f"{size}: exporting", flush=True)
+        there = [engine for engine in found if not engine.missing]
+        formats = {engine.format for engine in there}.union(*(engine.needs for engine in there))
         results.models[size] = model = models.prepare(size, formats)
+        add_fallbacks(found, model)
+        there = [e for e in found if not e.missing and e.format not in model.failures]
         print(f"{size}: comparing greedy sequences", flush=True)
         results.greedy[size] = measure.greedy(model, there)
         print(f"{size}: measuring {rounds} rounds", flush=True)
@@ -30,6 +39,35 @@ def run(sizes: list[str], rounds: int) -> report.Results:
     results.memory = measure.start(results.models[sizes[0]], rounds)
     results.start = measure.start(results.models[sizes[-1]], rounds)
     return results
+
+
+def add_fallbacks(found: list[Engine], model: Model) -> None:
+    """Insert the other build of each engine that crashes on a model after that engine."""
+    for engine in list(found):
+        if engine.missing or not engine.fallback or engine.format in model.failures:
+            continue
+        if reason := measure.crash(model, engine):
+            other = engine.fallback()
+            if other.label not in {each.label for each in found}:
+                print(f"{engine.label} fails with {reason}: adding {other.label}", flush=True)
+                found.insert(found.index(engine) + 1, other)
+
+
+def select(found: list[Engine], programs: Sequence[str]) -> list[Engine]:
+    """Return the engines of some programs, and StoryLlamas.
+
+    Args:
+        found: all engines.
+        programs: names of programs; all if there are none.
+
+    Raises:
+        UserError: a program is not known.
+    """
+    known = list(dict.fromkeys(engine.name for engine in found))
+    for program in programs:
+        if program not in known:
+            raise UserError(f"--engines has {program}: choose from {', '.join(known)}")
+    return [engine for engine in found if not programs or engine.name in (OURS, *programs)]
 
 
 @exit_on_user_error
@@ -42,16 +80,26 @@ def main() -> None:
         "--sizes", nargs="+", default=["2m", "7m", "30m"], help="keys of `sizes` in params.yaml"
     )
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each engine")
-    parser.add_argument("--out", type=Path, default=BENCH, help="folder of the results")
+    parser.add_argument(
+        "--engines", nargs="+", default=[], help=f"programs to compare with {OURS} (default: all)"
+    )
+    parser.add_argument("--out", type=Path, default=index.RESULTS, help="folder of the results")
+    parser.add_argument(
+        "--name",
+        default=processor.slug(processor.title()),
+        help="of the page (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         raise UserError(f"--rounds is {arguments.rounds}: give 1 or more")
-    results = run(arguments.sizes, arguments.rounds)
-    report.write(results, arguments.out / "RESULTS.md")
-    plot.draw(results, arguments.out / "speed.png")
-    print(report.markdown(results))
-    if deviating := report.deviating(results):
-        sys.exit(f"error: greedy sequences differ from {engines.OURS} f32: {', '.join(deviating)}")
+    found = select(engines.available(), arguments.engines)
+    results = run(found, arguments.sizes, arguments.rounds)
+    path = arguments.out / f"{arguments.name}.md"
+    report.write(results, path)
+    index.write(arguments.out)
+    print(path.read_text(encoding="utf-8"))
+    if errors := report.errors(results):
+        sys.exit(f"error: {'; '.join(errors)}")
 
 
 if __name__ == "__main__":

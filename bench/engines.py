@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
-from bench import build
+from bench import build, processor
 from storyllamas.errors import UserError
 from storyllamas.slm.encoding import GROUP_SIZES
 
@@ -37,6 +32,7 @@ class Engine:
         missing: why it cannot be measured; empty if it can be.
         needs: other formats that its own is converted from.
         can_batch: whether it generates batches.
+        fallback: returns another build of the program, to measure as well if this one crashes.
     """
 
     name: str
@@ -48,6 +44,7 @@ class Engine:
     missing: str = ""
     needs: frozenset[str] = field(default=frozenset())
     can_batch: bool = True
+    fallback: Callable[[], Engine] | None = None
 
     def does(self, task: str, threads: int) -> bool:
         """Return whether to measure a task; other engines batch with all their threads only."""
@@ -58,59 +55,6 @@ class Engine:
     def label(self) -> str:
         """Return program and weights."""
         return f"{self.name} {self.weights}"
-
-
-class Worker:
-    """A running engine; worker.h describes the requests.
-
-    Pause it between requests: idle threads may spin and take time from the next engine.
-    """
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self._name = " ".join(command)
-        self._process = subprocess.Popen(
-            command, cwd=build.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def resume(self) -> None:
-        """Continue the process."""
-        self._process.send_signal(signal.SIGCONT)
-
-    def pause(self) -> None:
-        """Stop the process until `resume`."""
-        self._process.send_signal(signal.SIGSTOP)
-
-    def ask(self, request: str) -> dict[str, Any]:
-        """Send a request and return the answer.
-
-        Raises:
-            UserError: the process has exited.
-        """
-        pipe, answers = self._process.stdin, self._process.stdout
-        assert pipe
-        assert answers
-        try:
-            pipe.write(request + "\n")
-            pipe.flush()
-            line = answers.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise UserError(f"{self._name} exited at the request {request!r}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 def available() -> list[Engine]:
@@ -137,16 +81,18 @@ def _ours() -> list[Engine]:
 
 def _llama2c() -> list[Engine]:
     checkout = os.environ.get("LLAMA2C", "")
-    missing = "" if checkout else "set LLAMA2C=FOLDER to its checkout"
     folder = Path(checkout)
     if checkout and not (folder / "run.c").exists():
         raise UserError(f"LLAMA2C is {checkout}, which has no run.c: set it to a llama2.c checkout")
 
     def engine(weights: str, source: str, format: str, bits: int) -> Engine:
-        programs = {
-            threads: build.llama2c_worker(folder, source, threads > 1)
-            for threads in (thread_counts() if checkout else ())
-        }
+        programs: dict[int, Path] = {}
+        missing = "" if checkout else "set LLAMA2C=FOLDER to its checkout"
+        try:
+            for threads in thread_counts() if checkout else ():
+                programs[threads] = build.llama2c_worker(folder, source, threads > 1)
+        except UserError as error:
+            missing = str(error).splitlines()[0]
         return Engine(
             *("llama2.c", weights, format, bits, thread_counts()),
             lambda path, threads: [str(programs[threads]), str(path / "model.bin"), str(threads)],
@@ -158,16 +104,42 @@ def _llama2c() -> list[Engine]:
 
 def _llama_cpp() -> list[Engine]:
     missing = _missing_package("llama_cpp", "llama-cpp-python") or _missing_package("gguf", "gguf")
-    program = Path() if missing else build.llama_cpp_worker()
-    types = [("f32", "gguf", 32), ("q8_0", "gguf-q8_0", 8), ("q4_0", "gguf-q4_0", 4)]
-    return [
-        Engine(
+    program = Path()
+    try:
+        program = program if missing else build.llama_cpp_worker()
+    except UserError as error:
+        missing = str(error).splitlines()[0]
+
+    def engine(weights: str, format: str, bits: int) -> Engine:
+        native = Engine(
             *("llama.cpp", weights, format, bits, thread_counts()),
             lambda path, threads: [str(program), str(path / "model.gguf"), str(threads)],
             missing,
         )
-        for weights, format, bits in types
+        if "amx_int8" not in processor.flags():
+            return native
+        return replace(native, fallback=lambda: without_amx(native))
+
+    return [
+        engine("f32", "gguf", 32),
+        engine("q8_0", "gguf-q8_0", 8),
+        engine("q4_0", "gguf-q4_0", 4),
     ]
+
+
+def without_amx(native: Engine) -> Engine:
+    """Return llama.cpp built without AMX, for processors on which its AMX code crashes."""
+    weights, missing, program = f"{native.weights}, built without AMX", "", Path()
+    try:
+        program = build.llama_cpp_worker(build.llama_cpp_without_amx())
+    except UserError as error:
+        missing = str(error).splitlines()[0]
+    return replace(
+        native,
+        weights=weights,
+        command=lambda path, threads: [str(program), str(path / "model.gguf"), str(threads)],
+        missing=missing,
+    )
 
 
 def _ctranslate2() -> list[Engine]:

@@ -20,21 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
 from storyllamas import params, token_file, tokenizer
 from storyllamas.atomic import atomic_file, write_json
 from storyllamas.bits_per_byte import framed_bits_per_byte
 from storyllamas.corpus import files, sources
 from storyllamas.errors import exit_on_user_error
 from storyllamas.params import Params, Recipe
+from storyllamas.plots import COLORS, drawing
 from storyllamas.pretokenize import pretokenize
 from storyllamas.token_file import TokenFile
 from storyllamas.training import device
 from storyllamas.training.loop import Job, training_run
 
 WORK = Path("build/bench/learning")
-COLORS = ("#0072b2", "#d55e00", "#cc79a7", "#009e73", "#e69f00")
 VALIDATIONS = 16
 WINDOWS = 256
 
@@ -157,25 +155,19 @@ def table(rows: Sequence[Row], valid: TokenFile) -> str:
 
 def draw(rows: Sequence[Row], title: str, target: Path) -> None:
     """Plot the validation loss over tokens: mean and range over seeds."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for color, row in zip(COLORS, rows, strict=False):
-        points = list(zip(*row.curves, strict=True))
-        millions = [seen / 1e6 for seen in row.tokens]
-        label = f"{row.label}: {statistics.mean(row.losses):.3f}"
-        axes.plot(millions, [statistics.mean(p) for p in points], color=color, label=label)
-        axes.fill_between(
-            millions, [min(p) for p in points], [max(p) for p in points], color=color, alpha=0.2
-        )
-    axes.set(title=title, xlabel="million tokens", ylabel="validation loss, nats a token")
-    axes.set_ylim(top=min(max(max(curve) for row in rows for curve in row.curves), 4.5))
-    axes.grid(alpha=0.25)
-    axes.legend()
-    with atomic_file(target) as file:
-        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
-    plt.close(figure)
+    with drawing(target) as (_, (axes,)):
+        for color, row in zip(COLORS, rows, strict=False):
+            points = list(zip(*row.curves, strict=True))
+            millions = [seen / 1e6 for seen in row.tokens]
+            label = f"{row.label}: {statistics.mean(row.losses):.3f}"
+            axes.plot(millions, [statistics.mean(p) for p in points], color=color, label=label)
+            axes.fill_between(
+                millions, [min(p) for p in points], [max(p) for p in points], color=color, alpha=0.2
+            )
+        axes.set(title=title, xlabel="million tokens", ylabel="validation loss, nats a token")
+        axes.set_ylim(top=min(max(max(curve) for row in rows for curve in row.curves), 4.5))
+        axes.grid(alpha=0.25)
+        axes.legend()
 
 
 def prepare(source: str, chosen: Params) -> Path:

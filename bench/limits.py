@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import build
+from bench.worker import exit_reason
 from storyllamas.config import ModelConfig
+from storyllamas.errors import UserError
 
 CACHE_BYTES = {"f32": 4, "q8": 2, "q4": 2}
 """Bytes of an element of the engine's key-value cache, by weight type."""
@@ -24,9 +26,17 @@ ARITHMETIC = {"f32": "f32", "q8": "int8", "q4": "int8"}
 
 
 def measured() -> dict[str, Any]:
-    """Run bench/limits.c and return its JSON."""
-    output = subprocess.run([build.limits()], capture_output=True, text=True, check=True).stdout
-    found: dict[str, Any] = json.loads(output)
+    """Run bench/limits.c and return its JSON.
+
+    Raises:
+        UserError: the program crashes.
+    """
+    program = build.limits()
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = exit_reason(done.returncode)
+        raise UserError(f"{program} fails with {reason}: {done.stderr.strip()}".removesuffix(": "))
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
@@ -54,8 +64,21 @@ class Machine:
         share = math.log(megabytes / below) / math.log(above / below)
         return best[below] + share * (best[above] - best[below])
 
+    @property
+    def rejected(self) -> list[str]:
+        """Return the number types whose probe is slower than that of f32.
+
+        Such a probe is no limit: the numbers can be converted to f32 and multiplied faster.
+        """
+        types = dict.fromkeys(row["type"] for row in self.found["peak"])
+        peaks = {type: self._measured_peak(type, 1) for type in types}
+        return [type for type, peak in peaks.items() if peak < peaks.get("f32", 0)]
+
     def peak(self, type: str, threads: int) -> float:
         """Return operations a second in a number type, or 0 if it was not measured."""
+        return self._measured_peak("f32" if type in self.rejected else type, threads)
+
+    def _measured_peak(self, type: str, threads: int) -> float:
         rows = self.found["peak"]
         of = [row["operations"] for row in rows if (row["type"], row["threads"]) == (type, threads)]
         return float(max(of, default=0))

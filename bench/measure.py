@@ -1,4 +1,9 @@
-"""Measure all engines in interleaved rounds, so that a disturbance affects them equally."""
+"""Measure all engines in interleaved rounds, so that a disturbance affects them equally.
+
+An engine that crashes is started again for its other tasks; the task that it crashes at is not
+repeated. A row ends after `ROW_SECONDS`, however many rounds there are. Rows whose rounds differ
+by more than `NOISE` get more rounds.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +12,18 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from bench import build
-from bench.engines import Engine, Worker
+from bench.engines import Engine
 from bench.models import Model
+from bench.worker import Worker, WorkerError
+from storyllamas.errors import UserError
 
 EOS = 2
 PROMPT = 128
@@ -23,8 +31,18 @@ BATCH = 32
 BATCH_STEPS = 127
 ENOUGH_SECONDS = 0.15
 MAX_TRIES = 6
-SLOW_SECONDS = 2.0
-"""A slower request is measured in three rounds only."""
+
+MIN_ROUNDS = 2
+"""Rounds of a row, even if they take longer than `ROW_SECONDS`."""
+
+ROW_SECONDS = 4.0
+"""Time of a row; no round begins after it."""
+
+NOISE = 0.1
+"""Range of a row's speeds, as a share of the median, above which the row is repeated."""
+
+REPEAT_FACTOR = 3
+"""A noisy row may take this many times the rounds and the seconds of another."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +64,40 @@ class Task:
 
 @dataclass
 class Cell:
-    """One engine, task and thread count; `speeds` are tokens a second of each round."""
+    """An engine, a thread count and a task.
+
+    Attributes:
+        engine: that is measured.
+        threads: its thread count.
+        task: that it does.
+        speeds: tokens a second of each round.
+        seconds: time of all rounds.
+        failure: why it stopped, such as "SIGILL"; "" if it did not.
+        detail: last line of its output to stderr, if it failed.
+        is_possible: whether the engine can do the task.
+    """
 
     engine: Engine
     threads: int
     task: Task
     speeds: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    failure: str = ""
+    detail: str = ""
     is_possible: bool = True
 
     @property
-    def is_slow(self) -> bool:
-        """Return whether to skip rounds."""
-        return bool(self.speeds) and self.task.tokens / self.speeds[0] > SLOW_SECONDS
+    def is_noisy(self) -> bool:
+        """Return whether the rounds differ by more than `NOISE`."""
+        return bool(self.speeds) and (
+            max(self.speeds) - min(self.speeds) > NOISE * median(self.speeds)
+        )
+
+    def wants_round(self, factor: int = 1) -> bool:
+        """Return whether to measure another round within `factor` times the time of a row."""
+        if self.failure or not self.is_possible:
+            return False
+        return len(self.speeds) < MIN_ROUNDS or self.seconds < factor * ROW_SECONDS
 
 
 def sequence_steps(model: Model) -> int:
@@ -65,51 +105,111 @@ def sequence_steps(model: Model) -> int:
     return model.config.context - 1
 
 
-def measure(model: Model, engines: Sequence[Engine], rounds: int) -> list[Cell]:
-    """Measure tokens a second of each engine that is not missing."""
+def tasks(model: Model) -> list[Task]:
+    """Return the tasks that a model is measured at."""
     steps = sequence_steps(model)
-    tasks = [
+    return [
         Task("story", f"story {steps}", "story 16 0", steps),
         Task("prompt", f"prompt {PROMPT}", f"prompt {PROMPT} 0", PROMPT),
         Task(*("batch", f"batch {BATCH} {BATCH_STEPS}", f"batch {BATCH} 2 0"), BATCH * BATCH_STEPS),
     ]
+
+
+class Runner:
+    """An engine with a thread count: its cells, and a worker that is restarted after a crash."""
+
+    def __init__(self, model: Model, engine: Engine, threads: int) -> None:
+        self._command = engine.command(model.folder / engine.format, threads)
+        self._worker: Worker | None = None
+        wanted = [task for task in tasks(model) if engine.does(task.name, threads)]
+        self.cells = [Cell(engine, threads, task) for task in wanted]
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._worker:
+            self._worker.close()
+            self._worker = None
+
+    def warm_up(self) -> None:
+        """Do a short request of each task."""
+        for cell in self.cells:
+            if not cell.failure:
+                cell.is_possible = bool(self._ask(cell, cell.task.warm_up)) or bool(cell.failure)
+        if self._worker:
+            self._worker.pause()
+
+    def measure(self, cells: Sequence[Cell], number: int) -> None:
+        """Measure a round.
+
+        Args:
+            cells: those of `self.cells` to measure.
+            number: of the round, for the seeds.
+        """
+        if cells and not self._worker:
+            self.warm_up()
+        if self._worker:
+            self._worker.resume()
+        for cell in cells:
+            if not cell.failure:
+                self._measure_cell(cell, number)
+        if self._worker:
+            self._worker.pause()
+
+    def _measure_cell(self, cell: Cell, number: int) -> None:
+        """Repeat quick requests, drop the first and take the median."""
+        seconds: list[float] = []
+        while len(seconds) < MAX_TRIES and sum(seconds) < ENOUGH_SECONDS:
+            seed = 1 + MAX_TRIES * number + len(seconds)
+            answer = self._ask(cell, f"{cell.task.request} {seed}")
+            if not answer:
+                return
+            seconds.append(float(answer["seconds"]))
+        cell.seconds += sum(seconds)
+        cell.speeds.append(cell.task.tokens / median(seconds[1:] or seconds))
+
+    def _ask(self, cell: Cell, request: str) -> dict[str, Any]:
+        """Return the answer; if the worker fails, note it in the cell and return {}."""
+        try:
+            if not self._worker:
+                self._worker = Worker(self._command)
+            return self._worker.ask(request)
+        except WorkerError as error:
+            cell.failure, cell.detail = error.reason, error.detail
+            self.close()
+            return {}
+
+
+def measure(model: Model, engines: Sequence[Engine], rounds: int) -> list[Cell]:
+    """Measure tokens a second of each engine that is not missing.
+
+    Returns:
+        the cells that were measured, and those at which the engine failed.
+    """
     with ExitStack() as stack:
-        workers: list[tuple[Worker, list[Cell]]] = []
+        runners = []
         for engine in engines:
             for threads in () if engine.missing else engine.threads:
-                command = engine.command(model.folder / engine.format, threads)
-                worker = stack.enter_context(Worker(command))
-                wanted = [task for task in tasks if engine.does(task.name, threads)]
-                cells = [Cell(engine, threads, task) for task in wanted]
-                _warm_up(worker, cells)
-                workers.append((worker, cells))
+                runners.append(stack.enter_context(closing(Runner(model, engine, threads))))
+                runners[-1].warm_up()
         for number in range(rounds):
-            for worker, cells in workers:
-                _ask_all(worker, cells, number, rounds)
-    return [cell for _, cells in workers for cell in cells if cell.speeds]
+            for runner in runners:
+                runner.measure([cell for cell in runner.cells if cell.wants_round()], number)
+        for number in range(rounds, REPEAT_FACTOR * rounds):
+            for runner in runners:
+                noisy = [cell for cell in runner.cells if cell.is_noisy]
+                runner.measure([cell for cell in noisy if cell.wants_round(REPEAT_FACTOR)], number)
+    return [cell for runner in runners for cell in runner.cells if cell.speeds or cell.failure]
 
 
-def _warm_up(worker: Worker, cells: list[Cell]) -> None:
-    for cell in cells:
-        cell.is_possible = bool(worker.ask(cell.task.warm_up))
-    worker.pause()
-
-
-def _ask_all(worker: Worker, cells: list[Cell], number: int, rounds: int) -> None:
-    worker.resume()
-    for cell in cells:
-        if cell.is_possible and (not cell.is_slow or number in (rounds // 2, rounds - 1)):
-            cell.speeds.append(_speed(worker, cell.task, number))
-    worker.pause()
-
-
-def _speed(worker: Worker, task: Task, number: int) -> float:
-    """Return tokens a second; repeat quick requests, drop the first and take the median."""
-    seconds: list[float] = []
-    while len(seconds) < MAX_TRIES and sum(seconds) < ENOUGH_SECONDS:
-        seed = 1 + MAX_TRIES * number + len(seconds)
-        seconds.append(float(worker.ask(f"{task.request} {seed}")["seconds"]))
-    return task.tokens / median(seconds[1:] or seconds)
+def crash(model: Model, engine: Engine) -> str:
+    """Return the first failure of an engine at a short request of each task, or ""."""
+    for threads in engine.threads:
+        with closing(Runner(model, engine, threads)) as runner:
+            runner.warm_up()
+        failures = [cell.failure for cell in runner.cells if cell.failure]
+        if failures:
+            return failures[0]
+    return ""
 
 
 @dataclass(frozen=True)
@@ -121,12 +221,14 @@ class Greedy:
         equal: tokens before the first difference.
         steps: tokens of the reference before EOS.
         about: version of the engine.
+        failure: why the engine stopped, such as "SIGILL"; "" if it did not.
     """
 
     engine: Engine
     equal: int
     steps: int
     about: str
+    failure: str = ""
 
 
 def greedy(model: Model, engines: Sequence[Engine]) -> list[Greedy]:
@@ -136,9 +238,13 @@ def greedy(model: Model, engines: Sequence[Engine]) -> list[Greedy]:
     for engine in engines:
         if engine.missing:
             continue
-        with Worker(engine.command(model.folder / engine.format, 1)) as worker:
-            ids = worker.ask(f"greedy {sequence_steps(model)}")["ids"]
-            about = str(worker.ask("about")["about"])
+        try:
+            with Worker(engine.command(model.folder / engine.format, 1)) as worker:
+                about = str(worker.ask("about")["about"])
+                ids = worker.ask(f"greedy {sequence_steps(model)}")["ids"]
+        except WorkerError as error:
+            found.append(Greedy(engine, 0, len(reference), "", error.reason))
+            continue
         reference = reference or [*takewhile(lambda id: id != EOS, ids)]
         equal = takewhile(lambda pair: pair[0] == pair[1], zip(reference, ids, strict=False))
         found.append(Greedy(engine, len([*equal]), len(reference), about))
@@ -147,11 +253,22 @@ def greedy(model: Model, engines: Sequence[Engine]) -> list[Greedy]:
 
 @dataclass(frozen=True)
 class Start:
-    """A program in a new process: seconds to its first byte of output, and peak memory in bytes."""
+    """A program in a new process.
+
+    Attributes:
+        program: name.
+        first_byte: seconds to its first byte of output.
+        peak_bytes: peak resident memory.
+        failure: "failed" if it did; "" otherwise.
+    """
 
     program: str
     first_byte: float
     peak_bytes: int
+    failure: str = ""
+
+
+EMPTY_PROGRAM = "empty program"
 
 
 def start(model: Model, rounds: int) -> list[Start]:
@@ -159,26 +276,37 @@ def start(model: Model, rounds: int) -> list[Start]:
 
     The last entry is a program that does nothing, the cost of a process.
     """
-    folder = model.folder
-    commands: dict[str, list[str | Path]] = {
-        "StoryLlamas q8": [build.engine_program(), folder / "q8.slm"]
-    }
-    if checkout := os.environ.get("LLAMA2C"):
-        program, files = build.llama2c_program(Path(checkout), "runq.c"), folder / "llama2c-q8"
-        tokenizer = files / "tokenizer.bin"
-        commands["llama2.c int8"] = [program, files / "model.bin", "-z", tokenizer]
-    commands["empty program"] = [shutil.which("true") or "/bin/true"]
     watcher = build.start()
+    commands = _start_commands(model.folder)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
+    failed: set[str] = set()
     for _ in range(rounds + 1):
         for name, command in commands.items():
-            output = subprocess.run([watcher, *command], capture_output=True, check=True).stdout
-            runs[name].append(json.loads(output))
+            done = subprocess.run([watcher, *command], capture_output=True, check=False)
+            if done.returncode:
+                failed.add(name)
+            else:
+                runs[name].append(json.loads(done.stdout))
     return [
-        Start(
+        Start(name, 0.0, 0, "failed")
+        if name in failed
+        else Start(
             name,
             median(run["first_byte"] for run in found[1:]),  # the first fills the page cache
             int(median(run["peak_bytes"] for run in found)),
         )
         for name, found in runs.items()
     ]
+
+
+def _start_commands(folder: Path) -> dict[str, list[str | Path]]:
+    commands: dict[str, list[str | Path]] = {
+        "StoryLlamas q8": [build.engine_program(), folder / "q8.slm"]
+    }
+    if checkout := os.environ.get("LLAMA2C"):
+        files = folder / "llama2c-q8"
+        with suppress(UserError):  # the table of engines says that it cannot be compiled
+            program = build.llama2c_program(Path(checkout), "runq.c")
+            tokenizer = files / "tokenizer.bin"
+            commands["llama2.c int8"] = [program, files / "model.bin", "-z", tokenizer]
+    return {**commands, EMPTY_PROGRAM: [shutil.which("true") or "/bin/true"]}

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import shutil
-from dataclasses import dataclass
+import subprocess
+import sys
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from string import ascii_letters, digits
-from typing import Any
 
 import numpy as np
 import yaml
 
 from bench.build import BUILD, ROOT
+from bench.worker import exit_reason
 from storyllamas import params
 from storyllamas.config import ModelConfig, tensor_shapes
+from storyllamas.errors import UserError
 from storyllamas.interop.formats import export_model
 from storyllamas.interop.model import InteropModel, open_model
 from storyllamas.slm import weight_file
@@ -41,12 +42,14 @@ class Model:
         config: shape.
         about: origin of the weights.
         folder: of the files FORMAT.slm or FORMAT/… of each format.
+        failures: why the export of a format failed, by format.
     """
 
     size: str
     config: ModelConfig
     about: str
     folder: Path
+    failures: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_trained(self) -> bool:
@@ -75,10 +78,14 @@ def prepare(size: str, formats: set[str]) -> Model:
     else:
         source, about = _random_source(shape(size)), f"random weights of seed {SEED}"
     model = Model(size, source.config, about, BUILD / "models" / size)
+    # CTranslate2 formats come last: they are converted from hf.
     for name in sorted(formats, key=lambda name: (name.startswith("ct2-"), name)):
-        _export(
-            source, name, model.folder
-        )  # CTranslate2 formats come last: they are converted from hf
+        try:
+            _export(source, name, model.folder)
+        except UserError as error:
+            if name in GROUP_SIZES:
+                raise
+            model.failures[name] = str(error).splitlines()[0]
     return model
 
 
@@ -99,12 +106,14 @@ def _export(source: InteropModel, name: str, folder: Path) -> None:
 
 
 def _convert_to_ctranslate2(source: Path, target: Path, weight_type: str) -> None:
-    from ctranslate2.converters import TransformersConverter
-
-    logging: Any = importlib.import_module("transformers.utils.logging")
-    logging.disable_progress_bar()
-    shutil.rmtree(target, ignore_errors=True)
-    TransformersConverter(str(source)).convert(str(target), quantization=weight_type)
+    """Convert in another process, because the packages of an engine may crash."""
+    command = [sys.executable, "-m", "bench.peers.convert_ctranslate2", str(source), str(target)]
+    done = subprocess.run(
+        [*command, weight_type], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [""]
+        raise UserError(f"{exit_reason(done.returncode)}: {lines[-1]}".removesuffix(": "))
 
 
 def _random_source(config: ModelConfig) -> InteropModel:

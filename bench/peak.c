@@ -66,8 +66,14 @@ LOOP(int8, __m512i, __m512i, 128, STEP)
 #define STEP(sum, a, b) _mm256_dpbusd_avx_epi32(sum, a, b)
 LOOP(int8, __m256i, __m256i, 64, STEP)
 #elif defined(__AVX2__)
-#define PAIRS(a, b) _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1))
-#define STEP(sum, a, b) _mm256_add_epi32(sum, PAIRS(a, b))
+/* The product does not depend on the sum. The empty assembly keeps the compiler from computing it
+ * once for all sums. */
+static inline __m256i add_products(__m256i sum, __m256i a, __m256i b) {
+    __asm__ volatile("" : "+v"(a));
+    const __m256i pairs = _mm256_maddubs_epi16(a, b);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+#define STEP(sum, a, b) add_products(sum, a, b)
 LOOP(int8, __m256i, __m256i, 64, STEP)
 #elif defined(__ARM_FEATURE_DOTPROD)
 LOOP(int8, int8x16_t, int32x4_t, 32, vdotq_s32)

@@ -1,20 +1,31 @@
-"""Write RESULTS.md from the measurements."""
+"""Write the page of a machine in bench/results from the measurements of `make bench`."""
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 
+from bench import processor
 from bench.engines import AUTO, OURS, Engine
 from bench.limits import Limit, Machine
-from bench.measure import BATCH, BATCH_STEPS, PROMPT, Cell, Greedy, Start, sequence_steps
+from bench.measure import (
+    BATCH,
+    BATCH_STEPS,
+    NOISE,
+    PROMPT,
+    REPEAT_FACTOR,
+    ROW_SECONDS,
+    Cell,
+    Greedy,
+    Start,
+    sequence_steps,
+)
 from bench.models import Model
+from storyllamas.atomic import write_text
 
 TASKS = {
     "story": "One sequence",
@@ -22,6 +33,8 @@ TASKS = {
     "batch": f"{BATCH} sequences (batched)",
 }
 PEERS = ("llama.cpp", "llama2.c")
+SPEED_UP = "Speed-up over the faster of llama.cpp and llama2.c"
+SHARES = f"{OURS} compared with the limit of the machine"
 
 
 @dataclass
@@ -48,13 +61,18 @@ class Results:
     memory: list[Start]
     rounds: int
 
-    def speed(self, size: str, engine: Engine, task: str, threads: int) -> float:
-        """Return median tokens a second, or 0 if it was not measured."""
+    def cell(self, size: str, engine: Engine, task: str, threads: int) -> Cell | None:
+        """Return a measurement, or None if there is none."""
         wanted = (engine.label, task, threads)
         for cell in self.cells[size]:
             if (cell.engine.label, cell.task.name, cell.threads) == wanted:
-                return median(cell.speeds)
-        return 0.0
+                return cell
+        return None
+
+    def speed(self, size: str, engine: Engine, task: str, threads: int) -> float:
+        """Return median tokens a second, or 0 if it was not measured or the engine failed."""
+        cell = self.cell(size, engine, task, threads)
+        return median(cell.speeds) if cell and cell.speeds and not cell.failure else 0.0
 
     def best(self, size: str, engine: Engine, task: str) -> float:
         """Return tokens a second with the fastest thread count."""
@@ -74,17 +92,21 @@ class Results:
 
 
 def write(results: Results, path: Path) -> None:
-    """Write RESULTS.md."""
-    from storyllamas.atomic import write_text
-
-    write_text(path, markdown(results))
+    """Write the page; its figure has the same name, and the ending .png."""
+    write_text(path, markdown(results, f"{path.stem}.png"))
 
 
-def markdown(results: Results) -> str:
-    """Return the page as Markdown."""
+def markdown(results: Results, figure: str) -> str:
+    """Return the page as Markdown.
+
+    Args:
+        results: the measurements.
+        figure: path of the figure, relative to the page.
+    """
     sections = [
-        _head(results),
+        _head(results, figure),
         *(_task(results, task) for task in TASKS),
+        _failures(results),
         _comparison(results),
         _shares(results),
         _machine_limits(results),
@@ -97,20 +119,21 @@ def markdown(results: Results) -> str:
 # ---- Sections ------------------------------------------------------------------------------------
 
 
-def _head(results: Results) -> str:
+def _head(results: Results, figure: str) -> str:
     models = "; ".join(f"{size}: {model.about}" for size, model in results.models.items())
     largest = next(iter(results.models.values()))
     missing = [f"- {e.label} was not measured: {e.missing}" for e in results.engines if e.missing]
     lines = [
-        "# Results",
+        f"# Speed on {processor.title()}",
         "",
-        "Written by `make bench`. Speeds are tokens a second, the median of "
-        f"{results.rounds} interleaved round{'s' * (results.rounds > 1)}.",
+        "Written by `make bench`. Speeds are tokens a second, the median of interleaved rounds: "
+        f"{results.rounds}, or fewer if they take more than {ROW_SECONDS:g} s, or up to "
+        f"{REPEAT_FACTOR * results.rounds} if they differ by more than {NOISE:.0%}. ~ marks "
+        "figures whose rounds still differ by more.",
         "",
         f"- Date: {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
-        f"- Machine: {processor()}, {os.cpu_count()} cores, {platform.system()} "
-        f"{platform.release()}",
-        f"- Compiler: {_first_line('cc', '--version')}",
+        f"- Machine: {processor.title()}, {platform.system()} {platform.release()}",
+        f"- Compiler: {processor.first_line('cc', '--version')}",
         f"- Weights: {models}",
         f"- One sequence: {sequence_steps(largest)} tokens after BOS, temperature 1, top-p 0.9, "
         "EOS ignored. CTranslate2 is also measured greedily, because its sampling takes longer "
@@ -122,15 +145,15 @@ def _head(results: Results) -> str:
         "- llama2.c has no prefill: it computes a prompt token by token",
         *missing,
         "",
-        "![Tokens a second by size and engine](speed.png)",
+        f"![Tokens a second by size and engine]({figure})",
     ]
     return "\n".join(lines)
 
 
 def _task(results: Results, task: str) -> str:
     def cell(engine: Engine, size: str) -> str:
-        speeds = [results.speed(size, engine, task, threads) for threads in engine.threads]
-        return " / ".join(number(speed) for speed in speeds if speed)
+        found = [results.cell(size, engine, task, threads) for threads in engine.threads]
+        return " / ".join(_figure(cell) for cell in found if cell)
 
     rows = [
         [engine.name, engine.weights, *(cell(engine, size) for size in results.models)]
@@ -138,6 +161,31 @@ def _task(results: Results, task: str) -> str:
     ]
     measured = [row for row in rows if any(row[2:])]
     return _section(TASKS[task], ["engine", "weights", *results.models], measured)
+
+
+def _figure(cell: Cell) -> str:
+    """Format a speed, or the reason of a failure."""
+    if cell.failure:
+        return cell.failure
+    return number(median(cell.speeds)) + "~" * cell.is_noisy
+
+
+def _failures(results: Results) -> str:
+    rows = []
+    for size in results.models:
+        for engine in results.engines:
+            if reason := results.models[size].failures.get(engine.format):
+                rows.append([engine.name, engine.weights, size, "", "export", _escape(reason), ""])
+        for cell in results.cells[size]:
+            if cell.failure:
+                where = [cell.engine.name, cell.engine.weights, size, _threads(cell.threads)]
+                rows.append([*where, TASKS[cell.task.name], cell.failure, _escape(cell.detail)])
+    return _section(
+        "Failures",
+        ["engine", "weights", "size", "threads", "task", "reason", "last line of output"],
+        rows,
+        "An engine that crashed is started again for its other tasks.",
+    )
 
 
 def _comparison(results: Results) -> str:
@@ -152,7 +200,7 @@ def _comparison(results: Results) -> str:
             ratios = [_ratio(results, size, task, ours, peers) for size in results.models]
             rows.append([title, ours.weights, *ratios])
     return _section(
-        "Speed-up over the faster of llama.cpp and llama2.c",
+        SPEED_UP,
         ["task", "weights", *results.models],
         [row for row in rows if any(row[2:])],
         "Weights of equal bits; each engine with its faster number of threads.",
@@ -179,11 +227,11 @@ def _shares(results: Results) -> str:
         if threads != AUTO
     ]
     return _section(
-        f"{OURS} compared with the limit of the machine",
+        SHARES,
         ["task", "weights", "threads", *results.models],
         [row for row in rows if any(row[3:])],
         "A token of one sequence reads all weights, and the keys and values of earlier positions. "
-        "A prompt and a batch are bound by arithmetic. [limits.py](limits.py) has the formulas.",
+        "A prompt and a batch are bound by arithmetic. [limits.py](../limits.py) has the formulas.",
     )
 
 
@@ -207,15 +255,23 @@ def _machine_limits(results: Results) -> str:
     peaks = [
         [row["type"], str(row["threads"]), f"{row['operations'] / 1e9:.0f}"]
         for row in found["peak"]
+        if row["type"] not in results.machine.rejected
     ]
     arithmetic = "Arithmetic in GOP/s; a multiply-add is two operations:\n\n"
-    return f"{bandwidth}\n\n{arithmetic}{table(['type', 'threads', 'GOP/s'], peaks)}"
+    parts = [bandwidth, arithmetic + table(["type", "threads", "GOP/s"], peaks)]
+    parts += [
+        f"The probe of {type} is left out: it is slower than that of f32, so it is no limit."
+        for type in results.machine.rejected
+    ]
+    return "\n\n".join(parts)
 
 
 def _start_and_memory(results: Results) -> str:
     sizes = list(results.models)
-    starts = [[run.program, f"{1000 * run.first_byte:.1f}"] for run in results.start[:-1]]
-    peaks = [[run.program, f"{run.peak_bytes / 1e6:.2f}"] for run in results.memory]
+    starts = [
+        [run.program, run.failure or f"{1000 * run.first_byte:.1f}"] for run in results.start[:-1]
+    ]
+    peaks = [[run.program, run.failure or f"{run.peak_bytes / 1e6:.2f}"] for run in results.memory]
     return (
         f"## Start time and memory\n\nMilliseconds from the start of a process to the first token, "
         f"{sizes[-1]} with 8-bit weights in the page cache:\n\n{table(['program', 'ms'], starts)}"
@@ -233,8 +289,8 @@ def _agreement(results: Results) -> str:
         ]
         if any(found):
             about = next(g.about for g in found if g).replace(" = 1 | ", ", ").removesuffix(", ")
-            cells = (f"{g.equal} of {g.steps}" if g else "" for g in found)
-            rows.append([engine.name, engine.weights, *cells, about])
+            cells = ((g.failure or f"{g.equal} of {g.steps}") if g else "" for g in found)
+            rows.append([engine.name, engine.weights, *cells, _escape(about)])
     return _section(
         "Greedy sequences",
         ["engine", "weights", *results.models, "version"],
@@ -244,14 +300,25 @@ def _agreement(results: Results) -> str:
     )
 
 
-def deviating(results: Results) -> list[str]:
-    """Return float32 engines whose greedy sequence differs on trained weights, and the size."""
-    return [
-        f"{g.engine.label} on {size}"
-        for size, found in results.greedy.items()
-        for g in found
-        if results.models[size].is_trained and g.engine.bits == 32 and g.equal < g.steps
-    ]
+def errors(results: Results) -> list[str]:
+    """Return what must not happen, one sentence each.
+
+    A failure of StoryLlamas, and a float32 engine whose greedy sequence on trained weights differs
+    from that of StoryLlamas.
+    """
+    found = []
+    for size, model in results.models.items():
+        found += [
+            f"{cell.engine.label} fails on {size}: {cell.failure}"
+            for cell in results.cells[size]
+            if cell.failure and cell.engine.name == OURS
+        ]
+        found += [
+            f"{g.engine.label} generates a different greedy sequence on {size}"
+            for g in results.greedy[size]
+            if model.is_trained and g.engine.bits == 32 and g.equal < g.steps and not g.failure
+        ]
+    return found
 
 
 # ---- Parts ---------------------------------------------------------------------------------------
@@ -277,27 +344,18 @@ def _section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], tex
     return "\n\n".join(part for part in (f"## {title}", text, table(head, rows)) if part)
 
 
+def _escape(text: str) -> str:
+    """Return a text of other programs as the content of a table's cell."""
+    return text.replace("|", r"\|")
+
+
+def _threads(count: int) -> str:
+    return "automatic" if count == AUTO else str(count)
+
+
 def _ours(results: Results) -> list[Engine]:
     return [engine for engine in results.engines if engine.name == OURS]
 
 
 def _counts(results: Results) -> tuple[int, ...]:
     return tuple(threads for threads in _ours(results)[0].threads if threads != AUTO)
-
-
-def processor() -> str:
-    """Return the name of the processor, or its architecture."""
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return _first_line("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
-
-
-def _first_line(*command: str) -> str:
-    try:
-        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    except FileNotFoundError:
-        return ""
-    return output.partition("\n")[0]

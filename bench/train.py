@@ -13,7 +13,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import build, report, train_report
-from bench.engines import Worker
+from bench import build, index, processor, train_report
 from bench.plain_loop import Shape
 from bench.train_report import Case, Measured, Row
 from bench.train_worker import LLAMA2C, OURS, PEAK, PLAIN, Setup
+from bench.worker import Worker, WorkerError
 from storyllamas import params, token_file
 from storyllamas.atomic import write_text
 from storyllamas.errors import UserError, exit_on_user_error
@@ -41,6 +41,9 @@ ROUND_SECONDS = 1.0
 """Least time of a round of a loop."""
 
 RANDOM_TOKENS = 1 << 20
+
+TIMEOUT_SECONDS = 3600.0
+"""A loop that takes longer for a request is killed; compiling takes minutes on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -85,31 +88,46 @@ def tasks(raw: dict[str, Any], sizes: Sequence[str], recipes: Sequence[str]) -> 
 
 
 class _Runner:
-    """A loop in its process, paused between rounds."""
+    """A loop in its process, paused between rounds; `row.failure` says why it stopped."""
 
     def __init__(self, worker: Worker, loop: str, tokens_per_step: int) -> None:
-        self._worker = worker
-        first, second = (worker.ask("steps 1")["seconds"] for _ in range(2))
-        self._steps = math.ceil(ROUND_SECONDS / second)
-        self._tokens = self._steps * tokens_per_step
-        about = worker.ask("about")
-        worker.pause()
-        start = about["seconds"] + max(0.0, first - second)
-        self.row = Row(loop, about["about"], start, [], 0)
+        self._worker, self._tokens_per_step = worker, tokens_per_step
+        self.row = Row(loop, "", 0.0, [], 0)
+        self._try(self._take_first_steps)
 
     def take_steps(self) -> None:
         """Measure one round."""
+        if not self.row.failure:
+            self._try(self._take_steps)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except WorkerError as error:
+            if self.row.loop == OURS:
+                raise
+            self.row.failure = error.reason
+
+    def _take_first_steps(self) -> None:
+        first, second = (self._worker.ask("steps 1")["seconds"] for _ in range(2))
+        self._steps = math.ceil(ROUND_SECONDS / second)
+        about = self._worker.ask("about")
+        self._worker.pause()
+        self.row.about = about["about"]
+        self.row.start = about["seconds"] + max(0.0, first - second)
+
+    def _take_steps(self) -> None:
         self._worker.resume()
         answer = self._worker.ask(f"steps {self._steps}")
         self._worker.pause()
-        self.row.speeds.append(self._tokens / answer["seconds"])
+        self.row.speeds.append(self._steps * self._tokens_per_step / answer["seconds"])
         self.row.peak_bytes = answer["peak_bytes"]
 
 
 def measure(task: Task, where: str, llama2c: str, rounds: int) -> Measured:
     """Measure tokens a second of each loop and, between rounds, the peak of matrix products."""
     recipe = task.params.recipe
-    peaks = dict.fromkeys(train_report.PRECISIONS, 0.0)
+    peaks = dict.fromkeys(precisions(where), 0.0)
     with ExitStack() as stack:
         arithmetic = stack.enter_context(_start(Setup(PEAK, where)))
         runners = []
@@ -129,10 +147,18 @@ def measure(task: Task, where: str, llama2c: str, rounds: int) -> Measured:
     return Measured(case, flops, peaks, [runner.row for runner in runners], _now())
 
 
+def precisions(where: str) -> list[str]:
+    """Return the precisions in which a device multiplies natively; emulation takes minutes."""
+    is_native = {"float32": True, "bfloat16": device.computes_in_bfloat16(where)}
+    return [precision for precision in train_report.PRECISIONS if is_native[precision]]
+
+
 def _start(setup: Setup) -> Worker:
     ours = process_env.variables() if setup.loop == OURS else {}
     command = ["env", *(f"{name}={value}" for name, value in ours.items()), sys.executable]
-    return Worker([*command, "-m", "bench.train_worker", json.dumps(asdict(setup))])
+    return Worker(
+        [*command, "-m", "bench.train_worker", json.dumps(asdict(setup))], TIMEOUT_SECONDS
+    )
 
 
 def _setups(task: Task, where: str, llama2c: str) -> Iterator[Setup]:
@@ -174,17 +200,22 @@ def kept(raw: dict[str, Any], machine: str, llama2c: str) -> Path:
     return build.BUILD / "training" / f"{digest.hexdigest()[:16]}.json"
 
 
+def title(where: str) -> str:
+    """Return the name of the GPU in use, or of the processor with its instruction set."""
+    return torch.cuda.get_device_name() if where == "cuda" else processor.title()
+
+
 def machine(where: str) -> str:
     """Describe the processor, the GPU in use, threads and the version of PyTorch."""
-    about = f"{report.processor()}, {os.cpu_count()} cores"
+    about = title(where)
     if where == "cuda":
-        about = f"{torch.cuda.get_device_name()}, {about}"
+        about = f"{about}, {processor.title()}"
     return f"{about}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
 
 
 @exit_on_user_error
 def main() -> None:
-    """Parse the command line, measure and write TRAINING.md."""
+    """Parse the command line, measure and write the page of this machine in bench/results."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.train", description=(__doc__ or "").splitlines()[0]
     )
@@ -195,9 +226,7 @@ def main() -> None:
     parser.add_argument(
         "--recipes", nargs="+", default=["quick", "fast"], help="keys of `recipes` in params.yaml"
     )
-    parser.add_argument(
-        "--out", type=Path, default=build.BENCH / "TRAINING.md", help="file of the results"
-    )
+    parser.add_argument("--out", type=Path, default=index.RESULTS, help="folder of the results")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         raise UserError(f"--rounds is {arguments.rounds}: give 1 or more")
@@ -218,8 +247,10 @@ def main() -> None:
         train_report.write(path, list(found.values()))
     order = list(raw["sizes"])
     rows = sorted(found.values(), key=lambda one: (order.index(one.case.size), -one.case.batch))
-    text = train_report.markdown(rows, about)
-    write_text(arguments.out, text)
+    text = train_report.markdown(rows, title(where), about)
+    name = f"{processor.slug(title(where))}{train_report.TRAINING_SUFFIX}"
+    write_text(arguments.out / f"{name}.md", text)
+    index.write(arguments.out)
     print(f"\n{text}")
 
 

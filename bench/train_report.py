@@ -1,4 +1,4 @@
-"""Write TRAINING.md from the measurements of `make bench-train`."""
+"""Write a training page in bench/results from the measurements of `make bench-train`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from bench.train_worker import OURS, PLAIN
 from storyllamas.atomic import write_json
 
 PRECISIONS = ("bfloat16", "float32")
+TRAINING_SUFFIX = "-training"
+"""Ends the file names of these pages, before ".md"."""
+WINDOWS, TOKENS_PER_SECOND, SPEED_UP = "windows a step", "tokens a second", "speed-up"
+"""Heads of columns."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Row:
         start: seconds before the first step, imports and compilation included.
         speeds: tokens a second of each round.
         peak_bytes: peak memory.
+        failure: why the loop stopped, such as "SIGILL"; "" if it did not.
     """
 
     loop: str
@@ -56,11 +61,12 @@ class Row:
     start: float
     speeds: list[float]
     peak_bytes: int
+    failure: str = ""
 
     @property
     def speed(self) -> float:
-        """Return median tokens a second."""
-        return median(self.speeds)
+        """Return median tokens a second, or 0 if the loop failed."""
+        return 0.0 if self.failure else median(self.speeds)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Measured:
     Attributes:
         case: size and batch size.
         flops: floating-point operations to train on one token.
-        peaks: operations a second of a matrix product, by precision.
+        peaks: operations a second of a matrix product, by precision of `PRECISIONS`.
         rows: one for each loop.
         date: of the measurement.
     """
@@ -104,14 +110,21 @@ def read(path: Path) -> list[Measured]:
     ]
 
 
-def markdown(measured: Sequence[Measured], machine: str) -> str:
-    """Return the page as Markdown."""
+def markdown(measured: Sequence[Measured], title: str, machine: str) -> str:
+    """Return the page as Markdown.
+
+    Args:
+        measured: the measurements.
+        title: name of the GPU or the processor.
+        machine: the same with threads and versions.
+    """
     dates = sorted(one.date for one in measured)
-    peaks = {name: max(one.peaks[name] for one in measured) for name in PRECISIONS}
-    rounds = min(len(row.speeds) for one in measured for row in one.rows)
-    abouts = dict.fromkeys((row.loop, row.about) for one in measured for row in one.rows)
+    precisions = [name for name in PRECISIONS if all(name in one.peaks for one in measured)]
+    peaks = {name: max(one.peaks[name] for one in measured) for name in precisions}
+    rounds = min(len(row.speeds) for one in measured for row in one.rows if not row.failure)
+    abouts = dict.fromkeys((r.loop, r.about) for one in measured for r in one.rows if r.about)
     lines = [
-        "# Speed of training",
+        f"# Speed of training on {title}",
         "",
         "Written by `make bench-train`. Speeds are tokens a second, the median of at least "
         f"{rounds} interleaved round{'s' * (rounds > 1)} after two warm-up steps. The range in "
@@ -120,10 +133,10 @@ def markdown(measured: Sequence[Measured], machine: str) -> str:
         f"- Date: {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}",
         f"- Machine: {machine}, {platform.system()} {platform.release()}",
         "- Peak of square matrix products: "
-        + ", ".join(f"{peaks[name] / 1e9:,.0f} GFLOP/s in {name}" for name in PRECISIONS),
+        + ", ".join(f"{peaks[name] / 1e9:,.0f} GFLOP/s in {name}" for name in precisions),
         *(f"- {loop}: {about}" for loop, about in abouts),
-        "- The plain loop is [plain_loop.py](plain_loop.py), a naive PyTorch loop: explicit mask, "
-        "separate matrices, nothing fused or compiled, default settings",
+        "- The plain loop is [plain_loop.py](../plain_loop.py), a naive PyTorch loop: explicit "
+        "mask, separate matrices, nothing fused or compiled, default settings",
         "- Utilization counts 6 operations for each weight of a matrix, and 12 for each layer, "
         "query channel and position of the context",
         "- 2 × 8 windows a step: two forward and backward passes of 8 windows each. The recipes "
@@ -132,8 +145,8 @@ def markdown(measured: Sequence[Measured], machine: str) -> str:
         "",
         table(
             [
-                *("size", "windows a step", "loop", "tokens a second", "speed-up"),
-                *(f"utilization ({name})" for name in PRECISIONS),
+                *("size", WINDOWS, "loop", TOKENS_PER_SECOND, SPEED_UP),
+                *(f"utilization ({name})" for name in precisions),
                 *("peak memory, MB", "start, s"),
             ],
             [_cells(one, row, peaks) for one in measured for row in one.rows],
@@ -148,14 +161,15 @@ def _cells(one: Measured, row: Row, peaks: dict[str, float]) -> list[str]:
     windows = f"{passes} × {one.case.micro_batch}" if passes > 1 else f"{one.case.batch}"
     recipes = f" ({', '.join(one.case.recipes)})" if one.case.recipes else ""
     name = f"**{row.loop}**" if row.loop == OURS else row.loop
+    where = [one.case.size, f"{windows}{recipes}", name]
+    if row.failure:
+        return [*where, row.failure, *[""] * (3 + len(peaks))]
     spread = f"{number(min(row.speeds))}–{number(max(row.speeds))}"
     return [
-        one.case.size,
-        f"{windows}{recipes}",
-        name,
+        *where,
         f"{number(row.speed)} ({spread})",
         f"{row.speed / plain:.2f} ×" if plain else "",
-        *(f"{row.speed * one.flops / peaks[kind]:.0%}" for kind in PRECISIONS),
+        *(f"{row.speed * one.flops / peak:.0%}" for peak in peaks.values()),
         f"{row.peak_bytes / 1e6:,.0f}",
         f"{row.start:.1f}",
     ]

@@ -115,13 +115,27 @@ static void store_f16(const sl_model *model, const sl_attention_scratch *scratch
 
 /* ---- Rotary position embedding --------------------------------------------------------------- */
 
-/* Pair i at position t is rotated by t / rope_theta^(2i / head_dim) (Su et al. 2021,
- * arXiv:2104.09864). */
+/* Return by how much pair i / 2 is rotated at position 1: 1 / rope_theta^(i / head_dim) (Su et al.
+ * 2021, arXiv:2104.09864), scaled for a long context. Llama 3.1 divides the frequency by
+ * rope_factor if the pair turns less than low_freq_factor times over the original context, leaves
+ * it if it turns more than high_freq_factor times, and interpolates in between. */
+static double rotary_frequency(const sl_info *info, size_t i) {
+    const double frequency = pow(info->rope_theta, -(double)i / info->head_dim);
+    if (info->rope_scaling == SL_ROPE_NONE) return frequency;
+    const double scaled = frequency / info->rope_factor;
+    if (info->rope_scaling == SL_ROPE_LINEAR) return scaled;
+    const double pi = 3.14159265358979323846;
+    const double low = info->rope_low_freq_factor, high = info->rope_high_freq_factor;
+    const double turns = info->rope_original_context * frequency / (2 * pi);
+    const double kept = fmin(fmax((turns - low) / (high - low), 0), 1);
+    return (1 - kept) * scaled + kept * frequency;
+}
+
 float *sl_rotary_table(const sl_info *info) {
     float *table = calloc(info->context, info->head_dim * sizeof(float));
     if (!table) return NULL;
     for (size_t i = 0; i < info->head_dim; i += 2) {
-        const double frequency = pow(info->rope_theta, -(double)i / info->head_dim);
+        const double frequency = rotary_frequency(info, i);
         for (size_t t = 0; t < info->context; t++) {
             float *pair = table + t * info->head_dim + i;
             pair[0] = (float)cos((double)t * frequency);

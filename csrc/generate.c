@@ -58,7 +58,7 @@ int sl_start_slot(sl_session *s, size_t slot, const char *prompt, size_t length,
     if (!sequence) return SL_ERROR_ARGUMENT;
     int status = sl_check_options(options);
     if (status) return status;
-    const size_t bos_count = info->bos_id >= 0;
+    const size_t bos_count = info->adds_bos || (length == 0 && info->bos_id >= 0);
     if (!bos_count && length == 0)
         return sl_fail(SL_ERROR_ARGUMENT,
                        "the model has no BOS token to start from: give a prompt that is not empty");

@@ -269,7 +269,7 @@ static void print_prompt_ids(const sl_model *model, const char *prompt) {
     const sl_tokenizer *tokenizer = sl_model_tokenizer(model);
     check(sl_encode(tokenizer, NULL, prompt, strlen(prompt), ids, capacity, &count));
     const int32_t bos_id = sl_model_info(model)->bos_id;
-    if (bos_id >= 0) printf("%" PRId32 " ", bos_id);
+    if (sl_model_info(model)->adds_bos) printf("%" PRId32 " ", bos_id);
     for (size_t i = 0; i < count; i++) printf("%" PRId32 " ", ids[i]);
     free(ids);
 }
@@ -303,6 +303,14 @@ static void print_story(const command *c, const sl_model *model, sl_session *ses
 
 /* ---- Information and speed ------------------------------------------------------------------- */
 
+static void print_rope_scaling(const sl_info *info) {
+    if (info->rope_scaling == SL_ROPE_LINEAR)
+        printf("rope scaling  linear, by %g\n", (double)info->rope_factor);
+    if (info->rope_scaling == SL_ROPE_LLAMA3)
+        printf("rope scaling  llama3, by %g from %" PRIu32 " positions\n",
+               (double)info->rope_factor, info->rope_original_context);
+}
+
 static void print_type(const char *name, uint32_t type, uint32_t group_size) {
     printf("%-13s %s", name, sl_type_name(type));
     if (group_size) printf(", a scale for %" PRIu32 " columns", group_size);
@@ -324,6 +332,7 @@ static void print_info(const sl_info *info) {
     printf("vocabulary    %" PRIu32 "\n", info->vocab_size);
     printf("classifier    %s\n", info->tied ? "tied to the embedding" : "not tied");
     printf("rope theta    %g\n", (double)info->rope_theta);
+    print_rope_scaling(info);
     printf("norm epsilon  %g\n", (double)info->norm_eps);
     printf("special ids   unk %" PRId32 ", bos %" PRId32 ", eos %" PRId32 ", pad %" PRId32 "\n",
            info->unk_id, info->bos_id, info->eos_id, info->pad_id);

@@ -9,6 +9,7 @@
 #include "attention.h"
 #include "checksum.h"
 #include "error.h"
+#include "model_limits.h"
 #include "pages.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -16,16 +17,19 @@
 #endif
 
 enum {
-    VERSION = 2,
+    VERSION = 3,
+    OLDEST_VERSION = 2, /* all that is new since is zero in it */
     HEADER_BYTES = 256,
     ALIGNMENT = 64,
     FLAG_TIED = 1 << 0,
     FLAG_DUMMY_PREFIX = 1 << 1,
     FLAG_BYTE_FALLBACK = 1 << 2,
-    FLAGS = FLAG_TIED | FLAG_DUMMY_PREFIX | FLAG_BYTE_FALLBACK,
-    MAX_DIMENSION = 1 << 20,
-    MAX_CONTEXT = 1 << 17,
-    MAX_GROUP_SIZE = 1 << 14, /* the dot product of a group must fit in 32 bits */
+    FLAG_METASPACE = 1 << 3,
+    FLAG_PREFIX_FIRST = 1 << 4,
+    FLAG_FUSE_UNK = 1 << 5,
+    FLAG_IGNORE_MERGES = 1 << 6,
+    FLAG_NO_BOS = 1 << 7,
+    FLAGS = (1 << 8) - 1,
     /* Larger files move to huge pages: with small pages the processor's first-level TLB covers less
      * than this. */
     MIGRATE_FROM_BYTES = 1 << 23,
@@ -44,7 +48,11 @@ typedef struct {
     uint32_t flags, embedding_type;
     uint64_t tokenizer_offset, tokenizer_bytes, tensors_offset, tensors_bytes;
     uint32_t embedding_group_size;
-    uint8_t reserved[116];
+    uint32_t tokenizer_kind, pre_tokenizer, strip, merge_count, added_count;
+    uint32_t rope_scaling;
+    float rope_factor, rope_low_freq_factor, rope_high_freq_factor;
+    uint32_t rope_original_context;
+    uint8_t reserved[76];
 } header;
 
 _Static_assert(sizeof(header) == HEADER_BYTES, "the header has no padding");
@@ -64,7 +72,7 @@ static bool is_llama2c(const void *file, size_t bytes) {
     memcpy(field, file, sizeof field);
     if (field[0] == 0x616b3432) return true;
     for (int i = 0; i < 7; i++)
-        if ((i != 5 && field[i] <= 0) || field[i] == 0 || abs(field[i] / 2) > MAX_DIMENSION)
+        if ((i != 5 && field[i] <= 0) || field[i] == 0 || abs(field[i] / 2) > SL_MAX_DIMENSION)
             return false;
     return field[0] % field[3] == 0 && field[3] % field[4] == 0;
 }
@@ -84,11 +92,11 @@ static int check_kind(const sl_model *model, const header *head, const char *pat
         return sl_fail(SL_ERROR_FORMAT,
                        "weight file %s is cut short: it has %zu bytes and a header has %d", path,
                        model->file_bytes, HEADER_BYTES);
-    if (head->version != VERSION)
+    if (head->version < OLDEST_VERSION || head->version > VERSION)
         return sl_fail(SL_ERROR_FORMAT,
-                       "weight file %s has version %" PRIu32 " and this program reads version %d: "
-                       "export the model again",
-                       path, head->version, VERSION);
+                       "weight file %s has version %" PRIu32
+                       " and this program reads versions %d and %d: export the model again",
+                       path, head->version, OLDEST_VERSION, VERSION);
     if (head->file_bytes != model->file_bytes)
         return sl_fail(SL_ERROR_FORMAT,
                        "weight file %s is %zu bytes long and its header says %" PRIu64
@@ -111,14 +119,14 @@ static int check_dimensions(const header *head, const char *path) {
         const char *name;
         uint32_t value, max;
     } dimensions[] = {
-        {"dim", head->dim, MAX_DIMENSION},
-        {"layers", head->layers, MAX_DIMENSION},
-        {"heads", head->heads, MAX_DIMENSION},
-        {"kv_heads", head->kv_heads, MAX_DIMENSION},
-        {"head_dim", head->head_dim, MAX_DIMENSION},
-        {"hidden", head->hidden, MAX_DIMENSION},
-        {"context", head->context, MAX_CONTEXT},
-        {"vocab_size", head->vocab_size, MAX_DIMENSION},
+        {"dim", head->dim, SL_MAX_DIMENSION},
+        {"layers", head->layers, SL_MAX_LAYERS},
+        {"heads", head->heads, SL_MAX_DIMENSION},
+        {"kv_heads", head->kv_heads, SL_MAX_DIMENSION},
+        {"head_dim", head->head_dim, SL_MAX_DIMENSION},
+        {"hidden", head->hidden, SL_MAX_DIMENSION},
+        {"context", head->context, SL_MAX_CONTEXT},
+        {"vocab_size", head->vocab_size, SL_MAX_DIMENSION},
     };
     for (size_t i = 0; i < sizeof dimensions / sizeof *dimensions; i++)
         if (dimensions[i].value < 1 || dimensions[i].value > dimensions[i].max)
@@ -128,7 +136,7 @@ static int check_dimensions(const header *head, const char *path) {
                            path, dimensions[i].name, dimensions[i].value, dimensions[i].max);
     if (head->heads % head->kv_heads) return reject(path, "kv_heads does not divide heads");
     if (head->head_dim % 2) return reject(path, "head_dim is odd");
-    if ((uint64_t)head->heads * head->head_dim > MAX_DIMENSION)
+    if ((uint64_t)head->heads * head->head_dim > SL_MAX_DIMENSION)
         return reject(path, "heads times head_dim is out of range");
     return SL_OK;
 }
@@ -138,16 +146,39 @@ static int check_type(uint32_t type, uint32_t group_size, const char *path) {
     if (!sl_is_quantized(type))
         return group_size ? reject(path, "a group size of f32 weights is not 0") : SL_OK;
     const uint32_t multiple = sl_group_multiple(type);
-    if (group_size == 0 || group_size > MAX_GROUP_SIZE || group_size % multiple)
+    if (group_size == 0 || group_size > SL_MAX_GROUP_SIZE || group_size % multiple)
         return sl_fail(SL_ERROR_FORMAT,
                        "weight file %s is damaged: its group size is %" PRIu32
                        " and must be a multiple of %" PRIu32 " up to %d; export it again",
-                       path, group_size, multiple, MAX_GROUP_SIZE);
+                       path, group_size, multiple, SL_MAX_GROUP_SIZE);
     return SL_OK;
 }
 
 static bool is_special_id(const header *head, int32_t id) {
     return id >= -1 && id < (int64_t)head->vocab_size;
+}
+
+/* Return what is wrong with the scaling of rotary frequencies, or NULL. */
+static const char *check_rope(const header *head) {
+    const float factor = head->rope_factor, low = head->rope_low_freq_factor;
+    const float high = head->rope_high_freq_factor;
+    const bool is_llama3 = head->rope_scaling == SL_ROPE_LLAMA3;
+    if (head->rope_scaling >= SL_ROPE_SCALINGS) return "its rope_scaling is unknown";
+    if (head->rope_scaling == SL_ROPE_NONE ? factor != 0 : !(isfinite(factor) && factor > 0))
+        return "its rope_factor does not fit its rope_scaling";
+    if (!is_llama3 && (low != 0 || high != 0 || head->rope_original_context != 0))
+        return "it has factors of rotary frequencies that its rope_scaling does not use";
+    if (is_llama3 && !(low > 0 && low < high && isfinite(high) && head->rope_original_context > 0))
+        return "its factors of rotary frequencies are out of range";
+    return NULL;
+}
+
+/* Return whether a file of version 2 has zeros where version 3 has fields. */
+static bool is_as_old_as_it_says(const header *head) {
+    static const uint8_t zeros[sizeof(header) - offsetof(header, tokenizer_kind)];
+    return head->version > OLDEST_VERSION ||
+           (memcmp(&head->tokenizer_kind, zeros, sizeof zeros) == 0 &&
+            head->flags < FLAG_METASPACE);
 }
 
 static int check_header(const header *head, const char *path) {
@@ -168,6 +199,10 @@ static int check_header(const header *head, const char *path) {
     if (!is_special_id(head, head->eos_id)) return reject(path, "eos_id is out of range");
     if (!is_special_id(head, head->pad_id)) return reject(path, "pad_id is out of range");
     if (head->flags & ~(uint32_t)FLAGS) return reject(path, "it sets an unknown flag");
+    const char *reason = check_rope(head);
+    if (reason) return reject(path, reason);
+    if (!is_as_old_as_it_says(head))
+        return reject(path, "its version is 2 and it has fields of version 3");
     for (size_t i = 0; i < sizeof head->reserved; i++)
         if (head->reserved[i]) return reject(path, "a reserved byte of the header is not zero");
     return SL_OK;
@@ -212,7 +247,11 @@ static sl_matrix take_matrix(cursor *at, sl_matrix like, uint64_t rows, uint32_t
 
 static int take_tokenizer(sl_model *model, const header *head, cursor *at, const char *path) {
     const uint64_t size = head->vocab_size;
-    const uint64_t tables = size * (sizeof(float) + sizeof(uint32_t) + 1) + sizeof(uint32_t);
+    const uint64_t scores = head->tokenizer_kind == SL_SENTENCEPIECE ? size * sizeof(float) : 0;
+    const uint64_t offsets = (size + 1) * sizeof(uint32_t);
+    const uint64_t merges = head->merge_count * (uint64_t)sizeof(sl_merge_pair);
+    const uint64_t added = head->added_count * (uint64_t)sizeof(sl_added_token);
+    const uint64_t tables = scores + offsets + merges + added + size;
     const uint8_t *section = take(at, head->tokenizer_bytes, 1);
     if (at->failure) return reject(path, at->failure);
     if (head->tokenizer_bytes < tables) return reject(path, "its tokenizer is cut short");
@@ -221,13 +260,24 @@ static int take_tokenizer(sl_model *model, const header *head, cursor *at, const
     const sl_vocabulary vocabulary = {
         .size = head->vocab_size,
         .scores = (const float *)section,
-        .offsets = (const uint32_t *)(section + size * sizeof(float)),
-        .types = section + size * (sizeof(float) + sizeof(uint32_t)) + sizeof(uint32_t),
+        .offsets = (const uint32_t *)(section + scores),
+        .merges = (const sl_merge_pair *)(section + scores + offsets),
+        .added = (const sl_added_token *)(section + scores + offsets + merges),
+        .types = section + scores + offsets + merges + added,
         .text = (const char *)section + tables,
         .text_bytes = (size_t)(head->tokenizer_bytes - tables),
         .unk_id = head->unk_id,
         .dummy_prefix = (head->flags & FLAG_DUMMY_PREFIX) != 0,
         .byte_fallback = (head->flags & FLAG_BYTE_FALLBACK) != 0,
+        .kind = (int32_t)head->tokenizer_kind,
+        .pre_tokenizer = (int32_t)head->pre_tokenizer,
+        .strip = (int32_t)head->strip,
+        .metaspace = (head->flags & FLAG_METASPACE) != 0,
+        .prefix_first = (head->flags & FLAG_PREFIX_FIRST) != 0,
+        .fuse_unk = (head->flags & FLAG_FUSE_UNK) != 0,
+        .ignore_merges = (head->flags & FLAG_IGNORE_MERGES) != 0,
+        .merge_count = head->merge_count,
+        .added_count = head->added_count,
     };
     return sl_tokenizer_index(&model->tokenizer, &vocabulary, path);
 }
@@ -289,6 +339,12 @@ static void fill_info(sl_model *model, const header *head) {
         .eos_id = head->eos_id,
         .pad_id = head->pad_id,
         .tied = (uint32_t)tied,
+        .adds_bos = head->bos_id >= 0 && !(head->flags & FLAG_NO_BOS),
+        .rope_scaling = head->rope_scaling,
+        .rope_factor = head->rope_factor,
+        .rope_low_freq_factor = head->rope_low_freq_factor,
+        .rope_high_freq_factor = head->rope_high_freq_factor,
+        .rope_original_context = head->rope_original_context,
         .parameters = (tied ? 1 : 2) * head->vocab_size * dim + head->layers * layer + dim,
         .file_bytes = head->file_bytes,
         .kernels = model->kernels->name,

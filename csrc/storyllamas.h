@@ -91,6 +91,10 @@ enum { SL_F32 = 0, SL_Q8, SL_Q4, SL_TYPE_COUNT };
 /* Return "f32", "q8" or "q4", or NULL if there is no such weight type. */
 SL_API const char *sl_type_name(uint32_t type);
 
+/* How rotary frequencies are scaled for a longer context than that of the training: not at all, all
+ * divided by a factor, or those of long wavelengths as in Llama 3.1. */
+enum { SL_ROPE_NONE = 0, SL_ROPE_LINEAR, SL_ROPE_LLAMA3, SL_ROPE_SCALINGS };
+
 typedef struct {
     uint32_t dim;      /* width of the residual stream */
     uint32_t layers;   /* transformer blocks */
@@ -111,6 +115,12 @@ typedef struct {
     int32_t eos_id;                /* -1: there is none */
     int32_t pad_id;                /* -1: there is none */
     uint32_t tied;                 /* 1: the classifier is the embedding */
+    uint32_t adds_bos;             /* 1: a prompt gets BOS in front */
+    uint32_t rope_scaling;         /* one of SL_ROPE_…; what follows is 0 for SL_ROPE_NONE */
+    float rope_factor;             /* frequencies are divided by it */
+    float rope_low_freq_factor;    /* of SL_ROPE_LLAMA3, see attention.c; 0 for SL_ROPE_LINEAR */
+    float rope_high_freq_factor;
+    uint32_t rope_original_context;
     uint64_t parameters;
     uint64_t file_bytes;
     const char *kernels; /* name of the instruction set in use, such as "scalar" */
@@ -149,11 +159,62 @@ SL_API const sl_info *sl_model_info(const sl_model *model);
 /* Return the tokenizer of a model. It is valid as long as the model; do not close it. */
 SL_API const sl_tokenizer *sl_model_tokenizer(const sl_model *model);
 
-/* A SentencePiece byte-pair vocabulary. The arrays and the text are those of the weight file, which
- * is described below. */
+/* Kinds of byte-pair encoding. The last two merge by rank, as a Hugging Face tokenizer.json says.
+ */
+enum {
+    SL_SENTENCEPIECE = 0, /* any neighbours whose joint text is a piece merge, by score */
+    SL_BPE,               /* of characters, U+2581 for a space */
+    SL_BYTE_LEVEL,        /* of bytes */
+    SL_TOKENIZER_KINDS
+};
+
+/* How a text is cut into words that no merge crosses. The regular expressions of the last three
+ * stand in tokenizer/pretokenize.c. */
+enum {
+    SL_PRE_NONE = 0, /* not at all */
+    SL_PRE_SPACES,   /* before every space; SL_BPE only, as are the next for SL_BYTE_LEVEL */
+    SL_PRE_GPT2,
+    SL_PRE_LLAMA3,
+    SL_PRE_SMOLLM,
+    SL_PRE_TOKENIZERS
+};
+
+/* What decoding leaves out of the text of SL_BPE ids. */
+enum {
+    SL_STRIP_NONE = 0,
+    SL_STRIP_SPACE, /* a space at its beginning */
+    SL_STRIP_FIRST, /* every space of its first piece */
+    SL_STRIPS
+};
+
+/* A merge of two neighbouring pieces. The rank of a merge is its index; the lowest merges first. */
+typedef struct {
+    uint32_t left;
+    uint32_t right;
+} sl_merge_pair;
+
+/* What an added token is like. */
+enum {
+    SL_ADDED_SPECIAL = 1 << 0,     /* only sl_encode_special finds it in a text */
+    SL_ADDED_LSTRIP = 1 << 1,      /* takes in the whitespace before it */
+    SL_ADDED_RSTRIP = 1 << 2,      /* takes in the whitespace behind it */
+    SL_ADDED_NORMALIZED = 1 << 3,  /* is searched for after spaces have become U+2581 */
+    SL_ADDED_SINGLE_WORD = 1 << 4, /* counts only between characters that are not \w */
+    SL_ADDED_APART = 1 << 5,       /* no text merges to it */
+    SL_ADDED_FLAGS = (1 << 6) - 1
+};
+
+/* A piece that is found in a text before the text is cut into words. */
+typedef struct {
+    uint32_t id;
+    uint32_t flags;
+} sl_added_token;
+
+/* A byte-pair vocabulary. The arrays and the text are those of the weight file, which is described
+ * below. */
 typedef struct {
     uint32_t size;           /* pieces; 1 … 2^20 */
-    const float *scores;     /* [size] merge priority; the highest merges first */
+    const float *scores;     /* [size] merge priority, the highest merges first; SL_SENTENCEPIECE */
     const uint32_t *offsets; /* [size + 1] piece i is text[offsets[i] … offsets[i + 1] - 1] */
     const uint8_t *types;    /* [size] */
     const char *text;        /* [text_bytes] */
@@ -161,6 +222,21 @@ typedef struct {
     int32_t unk_id;        /* -1: there is none */
     int32_t dummy_prefix;  /* 1: a text gets a space in front */
     int32_t byte_fallback; /* 1: a character without a piece becomes byte pieces */
+
+    /* Zero for SL_SENTENCEPIECE. */
+    int32_t kind;          /* SL_SENTENCEPIECE, SL_BPE or SL_BYTE_LEVEL */
+    int32_t pre_tokenizer; /* one of SL_PRE_… */
+    int32_t strip;         /* one of SL_STRIP_… */
+    /* 1: spaces become U+2581 after added tokens are found; a dummy prefix stands in front of every
+     * text between these, unless that begins with a space. 0: before, and always. */
+    int32_t metaspace;
+    int32_t prefix_first;  /* 1: the dummy prefix stands only where the whole text begins */
+    int32_t fuse_unk;      /* 1: unknown neighbours are one unknown piece */
+    int32_t ignore_merges; /* 1: a word that is a piece is not merged */
+    uint32_t merge_count;
+    const sl_merge_pair *merges; /* [merge_count] */
+    uint32_t added_count;
+    const sl_added_token *added; /* [added_count], by rising id */
 } sl_vocabulary;
 
 /* Make a tokenizer without a model. The call checks the arrays and copies them. Any number of
@@ -178,15 +254,22 @@ SL_API int sl_word_cache_new(sl_word_cache **cache, const sl_tokenizer *tokenize
 /* NULL is a no-op. */
 SL_API void sl_word_cache_free(sl_word_cache *cache);
 
-/* Encode a text: write the ids that SentencePiece gives it, without BOS and EOS.
+/* Encode a text: write the ids that SentencePiece or, for the other kinds, the tokenizers library
+ * of Hugging Face gives it, without BOS and EOS.
  *
  * text[length] is UTF-8, at most 2^30 bytes, and may contain NUL bytes. An empty text has no ids.
- * A control piece that is spelt out in the text, such as "<s>", is plain text. cache may be NULL.
- * The call sets *count to the number of ids. If that exceeds capacity it writes the first ids and
- * fails with SL_ERROR_ARGUMENT. 3 * (length + 1) ids are always enough. The contents of ids[] after
- * the last id are undefined. Time is linear in the text and O(n log n) in a word of n bytes. */
+ * A control piece or special token that is spelt out in the text, such as "<s>", is plain text;
+ * other added tokens are found. cache may be NULL. The call sets *count to the number of ids. If
+ * that exceeds capacity it writes the first ids and fails with SL_ERROR_ARGUMENT.
+ * 3 * (length + 1) ids are always enough. The contents of ids[] after the last id are undefined.
+ * The time is linear in the text, and O(n log n) in a word of n bytes. */
 SL_API int sl_encode(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
                      size_t length, int32_t *ids, size_t capacity, size_t *count);
+
+/* Encode a text whose author you trust, such as a chat template: a control piece or special token
+ * that is spelt out in it becomes its id. All else is as in sl_encode. */
+SL_API int sl_encode_special(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
+                             size_t length, int32_t *ids, size_t capacity, size_t *count);
 
 /* Encode many stories, one after the other. Story i is text[offsets[i] … offsets[i + 1] - 1], for i
  * below stories. Each story's ids stand between bos_id and eos_id, unless these are negative.
@@ -197,10 +280,12 @@ SL_API int sl_encode_stories(const sl_tokenizer *tokenizer, sl_word_cache *cache
 
 /* Decode ids[count]: write their text as valid UTF-8, without a final NUL.
  *
- * A control piece has no text. The unknown piece is " \u2047 ". Byte pieces form characters; a byte
- * that is part of no character becomes U+FFFD. A space that the tokenizer put in front of the text
- * is left out. The call sets *length to the number of bytes. If that exceeds capacity it fails with
- * SL_ERROR_ARGUMENT. The contents of text[] after the last byte are undefined. */
+ * A control piece has no text. The unknown piece of SL_SENTENCEPIECE is " \u2047 ". Byte pieces
+ * form characters; a byte that is part of no character becomes U+FFFD, and bytes of SL_BYTE_LEVEL
+ * that begin a character which does not follow become one U+FFFD together. A space that the
+ * tokenizer put in front of the text is left out. The call sets *length to the number of bytes. If
+ * that exceeds capacity it fails with SL_ERROR_ARGUMENT. The contents of text[] after the last byte
+ * are undefined. */
 SL_API int sl_decode(const sl_tokenizer *tokenizer, const int32_t *ids, size_t count, char *text,
                      size_t capacity, size_t *length);
 
@@ -339,7 +424,7 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
 
 /* cffi: end */
 
-/* The weight file, version 2
+/* The weight file, version 3
  * --------------------------
  *
  * All numbers are little-endian. Sections, tensors and the file itself are padded with zeros to
@@ -347,7 +432,7 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *
  *     offset  type    field
  *          0  u8[8]   magic: 89 53 4c 4d 0d 0a 1a 0a ("\x89SLM\r\n\x1a\n")
- *          8  u32     version: 2
+ *          8  u32     version: 3
  *         12  u32     header_bytes: 256
  *         16  u64     file_bytes: the length of the file
  *         24  u64     checksum: of the whole file, with this field taken as zero
@@ -357,7 +442,9 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *         72  u32     weight_type, of the matrices in the layers: SL_F32, SL_Q8 or SL_Q4
  *         76  u32     group_size: a multiple of 4 for q8 and of 8 for q4, up to 16384; 0 for f32
  *         80  i32[4]  unk_id, bos_id, eos_id, pad_id; -1 for none
- *         96  u32     flags: 1 tied classifier, 2 dummy prefix, 4 byte fallback; the rest zero
+ *         96  u32     flags: 1 tied classifier, 2 dummy prefix, 4 byte fallback, 8 metaspace,
+ *                      16 prefix_first, 32 fuse_unk, 64 ignore_merges, 128 a prompt gets no BOS in
+ *                      front; the rest zero
  *        100  u32     embedding_type, of the embedding and the classifier: SL_F32 if and only if
  *                      weight_type is SL_F32
  *        104  u64     tokenizer_offset: 256
@@ -365,13 +452,24 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *        120  u64     tensors_offset: the end of the tokenizer, rounded up to 64
  *        128  u64     tensors_bytes: with the padding after each tensor
  *        136  u32     embedding_group_size: for embedding_type, in the range of group_size
- *        140  u8[116] zero
+ *        140  u32     tokenizer_kind: SL_SENTENCEPIECE, SL_BPE or SL_BYTE_LEVEL
+ *        144  u32     pre_tokenizer: one of SL_PRE_…
+ *        148  u32     strip: one of SL_STRIP_…
+ *        152  u32     merge_count
+ *        156  u32     added_count
+ *        160  u32     rope_scaling: one of SL_ROPE_…
+ *        164  f32[3]  rope_factor, rope_low_freq_factor, rope_high_freq_factor
+ *        176  u32     rope_original_context
+ *        180  u8[76]  zero
  *
- *     tokenizer, V pieces
- *          f32 scores[V]         merge priority; the highest merges first
+ *     tokenizer, V pieces, M merges, A added tokens; see sl_vocabulary
+ *          f32 scores[V]         only for SL_SENTENCEPIECE: merge priority, the highest first
  *          u32 offsets[V + 1]    piece i is text[offsets[i] … offsets[i + 1] - 1]
+ *          u32 merges[M][2]      ids of the left and the right piece; the first merges first
+ *          u32 added[A][2]       id, flags; sorted by id
  *          u8  types[V]          1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
- *          u8  text[offsets[V]]  UTF-8, U+2581 for a space; byte pieces are spelt "<0xNN>"
+ *          u8  text[offsets[V]]  UTF-8, U+2581 for a space, byte pieces spelt "<0xNN>"; the bytes
+ *                                themselves for SL_BYTE_LEVEL, but for added tokens
  *
  *     tensors, in this order; [R, C] is a matrix that maps C inputs to R outputs
  *          embedding                 [vocab_size, dim]
@@ -404,8 +502,9 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  * order: start with h = 0xcbf29ce484222325; for each x, h = (h ^ x) * 0x100000001b3, then h ^= h
  * >> 32.
  *
- * Versions: a reader rejects every version but its own. A change to the meaning of any byte
- * increases the version. */
+ * Versions: a change to the meaning of any byte increases the version. A reader takes its own
+ * version and version 2, in which all that is new in version 3 is zero; it rejects every other one.
+ */
 
 #ifdef __cplusplus
 }

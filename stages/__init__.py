@@ -1,10 +1,10 @@
-"""One module for each stage of dvc.yaml: read its params, call the library, write its outputs."""
+"""The stages of dvc.yaml: each module reads its parameters, calls the library, writes outputs."""
 
 import os
 
 from storyllamas.training.launch import forget_single_thread
 
-# Read before anything heavy is imported, since DVC may be killed meanwhile; see interrupt.py.
+# Read before slow imports, during which DVC may be killed; see training/interrupt.py.
 PARENT = os.getppid()
 
 forget_single_thread()

@@ -1,4 +1,4 @@
-"""Stage `download`: from `corpus` in params.yaml to a training and a validation file of stories."""
+"""Stage `download`: write the training and validation stories of `corpus` in params.yaml."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storyllamas.errors import exit_on_user_error
 
 @exit_on_user_error
 def main() -> None:
-    """Write data/corpus/train.txt and data/corpus/valid.txt, both or neither, and their counts."""
+    """Write data/corpus/train.txt and data/corpus/valid.txt, both or neither, and statistics."""
     chosen = params.load()
     split = sources.split(chosen.corpus, chosen.seed)
     cleaner = Cleaner(chosen.corpus.clean)
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _print_counts(counts: dict[str, int]) -> None:
-    """Those that are not zero."""
+    """Print the counts that are not zero."""
     for what, count in counts.items():
         if count:
             print(f"{count:>12,} {what}")

@@ -1,4 +1,4 @@
-"""Stage `pretokenize`: from stories to token files."""
+"""Stage `pretokenize`: encode the stories to token files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage `train`: from token files to models/SIZE/model.safetensors and config.json, and metrics."""
+"""Stage `train`: train the model of params.yaml on the token files; write it and its metrics."""
 
 from stages import PARENT
 from storyllamas.training import process_env
@@ -6,22 +6,23 @@ from storyllamas.training import process_env
 if __name__ == "__main__":
     process_env.prepare()
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
-from storyllamas import params, token_file, tokenizer
+from storyllamas import params, token_file
 from storyllamas.atomic import write_json
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.training import device, distributed
 from storyllamas.training.launch import launch, started
 from storyllamas.training.loop import Job, training_run
-from storyllamas.training.metrics import matmul_utilization
+from storyllamas.training.metrics import train_json
 from storyllamas.training.trained_model import save_model
 
 
 @exit_on_user_error
 def main() -> None:
-    """Run the stage, or several processes that do."""
+    """Train in this process, or in several processes that run this stage."""
     chosen = params.load()
     processes = chosen.compute.processes
     if processes > 1 and not started():
@@ -33,8 +34,8 @@ def main() -> None:
 
 
 def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
-    """Train the model; the first of the ranks writes the outputs."""
-    digest = tokenizer.load("models/tokenizer.model").digest
+    """Train the model; the first rank writes the outputs."""
+    digest = hashlib.sha256(Path("models/tokenizer.model").read_bytes()).digest()
     job = Job(
         config=chosen.model_config(),
         recipe=chosen.recipe,
@@ -46,7 +47,7 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
     if job.train.vocab_size != job.config.vocab_size:
         raise UserError(
             f"tokenizer.vocab_size is {job.config.vocab_size} and data/tokens/train.bin has "
-            f"{job.train.vocab_size} pieces: run `dvc repro`, which makes it anew"
+            f"{job.train.vocab_size} pieces: run `dvc repro` to make it again"
         )
     seconds = chosen.compute.checkpoint_seconds
     name = f"{chosen.model}-{chosen.recipe_name}"
@@ -58,13 +59,13 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
             "corpus": chosen.corpus.source,
             "hyperparameters": asdict(chosen.recipe),
             "tokenizer_sha256": digest.hex(),
-            # Without what it took: the same bits are the same file.
+            # Without the time, so that the same weights are the same file.
             "training": result.metrics,
         }
         folder = Path("models") / chosen.model
         save_model(folder, job.config, result.tensors, {**about, **details})
-        share = matmul_utilization(result.costs["flops_per_second"], job.device, ranks.count)
-        write_json("metrics/train.json", {**about, **result.metrics, **result.costs, **share})
+        metrics = train_json(result, job.device, ranks.world_size)
+        write_json("metrics/train.json", about | metrics)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there, whatever kills the process or the power."""
+"""Atomic writes: a file or folder appears complete or not at all, even if the power fails."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield where to write a file that becomes `path` on success.
+    """Yield a temporary path; the file that you write there becomes `path` on success.
 
-    It is then on the disk: a power cut finds it there. On any exception an existing `path` is left
-    as it was. Parent folders are created; what killed writers of `path` left behind is removed.
-    What is no file, such as a pipe or /dev/null, is written to as it is.
+    The file is then on the disk and survives a power failure. On an exception an existing `path`
+    stays as it was. Parent folders are created. Temporary files of killed writers of `path` are
+    removed. A pipe or a device such as /dev/null is written directly.
 
     Raises:
-        OSError: the system refuses; its `filename` is set, to `path` where a write failed.
+        OSError: the system reports an error; its `filename` is `path` if a write failed.
     """
     target = Path(path).absolute()
     if target.exists() and not target.is_file():
         yield target
         return
     try:
-        with _workplace(target) as folder:
+        with _temporary_folder(target) as folder:
             temporary = folder / target.name
             yield temporary
             _sync(temporary)
@@ -45,20 +45,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file for writing bytes that becomes `path` on success, as `atomic_path` does it."""
+    """Open a binary file that becomes `path` on success; see `atomic_path`."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         yield file
 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Make a temporary folder beside `path`; move its files into the folder `path` on success.
+    """Make a temporary folder next to `path`; move its files into the folder `path` on success.
 
-    Other files in `path` stay. On any exception the temporary folder is removed and `path` is left
-    as it was. Parent folders are created.
+    Other files in `path` stay. On an exception the temporary folder is removed and `path` stays as
+    it was. Parent folders are created.
     """
     target = Path(path).absolute()
-    with _workplace(target) as temporary:
+    with _temporary_folder(target) as temporary:
         yield temporary
         files = sorted(temporary.iterdir())
         for name in files:
@@ -76,22 +76,26 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON, atomically; NaN and infinities are refused (`ValueError`)."""
+    """Write `value` as indented JSON, atomically.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def clear_leftovers(folder: Path, prefix: str = ".") -> None:
-    """Remove what killed writers left in `folder`, if it begins with `prefix`."""
-    for left in folder.glob(f"{glob.escape(prefix)}*.tmp"):
-        # Who still writes there holds a lock.
-        with suppress(OSError), _opened(left) as handle:
+    """Remove temporary folders of killed writers in `folder` whose names begin with `prefix`."""
+    for leftover in folder.glob(f"{glob.escape(prefix)}*.tmp"):
+        # A live writer holds the lock.
+        with suppress(OSError), _opened(leftover) as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextmanager
-def _workplace(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target`, locked until the end of this process."""
+def _temporary_folder(target: Path) -> Iterator[Path]:
+    """Make a temporary folder next to `target` that is locked while this process lives."""
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = _prefix(target)
     clear_leftovers(prefix.parent, prefix.name)
@@ -99,15 +103,16 @@ def _workplace(target: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(".tmp", prefix.name, prefix.parent) as name:
             folder = Path(name)
             with _opened(folder) as handle:
-                with suppress(OSError):  # of a file system without locks
+                with suppress(OSError):  # some file systems have no locks
                     fcntl.flock(handle, fcntl.LOCK_EX)
-                if folder.exists():  # and not taken for a leftover before it was locked
+                # Another process may have removed it before it was locked.
+                if folder.exists():
                     yield folder
                     return
 
 
 def _prefix(target: Path) -> Path:
-    """How the temporary folders of `target` begin."""
+    """Return the path that the temporary folders of `target` begin with."""
     return target.with_name(f".{target.name}.")
 
 
@@ -121,6 +126,6 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
+    """Wait until a file, or the list of names in a folder, is on the disk."""
     with _opened(path) as handle:
         os.fsync(handle)

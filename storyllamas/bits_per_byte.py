@@ -17,15 +17,15 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
 
 
 def framed_bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
-    """Return loss * tokens / (ln 2 * text_bytes), which counts BOS and EOS as tokens too.
+    """Return loss * tokens / (ln 2 * text_bytes), with BOS and EOS among the tokens.
 
-    Training validates on windows of a token file, in which stories stand between BOS and EOS, so
-    its loss is a mean over these tokens as well. The value is a little higher than
-    `bits_per_byte` of the same stories.
+    Training validates on windows of a token file, in which each story is framed by BOS and EOS, so
+    its loss is a mean over these tokens too. The value is a little higher than `bits_per_byte` of
+    the same stories.
 
     Args:
-        loss: mean loss in nats a token.
-        tokens: tokens of the stories, BOS and EOS included.
+        loss: mean loss in nats per token.
+        tokens: number of tokens in the stories, BOS and EOS included.
         text_bytes: length of the stories' text in UTF-8.
     """
     return bits_per_byte(loss * tokens, text_bytes)

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.interop import formats
 from storyllamas.interop.model import open_model
-from storyllamas.rounding import rounded
+from storyllamas.rounding import shortest_float32
 from storyllamas.slm import weight_file
-from storyllamas.slm.encoding import GROUP_SIZES, storage
+from storyllamas.slm.encoding import GROUP_SIZES, SPECS, storage
 from storyllamas.slm.header import VERSION
 
 if TYPE_CHECKING:
     from storyllamas.engine.engine import Engine
 
 DESCRIPTION = """\
-Tell stories with a small Llama model, run by the C engine.
+Generate stories with a small Llama model, run by the C engine.
 
-Models are flat weight files (.slm), which `dvc repro` writes to models/SIZE/export/. Without
---model, it is the float32 file of the size that params.yaml names.
+Models are flat weight files (.slm). `dvc repro` writes them to models/SIZE/export/. The default
+model is the float32 file of the size that params.yaml names.
 """
 
 EPILOG = """\
@@ -42,22 +42,22 @@ examples:
 """
 
 GENERATE = """\
-Tell a story, or many.
+Generate a story, or many.
 
-Without --count, --prompts and --out, a story goes to standard output as it is told. With one of
-them, many are told together, several times faster, and each becomes a line of JSON with its index,
-seed, prompt, text (the prompt included), tokens (how many were told after the prompt) and stop.
-The first story has the seed that is given, each further one the next, and is the one that this
-seed tells alone. The same command writes the same lines. A file of them can be a corpus, too.
+Without --count, --prompts and --out, a story is printed while it is generated. With any of them,
+stories are generated in batches, which is several times faster. Each story becomes a line of JSON
+with its index, seed, prompt, text (prompt included), tokens (the number of generated tokens) and
+stop. The first story has the given seed and each further story the next seed. A story depends on
+its prompt and seed only, so the same command writes the same lines. The file can be a corpus, too.
 
 The environment variable SL_KERNELS forces an instruction set: scalar, or one of your processor's.
 """
 
 CORPUS = """\
-Print how many stories a corpus has, how long they are, which words they use and how they begin,
-how many came before or were decoded wrongly, characters beyond ASCII, and three at random.
+Print statistics of a corpus: its stories, their lengths, words and beginnings, duplicates, decoding
+errors, characters beyond ASCII, and three random stories.
 
-A folder with train.txt and valid.txt is read as these two parts, another as one.
+A folder with train.txt and valid.txt has these two parts. Any other folder or file is one part.
 """
 
 EXPORT = """\
@@ -69,31 +69,55 @@ Write a model for another program into FOLDER:
   llama2c       llama2.c's run: model.bin of version 0 and tokenizer.bin
   llama2c-q8    llama2.c's runq: model.bin of version 2 and tokenizer.bin
 
-A model that the format cannot hold is refused.
+It is an error if the format cannot represent the model.
 """
 
 IMPORT = """\
 Write a model of another program as a weight file. SOURCE is
 
-  a checkpoint of llama2.c (version 0, 1 or 2) with its tokenizer.bin beside it,
+  a checkpoint of llama2.c (version 0, 1 or 2) with tokenizer.bin in the same folder,
   a GGUF file of architecture llama with a SentencePiece tokenizer, or
   a Hugging Face folder of a LlamaForCausalLM with safetensors and tokenizer.model.
 
-What a weight file cannot represent is refused by name: biases, rope scaling, other architectures.
+It is an error if a weight file cannot represent the model: biases, RoPE scaling, other
+architectures.
 """
 
 
 CORPUS_FOLDER = Path("data/corpus")
 
-OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
-"""Arguments of `generate` that `Engine.generate` takes; None is as it says there."""
+OPTIONS: dict[str, tuple[type, str]] = {
+    "seed": (int, "0 and up; the same seed generates the same story"),
+    "max_tokens": (int, "generate at most N tokens, 1 and up"),
+    "ignore_eos": (bool, "continue after the end-of-story token"),
+    "temperature": (float, "0 to 1000; 0 takes the most probable token"),
+    "top_k": (int, "sample from the N most probable tokens; 0 is off"),
+    "top_p": (
+        float,
+        "sample from the most probable tokens that together have this probability, above 0, "
+        "up to 1; 1 is off",
+    ),
+    "min_p": (
+        float,
+        "exclude tokens less probable than X times the most probable one, 0 up to below 1; "
+        "0 is off",
+    ),
+    "repetition_penalty": (
+        float,
+        "divide the logits of recent tokens by X, above 0, up to 1000; 1 is off",
+    ),
+    "repetition_window": (int, "the last N tokens are recent, 0 and up"),
+}
+"""The type and the help of each option of `generate` that `Engine.generate` takes."""
 
 
 def _default_checkpoint() -> Path:
     from storyllamas import params
 
     if not Path("params.yaml").is_file():
-        raise UserError("there is no params.yaml here to name a model: give one with --model")
+        raise UserError(
+            "the current folder has no params.yaml that names a model: give one with --model"
+        )
     return Path("models") / params.load().model
 
 
@@ -139,7 +163,7 @@ def _generate_many(arguments: argparse.Namespace, options: dict[str, Any]) -> No
 def _info(arguments: argparse.Namespace) -> None:
     file = weight_file.read(arguments.model or _default_model())
     config = {
-        name: rounded(value) if isinstance(value, float) else value
+        name: shortest_float32(value) if isinstance(value, float) else value
         for name, value in dataclasses.asdict(file.config).items()
     }
     layers, embedding = file.storage
@@ -147,11 +171,11 @@ def _info(arguments: argparse.Namespace) -> None:
         "file": str(file.path),
         "version": VERSION,
         "bytes": file.file_bytes,
-        "weight_type": layers.type.name.lower(),
+        "weight_type": layers.type.label,
         "group_size": layers.group_size,
-        "embedding_type": embedding.type.name.lower(),
+        "embedding_type": embedding.type.label,
         "embedding_group_size": embedding.group_size,
-        "bits_per_weight": rounded(8 * file.tensors_bytes / file.config.parameters),
+        "bits_per_weight": shortest_float32(8 * file.tensors_bytes / file.config.parameters),
         "parameters": file.config.parameters,
         **config,
     }
@@ -191,7 +215,8 @@ def _corpus(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"{CORPUS_FOLDER} does not exist: run `dvc repro download`, or name a file or folder"
         )
-    parts = sources.parts(arguments.corpus or CORPUS_FOLDER, arguments.edition)
+    corpus = arguments.corpus or CORPUS_FOLDER
+    parts = sources.parts(corpus, arguments.edition, arguments.separator)
     with report.progress(parts) as watched:
         found = stats.collect(watched, arguments.seed)
     if arguments.picture:
@@ -216,28 +241,60 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
+    value = _whole(text)
+    if not 1 <= value <= sys.maxsize:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {sys.maxsize}")
+    return value
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _real(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _add_option(sub: argparse.ArgumentParser, name: str, kind: type, text: str) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    if kind is bool:
+        sub.add_argument(flag, action="store_true", help=text)
+    else:
+        parse, metavar = (_whole, "N") if kind is int else (_real, "X")
+        sub.add_argument(flag, type=parse, metavar=metavar, help=text)
 
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
-    """What `_open` reads."""
+    """Add the options that `_open` reads."""
     sub.add_argument("--model", type=Path, metavar="FILE", help="weight file")
     sub.add_argument(
         "--threads",
-        type=int,
+        type=_whole,
         default=0,
         metavar="N",
-        help="compute on N threads; 0 is as many as serve best (default: %(default)s)",
+        help="use N threads; 0 is automatic (default: %(default)s)",
     )
     sub.add_argument(
         "--pages",
         choices=["auto", "shared", "huge"],
         default="auto",
-        help="shared (the file is mapped), huge (it is copied onto huge pages, which is faster if "
-        "it is large) or auto (mapped, and copied beside the story if it is large) "
-        "(default: %(default)s)",
+        help="shared maps the file, huge copies it to huge pages (faster for large files), auto "
+        "maps it and copies a large file in the background (default: %(default)s)",
+    )
+
+
+def _group_sizes() -> str:
+    """Describe the group sizes of each weight type that has scales."""
+    return "; ".join(
+        f"in {kind.label} a multiple of {spec.group_multiple} (default: {spec.group_size})"
+        for kind, spec in SPECS.items()
+        if spec.group_multiple
     )
 
 
@@ -262,31 +319,26 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    generate = command("generate", _generate, "tell a story, or many", GENERATE)
+    generate = command("generate", _generate, "generate a story, or many", GENERATE)
     _add_engine(generate)
-    begins = generate.add_mutually_exclusive_group()
-    begins.add_argument("--prompt", default="", metavar="TEXT", help="how the story begins")
-    begins.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line")
-    generate.add_argument("--count", type=_positive, metavar="N", help="stories for each prompt")
+    beginning = generate.add_mutually_exclusive_group()
+    beginning.add_argument(
+        "--prompt", default="", metavar="TEXT", help="text that the story begins with"
+    )
+    beginning.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="file with a prompt in each line"
+    )
+    generate.add_argument(
+        "--count", type=_positive, metavar="N", help="number of stories for each prompt"
+    )
     generate.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="write the lines to a file, which appears when all are told",
+        help="write the lines to FILE, which appears when all stories are finished",
     )
-    generate.add_argument("--seed", type=int, help="the same seed tells the same story")
-    generate.add_argument("--max-tokens", type=int, help="tokens to generate at most, 1 …")
-    generate.add_argument(
-        "--temperature", type=float, help="0: always the likeliest token; 1: as the model thinks"
-    )
-    generate.add_argument("--top-k", type=int, help="choose among the k likeliest; 0: among all")
-    generate.add_argument("--top-p", type=float, help="smallest set of this probability, up to 1")
-    generate.add_argument(
-        "--min-p", type=float, help="leave out what is below this share of the likeliest, 0 … 1"
-    )
-    generate.add_argument(
-        "--repetition-penalty", type=float, help="make recent tokens less likely; 1: do not"
-    )
+    for name, (kind, text) in OPTIONS.items():
+        _add_option(generate, name, kind, text)
 
     info = command("info", _info, "print what is in a weight file")
     info.add_argument("model", nargs="?", type=Path, metavar="FILE", help="weight file")
@@ -305,59 +357,70 @@ def _parser() -> argparse.ArgumentParser:
         "--count",
         type=_positive,
         default=200,
-        help="score the first so many (default: %(default)s)",
+        metavar="N",
+        help="score the first N stories (default: %(default)s)",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
-    corpus = command("corpus", _corpus, "print what is in a corpus: look before you train", CORPUS)
+    corpus = command("corpus", _corpus, "print statistics of a corpus", CORPUS)
     corpus.add_argument(
         "corpus",
         nargs="?",
         type=Path,
         metavar="FILE_OR_FOLDER",
-        help=f"as corpus.source of params.yaml (default: {CORPUS_FOLDER}, the corpus in use)",
+        help=f"any value of corpus.source in params.yaml (default: {CORPUS_FOLDER}, the corpus in "
+        "use)",
     )
     corpus.add_argument(
         "--edition",
         choices=["v1", "v2-gpt4"],
         default="v1",
-        help="of TinyStories, in a folder with both (default: %(default)s)",
+        help="edition of TinyStories, if the folder has both (default: %(default)s)",
     )
     corpus.add_argument(
-        "--seed", type=int, default=1, help="of the random stories (default: %(default)s)"
+        "--seed",
+        type=_whole,
+        default=1,
+        metavar="N",
+        help="seed for choosing the random stories (default: %(default)s)",
     )
-    corpus.add_argument("--picture", type=Path, metavar="FILE", help="draw it, too, as a PNG")
+    corpus.add_argument(
+        "--picture", type=Path, metavar="FILE", help="also plot the statistics as a PNG"
+    )
+    corpus.add_argument(
+        "--separator", default="auto", help="as corpus.separator of params.yaml (default: auto)"
+    )
     corpus.add_argument("--json", action="store_true", help="print JSON")
 
     export = command("export", _export, "write a model for another program", EXPORT)
     export.add_argument(
         "--model",
         type=Path,
-        help="folder of a training checkpoint, or weight file (default: the checkpoint of the "
-        "size that params.yaml names)",
+        metavar="PATH",
+        help="folder of a trained model, or weight file (default: the trained model of the size "
+        "that params.yaml names)",
     )
     export.add_argument(
         "--to", required=True, choices=formats.FORMATS, metavar="FORMAT", help="see above"
     )
-    export.add_argument("folder", type=Path, metavar="FOLDER", help="made if need be")
+    export.add_argument("folder", type=Path, metavar="FOLDER", help="created if it does not exist")
 
-    bring = command("import", _import, "make a weight file of another program's model", IMPORT)
-    bring.add_argument("source", type=Path, metavar="SOURCE", help="file or folder")
-    bring.add_argument("--out", type=Path, required=True, metavar="FILE", help="weight file")
-    bring.add_argument(
+    importing = command("import", _import, "make a weight file of another program's model", IMPORT)
+    importing.add_argument("source", type=Path, metavar="SOURCE", help="file or folder")
+    importing.add_argument("--out", type=Path, required=True, metavar="FILE", help="weight file")
+    importing.add_argument(
         "--type",
         choices=GROUP_SIZES,
         default="f32",
-        help="how matrices are stored (default: %(default)s, exact)",
+        help="weight type of the matrices (default: %(default)s, exact)",
     )
-    bring.add_argument(
+    importing.add_argument(
         "--group-size",
         type=_positive,
         metavar="N",
-        help="weights that share a scale: in q8 a multiple of 4 (default: "
-        f"{GROUP_SIZES['q8']}), in q4 one of 8 (default: {GROUP_SIZES['q4']})",
+        help=f"weights that share a scale: {_group_sizes()}",
     )
-    bring.add_argument(
+    importing.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="tokenizer.bin of a llama2.c checkpoint"
     )
     return parser
@@ -365,10 +428,10 @@ def _parser() -> argparse.ArgumentParser:
 
 @exit_on_user_error
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; errors are one sentence on stderr and exit status 1."""
+    """Run the command line; an error is one sentence on stderr and exit status 1."""
     parsed = _parser().parse_args(arguments)
     try:
         parsed.run(parsed)
     except BrokenPipeError:
-        # The reader has had enough, as `storyllamas generate | head -1` does.
+        # The reader has closed the pipe, as in `storyllamas generate | head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,26 +1,39 @@
-"""The shape of a model: what model.py builds, weights.py stores and the C engine runs."""
+"""The shape of a model, for model.py, the weight file and the C engine."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+ROPE_SCALINGS = ("none", "linear", "llama3")
+"""In the order of their numbers in the weight file."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Every number that fixes a Llama model's architecture.
+    """All numbers that define the architecture of a Llama model.
 
     Attributes:
         dim: width of the residual stream.
         layers: transformer blocks.
         heads: query heads.
         kv_heads: key and value heads; divides `heads` (grouped-query attention).
-        head_dim: width of one head; even, since rotary positions turn pairs.
+        head_dim: width of one head; even, since rotary embeddings turn pairs.
         hidden: width of the SwiGLU feed-forward layer.
-        context: most positions the model attends to.
+        context: largest number of positions that the model attends to.
         vocab_size: rows of the embedding.
         rope_theta: base of the rotary frequencies.
         norm_eps: added to the mean square inside RMSNorm.
         tied: the classifier is the embedding.
+        rope_scaling: how rotary frequencies are scaled for a longer context than that of the
+            training: `none`, `linear` (all divided by `rope_factor`) or `llama3` (those whose
+            wavelength is long). Without it the four fields that follow are 0.
+        rope_factor: what frequencies are divided by.
+        rope_low_freq_factor: `llama3` divides frequencies whose wavelength is above
+            `rope_original_context` divided by this.
+        rope_high_freq_factor: `llama3` leaves those below `rope_original_context` divided by this,
+            and interpolates in between.
+        rope_original_context: context of the training.
     """
 
     dim: int
@@ -34,15 +47,40 @@ class ModelConfig:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     tied: bool = True
+    rope_scaling: str = "none"
+    rope_factor: float = 0.0
+    rope_low_freq_factor: float = 0.0
+    rope_high_freq_factor: float = 0.0
+    rope_original_context: int = 0
+
+    @property
+    def rope_problem(self) -> str:
+        """Which field of the scaling of rotary frequencies is impossible, or nothing."""
+        low, high = self.rope_low_freq_factor, self.rope_high_freq_factor
+        rest = (low, high, self.rope_original_context)
+        if self.rope_scaling not in ROPE_SCALINGS:
+            return f"rope_scaling is {self.rope_scaling!r}: only {', '.join(ROPE_SCALINGS)} can be"
+        if self.rope_scaling == "none":
+            return "rope_factor without rope_scaling" if any((self.rope_factor, *rest)) else ""
+        if not 0 < self.rope_factor < math.inf:
+            return f"rope_factor is {self.rope_factor} and must be above 0"
+        if self.rope_scaling == "linear":
+            return "rope_low_freq_factor is not of linear scaling" if any(rest) else ""
+        if not (0 < low < high < math.inf and self.rope_original_context > 0):
+            return (
+                f"rope_low_freq_factor, rope_high_freq_factor and rope_original_context are "
+                f"{rest}: they must be above 0 and the first below the second"
+            )
+        return ""
 
     @property
     def qkv_rows(self) -> int:
-        """Rows of the stacked query, key and value matrix."""
+        """The rows of the stacked query, key and value matrix."""
         return (self.heads + 2 * self.kv_heads) * self.head_dim
 
     @property
     def parameters(self) -> int:
-        """Trainable numbers, a tied classifier counted once."""
+        """The number of trainable weights; a tied classifier counts once."""
         per_layer = (
             2 * self.dim
             + self.dim * self.qkv_rows
@@ -54,10 +92,10 @@ class ModelConfig:
 
     @property
     def training_flops(self) -> int:
-        """Floating-point operations that learning from one token takes, forward and backward.
+        """The floating-point operations of training on one token, forward and backward.
 
-        Six for every weight of a matrix, and twelve for every channel of a layer's queries and
-        position of the context (Chowdhery et al. 2022, arXiv:2204.02311, appendix B); a causal mask
+        There are six for each weight of a matrix, and twelve for each pair of a query channel and a
+        position of the context (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). A causal mask
         needs half of the latter.
         """
         width = self.heads * self.head_dim
@@ -67,7 +105,7 @@ class ModelConfig:
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor, in the order of the file; the names are `Llama`'s."""
+    """Return the name and shape of every tensor in file order; the names are those of `Llama`."""
     shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (config.vocab_size, config.dim)}
     for layer in range(config.layers):
         prefix = f"layers.{layer}."

@@ -1,4 +1,4 @@
-"""The one exception whose message is meant for the person at the keyboard."""
+"""The exception for mistakes of the user, and how a command reports them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ P = ParamSpec("P")
 
 
 class UserError(Exception):
-    """Something the user gave is wrong.
+    """An error in a file, option or parameter of the user.
 
-    The message is one sentence that names the thing, the value, and what would do.
+    The message is one sentence that names the thing, the value, and what to do.
     """
 
 
 def exit_on_user_error(main: Callable[P, object]) -> Callable[P, NoReturn]:
-    """Wrap an entry point, so that it ends in an exit status instead of a traceback.
+    """Wrap an entry point so that it ends with an exit status instead of a traceback.
 
-    A `UserError`, or a file or folder that the system refuses, becomes `error: …` on stderr and
-    status 1; Ctrl-C is status 130.
+    A `UserError` or `OSError` becomes `error: …` on stderr and status 1. Ctrl-C becomes status 130.
     """
 
     @functools.wraps(main)
@@ -31,7 +30,8 @@ def exit_on_user_error(main: Callable[P, object]) -> Callable[P, NoReturn]:
         except UserError as error:
             sys.exit(f"error: {error}")
         except OSError as error:
-            sys.exit(f"error: {error.filename or 'a file'} cannot be used: {error.strerror}")
+            what = error.filename or "a file or connection"
+            sys.exit(f"error: {what} cannot be used: {error.strerror or error}")
         except KeyboardInterrupt:
             sys.exit(130)
         sys.exit(0)

@@ -1,8 +1,8 @@
-"""What a model is worth: loss and bits per byte, agreement of C and PyTorch, speed, stories.
+"""Evaluation of a model: loss, bits per byte, agreement of C and PyTorch, speed, sample stories.
 
-Stories are framed as in training, BOS, text, EOS. A loss is the mean over every predicted token,
-EOS included; bits per byte count the tokens of the text only, over the text's UTF-8 bytes, and so
-compare tokenizers too.
+Stories are framed as in training: BOS, text, EOS. A loss is the mean over all predicted tokens,
+EOS included. Bits per byte count the tokens of the text only, divided by the UTF-8 bytes of the
+text, so that models with different tokenizers compare.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -28,12 +28,12 @@ SPEED_RUNS = 5
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model predicts some stories.
+    """Metrics of how well a model predicts stories.
 
     Attributes:
-        loss: nats a token.
+        loss: nats per token.
         perplexity: exp(loss).
-        bits_per_byte: of the text, see `bits_per_byte.bits_per_byte`.
+        bits_per_byte: see `bits_per_byte.bits_per_byte`.
     """
 
     loss: float
@@ -45,10 +45,10 @@ def score(engine: Engine, stories: Sequence[str]) -> Score:
     """Score stories with the C engine, on two threads.
 
     Raises:
-        UserError: the model has no piece that begins or ends a story.
+        UserError: the model has no BOS or no EOS.
     """
     if min(engine.bos_id, engine.eos_id) < 0:
-        raise UserError("the model has no BOS or no EOS: stories cannot be framed for scoring")
+        raise UserError("the model has no BOS or no EOS piece: evaluate a model that has both")
     with ThreadPoolExecutor(2) as pool:
         each = list(pool.map(lambda story: _log_probabilities(engine, story), stories))
     loss = -sum(every.sum() for every, _ in each) / sum(len(every) for every, _ in each)
@@ -62,25 +62,28 @@ def _log_probabilities(
 ) -> tuple[
     np.ndarray[tuple[int], np.dtype[np.float64]], np.ndarray[tuple[int], np.dtype[np.bool_]]
 ]:
-    """Natural log-probability of each token after BOS, and whether it is text: both [tokens]."""
+    """Return the natural log-probability of each token after BOS, and a mask of text tokens.
+
+    Both are [tokens].
+    """
     ids = [engine.bos_id, *engine.encode(story), engine.eos_id]
     every = np.concatenate([engine.score(window) for window in _windows(ids, engine.context)])
     return every, np.array(ids[1:]) != engine.eos_id
 
 
 def _windows(ids: list[int], context: int) -> Iterator[list[int]]:
-    """Cut into windows that predict each token once: the first is the last of the one before."""
+    """Cut ids into windows that predict each token once; neighbours share one token."""
     for start in range(0, len(ids) - 1, context):
         yield ids[start : start + context + 1]
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the C engine is from PyTorch.
+    """Metrics of how far the C engine differs from PyTorch.
 
     Attributes:
-        max_relative_logit_error: largest difference of two logits, as a share of the largest logit.
-        greedy_agreement: share of the prompts whose greedy stories are equal, token for token.
+        max_relative_logit_error: largest difference of two logits, divided by the largest logit.
+        greedy_agreement: share of the prompts whose greedy continuations have the same tokens.
     """
 
     max_relative_logit_error: float
@@ -89,7 +92,7 @@ class Parity:
 
 @torch.no_grad()
 def parity(engine: Engine, model: Llama, stories: Sequence[str], prompts: Sequence[str]) -> Parity:
-    """Compare the logits on stories and the greedy stories that continue prompts."""
+    """Compare the logits on stories and the greedy continuations of prompts."""
     bos_id, eos_id = engine.bos_id, engine.eos_id
     differences = []
     for story in stories:
@@ -106,7 +109,7 @@ def parity(engine: Engine, model: Llama, stories: Sequence[str], prompts: Sequen
 
 @torch.no_grad()
 def greedy(model: Llama, prompt: list[int], ends: tuple[int, ...]) -> list[int]:
-    """The likeliest continuation, up to one of `ends` or the context's end, by PyTorch."""
+    """Generate the greedy continuation with PyTorch, up to one of `ends` or a full context."""
     ids = list(prompt)
     while len(ids) < model.config.context:
         following = int(model(torch.tensor([ids]))[0, -1].argmax())
@@ -117,7 +120,7 @@ def greedy(model: Llama, prompt: list[int], ends: tuple[int, ...]) -> list[int]:
 
 
 def engine_speed(engine: Engine, tokens: int) -> float:
-    """Tokens a second of sampled stories of at most `tokens`; median of several stories."""
+    """Return tokens per second of sampled stories of at most `tokens`; the median of several."""
 
     def one(seed: int) -> float:
         begun = time.perf_counter()
@@ -135,7 +138,7 @@ def _exhaust(story: Iterable[str]) -> None:
 
 @torch.no_grad()
 def pytorch_speed(model: Llama, prompt: list[int], tokens: int) -> float:
-    """Tokens a second of PyTorch's plain loop, which computes all positions anew for each token."""
+    """Return tokens per second of a naive PyTorch loop, which recomputes all positions."""
     ids = list(prompt)
     begun = time.perf_counter()
     for _ in range(tokens):
@@ -145,30 +148,55 @@ def pytorch_speed(model: Llama, prompt: list[int], tokens: int) -> float:
 
 @dataclass(frozen=True)
 class Story:
-    """A sampled story: its text and why it stopped."""
+    """A sampled story: its text, prompt included, and why it stopped."""
 
     text: str
     stop: str
 
 
-def sample(engine: Engine, prompts: Sequence[str], how: Generation, seed: int) -> list[Story]:
-    """A story for each prompt, prompt included; story i has the seed `seed + i`."""
+def sample(
+    engine: Engine, prompts: Sequence[str], generation: Generation, seed: int
+) -> list[Story]:
+    """Sample a story for each prompt; story i has the seed `seed + i`."""
     stories = []
     for index, prompt in enumerate(prompts):
-        pieces = engine.generate(
-            prompt,
-            temperature=how.temperature,
-            top_p=how.top_p,
-            seed=seed + index,
-            max_tokens=how.max_tokens,
-        )
+        pieces = engine.generate(prompt, seed=seed + index, **asdict(generation))
         text = "".join(pieces)
         stories.append(Story((prompt + text).strip(), pieces.stop))
     return stories
 
 
+@dataclass(frozen=True)
+class SampleMetrics:
+    """Metrics of sampled stories.
+
+    Attributes:
+        distinct_1: share of different words among all words, see `distinct`.
+        distinct_2: share of different pairs of words.
+        distinct_3: share of different triples of words.
+        eos_fraction: share of the stories that stopped at EOS.
+    """
+
+    distinct_1: float
+    distinct_2: float
+    distinct_3: float
+    eos_fraction: float
+
+
+def sample_metrics(stories: Sequence[Story]) -> SampleMetrics:
+    """Measure the variety of sampled stories and how many stopped at EOS."""
+    texts = [story.text for story in stories]
+    eos_fraction = sum(story.stop == "eos" for story in stories) / len(stories)
+    return SampleMetrics(
+        distinct_1=distinct(texts, 1),
+        distinct_2=distinct(texts, 2),
+        distinct_3=distinct(texts, 3),
+        eos_fraction=eos_fraction,
+    )
+
+
 def distinct(stories: Sequence[str], n: int) -> float:
-    """Share of different n-grams of words among all (Li et al. 2016, arXiv:1510.03055)."""
+    """Return the share of different n-grams of words (Li et al. 2016, arXiv:1510.03055)."""
     grams = [
         tuple(words[i : i + n])
         for words in (story.lower().split() for story in stories)
@@ -178,7 +206,7 @@ def distinct(stories: Sequence[str], n: int) -> float:
 
 
 def samples_page(size: str, prompts: Sequence[str], stories: Sequence[Story], seed: int) -> str:
-    """The sample stories as a Markdown page."""
+    """Format sample stories as a Markdown page."""
     lines = [f"# Stories by the {size} model", ""]
     for index, (prompt, story) in enumerate(zip(prompts, stories, strict=True)):
         title = f"“{prompt}”" if prompt else "No prompt"

@@ -1,4 +1,7 @@
-"""From a training checkpoint to files that run: here, and in other programs."""
+"""Export a trained model: weight files for the C engine, and files for other programs.
+
+To add an export format, see interop/formats.py; to add a weight type, see slm/encoding.py.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from storyllamas.token_file import TokenFile
 
 
 def export(
-    checkpoint: Path,
+    model: Path,
     folder: Path,
     types: Iterable[str],
     group_sizes: Mapping[str, int],
@@ -22,33 +25,33 @@ def export(
     text: TokenFile | None = None,
     windows: int = 32,
 ) -> list[Path]:
-    """Write a checkpoint as folder/TYPE.slm for each type and folder/FORMAT/… for each format.
+    """Write a model to folder/TYPE.slm for each type and folder/FORMAT/… for each format.
 
     Args:
-        checkpoint: folder that training wrote; the tokenizer lies in it or in the one above.
-        folder: where the files go.
-        types: names of `WeightType` in lower case.
-        group_sizes: weights that share a scale, for each type that has scales.
-        formats: names in `interop.convert.FORMATS`.
-        text: what q4 is fitted to; None: to the weights alone.
-        windows: how many windows of the text.
+        model: the folder that training wrote; the tokenizer is in it or in its parent folder.
+        folder: the folder for the files.
+        types: labels of `WeightType`.
+        group_sizes: the number of weights that share a scale, for each type that has scales.
+        formats: keys of `interop.formats.FORMATS`.
+        text: the calibration text for types that are calibrated; None: round the weights alone.
+        windows: the number of windows of the text.
 
     Returns:
         The paths of the files.
 
     Raises:
-        UserError: the checkpoint is damaged or belongs to another tokenizer, or a format cannot
-            hold the model.
+        UserError: the model is damaged or belongs to another tokenizer, or a format cannot
+            represent it.
     """
-    source = open_model(checkpoint)
+    source = open_model(model)
     paths: list[Path] = []
     for name in types:
         path = folder / f"{name}.slm"
         moments = {}
-        if name == "q4" and text:
+        how = storage(name, group_sizes)
+        if text and how.layers.type.spec.calibrated:
             ids, _ = text.first_windows(windows, source.config.context)
             moments = input_moments(source.config, source.tensor, ids)
-        how = storage(name, group_sizes)
         weight_file.write(path, source.config, source.vocabulary, source.tensor, how, moments)
         paths.append(path)
     for name in formats:

@@ -1,4 +1,4 @@
-"""Files of told stories: a JSON object a line, with a bar on the screen while they are told."""
+"""JSON lines of generated stories, with a progress bar while they are generated."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from rich import progress as bars
 from rich.console import Console
 
 from storyllamas.atomic import atomic_file
-from storyllamas.engine.batch import ToldStory
+from storyllamas.engine.batch import GeneratedStory
 from storyllamas.errors import UserError
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a file, each a prompt; an empty line is an empty prompt."""
+    """Read a prompt from each line of a file; an empty line is an empty prompt.
+
+    Raises:
+        UserError: the file is not UTF-8.
+    """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             return [line.rstrip("\n") for line in file]
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason} in it") from None
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}): convert it to UTF-8") from None
 
 
-def line(story: ToldStory) -> str:
-    """A story's JSON object, with the line's end."""
+def line(story: GeneratedStory) -> str:
+    """Format a story as a JSON object and a line break."""
     facts = {
         "index": story.index,
         "seed": story.seed,
@@ -39,18 +43,20 @@ def line(story: ToldStory) -> str:
     return json.dumps(facts, ensure_ascii=False) + "\n"
 
 
-def write(stories: Iterable[ToldStory], total: int, out: Path | None, stdout: BinaryIO) -> None:
-    """Write stories to the file `out`, which appears when all are told, or else to stdout.
+def write(
+    stories: Iterable[GeneratedStory], total: int, out: Path | None, stdout: BinaryIO
+) -> None:
+    """Write stories to the file `out`, which appears when all are finished, or else to stdout.
 
-    What a person is told goes to stderr: a bar if it is a terminal, and a line at the end.
+    A progress bar (if stderr is a terminal) and a summary go to stderr.
 
     Args:
         stories: in the order of the lines.
-        total: how many there will be.
-        out: replaced if it is there; None: stdout, line by line.
+        total: the number of stories.
+        out: the file, which is replaced if it exists; None: stdout, line by line.
         stdout: takes the lines if there is no file.
     """
-    told = tokens = 0
+    finished = tokens = 0
     begun = time.monotonic()
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     bar = _bar(console)
@@ -59,16 +65,16 @@ def write(stories: Iterable[ToldStory], total: int, out: Path | None, stdout: Bi
             task = bar.add_task("", total=total, rate="…")
             for story in stories:
                 file.write(line(story).encode())
-                told, tokens = told + 1, tokens + story.tokens
+                finished, tokens = finished + 1, tokens + story.tokens
                 rate = tokens / (time.monotonic() - begun)
-                bar.update(task, completed=told, rate=f"{rate:,.0f}")
+                bar.update(task, completed=finished, rate=f"{rate:,.0f}")
     except KeyboardInterrupt:
-        what = f"{out} is not written" if out else "the lines so far are whole"
-        console.print(f"stopped after {told:,} of {total:,} stories: {what}")
+        what = f"{out} is not written" if out else "every printed line is complete"
+        console.print(f"stopped after {finished:,} of {total:,} stories: {what}")
         raise
     seconds = time.monotonic() - begun
     speed = f"{tokens / seconds:,.0f} tokens/s"
-    console.print(f"{told:,} stories, {tokens:,} tokens in {seconds:.1f} s, {speed}")
+    console.print(f"{finished:,} stories, {tokens:,} tokens in {seconds:.1f} s, {speed}")
 
 
 def _bar(console: Console) -> bars.Progress:

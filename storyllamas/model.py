@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from storyllamas.config import ModelConfig
 
-# Queries whose scores are computed together on CPUs.
+# Queries in one block of scores on CPUs.
 ATTENTION_BLOCK = 128
 
 
@@ -28,23 +28,39 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """[…, D] to [..., D]."""
+        """Map […, D] to […, D]."""
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-def rotary_table(config: ModelConfig) -> Tensor:
-    """Cosine and sine of every position and pair: [context, E / 2, 2].
+def rotary_frequencies(config: ModelConfig) -> Tensor:
+    """Radians a position of every pair: [E / 2] in float64.
 
-    Pair i of position t turns by t / rope_theta^(2i / E) (Su et al. 2021, arXiv:2104.09864).
+    Pair i turns by rope_theta^(-2i / E) (Su et al. 2021, arXiv:2104.09864). Llama 3.1 divides those
+    by a factor that turn less than `rope_low_freq_factor` times over the original context, and
+    leaves those as they are that turn more than `rope_high_freq_factor` times.
     """
     pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
     frequencies = config.rope_theta ** -(pairs / config.head_dim)
+    if config.rope_scaling == "none":
+        return frequencies
+    scaled = frequencies / config.rope_factor
+    if config.rope_scaling == "linear":
+        return scaled
+    low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+    turns = config.rope_original_context * frequencies / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * scaled + kept * frequencies
+
+
+def rotary_table(config: ModelConfig) -> Tensor:
+    """Cosine and sine of every position and pair: [context, E / 2, 2]."""
+    frequencies = rotary_frequencies(config)
     angles = torch.outer(torch.arange(config.context, dtype=torch.float64), frequencies)
     return torch.stack([angles.cos(), angles.sin()], dim=-1).float()
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn neighbouring pairs of each head: x [B, T, H, E] by table [T, E / 2, 2]."""
+    """Turn neighbouring pairs of each head in x [B, T, H, E] by table [T, E / 2, 2]."""
     even, odd = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)  # [B, T, H, E / 2] each
     cos, sin = table[:, None, :, 0], table[:, None, :, 1]  # [T, 1, E / 2]
     turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
@@ -52,10 +68,10 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of q [B, H, T, E] to k and v [B, K, T, E]: [B, H, T, E].
+    """Compute causal attention of q [B, H, T, E] to k and v [B, K, T, E]: [B, H, T, E].
 
-    On CPUs the scores are written down, which at the lengths of stories is twice as fast as
-    PyTorch's fused kernel: a block of queries at a time, without the keys that none of them sees.
+    On CPUs the scores are stored, which is twice as fast as PyTorch's fused kernel for sequences
+    as short as stories. Each block of queries skips the keys that none of them can see.
     """
     groups = q.shape[1] // k.shape[1]
     if not q.is_cpu:
@@ -83,7 +99,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(config.heads * config.head_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        """[B, T, D] to [B, T, D]."""
+        """Map [B, T, D] to [B, T, D]."""
         heads = self.qkv(x).view(*x.shape[:2], -1, self.head_dim)  # [B, T, H + 2K, E]
         q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         q, k = rotate(q, table), rotate(k, table)
@@ -101,14 +117,14 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.hidden, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] to [B, T, D]."""
+        """Map [B, T, D] to [B, T, D]."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # [B, T, F] each
         out: Tensor = self.down(F.silu(gate) * up)
         return out
 
 
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each on the normed residual stream."""
+    """One layer: attention, then feed-forward, each on the normalized residual stream."""
 
     def __init__(self, config: ModelConfig, dropout: float) -> None:
         super().__init__()
@@ -119,7 +135,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        """[B, T, D] to [B, T, D]."""
+        """Map [B, T, D] to [B, T, D]."""
         x = x + self.dropout(self.attention(self.attention_norm(x), table))
         x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return x
@@ -128,9 +144,10 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """A Llama 3 language model (Llama Team 2024, arXiv:2407.21783).
 
-    Its parameters have the names and shapes of `weights.tensor_shapes`. Matrices start normal with
-    deviation 0.02; those that write to the residual stream divided by the root of their number or,
-    with `zero_init_residual`, at zero, so that every layer begins as the identity.
+    Its parameters have the names and shapes of `config.tensor_shapes`. Matrices are initialized
+    with normal numbers of standard deviation 0.02. For matrices that write to the residual stream
+    the deviation is divided by the square root of their number, or they are zero if
+    `zero_init_residual` is set, so that every layer starts as the identity.
     """
 
     rotary: Tensor
@@ -159,7 +176,7 @@ class Llama(nn.Module):
             nn.init.normal_(module.down.weight, std=self._output_deviation)
 
     def stacked(self) -> Iterator[tuple[Tensor, list[int]]]:
-        """Each weight in which matrices lie on top of each other, and the rows of every one."""
+        """Yield each weight that stacks several matrices, with the rows of every matrix."""
         config = self.config
         query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
         for module in self.modules():
@@ -169,7 +186,7 @@ class Llama(nn.Module):
                 yield module.gate_up.weight, [config.hidden, config.hidden]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [B, T, V] of the token after each of tokens [B, T], T at most the context."""
+        """Return the logits [B, T, V] after each of tokens [B, T]; T is at most the context."""
         table = self.rotary[: tokens.shape[1]]
         x = self.dropout(self.embedding(tokens))  # [B, T, D]
         for layer in self.layers:
@@ -178,6 +195,6 @@ class Llama(nn.Module):
         return F.linear(self.norm(x), classifier.weight)
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats a token of targets [B, T] given tokens [B, T]."""
+        """Return the mean cross-entropy in nats per token of targets [B, T] given tokens [B, T]."""
         logits = self(tokens)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

@@ -1,33 +1,48 @@
-"""The typed view of params.yaml: an unknown or impossible value is refused by its full name."""
+"""The typed view of params.yaml; an error names the full key of an unknown or impossible value."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from datetime import date
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
+from storyllamas import yaml_loader
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
-from storyllamas.slm.encoding import LARGEST_GROUP
+from storyllamas.interop.formats import FORMATS
+from storyllamas.regular_file import open_regular
+from storyllamas.slm.encoding import GROUP_SIZES, SPECS, Encoding
+from storyllamas.yaml_loader import shorten
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+def _one_of(names: Collection[str]) -> AfterValidator:
+    """Accept the names only; they stand in another module's table."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise PydanticCustomError("name", "use one of {names}", {"names": ", ".join(names)})
+        return value
+
+    return AfterValidator(check)
+
 
 _strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, config=_strict)
 class Clean:
-    """What is changed and dropped on the way from the source to the corpus files."""
+    """What to repair and drop between the source and the corpus files."""
 
     repair_encoding: bool
     min_words: Annotated[int, Field(ge=0)]
@@ -37,7 +52,7 @@ class Clean:
 
 @dataclass(frozen=True, config=_strict)
 class Corpus:
-    """Where the stories come from."""
+    """The source of the stories."""
 
     source: Annotated[str, Field(min_length=1)]
     edition: Literal["v1", "v2-gpt4"]
@@ -45,27 +60,29 @@ class Corpus:
     stories: Count
     valid_stories: Count
     valid_share: Annotated[float, Field(gt=0, le=0.5)]
+    separator: Annotated[str, Field(min_length=1)]
     clean: Clean
 
 
 @dataclass(frozen=True, config=_strict)
 class Tokenizer:
-    """How the tokenizer is trained: 256 byte pieces and 3 special ones stand beside the learned."""
+    """How to train the tokenizer; 256 byte pieces and 3 special pieces are part of its size."""
 
     vocab_size: Annotated[int, Field(ge=260, le=65536)]
     sample_bytes: Annotated[int, Field(ge=0)]
+    character_coverage: Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, config=_strict)
 class Pretokenize:
-    """How token files are made."""
+    """How to make token files."""
 
     threads: Annotated[int, Field(ge=0, le=1024)]
 
 
 @dataclass(frozen=True, config=_strict)
 class Size:
-    """A model's shape, without its vocabulary."""
+    """The shape of a model, without its vocabulary."""
 
     dim: Annotated[int, Field(ge=1, le=65536)]
     layers: Annotated[int, Field(ge=1, le=1024)]
@@ -80,7 +97,7 @@ class Size:
 
 @dataclass(frozen=True, config=_strict)
 class Recipe:
-    """How one size is trained; each value as params.yaml describes it."""
+    """How to train one size; params.yaml describes each value."""
 
     tokens_per_step: Count
     micro_batch: Count
@@ -105,7 +122,7 @@ class Recipe:
 
 @dataclass(frozen=True, config=_strict)
 class Compute:
-    """What the training runs on."""
+    """The device, precision and processes of the training."""
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "float32", "bfloat16"]
@@ -116,37 +133,18 @@ class Compute:
 
 
 @dataclass(frozen=True, config=_strict)
-class GroupSize:
-    """How many weights share a scale, for each type that has scales."""
-
-    q8: Annotated[int, Field(ge=4, le=LARGEST_GROUP, multiple_of=4)]
-    q4: Annotated[int, Field(ge=8, le=LARGEST_GROUP, multiple_of=8)]
-
-
-@dataclass(frozen=True, config=_strict)
 class Export:
-    """Which weight files are written, and which other programs' files."""
+    """Which weight files and which files of other programs to write."""
 
-    types: Annotated[list[Literal["f32", "q8", "q4"]], Field(min_length=1)]
-    group_size: GroupSize
+    types: Annotated[list[Annotated[str, _one_of(GROUP_SIZES)]], Field(min_length=1)]
+    group_size: dict[str, int]
     calibration_sequences: Annotated[int, Field(ge=0, le=65536)]
-    formats: list[
-        Literal[
-            "hf",
-            "gguf",
-            "gguf-f16",
-            "gguf-bf16",
-            "gguf-q8_0",
-            "gguf-q4_0",
-            "llama2c",
-            "llama2c-q8",
-        ]
-    ]
+    formats: list[Annotated[str, _one_of(FORMATS)]]
 
 
 @dataclass(frozen=True, config=_strict)
 class Evaluation:
-    """How much the evaluation looks at."""
+    """The number of stories and tokens that the evaluation measures."""
 
     stories: Count
     prompts: Annotated[list[str], Field(min_length=1)]
@@ -157,7 +155,7 @@ class Evaluation:
 
 @dataclass(frozen=True, config=_strict)
 class Generation:
-    """How sample stories are drawn."""
+    """How to generate the sample stories."""
 
     temperature: Annotated[float, Field(ge=0, le=1000)]
     top_p: Annotated[float, Field(gt=0, le=1)]
@@ -166,7 +164,7 @@ class Generation:
 
 @dataclass(frozen=True, config=_strict)
 class _File:
-    """Params.yaml as it stands, before the recipe's layers are laid over each other."""
+    """The sections of params.yaml, before size and recipe are merged with their overrides."""
 
     model: str
     recipe: str
@@ -175,6 +173,7 @@ class _File:
     tokenizer: Tokenizer
     pretokenize: Pretokenize
     sizes: dict[str, Size]
+    size: dict[str, Any]
     recipes: dict[str, dict[str, Any]]
     train: dict[str, Any]
     compute: Compute
@@ -185,7 +184,7 @@ class _File:
 
 @dataclass(frozen=True, config=_strict)
 class Params:
-    """Everything that a run reads: the chosen size and recipe, and the sections by their names."""
+    """All parameters of a run: the chosen size and recipe, and the other sections."""
 
     model: str
     recipe_name: str
@@ -202,21 +201,21 @@ class Params:
 
     @property
     def size(self) -> Size:
-        """The chosen size."""
+        """The chosen size, merged with `size` of params.yaml."""
         return self.sizes[self.model]
 
     def model_config(self) -> ModelConfig:
-        """The chosen size as a model's full shape."""
+        """Return the full shape of the chosen size."""
         return self.model_config_of(self.model)
 
     @property
     def training_flops(self) -> int:
-        """Floating-point operations of the whole training."""
+        """The floating-point operations of the whole training."""
         per_token = self.model_config().training_flops
         return self.recipe.steps * self.recipe.tokens_per_step * per_token
 
     def model_config_of(self, name: str) -> ModelConfig:
-        """A size, a key of `sizes`, as a model's full shape."""
+        """Return the full shape of a size, a key of `sizes`."""
         size = self.sizes[name]
         return ModelConfig(
             dim=size.dim,
@@ -242,36 +241,48 @@ def load(path: str | os.PathLike[str] = "params.yaml") -> Params:
 
 
 def read(path: str | os.PathLike[str]) -> Any:
-    """The parameters as they stand in the file, not checked.
+    """Read the values of the file without checking them.
 
     Raises:
         UserError: the file is missing or not YAML.
     """
     try:
-        return loads(Path(path).read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            return loads(file.read().decode(), str(path))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: run from the folder that holds it") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} does not exist: change to the folder that contains it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start:,}): convert it"
+        ) from None
 
 
-def loads(text: str) -> Any:
-    """The parameters in a text, not checked."""
-    return yaml.load(text, Loader=_YamlLoader)
+def loads(text: str, name: str = "params.yaml") -> Any:
+    """Parse a text without checking the values; `name` is for messages."""
+    return yaml_loader.loads(text, name)
 
 
 def parse(raw: object) -> Params:
-    """Check parameters that are already in memory, laid out as params.yaml is."""
+    """Check parameters with the structure of params.yaml.
+
+    Raises:
+        UserError: a value is unknown or impossible.
+    """
+    _check_plain(raw, "")
     file: _File = _validate(_File, raw, {})
     _check_key("model", file.model, file.sizes, "sizes")
     _check_key("recipe", file.recipe, file.recipes, "recipes")
+    file.sizes[file.model] = _merge_size(file)
     for name, size in file.sizes.items():
         if size.heads % size.kv_heads:
+            changed = name == file.model and "kv_heads" in _without_none(file.size)
+            section = "size" if changed else f"sizes.{name}"
             raise UserError(
-                f"sizes.{name}.kv_heads is {size.kv_heads}: use a divisor of heads ({size.heads})"
+                f"{section}.kv_heads is {size.kv_heads}: use a divisor of heads ({size.heads})"
             )
+    _check_group_sizes(file.export.group_size)
     recipes = {
-        (name, model): _lay_recipe(file, name, model)
+        (name, model): _merge_recipe(file, name, model)
         for name in file.recipes
         for model in _recipe_sizes(file, name)
     }
@@ -284,7 +295,7 @@ def parse(raw: object) -> Params:
     if file.evaluation.speed_tokens >= context:
         raise UserError(
             f"evaluation.speed_tokens is {file.evaluation.speed_tokens}: use less than "
-            f"sizes.{file.model}.context ({context})"
+            f"the context of the model ({context})"
         )
     return Params(
         model=file.model,
@@ -302,31 +313,52 @@ def parse(raw: object) -> Params:
     )
 
 
-class _YamlLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which it would silently keep the last."""
+def _check_plain(value: object, name: str) -> None:
+    """Check that JSON can represent a value, so that pydantic can."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            section = name or "params.yaml"
+            if not isinstance(key, str):
+                raise UserError(f"the key {_show(key)} of {section} is not text: use a name")
+            if len(key) > 100:
+                raise UserError(f"the key {_show(key)} of {section} is longer than 100 characters")
+            _check_plain(key, f"a key of {section}")
+            _check_plain(item, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_plain(item, f"{name}.{index}")
+    elif isinstance(value, str):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"{name} is {_show(value)}: remove the half of a surrogate pair")
+    elif isinstance(value, int):
+        if value.bit_length() > 64:
+            raise UserError(f"{name} is a number of {value.bit_length()} bits: use at most 64")
+    elif not isinstance(value, float | date | None):
+        raise UserError(f"{name} is a {type(value).__name__}: use text, a number or a list")
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise UserError(f"params.yaml gives {key!r} twice, again in line {line}: keep one")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
-
-# YAML 1.2, which DVC reads, knows 1e-3 as a number; PyYAML's 1.1 asks for 1.0e-3.
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+def _show(value: object) -> str:
+    return shorten(repr(value))
 
 
 def _check_key(name: str, key: str, table: Mapping[str, object], table_name: str) -> None:
     if key not in table:
-        raise UserError(f"{name} is {key!r}: use one of {', '.join(table)} ({table_name})")
+        raise UserError(f"{name} is {_show(key)}: use one of {', '.join(table)} ({table_name})")
+
+
+def _check_group_sizes(group_sizes: Mapping[str, int]) -> None:
+    types = {kind.label: kind for kind, spec in SPECS.items() if spec.group_multiple}
+    for name in group_sizes:
+        if name not in types:
+            raise UserError(f"export.group_size.{name} is unknown: use one of {', '.join(types)}")
+    for name, kind in types.items():
+        if name not in group_sizes:
+            raise UserError(f"export.group_size.{name} is missing: add it to params.yaml")
+        encoding = Encoding(kind, group_sizes[name])
+        if not encoding.is_possible:
+            raise UserError(
+                f"export.group_size.{name} is {encoding.group_size}: use {encoding.allowed}"
+            )
 
 
 def _recipe_sizes(file: _File, name: str) -> dict[str, Any]:
@@ -335,17 +367,32 @@ def _recipe_sizes(file: _File, name: str) -> dict[str, Any]:
         if key not in ("defaults", "sizes"):
             raise UserError(f"recipes.{name}.{key} is unknown: use defaults or sizes")
         if not isinstance(value, dict):
-            raise UserError(f"recipes.{name}.{key} is {value!r}: use keys with values")
+            raise UserError(f"recipes.{name}.{key} is {_show(value)}: use keys with values")
     sizes: dict[str, Any] = recipe.get("sizes", {})
     for model, values in sizes.items():
         _check_key(f"a key of recipes.{name}.sizes", model, file.sizes, "sizes")
         if not isinstance(values, dict):
-            raise UserError(f"recipes.{name}.sizes.{model} is {values!r}: use keys with values")
+            raise UserError(
+                f"recipes.{name}.sizes.{model} is {_show(values)}: use keys with values"
+            )
     return sizes
 
 
-def _lay_recipe(file: _File, name: str, model: str) -> Recipe:
-    """Defaults, the size's values and, for the chosen run, `train`: the later win."""
+def _merge_size(file: _File) -> Size:
+    """Merge the chosen size and `size`."""
+    changes = _without_none(file.size)
+    origin = {key: f"size.{key}" for key in changes}
+    values = asdict(file.sizes[file.model]) | changes
+    size: Size = _validate(Size, values, origin, f"sizes.{file.model}")
+    return size
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _merge_recipe(file: _File, name: str, model: str) -> Recipe:
+    """Merge the defaults, the values of the size and, for the chosen run, `train`."""
     chosen = (name, model) == (file.recipe, file.model)
     missing = f"recipes.{name}.sizes.{model}"
     layers = {
@@ -353,7 +400,7 @@ def _lay_recipe(file: _File, name: str, model: str) -> Recipe:
         missing: file.recipes[name]["sizes"][model],
     }
     if chosen:
-        layers["train"] = {key: value for key, value in file.train.items() if value is not None}
+        layers["train"] = _without_none(file.train)
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for prefix, layer in layers.items():
@@ -371,7 +418,7 @@ def _lay_recipe(file: _File, name: str, model: str) -> Recipe:
 
 
 def _validate(kind: type[Any], value: object, origin: Mapping[str, str], parent: str = "") -> Any:
-    """Check a value with pydantic; the first error becomes a sentence with the full name."""
+    """Check a value with pydantic; report the first error with its full name."""
     try:
         return TypeAdapter(kind).validate_json(json.dumps(value, default=str))
     except ValidationError as error:
@@ -388,11 +435,11 @@ def _validate(kind: type[Any], value: object, origin: Mapping[str, str], parent:
             known = ", ".join(_known_keys(kind, path[:-1]))
             raise UserError(f"{name} is unknown: use one of {known}") from None
         reason = first["msg"][0].lower() + first["msg"][1:]
-        raise UserError(f"{name or 'params.yaml'} is {first['input']!r}: {reason}") from None
+        raise UserError(f"{name or 'params.yaml'} is {_show(first['input'])}: {reason}") from None
 
 
 def _known_keys(kind: Any, path: list[str]) -> list[str]:
-    """The keys that a section knows, the section given by its path from `kind`."""
+    """Return the keys of the section that a path from `kind` leads to."""
     for part in path:
         kind = get_type_hints(kind)[part] if is_dataclass(kind) else get_args(kind)[1]
     return [field.name for field in fields(kind)]

@@ -22,11 +22,11 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 def drawing(
     target: str | os.PathLike[str], columns: int = 1, size: tuple[float, float] = (8, 5)
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure, `size` in inches, and its axes side by side; written as a PNG at the end."""
+    """Yield a figure, `size` in inches, and its axes; write it as a PNG on success."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    # A dollar sign in a story is no formula.
+    # A dollar sign in a story is not a formula.
     with mpl.rc_context({"text.parse_math": False}):
         figure, axes = plt.subplots(1, columns, figsize=size, layout="constrained", squeeze=False)
         try:

@@ -1,4 +1,4 @@
-"""From a corpus file to a token file, with several threads and in bounded memory."""
+"""Encode a corpus file to a token file, with several threads and in bounded memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,13 @@ _SHARDS_AHEAD = 2
 
 
 class Shard(NamedTuple):
-    """The framed stories of a span of the corpus, its length there, and what reading it met."""
+    """The framed stories of a span of the corpus.
+
+    Attributes:
+        corpus_bytes: the length of the span.
+        tokens: the ids of the stories.
+        counts: statistics of reading the span.
+    """
 
     corpus_bytes: int
     tokens: token_file.Tokens
@@ -37,7 +43,7 @@ class Shard(NamedTuple):
 
 
 class Encoder:
-    """Frames and encodes stories; any number of threads may share it."""
+    """Frame and encode stories; any number of threads may share it."""
 
     def __init__(self, trained: tokenizer.Tokenizer) -> None:
         """Take a tokenizer that has BOS and EOS."""
@@ -45,7 +51,7 @@ class Encoder:
         self._bos_id, self._eos_id = trained.bos_id, trained.eos_id
 
     def encode(self, corpus: Path, span: files.Span) -> Shard:
-        """The shard of a span of the corpus."""
+        """Encode a span of the corpus."""
         counts = files.ReadCounts()
         stories = list(files.read_bytes(corpus, counts, span))
         ids = self._fast.encode_stories(stories, self._bos_id, self._eos_id)
@@ -58,8 +64,8 @@ class Encoder:
 
         Args:
             corpus: a file of stories.
-            spans: parts of the corpus, as `files.spans` cuts it.
-            threads: how many work at once; 0: one for each core.
+            spans: spans of the corpus from `files.spans`.
+            threads: the number of threads; 0: one for each core.
         """
         threads = threads or os.cpu_count() or 1
         pending: deque[Future[Shard]] = deque()
@@ -78,19 +84,19 @@ def pretokenize(
     target: str | os.PathLike[str],
     threads: int = 0,
 ) -> files.ReadCounts:
-    """Write the token file of a corpus; the same for any number of threads.
+    """Write the token file of a corpus; it does not depend on the number of threads.
 
     Args:
         corpus: a file of stories.
         model: a SentencePiece model file.
         target: the token file.
-        threads: how many work at once; 0: one for each core.
+        threads: the number of threads; 0: one for each core.
 
     Returns:
-        What reading the corpus met.
+        Statistics of reading the corpus.
 
     Raises:
-        UserError: the corpus or the tokenizer is missing or is not what it should be.
+        UserError: the corpus or the tokenizer is missing or damaged.
     """
     source = Path(corpus)
     trained = tokenizer.load(model)
@@ -114,7 +120,7 @@ def pretokenize(
 
 
 def _progress() -> Progress:
-    """A line with share, size, MB/s and time left; nothing where stderr is not a terminal."""
+    """Make a progress bar with MB/s and time left; it is off if stderr is not a terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

@@ -1,6 +1,6 @@
-"""Token files: the stories of a corpus as 16-bit ids, mapped rather than read.
+"""Token files: the stories of a corpus as 16-bit ids, which are mapped into memory.
 
-Layout, version 1, little-endian: a header of 128 bytes, see `HEADER`, zero up to its end; then one
+Layout, version 1, little-endian: a header of 128 bytes, see `HEADER`, padded with zeros; then one
 u16 for each token. Every story is BOS, its text, EOS.
 """
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from storyllamas.atomic import atomic_file
 from storyllamas.errors import UserError
+from storyllamas.regular_file import open_regular
 
 MAGIC = b"\x89STK\r\n\x1a\n"
 VERSION = 1
@@ -39,7 +40,7 @@ Ids = npt.NDArray[np.int64]
 
 
 class Writer:
-    """Takes framed tokens as they come; made by `write`."""
+    """Writes the tokens of framed stories; made by `write`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -48,7 +49,7 @@ class Writer:
         self.text_bytes = 0
 
     def append(self, tokens: Tokens, stories: int, text_bytes: int) -> None:
-        """Add the tokens of some whole stories, with their number and their text's length."""
+        """Append the tokens of complete stories, their number and the bytes of their text."""
         self._file.write(tokens.astype("<u2", copy=False).data)
         self.tokens += len(tokens)
         self.stories += stories
@@ -57,12 +58,12 @@ class Writer:
 
 @contextmanager
 def write(path: str | os.PathLike[str], vocab_size: int, digest: bytes) -> Iterator[Writer]:
-    """Write a token file as a stream; it appears when the block ends without an exception.
+    """Write a token file as a stream; it appears if the block ends without an exception.
 
     Args:
         path: the file.
-        vocab_size: every token is below; at most `MAX_VOCAB_SIZE`.
-        digest: of the tokenizer, 32 bytes.
+        vocab_size: all tokens are smaller; at most `MAX_VOCAB_SIZE`.
+        digest: the digest of the tokenizer, 32 bytes.
 
     Raises:
         UserError: the vocabulary is too large.
@@ -70,7 +71,7 @@ def write(path: str | os.PathLike[str], vocab_size: int, digest: bytes) -> Itera
     if vocab_size > MAX_VOCAB_SIZE:
         raise UserError(
             f"the tokenizer has {vocab_size} pieces and a token file holds 16-bit ids: "
-            f"use one of at most {MAX_VOCAB_SIZE}"
+            f"train a tokenizer of at most {MAX_VOCAB_SIZE} pieces"
         )
     with atomic_file(path) as file:
         file.write(bytes(HEADER_BYTES))
@@ -86,12 +87,12 @@ class TokenFile:
     """An open token file.
 
     Attributes:
-        path: where it is.
-        tokens: every token, u16, mapped.
-        vocab_size: every token is below.
+        path: the file.
+        tokens: all tokens, mapped u16.
+        vocab_size: all tokens are smaller.
         stories: number of stories.
-        text_bytes: UTF-8 bytes of the stories' text.
-        digest: of the tokenizer, 32 bytes.
+        text_bytes: UTF-8 bytes of the text of all stories.
+        digest: the digest of the tokenizer, 32 bytes.
     """
 
     path: Path
@@ -102,19 +103,19 @@ class TokenFile:
     digest: bytes
 
     def batch(self, step: int, sequences: int, context: int, seed: int) -> tuple[Ids, Ids]:
-        """The windows of one training step, which depend on the arguments only.
+        """Return the windows of one training step, which depend on the arguments only.
 
-        An epoch goes through the windows of the file in random order. They lie side by side, so
-        that each token is predicted once, behind an offset that each epoch draws anew.
+        An epoch visits the windows of the file in random order. Windows are adjacent, so that each
+        token is predicted once. The first window starts at an offset that differs in each epoch.
 
         Args:
-            step: 0, 1, …
-            sequences: windows in a batch.
-            context: tokens in a window.
-            seed: of the order.
+            step: the number of the step, from 0.
+            sequences: number of windows in a batch.
+            context: number of tokens in a window.
+            seed: the seed of the order.
 
         Returns:
-            Inputs and targets, both [sequences, context]; targets are one token further on.
+            Inputs and targets, both [sequences, context]; targets are shifted by one token.
 
         Raises:
             UserError: the file is shorter than one window.
@@ -128,7 +129,7 @@ class TokenFile:
         return self._gather(np.array(starts), context)
 
     def first_windows(self, windows: int, context: int) -> tuple[Ids, Ids]:
-        """The first windows in order, side by side: the fixed set to validate on.
+        """Return the first adjacent windows in order, a fixed set for validation.
 
         Returns:
             Inputs and targets, both [n, context], with n = `windows`, or fewer in a short file.
@@ -141,7 +142,7 @@ class TokenFile:
         return self._gather(np.arange(min(windows, available)) * context, context)
 
     def _windows(self, context: int) -> int:
-        """Windows in an epoch; few enough that any offset below `context` leaves room for them."""
+        """Return the windows in an epoch; they fit behind any offset below `context`."""
         if len(self.tokens) < context + 1:
             raise UserError(
                 f"{self.path} has {len(self.tokens)} tokens, fewer than one window of "
@@ -159,7 +160,7 @@ def read(path: str | os.PathLike[str], digest: bytes | None = None) -> TokenFile
 
     Args:
         path: the file.
-        digest: of the tokenizer that it should be made with; None: any.
+        digest: the digest of the tokenizer that made the file; None: any.
 
     Raises:
         UserError: the file is missing, damaged, of another version, or of another tokenizer.
@@ -167,13 +168,11 @@ def read(path: str | os.PathLike[str], digest: bytes | None = None) -> TokenFile
     source = Path(path)
     again = "run `dvc repro pretokenize`"
     try:
-        with source.open("rb") as file:
+        with open_regular(source) as file:
             header = file.read(HEADER_BYTES)
             size = file.seek(0, os.SEEK_END)
     except FileNotFoundError:
         raise UserError(f"{source} does not exist: {again}") from None
-    except OSError as error:
-        raise UserError(f"{source} cannot be read: {error.strerror}") from None
     if len(header) < HEADER_BYTES or not header.startswith(MAGIC):
         raise UserError(f"{source} is not a token file: {again}")
     _, version, vocab_size, count, stories, text_bytes, made_with = HEADER.unpack_from(header)
@@ -195,9 +194,9 @@ def read(path: str | os.PathLike[str], digest: bytes | None = None) -> TokenFile
 
 @functools.lru_cache(maxsize=2)
 def _epoch_starts(length: int, count: int, context: int, seed: int, epoch: int) -> Ids:
-    """First tokens of an epoch's windows, in their order [count].
+    """Return the positions of an epoch's windows in random order [count].
 
-    From the raw bits of PCG64, whose stream NumPy guarantees never to change.
+    They are made from the raw bits of PCG64, a stream that NumPy guarantees to keep.
     """
     bits = np.random.PCG64([seed, epoch])
     slack = min(context - 1, length - 1 - count * context)

@@ -1,9 +1,9 @@
-"""The tokenizer: SentencePiece BPE as llama2.c and llama.cpp know it from Llama.
+"""The tokenizer: SentencePiece BPE with the settings of Llama, for llama2.c and llama.cpp too.
 
-UNK 0, BOS 1, EOS 2, no padding; the 256 bytes are pieces 3…258, and a character that was not in the
-training text is spelt with them. Text is not normalized: every space counts, and one is put before
-the text. Digits stand alone. A line break is always the byte piece <0x0A>, since training sees
-lines.
+UNK is 0, BOS is 1, EOS is 2, and there is no padding. Pieces 3…258 are the 256 bytes; they encode
+characters that are not in the training text. Text is not normalized: every space counts, and one
+space is added in front of the text. Each digit is a piece of its own. A line break is always the
+byte piece <0x0A>, since training sees lines.
 """
 
 from __future__ import annotations
@@ -12,21 +12,26 @@ import hashlib
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
+from itertools import chain
 
 import numpy as np
 import sentencepiece
 
 from storyllamas.errors import UserError
+from storyllamas.regular_file import open_regular
 from storyllamas.vocabulary import PieceType, Vocabulary
+
+RESERVED = "\u2585"
+"""The character that SentencePiece cannot learn; it is always spelt in bytes."""
 
 
 class ImpossibleVocabularyError(UserError):
-    """A text has too few different words for a vocabulary, or too many characters.
+    """A text has too few different words or too many characters for a vocabulary size.
 
     Attributes:
-        nearest: the size nearest to the one asked for that the text allows.
+        nearest: the nearest vocabulary size that the text allows.
     """
 
     def __init__(self, message: str, nearest: int) -> None:
@@ -43,11 +48,15 @@ class Tokenizer:
         vocab_size: number of pieces.
         bos_id: the piece that begins a story.
         eos_id: the piece that ends a story.
-        processor: SentencePiece's own object.
+        processor: the object of the SentencePiece library.
     """
 
     def __init__(self, model: bytes) -> None:
-        """Take the bytes of a SentencePiece model file; `RuntimeError` if they are none."""
+        """Load the bytes of a SentencePiece model file.
+
+        Raises:
+            RuntimeError: they are not a model.
+        """
         self.processor = sentencepiece.SentencePieceProcessor()
         self.processor.load_from_serialized_proto(model)
         self.model = model
@@ -57,17 +66,17 @@ class Tokenizer:
         self.eos_id: int = self.processor.eos_id()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without BOS and EOS."""
+        """Encode a text, without BOS and EOS."""
         ids: list[int] = self.processor.encode(text)
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ids; control pieces such as BOS and EOS have none."""
+        """Decode ids; control pieces such as BOS and EOS have no text."""
         text: str = self.processor.decode(ids)
         return text
 
     def vocabulary(self) -> Vocabulary:
-        """Pieces, scores and types, as the weight file stores them."""
+        """Return the pieces, scores and types that the weight file stores."""
         processor, ids = self.processor, range(self.vocab_size)
         types = np.full(self.vocab_size, PieceType.NORMAL, np.uint8)
         for piece_type, is_type in (
@@ -94,37 +103,44 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     """Read a SentencePiece model file.
 
     Raises:
-        UserError: the file is missing or is not one.
+        UserError: the file is missing or is not a SentencePiece model.
     """
     try:
-        return Tokenizer(Path(path).read_bytes())
+        with open_regular(path) as file:
+            return Tokenizer(file.read())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run `dvc repro tokenizer`") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except RuntimeError:
         raise UserError(
             f"{path} is not a SentencePiece model: run `dvc repro --force tokenizer`"
         ) from None
 
 
-def train(stories: Iterable[str], vocab_size: int) -> bytes:
-    """Learn a tokenizer; the same stories give the same bytes, on any machine.
+def train(stories: Iterable[str], vocab_size: int, character_coverage: float = 1.0) -> bytes:
+    """Train a tokenizer; the same stories give the same bytes on any machine.
 
-    The text is held in memory: for stories, about four times its size.
+    The text is kept in memory and takes about four times its size.
 
     Args:
-        stories: the text to learn from.
-        vocab_size: pieces, special and byte pieces among them.
+        stories: the training text.
+        vocab_size: number of pieces, special and byte pieces included.
+        character_coverage: share of the text, above 0 … 1, whose characters become pieces; bytes
+            spell the rarest characters.
 
     Returns:
         The SentencePiece model file.
 
     Raises:
-        ImpossibleVocabularyError: the text has too few different words for so many pieces, or too
-            many different characters for so few.
+        ImpossibleVocabularyError: the text has too few different words or too many different
+            characters for the vocabulary size.
     """
-    lines = (line for story in stories for line in story.split("\n") if line)
+    if character_coverage < 1:
+        stories = list(stories)
+    # SentencePiece skips a line that has the reserved character. A digit in its place is a word of
+    # its own, so that what is learned of the text around it does not change.
+    unlearned = dict.fromkeys(map(ord, {RESERVED, *_rare(stories, character_coverage)}), "0")
+    texts = (story if story.isascii() else story.translate(unlearned) for story in stories)
+    lines = (line for text in texts for line in text.split("\n") if line)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -138,18 +154,31 @@ def train(stories: Iterable[str], vocab_size: int) -> bytes:
             byte_fallback=True,
             split_digits=True,
             allow_whitespace_only_pieces=True,
-            max_sentence_length=2**30,  # a longer line would be left out without a word
-            # What is learned does not depend on it, but it is written into the model.
+            max_sentence_length=2**30,  # SentencePiece silently skips longer lines
+            # The pieces do not depend on it, but it is written to the model.
             num_threads=1,
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _explained(error, vocab_size) from None
+        raise _explain(error, vocab_size) from None
     return model.getvalue()
 
 
+def _rare(stories: Iterable[str], coverage: float) -> set[str]:
+    """Return the characters beyond ASCII that are not needed to cover a share of the text."""
+    if coverage >= 1:
+        return set()
+    counts = Counter(chain.from_iterable(stories))
+    total, covered, rare = counts.total(), 0, set()
+    for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if covered >= coverage * total and not character.isascii():
+            rare.add(character)
+        covered += count
+    return rare
+
+
 def bytes_per_token(tokenizer: Tokenizer, stories: Iterable[str]) -> float:
-    """UTF-8 bytes of text over tokens, BOS and EOS not counted."""
+    """Return the UTF-8 bytes of text per token, without BOS and EOS."""
     text_bytes = tokens = 0
     for story in stories:
         text_bytes += len(story.encode())
@@ -157,8 +186,8 @@ def bytes_per_token(tokenizer: Tokenizer, stories: Iterable[str]) -> float:
     return text_bytes / tokens
 
 
-def _explained(error: RuntimeError, vocab_size: int) -> Exception:
-    """SentencePiece's two complaints about the vocabulary's size as sentences for the user."""
+def _explain(error: RuntimeError, vocab_size: int) -> Exception:
+    """Turn SentencePiece's two errors about the vocabulary size into messages for the user."""
     name = f"tokenizer.vocab_size is {vocab_size}"
     if found := re.search(r"set it to a value <= (\d+)", str(error)):
         return ImpossibleVocabularyError(
@@ -169,7 +198,7 @@ def _explained(error: RuntimeError, vocab_size: int) -> Exception:
     if found := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
         return ImpossibleVocabularyError(
             f"{name} and the bytes and different characters of the corpus alone are {found[1]}: "
-            f"use at least {found[1]}",
+            f"lower tokenizer.character_coverage, or use at least {found[1]}",
             int(found[1]),
         )
     return error

@@ -1,16 +1,16 @@
-"""The pieces of a tokenizer, their merge priorities and their special ids."""
+"""The pieces of a tokenizer, their merge priorities and the ids of special pieces."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
 
 import numpy as np
 import numpy.typing as npt
 
 
 class PieceType(IntEnum):
-    """What a tokenizer piece is, numbered as in SentencePiece's model file."""
+    """The type of a tokenizer piece; values are those of SentencePiece's model file."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -20,20 +20,75 @@ class PieceType(IntEnum):
     BYTE = 6
 
 
+class TokenizerKind(IntEnum):
+    """How pieces merge; the last two by rank, as in a Hugging Face tokenizer.json."""
+
+    SENTENCEPIECE = 0
+    BPE = 1
+    BYTE_LEVEL = 2
+
+
+class PreTokenizer(IntEnum):
+    """What cuts a text into words that no merge crosses."""
+
+    NONE = 0
+    SPACES = 1
+    GPT2 = 2
+    LLAMA3 = 3
+    SMOLLM = 4
+
+
+class Strip(IntEnum):
+    """What decoding leaves out: nothing, a first space, or every space of the first piece."""
+
+    NONE = 0
+    SPACE = 1
+    FIRST = 2
+
+
+class Added(IntFlag):
+    """What an added token is like; see storyllamas.h."""
+
+    SPECIAL = 1
+    LSTRIP = 2
+    RSTRIP = 4
+    NORMALIZED = 8
+    SINGLE_WORD = 16
+    APART = 32
+
+
+def no_pairs() -> npt.NDArray[np.uint32]:
+    """No merges or added tokens."""
+    return np.empty((0, 2), np.uint32)
+
+
 @dataclass(frozen=True)
 class Vocabulary:
-    """A SentencePiece BPE tokenizer, as far as encoding and decoding need it.
+    """The data of a BPE tokenizer that encoding and decoding need.
 
     Attributes:
-        pieces: UTF-8 text of each id, U+2581 for a space; a byte piece is written `<0xNN>`.
-        scores: merge priority of each id; the highest merges first.
+        pieces: text of each id; UTF-8 with U+2581 for a space and `<0xNN>` for a byte, but the
+            bytes themselves for `BYTE_LEVEL`.
+        scores: merge priority of each id of `SENTENCEPIECE`, the highest merges first; no meaning
+            for the other kinds.
         types: a `PieceType` for each id.
         unk_id: the unknown piece, or -1.
         bos_id: the piece that begins a story, or -1.
         eos_id: the piece that ends a story, or -1.
         pad_id: the padding piece, or -1.
-        dummy_prefix: a space is put before the text.
+        dummy_prefix: a space is added in front of the text.
         byte_fallback: a character that no piece covers becomes its UTF-8 bytes.
+        adds_bos: a prompt gets the piece that begins a story in front.
+        kind: how pieces merge. What follows is for `BPE` and `BYTE_LEVEL`.
+        merges: [merges, 2] ids of neighbours that merge, the first merge first.
+        added: [added tokens, 2] id and `Added` flags, by rising id.
+        pre_tokenizer: what cuts a text into words.
+        strip: what decoding leaves out.
+        metaspace: spaces become U+2581 after added tokens are found, and the dummy prefix stands
+            before every text between these that does not begin with a space.
+        prefix_first: the dummy prefix stands only where the whole text begins.
+        fuse_unk: unknown neighbours are one unknown piece.
+        ignore_merges: a word that is a piece is not merged.
     """
 
     pieces: list[bytes]
@@ -45,3 +100,13 @@ class Vocabulary:
     pad_id: int = -1
     dummy_prefix: bool = True
     byte_fallback: bool = True
+    adds_bos: bool = True
+    kind: TokenizerKind = TokenizerKind.SENTENCEPIECE
+    merges: npt.NDArray[np.uint32] = field(default_factory=no_pairs)
+    added: npt.NDArray[np.uint32] = field(default_factory=no_pairs)
+    pre_tokenizer: PreTokenizer = PreTokenizer.NONE
+    strip: Strip = Strip.NONE
+    metaspace: bool = False
+    prefix_first: bool = False
+    fuse_unk: bool = False
+    ignore_merges: bool = False

@@ -30,6 +30,15 @@ def tinystories() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of shared test files beside the checkout; skip the test without it."""
+    folder = Path(os.environ.get("STORYLLAMAS_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip("set STORYLLAMAS_SHARED to a folder with cases and checkpoints")
+    return folder
+
+
 @pytest.fixture
 def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the runs of a test are kept, those of its processes too."""

@@ -23,30 +23,29 @@ PARENT = os.getppid()
 
 @exit_on_user_error
 def main() -> None:
-    """Train in folder/NAME for each NAME of the third argument (JSON), its recipe changed so.
+    """Train several jobs in turn; every rank writes its process id and its best weights.
 
-    The first argument is the folder, the second the number of processes. Every rank leaves its
-    process id and the weights that it found best. A fourth argument is where rank 0 stops itself,
-    as `stop_after`.
+    Arguments: the folder, the number of processes, a JSON object of NAME and changes of the recipe
+    (each job trains in folder/NAME), and optionally a step of rank 0 for `stop_after`.
     """
     folder, processes, jobs = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
     if processes > 1 and not started():
         launch(processes, sys.argv, PARENT)
         return
     with joined(Compute("cpu", "float32", 1, "never", 1, 1)) as ranks:
-        write_text(folder / f"{ranks.number}.pid", str(os.getpid()))
-        for step in sys.argv[4:] if ranks.number == 0 else []:
+        write_text(folder / f"{ranks.rank}.pid", str(os.getpid()))
+        for step in sys.argv[4:] if ranks.first else []:
             stop_after(int(step))
         for name, changes in jobs.items():
             job = make_job(folder, **changes)
             with training_run(job, folder / name, 0, PARENT, ranks=ranks) as result:
                 weights = safetensors.torch.save(result.tensors)
                 (folder / name).mkdir(exist_ok=True)
-                (folder / name / f"{ranks.number}.safetensors").write_bytes(weights)
-        if ranks.count > 1:
+                (folder / name / f"{ranks.rank}.safetensors").write_bytes(weights)
+        if ranks.world_size > 1:
             with suppress(UserError):
-                ranks.check_alike(f"the work of rank {ranks.number}")
-                raise AssertionError("ranks that differ were taken for alike")
+                ranks.check_equal(f"the work of rank {ranks.rank}")
+                raise AssertionError("check_equal accepted ranks that differ")
 
 
 if __name__ == "__main__":

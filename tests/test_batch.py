@@ -1,4 +1,4 @@
-"""Many stories at once: each is the story that it is alone."""
+"""Batched generation: each story equals the one that is generated alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import engine_files
 import pytest
 
 from storyllamas.config import ModelConfig
-from storyllamas.engine.batch import ToldStory
+from storyllamas.engine.batch import GeneratedStory
 from storyllamas.engine.engine import Engine
 from storyllamas.engine.ffi import ffi, lib
 from storyllamas.errors import UserError
@@ -47,29 +47,29 @@ def engine(files: dict[str, Path]) -> Engine:
     return Engine(files["f32"])
 
 
-def alone(engine: Engine, index: int, prompt: str, seed: int, **options: float) -> ToldStory:
+def alone(engine: Engine, index: int, prompt: str, seed: int, **options: float) -> GeneratedStory:
     story = engine.generate(prompt, seed=seed, **options)  # type: ignore[arg-type]
     text = prompt + "".join(story)
-    return ToldStory(index, seed, prompt, text, story.ids, story.stop)
+    return GeneratedStory(index, seed, prompt, text, story.ids, story.stop)
 
 
 def make_prompts(number: int) -> list[str]:
-    """Of many lengths, some of which take more than one pass beside others."""
+    """Return prompts of many lengths; some need more than one pass next to other sequences."""
     lengths = random.Random(number)
     return ["ab é "[: lengths.randrange(6)] * lengths.randrange(1, 9) for _ in range(number)]
 
 
 @pytest.mark.parametrize("name", ["f32", "q8"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_large_cache_changes_no_story(tmp_path: Path, name: str, threads: int) -> None:
-    """All caches together are more than what is left where it is (transformer.c)."""
+def test_prefetched_caches_change_no_story(tmp_path: Path, name: str, threads: int) -> None:
+    """All caches together exceed the processor cache, so they are prefetched (transformer.c)."""
     config = dataclasses.replace(CONFIG, context=4096)
     tensors = engine_files.random_tensors(config, 6)
     path = engine_files.write(tmp_path / "far.slm", config, tensors, None, name, {"q8": 16})
     prompts = make_prompts(48)
     engine = Engine(path, threads=threads)
     expected = [alone(engine, i, text, 7 + i, max_tokens=40) for i, text in enumerate(prompts)]
-    assert list(engine.generate_many(prompts, seed=7, together=48, max_tokens=40)) == expected
+    assert list(engine.generate_many(prompts, seed=7, batch_size=48, max_tokens=40)) == expected
 
 
 @pytest.mark.parametrize("name", ["f32", "q8", "q4"])
@@ -81,55 +81,55 @@ def test_each_is_the_story_that_it_is_alone(
     single = Engine(files[name], threads=1)
     expected = [alone(single, i, text, 100 + i, **options) for i, text in enumerate(prompts)]
     assert len({story.tokens for story in expected}) > 1 or "max_tokens" in options
-    for together, threads in ((1, 1), (2, 2), (7, 1), (16, 3), (256, 2)):
+    for batch_size, threads in ((1, 1), (2, 2), (7, 1), (16, 3), (256, 2)):
         engine = Engine(files[name], threads=threads)
-        told = list(engine.generate_many(prompts, together=together, seed=100, **options))
-        assert told == expected
+        generated = list(engine.generate_many(prompts, batch_size=batch_size, seed=100, **options))
+        assert generated == expected
 
 
 @pytest.mark.parametrize("name", ["f32", "q8", "q4"])
-def test_places_are_taken_and_left_at_any_time(files: dict[str, Path], name: str) -> None:
-    """The C interface: joins at random steps, also in place of a story that goes on."""
+def test_slots_are_started_and_freed_at_any_time(files: dict[str, Path], name: str) -> None:
+    """In C, start sequences at random steps, also in the slot of a running sequence."""
     engine, choose = Engine(files[name], threads=2), random.Random(8)
-    places = 6
-    handle, options = ffi.new("sl_session **"), ffi.new("sl_session_options *", (2, places))
+    slots = 6
+    handle, options = ffi.new("sl_session **"), ffi.new("sl_session_options *", (2, slots))
     assert lib.sl_session_new(handle, engine._model, options) == lib.SL_OK
     session = ffi.gc(handle[0], lib.sl_session_free)
-    pieces = ffi.new("sl_piece[]", places)
-    told: list[list[int] | None] = [None] * places
-    seeds, next_seed, compared = [0] * places, count(1), 0
+    pieces = ffi.new("sl_piece[]", slots)
+    generated: list[list[int] | None] = [None] * slots
+    seeds, next_seed, compared = [0] * slots, count(1), 0
 
-    def expected(place: int) -> list[int]:
-        return alone(engine, 0, "ab", seeds[place], temperature=1.3).ids
+    def expected(slot: int) -> list[int]:
+        return alone(engine, 0, "ab", seeds[slot], temperature=1.3).ids
 
     for _ in range(300):
-        for place in range(places):
-            if choose.random() < (0.3 if told[place] is None else 0.01):
+        for slot in range(slots):
+            if choose.random() < (0.3 if generated[slot] is None else 0.01):
                 how = lib.sl_defaults()
                 how.temperature, how.seed = 1.3, next(next_seed)
-                assert lib.sl_start_slot(session, place, b"ab", 2, ffi.addressof(how)) == lib.SL_OK
-                told[place], seeds[place] = [], how.seed
+                assert lib.sl_start_slot(session, slot, b"ab", 2, ffi.addressof(how)) == lib.SL_OK
+                generated[slot], seeds[slot] = [], how.seed
         assert lib.sl_step(session, pieces) == lib.SL_OK
-        for place, ids in enumerate(told):
+        for slot, ids in enumerate(generated):
             if ids is None:
-                assert pieces[place].stop != lib.SL_RUNNING
-            elif pieces[place].stop:
-                assert ids == expected(place)
-                told[place], compared = None, compared + 1
+                assert pieces[slot].stop != lib.SL_RUNNING
+            elif pieces[slot].stop:
+                assert ids == expected(slot)
+                generated[slot], compared = None, compared + 1
             else:
-                ids.append(pieces[place].id)
+                ids.append(pieces[slot].id)
     assert compared > 20
-    for place, ids in enumerate(told):
+    for slot, ids in enumerate(generated):
         if ids:
-            assert ids == expected(place)[: len(ids)]
+            assert ids == expected(slot)[: len(ids)]
 
 
-def test_each_prompt_is_told_count_times(engine: Engine) -> None:
-    told = list(engine.generate_many(["a", "b"], count=3, max_tokens=4))
-    assert [(story.index, story.prompt, story.seed) for story in told] == [
+def test_each_prompt_is_generated_count_times(engine: Engine) -> None:
+    generated = list(engine.generate_many(["a", "b"], count=3, max_tokens=4))
+    assert [(story.index, story.prompt, story.seed) for story in generated] == [
         (i, "aaabbb"[i], 42 + i) for i in range(6)
     ]
-    assert list(engine.generate_many("a", count=3, max_tokens=4)) == told[:3]
+    assert list(engine.generate_many("a", count=3, max_tokens=4)) == generated[:3]
     assert list(engine.generate_many([])) == []
     (empty,) = engine.generate_many()
     assert empty == alone(engine, 0, "", 42)
@@ -145,7 +145,7 @@ def test_prompts_are_taken_as_they_are_needed(engine: Engine) -> None:
             taken += 1
             yield ""
 
-    stories = engine.generate_many(prompts(), together=2, temperature=1)
+    stories = engine.generate_many(prompts(), batch_size=2, temperature=1)
     for story in islice(stories, 200):
         assert taken <= story.index + 2 * 16 + 2 + 2
     assert taken < 250
@@ -153,7 +153,7 @@ def test_prompts_are_taken_as_they_are_needed(engine: Engine) -> None:
 
 
 def test_short_stories_wait_for_a_long_one(tmp_path: Path) -> None:
-    """The first fills the context, and no more are told behind it than may be kept."""
+    """The first story fills the context; the number of finished stories behind it is bounded."""
     config = dataclasses.replace(CONFIG, context=400)
     path = engine_files.write(tmp_path / "m.slm", config, engine_files.random_tensors(config, 5))
     engine, taken = Engine(path), 0
@@ -166,7 +166,7 @@ def test_short_stories_wait_for_a_long_one(tmp_path: Path) -> None:
             taken += 1
             yield prompt
 
-    stories = engine.generate_many(prompts(), together=2, ignore_eos=True, max_tokens=400)
+    stories = engine.generate_many(prompts(), batch_size=2, ignore_eos=True, max_tokens=400)
     assert next(iter(stories)).stop == "context"
     assert 2 * 16 <= taken <= 2 * 16 + 2
     stories.close()  # type: ignore[attr-defined]
@@ -179,8 +179,8 @@ def test_stories_keep_their_model(files: dict[str, Path]) -> None:
 
 
 def test_seeds_begin_again_after_the_last(engine: Engine) -> None:
-    told = list(engine.generate_many("a", count=2, seed=2**64 - 1, max_tokens=3))
-    assert [story.seed for story in told] == [2**64 - 1, 0]
+    generated = list(engine.generate_many("a", count=2, seed=2**64 - 1, max_tokens=3))
+    assert [story.seed for story in generated] == [2**64 - 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -189,20 +189,20 @@ def test_seeds_begin_again_after_the_last(engine: Engine) -> None:
         ({"prompts": ["a", "b", "a" * 200]}, "story 2: the prompt has"),
         ({"prompts": ["a", "\udcff"]}, "story 1: the text is not valid Unicode"),
         ({"count": 0}, "count is 0 and must be 1 or more"),
-        ({"together": 0}, "together is 0 and must be 1 to 256"),
-        ({"together": 257}, "together is 257 and must be 1 to 256"),
+        ({"batch_size": 0}, "batch_size is 0 and must be 1 to 256"),
+        ({"batch_size": 257}, "batch_size is 257 and must be 1 to 256"),
         ({"temperature": -1}, "temperature is -1 and must be 0 (greedy) to 1000"),
-        ({"seed": 2**64}, "seed is 18446744073709551616 and must be a number in its range"),
+        ({"seed": 2**64}, "seed is 18446744073709551616 and must be a whole number from 0 to 1844"),
     ],
 )
-def test_what_cannot_be_told(engine: Engine, arguments: dict[str, int], sentence: str) -> None:
-    with pytest.raises(UserError) as refusal:
+def test_what_cannot_be_generated(engine: Engine, arguments: dict[str, int], sentence: str) -> None:
+    with pytest.raises(UserError) as rejection:
         list(engine.generate_many(**arguments))
-    assert str(refusal.value).startswith(sentence)
+    assert str(rejection.value).startswith(sentence)
 
 
 def test_options_are_checked_before_the_first_story(engine: Engine) -> None:
     with pytest.raises(UserError, match="top_p is 0 and"):
         engine.generate_many("a", top_p=0)
-    with pytest.raises(TypeError, match=r"'heat' is no option: they are .*temperature"):
+    with pytest.raises(TypeError, match=r"'heat' is not an option: use one of .*temperature"):
         engine.generate_many("a", heat=1)

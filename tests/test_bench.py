@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from engine_files import BOS, random_tensors, small_config, write
 
-from bench import build, kernels, limits, measure, plot, report
-from bench.engines import OURS, Engine, Worker
+from bench import __main__ as command
+from bench import build, engines, index, kernels, limits, measure, models, pages, processor, report
+from bench.engines import OURS, Engine
 from bench.limits import Limit, Machine
+from bench.measure import Cell, Task
 from bench.models import Model
+from bench.worker import Worker, WorkerError, exit_reason
+from storyllamas.errors import UserError
 from storyllamas.model import Llama
 
 CONFIG = small_config(dim=32, heads=4, kv_heads=4, head_dim=8, hidden=48, context=160)
@@ -41,7 +47,7 @@ def model(folder: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def engines(folder: Path) -> list[Engine]:
+def found(folder: Path) -> list[Engine]:
     program = build.engine_worker()
 
     def engine(name: str, weights: str, bits: int, missing: str = "") -> Engine:
@@ -59,7 +65,39 @@ def engines(folder: Path) -> list[Engine]:
     ]
 
 
-def test_worker_generates_the_greedy_tokens_of_pytorch(model: Model, engines: list[Engine]) -> None:
+FAKE = """
+import json, os, sys, time
+failures = dict(argument.split("=") for argument in sys.argv[1:])
+for line in sys.stdin:
+    request = line.split()[0]
+    failure = failures.get(request)
+    if failure == "hang":
+        time.sleep(600)
+    elif failure == "exit":
+        sys.exit("the model | is bad")
+    elif failure == "noise":
+        print("hello", flush=True)
+    elif failure:
+        os.kill(os.getpid(), int(failure))
+    else:
+        answer = {"seconds": 0.2, "ids": [5, 6, 7], "about": "fake"}
+        print(json.dumps(answer), flush=True)
+"""
+"""A worker that answers at once, or fails as its arguments say: story=4 raises signal 4."""
+
+
+def fake(weights: str, *failures: str, name: str = "llama.cpp") -> Engine:
+    return Engine(
+        *(name, weights, "f32", 8, (1,)),
+        lambda path, threads: [sys.executable, "-c", FAKE, *failures],
+    )
+
+
+def speeds(cells: list[Cell]) -> dict[str, list[float]]:
+    return {cell.task.name: cell.speeds for cell in cells}
+
+
+def test_worker_generates_the_greedy_tokens_of_pytorch(model: Model, found: list[Engine]) -> None:
     llama = Llama(CONFIG).eval()
     tensors = {name: torch.tensor(values) for name, values in random_tensors(CONFIG).items()}
     llama.load_state_dict(tensors)
@@ -67,7 +105,7 @@ def test_worker_generates_the_greedy_tokens_of_pytorch(model: Model, engines: li
     with torch.no_grad():
         for _ in range(steps):
             ids.append(int(llama(torch.tensor([ids]))[0, -1].argmax()))
-    with Worker(engines[0].command(model.folder / "f32", 1)) as worker:
+    with Worker(found[0].command(model.folder / "f32", 1)) as worker:
         worker.pause()
         worker.resume()
         assert worker.ask(f"greedy {steps}") == {"ids": ids[1:]}
@@ -140,28 +178,295 @@ def test_limits_count_every_weight_and_position() -> None:
     assert limit.batch(10, 9) == pytest.approx(operations / 1e9 + 10 * 5 * cached / 100e9)
 
 
-def test_rows_of_a_table_have_equal_numbers_of_cells(
-    model: Model, engines: list[Engine], tmp_path: Path
+@pytest.mark.parametrize(
+    ("failure", "reason", "detail"),
+    [
+        ("story=4", "SIGILL", ""),
+        ("story=11", "SIGSEGV", ""),
+        ("story=exit", "exit 1", "the model | is bad"),
+        ("story=noise", "invalid answer", "hello"),
+    ],
+)
+def test_worker_error_names_the_reason(failure: str, reason: str, detail: str) -> None:
+    with (
+        Worker([sys.executable, "-c", FAKE, failure]) as worker,
+        pytest.raises(WorkerError, match=reason) as error,
+    ):
+        worker.ask("story 8 1")
+    assert (error.value.reason, error.value.detail) == (reason, detail)
+
+
+def test_worker_that_hangs_is_killed() -> None:
+    with (
+        Worker([sys.executable, "-c", FAKE, "story=hang"], timeout=0.5) as worker,
+        pytest.raises(WorkerError, match="timeout"),
+    ):
+        worker.ask("story 8 1")
+
+
+def test_worker_that_cannot_start() -> None:
+    with pytest.raises(WorkerError, match="cannot start"):
+        Worker(["/nowhere/worker"])
+
+
+def test_exit_reason() -> None:
+    assert [exit_reason(status) for status in (-4, -6, 3, -200)] == [
+        *("SIGILL", "SIGABRT", "exit 3", "signal 200")
+    ]
+
+
+def test_engine_that_crashes_at_one_task_is_measured_at_the_others(model: Model) -> None:
+    cells = measure.measure(model, [fake("q8_0", "prompt=4")], rounds=2)
+    assert speeds(cells) == {
+        "story": [pytest.approx(159 / 0.2)] * 2,
+        "prompt": [],
+        "batch": [pytest.approx(32 * 127 / 0.2)] * 2,
+    }
+    assert [cell.failure for cell in cells] == ["", "SIGILL", ""]
+
+
+def test_engine_that_crashes_at_every_task_does_not_end_the_run(model: Model) -> None:
+    broken = fake("q8_0", "story=4", "prompt=6", "batch=exit", "about=11")
+    cells = measure.measure(model, [broken, fake("f32")], rounds=1)
+    assert [cell.failure for cell in cells[:3]] == ["SIGILL", "SIGABRT", "exit 1"]
+    assert all(cell.speeds for cell in cells[3:])
+    first, second = measure.greedy(model, [fake("f32"), broken])
+    assert (first.equal, first.steps, first.failure) == (3, 3, "")
+    assert second.failure == "SIGSEGV"
+
+
+def test_engine_that_crashes_gets_its_fallback_once(model: Model) -> None:
+    def build_other() -> Engine:
+        return fake("q8_0, built without AMX")
+
+    crashing = replace(fake("q8_0", "prompt=4"), fallback=build_other)
+    healthy = replace(fake("q4_0"), fallback=lambda: pytest.fail("it does not crash"))
+    found = [crashing, healthy]
+    for _ in range(2):
+        command.add_fallbacks(found, model)
+        assert [engine.weights for engine in found] == ["q8_0", "q8_0, built without AMX", "q4_0"]
+
+
+def test_failed_build_without_amx_is_a_missing_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise UserError("llama.cpp cannot be built without AMX: no network")
+
+    monkeypatch.setattr(build, "llama_cpp_without_amx", fail)
+    other = engines.without_amx(fake("q8_0"))
+    assert other.label == "llama.cpp q8_0, built without AMX"
+    assert other.missing.endswith("no network")
+
+
+def test_options_of_a_build_without_amx() -> None:
+    options = build.ggml_options({"avx2", "fma", "avx512f", "amx_int8", "amx_tile"})
+    assert options[0] == "-DGGML_NATIVE=OFF"
+    assert {"-DGGML_AVX2=ON", "-DGGML_AVX512=ON", "-DGGML_AVX512_VNNI=OFF"} <= {*options}
+    assert not any("AMX" in option for option in options)
+
+
+def cell(*speeds: float, seconds: float = 0.0) -> Cell:
+    task = Task("story", "story 8", "story 8 0", 8)
+    return Cell(fake("f32"), 1, task, list(speeds), seconds)
+
+
+def test_rows_are_time_boxed_and_noisy_ones_are_longer() -> None:
+    box = measure.ROW_SECONDS
+    assert cell(seconds=9 * box).wants_round()
+    assert cell(10.0, seconds=9 * box).wants_round()
+    assert not cell(10.0, 10.0, seconds=box).wants_round()
+    assert cell(10.0, 10.0, seconds=box).wants_round(measure.REPEAT_FACTOR)
+    assert cell(10.0, 10.5).is_noisy is False
+    assert cell(10.0, 12.0).is_noisy is True
+    assert not replace(cell(10.0), failure="SIGILL").wants_round()
+
+
+def test_noisy_rows_are_repeated(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cell, "is_noisy", property(lambda cell: cell.task.name == "prompt"))
+    cells = measure.measure(model, [fake("f32")], rounds=2)
+    assert {name: len(found) for name, found in speeds(cells).items()} == {
+        "story": 2,
+        "prompt": 2 * measure.REPEAT_FACTOR,
+        "batch": 2,
+    }
+
+
+def test_failed_export_does_not_end_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    there = [engine for engine in engines if not engine.missing]
-    # The llama.cpp of this test is StoryLlamas' own worker.
-    results = report.Results(
+    def fail(*arguments: object) -> None:
+        raise UserError("exit 1: no module\nand more")
+
+    monkeypatch.setattr(models, "BUILD", tmp_path)
+    monkeypatch.setattr(models, "ROOT", tmp_path)
+    monkeypatch.setattr(models, "shape", lambda size: small_config(vocab_size=300))
+    monkeypatch.setattr(models, "export_model", fail)
+    prepared = models.prepare("2m", {"f32", "gguf"})
+    assert prepared.failures == {"gguf": "exit 1: no module"}
+    assert prepared.weight_bytes("f32") > 0
+
+
+def test_selected_engines_come_with_ours() -> None:
+    found = [fake("f32", name=name) for name in (OURS, "llama.cpp", "llama2.c")]
+    assert [e.name for e in command.select(found, ["llama2.c"])] == [OURS, "llama2.c"]
+    assert command.select(found, []) == found
+    with pytest.raises(UserError, match=r"--engines has llama\.cp: choose from StoryLlamas, "):
+        command.select(found, ["llama.cp"])
+
+
+def test_slow_probe_is_no_limit() -> None:
+    rows = [*MACHINE.found["peak"], {"threads": 1, "type": "bf16", "operations": 0.5e9}]
+    machine = Machine({**MACHINE.found, "peak": rows})
+    assert machine.rejected == ["bf16"]
+    assert machine.peak("bf16", 1) == machine.peak("f32", 1) == 1e9
+    assert MACHINE.rejected == []
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("AMD EPYC (AVX2), 2 cores", "amd-epyc-avx2-2-cores"),
+        (
+            "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz (AMX), 2 cores",
+            "intel-xeon-platinum-8481c-amx-2-cores",
+        ),
+        ("Apple M2, 8 cores", "apple-m2-8-cores"),
+    ],
+)
+def test_file_name_of_a_machine(title: str, name: str) -> None:
+    assert processor.slug(title) == name
+
+
+def test_processor_is_read_from_cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: Fast CPU\nflags\t\t: avx2 avx512f amx_int8\n")
+    monkeypatch.setattr(processor, "CPUINFO", info)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    processor.name.cache_clear()
+    processor.flags.cache_clear()
+    try:
+        assert processor.title() == "Fast CPU (AMX), 4 cores"
+    finally:
+        processor.name.cache_clear()
+        processor.flags.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def results(model: Model, found: list[Engine]) -> report.Results:
+    """Results with an engine that crashes at prompts; llama.cpp is StoryLlamas' own worker."""
+    there = [engine for engine in found if not engine.missing]
+    there.append(fake("q8_0", "prompt=4", "batch=exit", "greedy=6"))
+    return report.Results(
         MACHINE,
-        engines,
+        [*there, *(engine for engine in found if engine.missing)],
         {"tiny": model},
         {"tiny": measure.measure(model, there, rounds=2)},
         {"tiny": measure.greedy(model, there)},
         start=[measure.Start("a", 0.001, 10**6), measure.Start("nothing", 0.001, 10**6)],
-        memory=[measure.Start("a", 0.001, 10**6)],
+        memory=[measure.Start("a", 0.001, 10**6), measure.Start("b", 0.0, 0, "failed")],
         rounds=2,
     )
-    text = report.markdown(results)
+
+
+def test_tables_have_equal_rows_and_failures(results: report.Results) -> None:
+    text = report.markdown(results, "figure.png")
     tables = [block for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) >= 7
+    assert len(tables) >= 8
     for table in tables:
-        assert len({line.count("|") for line in table.splitlines()}) == 1
+        assert len({line.replace(r"\|", "").count("|") for line in table.splitlines()}) == 1
     assert "llama2.c int8 was not measured: set LLAMA2C" in text
-    assert report.deviating(results) == []
-    assert results.best("tiny", engines[0], "story") > 0
-    plot.draw(results, tmp_path / "speed.png")
-    assert (tmp_path / "speed.png").stat().st_size > 10_000
+    assert "| llama.cpp | q8_0 | SIGILL |" in text
+    assert "| llama.cpp | q8_0 | SIGABRT |" in text
+    assert (
+        r"| llama.cpp | q8_0 | tiny | 1 | 32 sequences (batched) | exit 1 | the model \| is bad |"
+        in (text)
+    )
+    assert "| b | failed |" in text
+    assert report.errors(results) == []
+    assert results.best("tiny", results.engines[0], "story") > 0
+
+
+def test_failure_of_storyllamas_is_an_error(results: report.Results) -> None:
+    ours = results.engines[0]
+    broken = Cell(ours, 1, Task("story", "", "", 8), failure="SIGSEGV")
+    trained = replace(results.models["tiny"], about="trained")
+    other = measure.Greedy(results.engines[2], 1, 2, "")
+    found = replace(
+        results,
+        models={"tiny": trained},
+        cells={"tiny": [broken]},
+        greedy={"tiny": [other]},
+    )
+    assert report.errors(found) == [
+        "StoryLlamas f32 fails on tiny: SIGSEGV",
+        "llama.cpp f32 generates a different greedy sequence on tiny",
+    ]
+
+
+def test_pages_are_read_as_written(results: report.Results, tmp_path: Path) -> None:
+    report.write(results, tmp_path / "machine.md")
+    page = pages.read(tmp_path / "machine.md")
+    assert page.title == processor.title()
+    assert page.sizes == ["tiny"]
+    assert page.engines() == [
+        *((OURS, "f32"), (OURS, "q8"), ("llama.cpp", "f32"), ("llama.cpp", "q8_0"))
+    ]
+    for engine in results.engines[:4]:
+        for task in report.TASKS:
+            speed = page.best(task, engine.name, engine.weights, "tiny")
+            assert speed == pytest.approx(results.best("tiny", engine, task), rel=0.05)
+    assert page.limit("q8", "tiny") == pytest.approx(results.limit("tiny", "q8", 2, "story"), 0.05)
+    assert page.speed_up("story", "f32", "tiny").endswith(" ×")
+    assert page.tables["Failures"][-1]["last line of output"] == r"the model \| is bad"
+
+
+def test_value_of_a_figure() -> None:
+    assert [pages.value(text) for text in ("36.6k", " 232 ", "1.2k~", "SIGILL", "")] == [
+        *(36600, 232, 1200, 0, 0)
+    ]
+
+
+def test_page_without_a_title_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("# Something else\n")
+    with pytest.raises(UserError, match=r"page\.md has no title or no date"):
+        pages.read(tmp_path / "page.md")
+
+
+def test_index_compares_machines(results: report.Results, tmp_path: Path) -> None:
+    report.write(results, tmp_path / "a.md")
+    text = (tmp_path / "a.md").read_text().replace(processor.title(), "Another, 8 cores")
+    (tmp_path / "b.md").write_text(text)
+    index.write(tmp_path)
+    found = (tmp_path / "README.md").read_text()
+    assert found.count(f"| [{processor.title()}](a.md) |") == 3
+    assert found.count("| [Another, 8 cores](b.md) |") == 3
+    for figure in ("a.png", "b.png", index.FIGURE):
+        assert (tmp_path / figure).stat().st_size > 10_000
+    again = found
+    index.write(tmp_path)
+    assert (tmp_path / "README.md").read_text() == again
+
+
+def test_index_of_the_repository_is_current() -> None:
+    engine_pages, training_pages = pages.read_all(index.RESULTS)
+    text = (index.RESULTS / "README.md").read_text(encoding="utf-8")
+    assert text == index.markdown(engine_pages, training_pages)
+
+
+def test_run_with_a_crash_writes_the_page_and_the_index(
+    model: Model, found: list[Engine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    available = [found[0], fake("q8_0", "prompt=4"), found[3]]
+    monkeypatch.setattr(engines, "available", lambda: available)
+    monkeypatch.setattr(limits, "measured", lambda: MACHINE.found)
+    monkeypatch.setattr(models, "prepare", lambda size, formats: replace(model, size=size))
+    started = [measure.Start("a", 0.001, 10**6), measure.Start("nothing", 0.001, 10**6)]
+    monkeypatch.setattr(measure, "start", lambda model, rounds: started)
+    arguments = ["--sizes", "2m", "--rounds", "1", "--out", str(tmp_path), "--name", "machine"]
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 0
+    page = pages.read(tmp_path / "machine.md")
+    assert page.tables["Prompt of 128 tokens"][-1]["2m"] == "SIGILL"
+    assert page.best("batch", "llama.cpp", "q8_0", "2m") > 0
+    assert "](machine.md) |" in (tmp_path / "README.md").read_text()

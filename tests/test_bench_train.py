@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,26 @@ import yaml
 from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import build, plain_loop, train, train_report
+from bench import build, index, pages, plain_loop, train, train_report
+from bench.worker import WorkerError
 from storyllamas.config import ModelConfig
 from storyllamas.model import Llama
 
 CONFIG = ModelConfig(
     dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=48, context=16, vocab_size=300
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Use one thread here and in workers: threads that wait for a busy core take minutes."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 SMALL = {"dim": 32, "layers": 1, "heads": 2, "kv_heads": 2, "head_dim": 16, "hidden": 64}
 
 
@@ -136,9 +150,78 @@ def test_loops_are_measured_and_results_kept(
     assert all(1e8 < peak < 1e15 for peak in measured.peaks.values())
     train_report.write(tmp_path / "kept.json", [measured])
     assert train_report.read(tmp_path / "kept.json") == [measured]
-    text = train_report.markdown([measured], "a machine")
+    text = train_report.markdown([measured], "a machine", "a machine, 1 thread")
     (table,) = [block for block in text.split("\n\n") if block.startswith("|")]
     assert len(table.splitlines()) == 4
     assert len({line.count("|") for line in table.splitlines()}) == 1
     assert "| plain loop |" in table
     assert "| 1.00 × |" in table
+    page = tmp_path / "machine-training.md"
+    page.write_text(text)
+    index.write(tmp_path)
+    assert pages.read(page).title == "a machine"
+    assert "| [a machine](machine-training.md) |" in (tmp_path / "README.md").read_text()
+
+
+class FakeWorker:
+    """A worker whose first answers are right and which then crashes."""
+
+    def __init__(self, requests: int) -> None:
+        self.left = requests
+
+    def ask(self, request: str) -> dict:
+        self.left -= 1
+        if self.left < 0:
+            raise WorkerError(["worker"], request, "SIGILL")
+        return {"seconds": 1.0, "about": "eager", "peak_bytes": 10**9}
+
+    def pause(self) -> None:
+        pass
+
+    resume = pause
+
+
+@pytest.mark.parametrize("requests", [0, 3, 4])
+def test_loop_that_crashes_is_a_row(requests: int) -> None:
+    case = train_report.Case("2m", 4, 4, ["fast"])
+    rows = []
+    for loop, answers in (("plain loop", 100), ("llama2.c", requests)):
+        runner = train._Runner(FakeWorker(answers), loop, 64)
+        for _ in range(2):
+            runner.take_steps()
+        rows.append(runner.row)
+    assert [row.failure for row in rows] == ["", "SIGILL"]
+    peaks = {"float32": 1e11}
+    measured = train_report.Measured(case, 1000, peaks, rows, "2026-01-01")
+    text = train_report.markdown([measured], "a machine", "a machine")
+    assert "| llama2.c | SIGILL |" in text
+    (table,) = [block for block in text.split("\n\n") if block.startswith("|")]
+    assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_crash_of_our_loop_is_an_error() -> None:
+    with pytest.raises(WorkerError, match="SIGILL"):
+        train._Runner(FakeWorker(0), "StoryLlamas", 64)
+
+
+def test_page_and_index_of_a_training_benchmark(
+    raw: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(task: train.Task, where: str, llama2c: str, rounds: int) -> train_report.Measured:
+        case = train_report.Case(task.params.model, task.batch, task.batch, task.recipes)
+        row = train_report.Row("plain loop", "eager", 1.0, [2000.0], 10**9)
+        rows = [train_report.Row("StoryLlamas", "compiled", 1.0, [3000.0], 10**9), row]
+        return train_report.Measured(case, 1000, {"float32": 1e11}, rows, "2026-01-01 00:00 UTC")
+
+    monkeypatch.setattr(train, "measure", measure)
+    monkeypatch.setattr(train.params, "read", lambda path: raw)
+    monkeypatch.setattr(build, "BUILD", tmp_path / "build")
+    monkeypatch.setattr("sys.argv", ["train", "--sizes", "2m", "--out", str(tmp_path)])
+    monkeypatch.delenv("LLAMA2C", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 0
+    (path,) = tmp_path.glob("*-training.md")
+    (rows,) = pages.read(path).tables.values()
+    assert [row["speed-up"] for row in rows] == ["1.50 ×", "1.00 ×"] * 2
+    assert "| 3.0k (1.50 ×) |" in (tmp_path / "README.md").read_text()

@@ -76,6 +76,12 @@ def test_short_stories_are_dropped_by_their_words() -> None:
     assert (cleaner.train_counts.short, cleaner.valid_counts.short) == (2, 2)
 
 
+def test_characters_of_scripts_without_spaces_are_words() -> None:
+    cleaner = Cleaner(Clean(**NOTHING | {"min_words": 5}))
+    stories = ["从前有一只猫。", "猫。猫！", "むかしむかし", "กาลครั้ง", "A cat."]
+    assert list(cleaner.valid(stories)) == ["从前有一只猫。", "むかしむかし", "กาลครั้ง"]
+
+
 def test_stories_are_compared_after_their_repair_and_counted_once() -> None:
     how = {
         "repair_encoding": True,

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent / "interop"))
 from random_models import make_config, make_source
 
 from storyllamas import cli
-from storyllamas.engine.batch import ToldStory
+from storyllamas.engine.batch import GeneratedStory
 from storyllamas.engine.engine import Engine
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import storage
@@ -34,7 +34,9 @@ def run(*arguments: object) -> object:
     return ended.value.code
 
 
-def test_generate_tells_the_engine_s_story(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_prints_the_story_of_the_engine(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = {
         "temperature": 0.7,
         "top_k": 9,
@@ -62,7 +64,7 @@ def test_generate_tells_the_engine_s_story(model: Path, capsys: pytest.CaptureFi
         (["--prompt", "\udcff"], "error: the text is not valid Unicode"),
     ],
 )
-def test_generate_refuses_in_one_sentence(
+def test_generate_rejects_in_one_sentence(
     model: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert str(run("generate", "--model", model, *arguments)).startswith(sentence)
@@ -72,13 +74,13 @@ def test_generate_refuses_in_one_sentence(
 def test_generate_many_as_lines(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file or standard output: the stories that the engine tells one by one."""
+    """A file and standard output get the stories that the engine generates one by one."""
     prompts, out = tmp_path / "prompts.txt", tmp_path / "new" / "stories.jsonl"
     prompts.write_text("a b\n\nde é")
     command = ("generate", "--model", model, "--prompts", prompts, "--count", 2, "--seed", 5)
     assert run(*command, "--out", out, "--max-tokens", 12, "--threads", 2, "--pages", "huge") == 0
-    told, err = capsys.readouterr()
-    assert told == ""
+    out_text, err = capsys.readouterr()
+    assert out_text == ""
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert err.startswith(f"6 stories, {sum(line['tokens'] for line in lines)} tokens in ")
     for index, line in enumerate(lines):
@@ -109,8 +111,8 @@ def test_generate_many_is_all_or_nothing(
     assert "prompts.txt is not UTF-8" in str(run(*command, "--prompts", prompts))
     capsys.readouterr()
 
-    def interrupted(*_: object, **__: object) -> Iterator[ToldStory]:
-        yield ToldStory(0, 42, "", "a", [5], "eos")
+    def interrupted(*_: object, **__: object) -> Iterator[GeneratedStory]:
+        yield GeneratedStory(0, 42, "", "a", [5], "eos")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Engine, "generate_many", interrupted)
@@ -175,7 +177,7 @@ def test_without_params_a_model_must_be_named(
     monkeypatch.chdir(tmp_path)
     assert (
         run("generate")
-        == "error: there is no params.yaml here to name a model: give one with --model"
+        == "error: the current folder has no params.yaml that names a model: give one with --model"
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import random
 import re
@@ -15,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storyllamas.corpus import files, formats
+from storyllamas.corpus import files, formats, records
 from storyllamas.errors import UserError
 
 if sys.version_info >= (3, 14):
@@ -46,6 +48,28 @@ def json_lines(texts: list[str], ascii_only: bool = False) -> bytes:
     return "\n".join(rows).encode()
 
 
+def json_array(texts: list[str]) -> bytes:
+    elements = [{"text": text} if i % 2 else text for i, text in enumerate(texts)]
+    return b"\xef\xbb\xbf " + json.dumps(elements, indent=1).encode()
+
+
+def table(texts: list[str], delimiter: str) -> bytes:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, delimiter=delimiter).writerows(
+        [["id", " Text "], *([i, text] for i, text in enumerate(texts))]
+    )
+    return b"\xef\xbb\xbf" + buffer.getvalue().encode()
+
+
+WRITERS: dict[str, Callable[[list[str]], bytes]] = {
+    "txt": text_file,
+    "jsonl": json_lines,
+    "json": json_array,
+    "csv": lambda texts: table(texts, ","),
+    "tsv": lambda texts: table(texts, "\t"),
+}
+
+
 def put_parquet(path: Path, texts: list[str | None], kind: pa.DataType | None = None) -> Path:
     table = pa.table({"text": pa.array(texts, kind or pa.string()), "n": range(len(texts))})
     pq.write_table(table, path, row_group_size=2)
@@ -59,14 +83,14 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("suffix", formats.SUFFIXES)
+@pytest.mark.parametrize("suffix", formats.SUFFIXES + formats.TABLE_SUFFIXES)
 def test_every_format_gives_the_same_stories(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"stories{suffix}"
     if suffix == ".parquet":
         put_parquet(path, TEXTS)
     else:
         _, kind, *packed = suffix.split(".")
-        data = {"txt": text_file, "jsonl": json_lines}[kind](TEXTS)
+        data = WRITERS[kind](TEXTS)
         path.write_bytes(PACK[f".{packed[0]}" if packed else ""](data))
     counts = files.ReadCounts()
     assert list(formats.read(path, counts)) == STORIES
@@ -95,6 +119,29 @@ def test_a_compressed_file_is_read_in_any_chunks(
     path = tmp_path / "stories.txt.gz"
     path.write_bytes(gzip.compress(text_file(TEXTS * 9)))
     assert list(formats.read(path)) == STORIES * 9
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv"])
+def test_a_table_is_read_in_any_chunks(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"stories{suffix}"
+    path.write_bytes(WRITERS[suffix[1:]](TEXTS * 9))
+    for size in (1, 2, 3, 7):
+        monkeypatch.setattr(records, "_CHUNK_BYTES", size)
+        assert list(formats.read(path)) == STORIES * 9
+
+
+def test_a_json_file_may_hold_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "stories.json"
+    path.write_bytes(b"\n" + json_lines(TEXTS))
+    assert list(formats.read(path)) == STORIES
+
+
+def test_csv_may_use_semicolons(tmp_path: Path) -> None:
+    path = tmp_path / "stories.csv"
+    path.write_bytes(table(TEXTS, ";"))
+    assert list(formats.read(path)) == STORIES
 
 
 def test_json_may_use_escapes_and_blank_lines(tmp_path: Path) -> None:
@@ -206,6 +253,18 @@ def test_any_damage_of_a_parquet_file_is_at_worst_one_error_message(tmp_path: Pa
         ("a.jsonl", b'["text"]\n', 'no string "text" in line 1'),
         ("a.jsonl", b"\n\n", "is empty"),
         ("a.jsonl", b'{"text": " "}', "is empty"),
+        ("a.json", b"", "is empty"),
+        ("a.json", b"[]", "is empty"),
+        ("a.json", b'["a"', "after element 1 it has its end in place of , or ]"),
+        ("a.json", b'["a" "b"]', "after element 1 it has '\"' in place of , or ]"),
+        ("a.json", b'["a", "b', "is not JSON in element 2 (Unterminated"),
+        ("a.json", b'["a", 7]', "in element 2: add it"),
+        ("a.json", b"[" * 100_000, "is not JSON in element 1"),
+        ("a.json", b"7", "is not a JSON array of stories"),
+        ("a.csv", b"", "is empty"),
+        ("a.csv", b"text\n", "is empty"),
+        ("a.csv", b"story,n\nOnce,1\n", "has no column text in its first row, 'story,n'"),
+        ("a.tsv", b"story\tn\nOnce\t1\n", "has no column text"),
         ("a.txt.gz", b"", "is empty"),
         ("a.txt.gz", gzip.compress(b"", mtime=0), "is empty"),
         ("a.txt.gz", b"Tom ran.", "is damaged"),
@@ -257,7 +316,7 @@ for path in sys.argv[1:]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("suffix", [".txt.gz", ".jsonl.zst", ".parquet"])
+@pytest.mark.parametrize("suffix", [".txt.gz", ".jsonl.zst", ".json", ".csv", ".parquet"])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, suffix: str) -> None:
     paths = []
     for megabytes in (2, 60):
@@ -268,8 +327,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, suffix: str) -> None
             table = pa.table({"text": texts})
             pq.write_table(table, path, use_dictionary=False, compression="none")
         else:
-            data = (json_lines if "jsonl" in suffix else text_file)(texts)
-            path.write_bytes(PACK[path.suffix](data))
+            _, kind, *packed = suffix.split(".")
+            data = WRITERS[kind](texts)
+            path.write_bytes(PACK[f".{packed[0]}" if packed else ""](data))
         paths.append(path)
     output = subprocess.run(
         [sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True, check=True

@@ -9,14 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storyllamas.corpus import sources
+from storyllamas.corpus import files, sources
 from storyllamas.errors import UserError
 from storyllamas.params import Clean, Corpus
 
 
-def corpus(source: Path | str, valid_share: float = 0.1, edition: str = "v1") -> Corpus:
+def corpus(
+    source: Path | str, valid_share: float = 0.1, edition: str = "v1", separator: str = "auto"
+) -> Corpus:
     clean = Clean(False, 0, False, False)
-    return Corpus(str(source), edition, "", 50, 5, valid_share, clean)
+    return Corpus(str(source), edition, "", 50, 5, valid_share, separator, clean)
 
 
 def put(folder: Path, name: str, *stories: str) -> Path:
@@ -130,6 +132,94 @@ def test_a_folder_without_text_is_rejected(tmp_path: Path) -> None:
         sources.split(corpus(tmp_path), seed=1)
 
 
-def test_too_few_stories_for_a_validation_part(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no validation story"):
-        split(put(tmp_path, "mine.txt", "a", "b"), valid_share=1e-6)
+@pytest.mark.parametrize("share", [1e-9, 0.5])
+@pytest.mark.parametrize("count", [2, 3])
+def test_two_different_stories_are_enough_for_two_parts(
+    tmp_path: Path, share: float, count: int
+) -> None:
+    for seed in range(20):
+        source = put(tmp_path, "mine.txt", *(f"{seed} {i}" for i in range(count)))
+        train, valid = split(source, valid_share=share)
+        assert train
+        assert valid
+        assert len(train) + len(valid) == count
+
+
+def test_one_story_cannot_be_split(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has only one story: .* corpus\.separator"):
+        split(put(tmp_path, "mine.txt", "a", "a"))
+
+
+SEPARATED = {
+    "line": "A b.\r\n\r\n  C d.\nE f.\n",
+    "blank_line": "A b.\nc.\r\n \r\nC d.\n\n\nE f.\n",
+    "###": "A b.###C d.\n###\nE f.###",
+}
+
+
+@pytest.mark.parametrize("separator", SEPARATED)
+@pytest.mark.parametrize("chunk", [1, 2, 5, 1000])
+def test_separators_of_text_files(
+    tmp_path: Path, separator: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_CHUNK_BYTES", chunk)
+    (tmp_path / "mine.txt").write_bytes(SEPARATED[separator].encode())
+    (found,) = sources.parts(tmp_path / "mine.txt", separator=separator).values()
+    first = "A b.\nc." if separator == "blank_line" else "A b."
+    assert list(found) == [first, "C d.", "E f."]
+
+
+@pytest.mark.parametrize(
+    ("separator", "message"),
+    [("line", "its 3 lines is read as a story"), ("blank_line", "its 3 paragraphs")],
+)
+def test_the_separator_of_a_file_without_one_is_guessed_and_printed(
+    tmp_path: Path, separator: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = SEPARATED[separator].replace("\r\n\r\n", "\n")
+    (tmp_path / "mine.txt").write_bytes(text.encode())
+    train, valid = split(tmp_path / "mine.txt", valid_share=0.5)
+    assert len(train) + len(valid) == 3
+    notes = capsys.readouterr().err
+    assert message in notes
+    assert "set corpus.separator if that is wrong" in notes
+    assert notes.count("\n") == 1
+    split(tmp_path / "mine.txt", valid_share=0.5, separator=separator)
+    assert capsys.readouterr().err == ""
+
+
+def test_several_files_without_a_separator_are_a_story_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"Story {name}.\n\nThe end.")
+    train, valid = split(tmp_path)
+    assert sorted(train + valid) == ["Story a.\n\nThe end.", "Story b.\n\nThe end."]
+    assert "2 files in" in capsys.readouterr().err
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put(tmp_path, "mine.txt", "a", "b")
+    train, valid = split("~/mine.txt")
+    assert sorted(train + valid) == ["a", "b"]
+
+
+def test_a_description_among_the_stories_is_not_read(tmp_path: Path) -> None:
+    put(tmp_path, "mine.txt", "a", "b")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    train, valid = split(tmp_path)
+    assert sorted(train + valid) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("kaggle.csv", 118), ("one_story_per_line.txt", 238), ("three_stories.txt", 3)],
+)
+def test_files_of_other_people(shared: Path, name: str, count: int) -> None:
+    train, valid = split(shared / "cases" / name, valid_share=0.5)
+    assert train
+    assert valid
+    assert len(train) + len(valid) == count

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from storyllamas import cli
 from storyllamas.corpus import files, sources
-from storyllamas.corpus_stats import plot, report, stats
+from storyllamas.corpus_stats import fonts, plot, report, stats
 from storyllamas.corpus_stats.counters import BoundedCounter, LengthCounter
 from storyllamas.errors import UserError
 
@@ -58,6 +58,15 @@ def test_words_equal_a_plain_count() -> None:
     assert (train.words, train.distinct_words) == (plain.total(), len(plain))
     assert train.frequent_words[0] == ("a", 6)
     assert train.words_to_cover == {"0.5": 4, "0.9": 11, "0.99": 13}
+
+
+def test_characters_of_scripts_without_spaces_are_words() -> None:
+    stories = ["从前有一只猫。它跑。", "从前有一只狗！", "A 猫 sat."]
+    part = stats.collect({"": stories}, 1).parts[""]
+    assert part.words == 8 + 6 + 3
+    assert dict(part.frequent_words)["一"] == 2
+    assert dict(part.frequent_words)["sat"] == 1
+    assert part.beginnings[0] == ("从前有一", 2)
 
 
 def test_beginnings_are_the_first_words_without_punctuation() -> None:
@@ -182,6 +191,23 @@ def test_the_picture_is_the_same_for_the_same_corpus(tmp_path: Path) -> None:
     data = (tmp_path / "a.png").read_bytes()
     assert data.startswith(b"\x89PNG")
     assert data == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["从前有一只猫。", "むかしむかし", "กาลครั้งหนึ่ง", "🐉 \x9d \ue000"])
+def test_a_picture_of_any_script_needs_no_warning(
+    tmp_path: Path, text: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    plot.draw(stats.collect({f"{text}.txt": [text] * 3}, 1), tmp_path / "a.png")
+    assert not list(recwarn)
+
+
+def test_missing_characters_are_drawn_as_code_points() -> None:
+    text = "从前 a\U0010fffd"
+    family, missing = fonts.families([text])
+    assert family[0] == "DejaVu Sans"
+    assert "\U0010fffd" in missing
+    assert fonts.spelled("ab", missing) == "ab"
+    assert fonts.spelled("从前 a", {"从", "前"}) == "U+4ECE U+524D a"
 
 
 def test_nothing_is_drawn_or_printed_without_a_corpus(

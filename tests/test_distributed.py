@@ -1,4 +1,4 @@
-"""Several processes train what one trains, and nothing is lost when one of them is."""
+"""Several processes train what one trains, and resume when one of them is killed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from training_job import CONFIG, RECIPE, make_job
 
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
-from storyllamas.training.checkpoints import RunFolder
+from storyllamas.training.checkpoints import CheckpointFolder
 from storyllamas.training.distributed import Ranks, micro_batch
 from storyllamas.training.interrupt import Interrupt
 from storyllamas.training.loop import _dropout_seed, training_run
 
 TESTS = Path(__file__).parent
-# Steps of four micro-batches; in `shrunk`, of a single one, which two ranks halve.
+# Each step has four micro-batches; in `shrunk` it has one, which two ranks halve.
 JOBS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw", "dropout": 0.0},
     "adamw with dropout": {"optimizer": "adamw", "dropout": 0.2},
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("state_root")
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts tests/ranks_job.py in `tmp_path`; nothing of it is left after the test."""
+    """Return a function that starts tests/ranks_job.py in `tmp_path`, and end what it started."""
     started: list[subprocess.Popen[str]] = []
 
     def begin(
@@ -70,7 +70,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def stopped_ranks(folder: Path) -> list[int]:
-    """The processes of a run of two ranks, once the first has stopped itself."""
+    """Return the process ids of a run of two ranks, once the first has stopped itself."""
     files = [folder / f"{rank}.pid" for rank in range(2)]
     deadline = time.monotonic() + PATIENCE
     while not all(file.exists() for file in files):
@@ -98,20 +98,20 @@ def logged(file: Path) -> list[list[float]]:
 
 
 def alone(folder: Path, **changes: object) -> dict[str, torch.Tensor]:
-    """The same run in this process, its log in the folder `alone`."""
+    """Train the same in this process, with logs in the folder `alone`; return the weights."""
     with training_run(make_job(folder, **changes), folder / "alone", 1e9) as result:
         return result.tensors
 
 
 def assert_close(
-    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], share: float
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float
 ) -> None:
-    """The two differ by less than that share of what they have learned."""
+    """Check that the two differ by less than `tolerance` times the change since the beginning."""
     torch.manual_seed(3)
-    begun = Llama(CONFIG, zero_init_residual=True).state_dict()
+    initial = Llama(CONFIG, zero_init_residual=True).state_dict()
     for name, tensor in one.items():
-        moved = (tensor - begun[name]).norm()
-        assert (tensor - other[name]).norm() < share * moved, name
+        change = (tensor - initial[name]).norm()
+        assert (tensor - other[name]).norm() < tolerance * change, name
 
 
 def test_two_ranks_train_what_one_trains(
@@ -126,7 +126,7 @@ def test_two_ranks_train_what_one_trains(
         folder = tmp_path / name
         first, second = weights(folder, 0), weights(folder, 1)
         assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
-        # Muon orthogonalizes in bfloat16: there other micro-batches on one rank differ as much.
+        # Muon orthogonalizes in bfloat16: other micro-batches on one rank differ as much.
         exact = changes.get("optimizer") == "adamw"
         assert_close(alone(tmp_path, **changes), first, 1e-4 if exact else 1e-1)
         for table in ("steps.csv", "validation.csv"):
@@ -134,7 +134,7 @@ def test_two_ranks_train_what_one_trains(
             assert rows == [pytest.approx(row, rel=2e-5 if exact else 2e-4) for row in expected]
 
 
-def test_a_run_goes_on_after_a_rank_was_killed_and_after_an_interrupt(
+def test_a_run_resumes_after_a_rank_was_killed_and_after_an_interrupt(
     tmp_path: Path,
     state_root: Path,
     start: Callable[..., subprocess.Popen[str]],
@@ -146,7 +146,7 @@ def test_a_run_goes_on_after_a_rank_was_killed_and_after_an_interrupt(
     os.kill(first, signal.SIGCONT)
     output = finish(process)
     assert process.returncode != 0
-    assert f"error: rank 1 (process {victim}) was ended by SIGKILL: the same command" in output
+    assert f"error: rank 1 (process {victim}) was killed by SIGKILL: the same command" in output
     assert output.count("error") == 1
     assert "torch/distributed" not in output
     assert "Traceback" not in output
@@ -157,69 +157,67 @@ def test_a_run_goes_on_after_a_rank_was_killed_and_after_an_interrupt(
     os.kill(first, signal.SIGCONT)
     output = finish(process)
     assert process.returncode != 0
-    assert "going on from step 6 of" in output
-    assert output.count("the same command goes on from step") == 1
+    assert "resuming from step 6 of" in output
+    assert output.count("the same command resumes from step") == 1
     assert "Traceback" not in output
     job = make_job(tmp_path, **LONG["long"])
-    state = RunFolder(state_root / "runs" / job.key()).latest()
-    assert state is not None
-    assert f"stopped after step {state.step}:" in output
+    checkpoint = CheckpointFolder(state_root / "runs" / job.key()).latest()
+    assert checkpoint is not None
+    assert f"stopped after step {checkpoint.step}:" in output
 
     capsys.readouterr()
     ended = alone(tmp_path, **LONG["long"])
-    assert f"going on from step {state.step}" in capsys.readouterr().out
+    assert f"resuming from step {checkpoint.step}" in capsys.readouterr().out
     assert not list(state_root.glob("runs/*"))
     assert_close(alone(tmp_path, **LONG["long"]), ended, 1e-3)
 
 
 @pytest.mark.parametrize("variable", ["TORCHELASTIC_RUN_ID", "DVC_STAGE"])
-def test_a_rank_does_not_outlive_what_started_it(
-    variable: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rank_does_not_outlive_its_parent(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "DVC_STAGE"):
         monkeypatch.delenv(name, raising=False)
     Interrupt(parent=-1).check_parent()
     monkeypatch.setenv(variable, "x")
     Interrupt(os.getppid()).check_parent()
-    with pytest.raises(SystemExit, match="is gone: stopping"):
+    with pytest.raises(SystemExit, match="has ended: stopping"):
         Interrupt(parent=-1).check_parent()
 
 
 @pytest.mark.parametrize(
     ("micro", "ranks", "expected"), [(4, 1, 4), (4, 2, 4), (16, 2, 8), (16, 16, 1), (6, 3, 4)]
 )
-def test_ranks_share_a_step_evenly(micro: int, ranks: int, expected: int) -> None:
+def test_ranks_split_a_step_evenly(micro: int, ranks: int, expected: int) -> None:
     tokens = 512 if ranks != 3 else 32 * 12
     recipe = dataclasses.replace(RECIPE, tokens_per_step=tokens, micro_batch=micro, dropout=0.0)
     assert micro_batch(recipe, 32, ranks) == expected
 
 
-def test_what_ranks_cannot_share_is_refused() -> None:
+def test_a_step_that_ranks_cannot_split_is_an_error() -> None:
     recipe = dataclasses.replace(RECIPE, tokens_per_step=512, micro_batch=8, dropout=0.0)
-    with pytest.raises(UserError, match=r"16 windows of 32, which 3 processes cannot share"):
+    with pytest.raises(UserError, match=r"16 windows of 32, which 3 processes cannot split"):
         micro_batch(recipe, 32, 3)
     recipe = dataclasses.replace(recipe, dropout=0.1)
     assert micro_batch(recipe, 32, 2) == 8
-    with pytest.raises(UserError, match=r"use train.micro_batch=4, whose dropout"):
+    with pytest.raises(UserError, match=r"use train.micro_batch=4, which changes"):
         micro_batch(recipe, 32, 4)
 
 
-def test_alone_nothing_is_wrapped(tmp_path: Path) -> None:
+def test_one_rank_wraps_nothing(tmp_path: Path) -> None:
     model = Llama(CONFIG)
     ranks = Ranks()
-    assert ranks.parallel(model, model.loss) == model.loss
-    assert list(ranks.share(range(0, 12, 4))) == [0, 4, 8]
+    assert ranks.average_gradients(model, model.loss) == model.loss
+    assert list(ranks.split(range(0, 12, 4))) == [0, 4, 8]
     assert ranks.mean(0.1) == 0.1
-    assert ranks.file(tmp_path) == tmp_path
+    assert ranks.log_path(tmp_path) == tmp_path
 
 
-def test_dropout_draws_anew_for_every_seed_step_and_micro_batch(tmp_path: Path) -> None:
+def test_dropout_differs_for_every_seed_step_and_micro_batch(tmp_path: Path) -> None:
     seeds = {_dropout_seed(seed, step, row) for seed in (1, 2) for step in (0, 1) for row in (0, 4)}
     assert len(seeds) == 8
     assert max(seeds) < 2**32
 
 
-def test_the_run_is_the_same_whatever_the_number_of_threads(tmp_path: Path) -> None:
+def test_the_key_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     device = dataclasses.replace(job.device, threads=job.device.threads + 1)
     assert dataclasses.replace(job, device=device).key() == job.key()

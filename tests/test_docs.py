@@ -25,7 +25,7 @@ from dvc.cli import parse_args as parse_dvc
 
 from storyllamas import cli, params
 from storyllamas.errors import UserError
-from storyllamas.experiments.run import changed
+from storyllamas.experiments.run import apply_changes
 
 PATHS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -269,7 +269,7 @@ def wrong_change(change: str) -> Iterator[str]:
         return
     for value in [text] if text.startswith("[") else text.split(","):
         try:
-            params.parse(changed(PARAMS, {name: params.loads(value)}))
+            params.parse(apply_changes(PARAMS, {name: params.loads(value)}))
         except UserError as error:
             yield f"{change}: {error}"
 

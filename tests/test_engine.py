@@ -114,18 +114,20 @@ def test_quantized_logits_are_its_weights_on_rounded_activations(
 
 
 def test_greedy_stories_are_pytorchs(tmp_path: Path) -> None:
-    """Every told token is PyTorch's likeliest after those before it, and so is the end."""
+    """Every generated token, and the end, has the largest logit of PyTorch."""
     config = small_config(context=60, vocab_size=300, tied=False)
     lengths = []
     for seed in range(20):
         tensors = engine_files.random_tensors(config, seed)
         engine = Engine(engine_files.write(tmp_path / "m.slm", config, tensors))
         prompt = [BOS, 5 + seed, 70]
-        told = engine.greedy(prompt)
-        likeliest = torch_logits(torch_model(config, tensors), prompt + told).argmax(axis=1)
-        assert told == likeliest[len(prompt) - 1 : -1].tolist()
-        assert len(prompt) + len(told) == config.context or likeliest[-1] in (BOS, EOS)
-        lengths.append(len(told))
+        generated = engine.greedy(prompt)
+        most_probable = torch_logits(torch_model(config, tensors), prompt + generated).argmax(
+            axis=1
+        )
+        assert generated == most_probable[len(prompt) - 1 : -1].tolist()
+        assert len(prompt) + len(generated) == config.context or most_probable[-1] in (BOS, EOS)
+        lengths.append(len(generated))
     assert max(lengths) == config.context - 3
 
 
@@ -221,15 +223,15 @@ def test_draws_are_those_of_the_header(
     ids, probabilities = filtered(logits, **rules)  # type: ignore[arg-type]
     ends = np.cumsum(probabilities)
     shares = random_shares(seed=9)
-    told = tell(engine, seed=9, max_tokens=1500, **({"top_p": 1.0} | rules)).ids
-    assert len(told) == 1500
-    for token in told:
+    generated = generate_story(engine, seed=9, max_tokens=1500, **({"top_p": 1.0} | rules)).ids
+    assert len(generated) == 1500
+    for token in generated:
         share = next(shares)
         if np.abs(ends - share).min() > 1e-6:  # not on the border of two tokens
             assert token == ids[np.searchsorted(ends, share, side="right")]
 
 
-def tell(engine: Engine, prompt: str | list[int] = "", **options: float) -> Story:
+def generate_story(engine: Engine, prompt: str | list[int] = "", **options: float) -> Story:
     story = engine.generate(prompt, **options)  # type: ignore[arg-type]
     for _ in story:
         pass
@@ -244,7 +246,7 @@ def test_draws_are_spread_as_the_probabilities(
     engine, logits = spread
     count = 4000
     drawn = Counter(
-        tell(engine, seed=seed, max_tokens=1, **({"top_p": 1.0} | rules)).ids[0]
+        generate_story(engine, seed=seed, max_tokens=1, **({"top_p": 1.0} | rules)).ids[0]
         for seed in range(count)
     )
     ids, probabilities = filtered(logits, **rules)  # type: ignore[arg-type]
@@ -267,8 +269,8 @@ def test_one_number_a_token_and_none_when_greedy(tmp_path: Path) -> None:
     for seed in (0, 1, 2**64 - 1):
         shares = random_shares(seed)
         expected = [20 if next(shares) < 0.5 else 30 for _ in range(30)]
-        assert tell(engine, seed=seed, temperature=1, max_tokens=30).ids == expected
-    assert tell(engine, temperature=0, max_tokens=30).ids == [20] * 30
+        assert generate_story(engine, seed=seed, temperature=1, max_tokens=30).ids == expected
+    assert generate_story(engine, temperature=0, max_tokens=30).ids == [20] * 30
 
 
 def test_repetition_penalty(tmp_path: Path) -> None:
@@ -277,15 +279,15 @@ def test_repetition_penalty(tmp_path: Path) -> None:
     row[[20, 21, 22]] = [4, 3.5, 3]
     engine = Engine(engine_files.write_chain(tmp_path / "m.slm", lambda _: row))
     greedy = {"temperature": 0, "max_tokens": 8, "repetition_penalty": 1.25}
-    assert tell(engine, [BOS], **greedy, repetition_window=0).ids == [20] * 8
+    assert generate_story(engine, [BOS], **greedy, repetition_window=0).ids == [20] * 8
     # 4 / 1.25 < 3.5; then 3.5 / 1.25 < 3 < 4 / 1.25; then the two that are penalized, and 3 / 1.25.
-    assert tell(engine, [BOS], **greedy).ids == [20, 21, 20, 20, 20, 20, 20, 20]
-    assert tell(engine, [BOS], **greedy, repetition_window=1).ids == [20, 21] * 4
-    assert tell(engine, [BOS, 20, 20, 20], **greedy).ids[0] == 21
+    assert generate_story(engine, [BOS], **greedy).ids == [20, 21, 20, 20, 20, 20, 20, 20]
+    assert generate_story(engine, [BOS], **greedy, repetition_window=1).ids == [20, 21] * 4
+    assert generate_story(engine, [BOS, 20, 20, 20], **greedy).ids[0] == 21
     row[:] = [-3 if token in (20, 21) else -9 for token in range(VOCAB_SIZE)]
     row[21] = -3.5
     below = Engine(engine_files.write_chain(tmp_path / "n.slm", lambda _: row))
-    assert tell(below, [BOS], **greedy, repetition_window=1).ids == [20, 21] * 4
+    assert generate_story(below, [BOS], **greedy, repetition_window=1).ids == [20, 21] * 4
 
 
 @pytest.mark.parametrize("rules", [{}, {"top_p": 1}, {"top_p": 1, "min_p": 0.1}, {"top_k": 5}])
@@ -295,16 +297,18 @@ def test_a_penalty_that_overflows_leaves_the_largest(
     row = np.full(VOCAB_SIZE, -9, np.float32)
     row[[20, 21]] = [4, 5]
     engine = Engine(engine_files.write_chain(tmp_path / "m.slm", lambda _: row))
-    story = tell(engine, [BOS, 20], repetition_penalty=1e-38, temperature=1, max_tokens=4, **rules)
+    story = generate_story(
+        engine, [BOS, 20], repetition_penalty=1e-38, temperature=1, max_tokens=4, **rules
+    )
     assert story.ids == [20] * 4
 
 
 def test_same_seed_same_story(small: Engine) -> None:
-    def told(seed: int) -> list[int]:
-        return tell(small, temperature=1, seed=seed).ids
+    def generated(seed: int) -> list[int]:
+        return generate_story(small, temperature=1, seed=seed).ids
 
-    assert told(5) == told(5)
-    assert len({tuple(told(seed)) for seed in range(20)}) > 10
+    assert generated(5) == generated(5)
+    assert len({tuple(generated(seed)) for seed in range(20)}) > 10
 
 
 # ---- Stories -------------------------------------------------------------------------------------
@@ -317,24 +321,24 @@ def test_stops(tmp_path: Path) -> None:
     story = engine.generate("")
     assert ("".join(story), story.stop, story.ids) == ("abab", "eos", words)
     assert (story.prompt_tokens, story.tokens) == (1, 3)
-    story = tell(engine, "", max_tokens=2)
+    story = generate_story(engine, "", max_tokens=2)
     assert (story.stop, story.ids) == ("max_tokens", words[:2])
-    story = tell(engine, [BOS, words[0]], max_tokens=2)
+    story = generate_story(engine, [BOS, words[0]], max_tokens=2)
     assert (story.stop, story.ids, story.prompt_tokens) == ("max_tokens", words[1:], 2)
     engine = Engine(engine_files.write_sequence(path, [9, *words, BOS]))
-    assert tell(engine, [9]).stop == "bos"
+    assert generate_story(engine, [9]).stop == "bos"
     engine = Engine(engine_files.write_sequence(path, [BOS, *words, EOS], context=3))
-    story = tell(engine)
+    story = generate_story(engine)
     assert (story.stop, story.ids) == ("context", words[:2])
-    assert tell(engine, [9, 9, 9]).tokens == 0
-    story = tell(engine, ignore_eos=True, max_tokens=100)
+    assert generate_story(engine, [9, 9, 9]).tokens == 0
+    story = generate_story(engine, ignore_eos=True, max_tokens=100)
     assert story.stop == "context"
 
 
 def test_ignoring_the_end(tmp_path: Path) -> None:
     engine = Engine(engine_files.write_sequence(tmp_path / "m.slm", [BOS, EOS, 9, 10, 11]))
-    assert tell(engine, temperature=0, max_tokens=3).stop == "eos"
-    assert tell(engine, temperature=0, max_tokens=3, ignore_eos=True).ids == [EOS, 9, 10]
+    assert generate_story(engine, temperature=0, max_tokens=3).stop == "eos"
+    assert generate_story(engine, temperature=0, max_tokens=3, ignore_eos=True).ids == [EOS, 9, 10]
 
 
 def byte_ids(raw: bytes) -> list[int]:
@@ -349,7 +353,7 @@ def test_split_characters_come_whole(tmp_path: Path) -> None:
     assert list(engine.generate([BOS, *story[1:3]])) == ["🙂", "a", "\ufffd\ufffd"]
 
 
-def test_broken_bytes_are_told_as_soon_as_they_are_certain(tmp_path: Path) -> None:
+def test_broken_bytes_are_generated_as_soon_as_they_are_certain(tmp_path: Path) -> None:
     story = [BOS, *byte_ids(b"\xff"), *byte_ids(b"\xe2\x28"), *byte_ids(b"\xf0\x9f\x41"), EOS]
     engine = Engine(engine_files.write_sequence(tmp_path / "m.slm", story))
     assert list(engine.generate("")) == ["\ufffd", "\ufffd(", "\ufffd\ufffdA"]
@@ -363,9 +367,9 @@ def test_the_dummy_prefix_goes_once(tmp_path: Path) -> None:
 
 
 def test_empty_and_full_prompts(small: Engine) -> None:
-    assert tell(small, "", max_tokens=3).prompt_tokens == 1
+    assert generate_story(small, "", max_tokens=3).prompt_tokens == 1
     fits = "b" * (small.context - 2)  # and BOS, and the dummy prefix
-    assert tell(small, fits).stop == "context"
+    assert generate_story(small, fits).stop == "context"
     with pytest.raises(
         UserError, match="the prompt has 41 tokens and the model's context is 40: give a shorter"
     ):
@@ -381,18 +385,21 @@ def test_empty_and_full_prompts(small: Engine) -> None:
 def test_closing_early_frees_the_session_for_the_next_story(small: Engine) -> None:
     story = small.generate("a", temperature=1)
     next(story)
-    told = story.tokens
+    generated = story.tokens
     story.close()
     story.close()
     assert list(story) == []
-    assert (story.stop, story.tokens) == ("", told)
+    assert (story.stop, story.tokens) == ("", generated)
     assert len(small._idle) == 1
-    assert tell(small, "a", temperature=1).ids == tell(small, "a", temperature=1).ids
+    assert (
+        generate_story(small, "a", temperature=1).ids
+        == generate_story(small, "a", temperature=1).ids
+    )
 
 
 def test_stories_side_by_side(small: Engine) -> None:
     """Interleaved in one thread, and each in its own, stories are what they are alone."""
-    alone = [tell(small, temperature=1, seed=seed).ids for seed in range(8)]
+    alone = [generate_story(small, temperature=1, seed=seed).ids for seed in range(8)]
     stories = [small.generate("", temperature=1, seed=seed) for seed in range(8)]
     running = list(stories)
     while running:
@@ -403,7 +410,7 @@ def test_stories_side_by_side(small: Engine) -> None:
 
     def work(seed: int) -> None:
         for _ in range(20):
-            found[seed] = tell(small, temperature=1, seed=seed).ids
+            found[seed] = generate_story(small, temperature=1, seed=seed).ids
             small.score([BOS, 5, 6, 7])
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
@@ -422,20 +429,23 @@ def test_stories_side_by_side(small: Engine) -> None:
         ({"temperature": math.inf}, "temperature is inf and must be"),
         ({"temperature": "hot"}, "temperature is 'hot' and must be a number"),
         ({"top_k": -1}, "top_k is -1 and must be 0 (off) or more"),
-        ({"top_k": 2**40}, "top_k is 1099511627776 and must be a number in its range"),
+        (
+            {"top_k": 2**40},
+            "top_k is 1099511627776 and must be a whole number from 0 to 2147483647",
+        ),
         ({"top_p": 0}, "top_p is 0 and must be above 0 and at most 1 (off)"),
         ({"top_p": 1.1}, "top_p is 1.1 and must be above 0"),
         ({"min_p": 1}, "min_p is 1 and must be at least 0 (off) and below 1"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0 and must be above 0"),
         ({"repetition_window": -1}, "repetition_window is -1 and must be 0 or more"),
         ({"max_tokens": 0}, "max_tokens is 0 and must be 1 or more"),
-        ({"seed": -1}, "seed is -1 and must be a number in its range"),
+        ({"seed": -1}, "seed is -1 and must be a whole number from 0 to 18446744073709551615"),
     ],
 )
 def test_options_out_of_range(small: Engine, options: dict[str, float], sentence: str) -> None:
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(UserError) as rejection:
         small.generate("a", **options)  # type: ignore[arg-type]
-    assert str(refusal.value).startswith(sentence)
+    assert str(rejection.value).startswith(sentence)
 
 
 def test_ids_out_of_range(small: Engine) -> None:
@@ -447,7 +457,7 @@ def test_ids_out_of_range(small: Engine) -> None:
             ):
                 call([BOS, bad])
     for bad_ids in ([BOS, 2**32 + 5], np.array([BOS, 2**32 + 5]), [BOS, 2**63], [BOS, 1.5]):
-        with pytest.raises(UserError, match="a token id is not whole or does not fit 32 bits"):
+        with pytest.raises(UserError, match="a token id is not a whole number of 32 bits"):
             small.score(bad_ids)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="0 tokens are given and must be 1 to 40"):
         small.logits([])
@@ -475,7 +485,7 @@ def test_output_that_is_not_finite(tmp_path: Path) -> None:
 
 
 def test_generate_calls_back(small: Engine) -> None:
-    expected = tell(small, "a", temperature=1)
+    expected = generate_story(small, "a", temperature=1)
     session = ffi.new("sl_session **")
     assert lib.sl_session_new(session, small._model, ffi.NULL) == lib.SL_OK
     options = lib.sl_defaults()
@@ -494,8 +504,8 @@ def test_generate_calls_back(small: Engine) -> None:
         assert lib.sl_generate(session[0], *arguments) == lib.SL_OK
         return ids
 
-    told = generate(most=-1)
-    assert told[: len(expected.ids)] == expected.ids
+    generated = generate(most=-1)
+    assert generated[: len(expected.ids)] == expected.ids
     assert ffi.string(lib.sl_stop_name(stop[0])).decode() == expected.stop
     assert generate(most=3) == expected.ids[:3]
     assert stop[0] == lib.SL_STOP_CALLBACK
@@ -527,7 +537,7 @@ def test_defaults_are_the_headers(spread: tuple[Engine, object]) -> None:
     assert written == DEFAULTS
     engine, _ = spread
     given = {name: value for name, value in DEFAULTS.items() if name != "ignore_eos"}
-    assert tell(engine).ids == tell(engine, **given).ids
+    assert generate_story(engine).ids == generate_story(engine, **given).ids
 
 
 def test_builds_in_place_when_it_must(tmp_path: Path) -> None:

@@ -73,14 +73,14 @@ def test_parity_sees_another_model(pair: tuple[Engine, Llama]) -> None:
     assert other.greedy_agreement < 1
 
 
-def test_samples_are_told_from_their_seeds(pair: tuple[Engine, Llama]) -> None:
+def test_samples_are_generated_from_their_seeds(pair: tuple[Engine, Llama]) -> None:
     engine, _ = pair
-    told = evaluation.sample(engine, ["a b", "a b", ""], HOW, seed=5)
-    assert told == evaluation.sample(engine, ["a b", "a b", ""], HOW, seed=5)
-    assert told[0] != told[1]
-    assert told[1] == evaluation.sample(engine, ["a b"], HOW, seed=6)[0]
-    assert told[0].text.startswith("a b")
-    assert {story.stop for story in told} <= {"eos", "bos", "max_tokens"}
+    generated = evaluation.sample(engine, ["a b", "a b", ""], HOW, seed=5)
+    assert generated == evaluation.sample(engine, ["a b", "a b", ""], HOW, seed=5)
+    assert generated[0] != generated[1]
+    assert generated[1] == evaluation.sample(engine, ["a b"], HOW, seed=6)[0]
+    assert generated[0].text.startswith("a b")
+    assert {story.stop for story in generated} <= {"eos", "bos", "max_tokens"}
 
 
 def test_distinct_counts_ngrams_of_words() -> None:

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on, and what its metrics say afterwards."""
+"""Progress and TensorBoard during a run, and its metrics afterwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from storyllamas.training.device import Device
 from storyllamas.training.loop import Result, training_run
 from storyllamas.training.metrics import costs, matmul_utilization
 from storyllamas.training.progress import Progress
-from storyllamas.training.tensorboard import Scalars
+from storyllamas.training.tensorboard import TensorBoardLog
 
 STEP = {"loss": 2.5, "learning_rate": 1e-3, "gradient_norm": 0.5}
 
@@ -31,7 +31,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str = "") -> Result
         return result
 
 
-def test_the_same_bits_have_the_same_metrics(
+def test_bit_identical_runs_have_equal_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (run(tmp_path, monkeypatch) for _ in range(2))
@@ -58,7 +58,7 @@ def test_costs_are_in_units_of_a_second(tmp_path: Path) -> None:
     assert uniform == pytest.approx(math.log2(300) * 32 / 30)
 
 
-def test_utilization_is_beside_what_the_machine_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_utilization_is_a_fraction_of_the_measured_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     peak = metrics.matmul_peak("cpu", "float32", 0.01)
     assert 1e8 < peak < 1e14
     monkeypatch.setattr("storyllamas.training.metrics.matmul_peak", lambda *_: 4e9)
@@ -70,7 +70,7 @@ def test_utilization_is_beside_what_the_machine_does(monkeypatch: pytest.MonkeyP
     assert matmul_utilization(1e9, device, processes=2)["matmul_utilization"] == 0.125
 
 
-# In a process of its own: one with a history has memory at hand that others have freed.
+# In a process of its own: this one may reuse memory that earlier tests freed.
 HOLD = """
 import torch
 from storyllamas.bits_per_byte import framed_bits_per_byte
@@ -84,7 +84,7 @@ print(before, during, memory_bytes("cpu"), peak_memory_bytes("cpu"))
 
 
 def test_memory_is_that_of_the_process() -> None:
-    """400 MB are seen while they are held, and afterwards as what was the most."""
+    """Memory and its peak show 400 MB while they are allocated, and the peak afterwards."""
     output = subprocess.run(
         [sys.executable, "-c", HOLD],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -93,13 +93,13 @@ def test_memory_is_that_of_the_process() -> None:
         text=True,
     ).stdout
     before, during, after, peak = map(int, output.split())
-    # A system short of memory takes pages of libraries away meanwhile.
+    # A system short of memory evicts pages of libraries meanwhile.
     assert 300e6 < during - before < 500e6
     assert after < during - 300e6
     assert during - 50e6 < peak < during + 300e6
 
 
-def test_lines_tell_what_the_bar_shows(
+def test_lines_show_the_values_of_the_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 0.0
@@ -110,7 +110,7 @@ def test_lines_tell_what_the_bar_shows(
         for step in range(11, 51):
             now += 2.0
             if step == 20:
-                shown.validated(1.5)
+                shown.set_validation_loss(1.5)
             shown.advance(step, 2.25)
     assert capsys.readouterr().out.splitlines() == [
         "step 20/1000  loss 2.250  validation 1.500  0:32:40 left  256 tokens/s  1.2 GB",
@@ -118,7 +118,7 @@ def test_lines_tell_what_the_bar_shows(
     ]
 
 
-def test_the_speed_shown_is_that_of_late(
+def test_the_speed_is_that_of_recent_steps(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 0.0
@@ -127,13 +127,13 @@ def test_the_speed_shown_is_that_of_late(
         for step in range(1, 101):
             now += 100.0 if step == 1 else 1.0  # the first one compiles
             if step == 100:
-                shown.validated(1.0)
+                shown.set_validation_loss(1.0)
             shown.advance(step, 2.0)
     assert "  100 tokens/s  " in capsys.readouterr().out.splitlines()[-1]
 
 
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard draws: step and value of each scalar."""
+    """Return step and value of each point that TensorBoard draws, by tag."""
     event_accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", exc_type=ImportError
     )
@@ -163,30 +163,30 @@ def test_tensorboard_shows_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(found["tokens_per_second"]) == 7
 
 
-def test_tensorboard_goes_on_with_a_resumed_run(tmp_path: Path) -> None:
+def test_tensorboard_continues_a_resumed_run(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     for resumed, end in ((0, 10), (5, 12)):
-        with Scalars(tmp_path, resumed) as scalars:
+        with TensorBoardLog(tmp_path, resumed) as log:
             for step in range(resumed + 1, end + 1):
-                scalars.log_step({"step": step, "tokens": step * 100, **STEP})
+                log.log_step({"step": step, "tokens": step * 100, **STEP})
     assert [step for step, _ in points(tmp_path)["loss/train"]] == list(range(1, 13))
 
 
-def test_without_tensorboard_nothing_happens(
+def test_without_tensorboard_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with Scalars(tmp_path / "x", 0) as scalars:
-        scalars.log_step({"step": 1, "tokens": 100, **STEP})
-        scalars.log_validation({"step": 1, "loss": 2.0})
+    with TensorBoardLog(tmp_path / "x", 0) as log:
+        log.log_step({"step": 1, "tokens": 100, **STEP})
+        log.log_validation({"step": 1, "tokens": 1, "loss": 2.0})
     assert not (tmp_path / "x").exists()
 
 
-def test_a_disk_that_refuses_scalars_does_not_stop_the_run(
+def test_a_full_disk_stops_tensorboard_but_not_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorboard")
     (tmp_path / "x").touch()
-    with Scalars(tmp_path / "x" / "y", 0) as scalars:
-        scalars.log_validation({"step": 1, "loss": 2.0})
-    assert capsys.readouterr().out == "no more scalars for TensorBoard: Not a directory\n"
+    with TensorBoardLog(tmp_path / "x" / "y", 0) as log:
+        log.log_validation({"step": 1, "tokens": 1, "loss": 2.0})
+    assert capsys.readouterr().out == "the TensorBoard log stops: Not a directory\n"

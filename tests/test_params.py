@@ -1,9 +1,14 @@
-"""params.yaml is read whole, and nothing wrong in it gets through."""
+"""params.yaml is checked completely; every mistake is an error that names its key."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,8 @@ from conftest import ROOT
 
 from storyllamas import params
 from storyllamas.errors import UserError
+from storyllamas.interop.formats import FORMATS
+from storyllamas.slm.encoding import GROUP_SIZES
 
 PUBLISHED = {
     "2m": (2**16, 100_000, 1e-3, 0.01, 0.05),
@@ -63,6 +70,9 @@ def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
         ("sizes/7m/kv_heads", 3, "sizes.7m.kv_heads is 3: use a divisor of heads (8)"),
         ("sizes/2m/head_dim", 33, "sizes.2m.head_dim is 33"),
         ("sizes/2m/dims", 1, "sizes.2m.dims is unknown: use one of dim"),
+        ("size/dims", 1, "size.dims is unknown: use one of dim"),
+        ("size/head_dim", 33, "size.head_dim is 33"),
+        ("size/kv_heads", 3, "size.kv_heads is 3: use a divisor of heads (4)"),
         ("evaluation/speed_tokens", 256, "evaluation.speed_tokens is 256: use less than"),
         ("train/steps", 0, "train.steps is 0"),
         ("train/step", 5, "train.step is unknown"),
@@ -84,10 +94,10 @@ def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
     ],
 )
 def test_wrong_values_are_named(raw: dict[str, Any], path: str, value: object, named: str) -> None:
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as rejected:
         params.parse(edited(raw, path, value))
-    assert named in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert named in str(rejected.value)
+    assert "\n" not in str(rejected.value)
 
 
 def test_every_key_is_needed(raw: dict[str, Any]) -> None:
@@ -100,6 +110,30 @@ def test_only_the_chosen_run_must_fill_its_steps(raw: dict[str, Any]) -> None:
     raw["sizes"]["2m"]["context"] = 192
     raw["train"]["tokens_per_step"] = 3072
     assert params.parse(raw).recipe.tokens_per_step == 3072
+
+
+def test_size_overrides_the_chosen_size(raw: dict[str, Any]) -> None:
+    raw["size"] |= {"layers": 6, "norm_eps": 1e-6}
+    chosen = params.parse(raw)
+    assert chosen.size == replace(params.parse(raw | {"size": {}}).size, layers=6, norm_eps=1e-6)
+    assert chosen.model_config().layers == 6
+    assert chosen.sizes["7m"].layers == raw["sizes"]["7m"]["layers"]
+    assert set(raw["size"]) == {field.name for field in fields(params.Size)}
+
+
+def test_every_key_can_be_set_on_the_command_line(raw: dict[str, Any]) -> None:
+    """Hydra, which reads -S, takes no key that begins with a digit."""
+    overrides = {
+        "sizes": raw["size"],
+        **{f"recipes/{name}/sizes": raw["train"] for name in raw["recipes"]},
+    }
+    for path in paths(raw):
+        key = path.split("/")[-1]
+        section = next((each for each in overrides if path.startswith(f"{each}/")), None)
+        if section is None:
+            assert re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key), path
+        elif path.count("/") > section.count("/") + 1:
+            assert key in overrides[section], path
 
 
 def test_layers_override_in_order(raw: dict[str, Any]) -> None:
@@ -117,15 +151,15 @@ def test_layers_override_in_order(raw: dict[str, Any]) -> None:
         (lambda text: text.replace("  steps:\n", "  steps: [1, 2]\n", 1), "train.steps is [1, 2]"),
     ],
 )
-def test_wrong_files_are_refused(tmp_path: Path, edit: Callable[[str], str], named: str) -> None:
+def test_wrong_files_are_rejected(tmp_path: Path, edit: Callable[[str], str], named: str) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(edit((ROOT / "params.yaml").read_text()))
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as rejected:
         params.load(file)
-    assert named in str(refused.value)
+    assert named in str(rejected.value)
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         params.load(tmp_path / "params.yaml")
 
@@ -135,3 +169,65 @@ def test_a_rate_may_be_written_without_a_point(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(text.replace("learning_rate:\n", "learning_rate: 2e-3\n", 1))
     assert params.load(file).recipe.learning_rate == 2e-3
+
+
+def test_every_format_and_type_is_a_choice(raw: dict[str, Any]) -> None:
+    raw["export"] |= {"types": list(GROUP_SIZES), "formats": list(FORMATS)}
+    chosen = params.parse(raw).export
+    assert (chosen.types, chosen.formats) == (list(GROUP_SIZES), list(FORMATS))
+    text = (ROOT / "params.yaml").read_text()
+    assert all(name in text for name in [*GROUP_SIZES, *FORMATS])
+
+
+ODD = [
+    None, True, -1, 10**30, 10**5000, 1e300, math.inf, "", "x" * 10**4, "\ud800", [], [[]], [None],
+    {}, {"a": {"b": []}}, {1: 2}, {"\ud800": 1}, {"x" * 10**4: 1}, date(2001, 12, 14), {1}, b"x",
+]  # fmt: skip
+
+
+def sentence(raw: dict[str, Any]) -> str:
+    """Return the error, or ''."""
+    try:
+        params.parse(raw)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def paths(value: object, path: str = "") -> Iterator[str]:
+    if path:
+        yield path
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from paths(item, f"{path}/{key}".lstrip("/"))
+
+
+def test_an_odd_value_anywhere_is_a_short_sentence(raw: dict[str, Any]) -> None:
+    raw["sizes"] = {"2m": raw["sizes"]["2m"]}
+    raw["recipes"] = {"quick": raw["recipes"]["quick"]}
+    raw["recipes"]["quick"]["sizes"] = {"2m": raw["recipes"]["quick"]["sizes"]["2m"]}
+    assert sentence(raw) == ""
+    for path in paths(raw):
+        for value in ODD:
+            found = sentence(edited(raw, path, value))
+            assert len(found) < 500
+            assert "\n" not in found
+
+
+def test_numbers_are_those_that_dvc_records(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text((ROOT / "params.yaml").read_text().replace("seed: 1 ", "seed: 010 ", 1))
+    assert params.load(file).seed == 10
+    file.write_text((ROOT / "params.yaml").read_text().replace("seed: 1 ", "seed: 1:30 ", 1))
+    with pytest.raises(UserError, match="seed is '1:30'"):
+        params.load(file)
+
+
+def test_make_reads_a_quoted_model(tmp_path: Path) -> None:
+    for line in ("model: 7m # size", "model: '7m'", 'model: "7m" # size'):
+        text = re.sub("^model: .*$", line, (ROOT / "params.yaml").read_text(), flags=re.MULTILINE)
+        (tmp_path / "params.yaml").write_text(text)
+        assert params.load(tmp_path / "params.yaml").model == "7m"
+        command = ["make", "-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "-pn", "help"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        assert "\nSIZE := 7m\n" in printed

@@ -1,4 +1,4 @@
-"""The environment of a training: set once, and never over what the user set."""
+"""Environment variables of training: set once, and never over those of the user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ print(os.getpid(), *(os.environ.get(name) for name in {NAMES}), sys.argv[1:])
 
 
 def run(**variables: str) -> list[str]:
-    """What the environment is in the end, with those variables set by the user."""
+    """Return the variables after `prepare`, in a process with those set by the user."""
     environment = {k: v for k, v in os.environ.items() if k not in NAMES}
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "two words"],
@@ -37,14 +37,14 @@ def run(**variables: str) -> list[str]:
     return values
 
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="set on Linux only")
 
 
-def test_it_is_set_before_the_process_begins() -> None:
+def test_variables_are_set_before_the_process_starts() -> None:
     assert run() == ["glibc.malloc.hugetlb=1", "10000", "None"]
 
 
-def test_what_the_user_set_stays() -> None:
+def test_variables_of_the_user_stay() -> None:
     perturb = {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}
     assert run(**perturb) == ["glibc.malloc.perturb=0", "10000", "None"]
     assert run(OMP_WAIT_POLICY="passive") == ["glibc.malloc.hugetlb=1", "None", "passive"]

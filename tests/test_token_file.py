@@ -68,14 +68,14 @@ def test_a_write_that_fails_leaves_the_former_file(path: Path) -> None:
         (lambda data: data[:16] + bytes(8) + data[24:128], "has no tokens"),
     ],
 )
-def test_a_file_that_is_not_right_is_refused(path: Path, damage: object, words: str) -> None:
+def test_a_file_that_is_not_right_is_rejected(path: Path, damage: object, words: str) -> None:
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=words) as caught:
         token_file.read(path, DIGEST)
     assert str(path) in str(caught.value)
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not exist: run `dvc repro pretokenize`"):
         token_file.read(tmp_path / "train.bin")
 
@@ -138,7 +138,7 @@ def test_first_windows_lie_side_by_side() -> None:
     assert len(numbered(101).first_windows(9, 20)[0]) == 5
 
 
-def test_a_file_shorter_than_a_window_is_refused() -> None:
+def test_a_file_shorter_than_a_window_is_rejected() -> None:
     assert numbered(21).batch(0, 1, 20, 1)[0].shape == (1, 20)
     for draw in (
         lambda: numbered(20).batch(0, 1, 20, 1),

@@ -162,7 +162,7 @@ def test_a_long_line_is_learned_from_like_any_other() -> None:
     assert "ж".encode() in Tokenizer(tokenizer.train([long_line], 267)).vocabulary().pieces
 
 
-def test_a_vocabulary_that_cannot_be_filled_is_refused_with_the_largest_that_can() -> None:
+def test_a_vocabulary_that_cannot_be_filled_is_rejected_with_the_largest_that_can() -> None:
     with pytest.raises(UserError, match=r"vocab_size is 60000 .* use at most (\d+)") as caught:
         tokenizer.train(STORIES, 60000)
     largest = int(str(caught.value).split("at most ")[1].split(",")[0])
@@ -171,7 +171,7 @@ def test_a_vocabulary_that_cannot_be_filled_is_refused_with_the_largest_that_can
         tokenizer.train(STORIES, largest + 1)
 
 
-def test_a_vocabulary_too_small_for_the_characters_is_refused_with_the_smallest() -> None:
+def test_a_vocabulary_too_small_for_the_characters_is_rejected_with_the_smallest() -> None:
     with pytest.raises(UserError, match=r"vocab_size is 260 .* use at least (\d+)") as caught:
         tokenizer.train(STORIES, 260)
     smallest = int(str(caught.value).split("at least ")[1])

@@ -1,4 +1,4 @@
-"""Training learns, and nothing that happens to a run changes what it ends in."""
+"""Training: what it learns, its key, schedules and optimizers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 from torch.optim import Muon
 from training_job import CONFIG, RECIPE, make_job
 
@@ -16,12 +18,13 @@ from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.params import Compute
 from storyllamas.training import device, loop
-from storyllamas.training.checkpoints import RunFolder, State
+from storyllamas.training.checkpoints import Checkpoint, CheckpointFolder
 from storyllamas.training.loop import training_run
 from storyllamas.training.muon import Muon as OurMuon
 from storyllamas.training.muon import orthogonal
 from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.schedule import learning_rate
+from storyllamas.training.source_files import imported_files
 from storyllamas.training.trained_model import load_model, save_model
 
 pytestmark = pytest.mark.usefixtures("state_root")
@@ -40,7 +43,7 @@ def test_training_learns(tmp_path: Path) -> None:
     assert loss == pytest.approx(result.metrics["validation_loss"], rel=1e-4)
 
 
-def test_a_run_of_another_recipe_starts_anew(tmp_path: Path) -> None:
+def test_a_run_of_another_job_has_another_key(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     keys = {
         job.key(),
@@ -53,14 +56,45 @@ def test_a_run_of_another_recipe_starts_anew(tmp_path: Path) -> None:
     assert make_job(tmp_path).key() == job.key()
 
 
+def test_the_key_covers_the_code_that_dvc_depends_on() -> None:
+    dependencies = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["deps"]
+    code = [ROOT / path for path in dependencies if path.startswith("storyllamas/")]
+    files = loop.source_files()
+    assert all(any(file.is_relative_to(path) for path in code) for file in files)
+    assert all(any(file.is_relative_to(path) for file in files) for path in code)
+    training = {file.name for file in (ROOT / "storyllamas/training").glob("*.py")}
+    left_out = {"process_env.py", "trained_model.py"}
+    assert training - {file.name for file in files} == left_out
+
+
+def test_imports_are_followed_through_packages(tmp_path: Path) -> None:
+    package = tmp_path / "p"
+    for name, text in {
+        "__init__.py": "",
+        "a.py": "import os\nfrom p.b import c\nfrom p import d\n",
+        "b/__init__.py": "from p.b.e import x",
+        "b/c.py": "import p.a",
+        "b/e.py": "",
+        "d.py": "def f():\n    import p.unused\n",
+        "unused.py": "",
+    }.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    names = ["__init__.py", "a.py", "b/__init__.py", "b/c.py", "b/e.py", "d.py"]
+    assert imported_files(package / "a.py", package) == [package / name for name in names]
+    skipped = [package / "b/__init__.py", package / "b/c.py"]
+    expected = [package / name for name in ("__init__.py", "a.py", "d.py")]
+    assert imported_files(package / "a.py", package, skipped) == expected
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, state_root: Path) -> None:
-    folder = RunFolder(state_root / "runs" / (key := make_job(tmp_path).key()))
+    folder = CheckpointFolder(state_root / "runs" / (key := make_job(tmp_path).key()))
     job = make_job(tmp_path)
     with folder.locked():
         trainer = loop.Trainer(job, tmp_path / "logs", None)
-        state = trainer.state()
-        broken = {k: torch.full_like(v, torch.nan) for k, v in state.tensors.items()}
-        folder.save(State(5, broken, state.notes))
+        checkpoint = trainer.checkpoint()
+        broken = {k: torch.full_like(v, torch.nan) for k, v in checkpoint.tensors.items()}
+        folder.save(Checkpoint(5, broken, checkpoint.metadata))
     with (
         pytest.raises(UserError, match="the loss after 5 steps is nan"),
         training_run(job, tmp_path / "logs", 0),
@@ -81,7 +115,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_the_rate_rises_then_falls_to_its_end(schedule: str) -> None:
+def test_the_learning_rate_rises_then_falls_to_its_last_value(schedule: str) -> None:
     recipe = dataclasses.replace(RECIPE, schedule=schedule, steps=101, warmup=0.1, stable=0.0)
     rates = [learning_rate(step, recipe) for step in range(101)]
     assert rates[0] == pytest.approx(recipe.learning_rate / 11)
@@ -115,7 +149,7 @@ def test_every_parameter_moves_and_only_matrices_decay(optimizer: str, tied: boo
     assert all((p != before[name]).any() for name, p in model.named_parameters())
 
 
-def test_muon_takes_stacked_matrices_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_muon_unstacks_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     # torch.optim.Muon iterates in bfloat16 everywhere.
     monkeypatch.setattr("storyllamas.training.optimizer.computes_in_bfloat16", lambda _: True)
     model = Llama(CONFIG)
@@ -163,12 +197,12 @@ def test_muon_iterates_in_the_fastest_precision(
     assert (values < 1.3).all()
 
 
-def test_muon_evens_out_rows() -> None:
+def test_muon_normalizes_rows() -> None:
     beta2, rate = 0.9, 0.01
     torch.manual_seed(0)
     pair = [torch.nn.Parameter(torch.randn(6, 4)) for _ in range(2)]
     plain = [torch.nn.Parameter(p.detach().clone()) for p in pair]
-    evened = OurMuon([{"params": pair, "lr": rate, "beta2": beta2}])
+    normalizing = OurMuon([{"params": pair, "lr": rate, "beta2": beta2}])
     reference = Muon(plain, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     squares = np.zeros((2, 6))
     for _ in range(3):
@@ -176,7 +210,7 @@ def test_muon_evens_out_rows() -> None:
         for mine, theirs in zip(pair, plain, strict=True):
             mine.grad = torch.randn(6, 4)
             theirs.grad = mine.grad.clone()
-        evened.step()
+        normalizing.step()
         reference.step()
         for i, (mine, theirs) in enumerate(zip(pair, plain, strict=True)):
             update = theirs.detach().numpy() - before[2 + i]
@@ -188,7 +222,7 @@ def test_muon_evens_out_rows() -> None:
             assert np.allclose(mine.detach().numpy() - before[i], expected, rtol=1e-3, atol=1e-6)
 
 
-def test_the_embedding_has_a_rate_of_its_own() -> None:
+def test_the_embedding_has_its_own_learning_rate() -> None:
     changes = []
     for rate in (1.0, 3.0):
         torch.manual_seed(0)
@@ -203,7 +237,7 @@ def test_the_embedding_has_a_rate_of_its_own() -> None:
         assert torch.allclose(changes[1][name], factor * change, rtol=1e-3, atol=1e-7), name
 
 
-def test_zero_outputs_leave_the_embedding_alone_at_first() -> None:
+def test_zero_init_residual_leaves_the_embedding_unchanged_at_first() -> None:
     model = Llama(CONFIG, zero_init_residual=True)
     tokens = torch.arange(32)[None]
     expected = model.norm(model.embedding(tokens)) @ model.embedding.weight.T
@@ -218,7 +252,7 @@ def test_zero_outputs_leave_the_embedding_alone_at_first() -> None:
         (Compute("mps", "auto", 0, "auto", 1, 1), "mps"),
     ],
 )
-def test_a_device_that_is_not_there_is_refused(compute: Compute, named: str) -> None:
+def test_a_missing_device_is_an_error(compute: Compute, named: str) -> None:
     if named == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     if named == "mps" and torch.backends.mps.is_available():
@@ -227,7 +261,7 @@ def test_a_device_that_is_not_there_is_refused(compute: Compute, named: str) -> 
         device.choose(compute)
 
 
-def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_model(tmp_path)
     model = Llama(CONFIG)

@@ -1,4 +1,4 @@
-"""The weight file keeps what it is given, and is refused when anything in it changed."""
+"""A weight file returns the tensors written to it, and any change in it is an error."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_q4_fitted_to_independent_inputs_is_plain_q4() -> None:
 
 
 def test_fitted_files_hold_fitted_matrices(tmp_path: Path) -> None:
-    """Columns are padded to whole groups, which the moments know nothing of."""
+    """Columns are padded to whole groups, and the moments are padded with them."""
     config = make_config()
     tensors = make_tensors(config, 0)
     name = "layers.1.feed_forward.down.weight"
@@ -259,12 +259,12 @@ def test_quantized_tiles_lie_as_documented(kind: WeightType, bits: int) -> None:
         ),
         (
             Storage(Encoding(WeightType.F32, 0), Encoding(WeightType.Q4, 32)),
-            "the layers are f32 and the embedding is q4: store both in f32 or none",
+            "the layers are f32 and the embedding is q4: store both in f32 or neither",
         ),
         (storage("f32", {"f32": 4}), "group size of f32 is 4: use 0"),
     ],
 )
-def test_impossible_group_sizes_are_refused(tmp_path: Path, how: Storage, sentence: str) -> None:
+def test_impossible_group_sizes_are_rejected(tmp_path: Path, how: Storage, sentence: str) -> None:
     config = make_config()
     tensors = make_tensors(config, 0)
     with pytest.raises(UserError, match=sentence):
@@ -304,7 +304,7 @@ def test_any_flipped_bit_is_noticed(tmp_path: Path, weight_type: str) -> None:
             weight_file.read(path)
 
 
-def test_a_cut_or_longer_file_is_refused(tmp_path: Path) -> None:
+def test_a_cut_or_longer_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "model.slm"
     write(path)
     good = path.read_bytes()
@@ -317,19 +317,19 @@ def test_a_cut_or_longer_file_is_refused(tmp_path: Path) -> None:
         weight_file.read(path)
 
 
-def test_another_version_is_refused_by_number(tmp_path: Path) -> None:
+def test_another_version_is_rejected_by_number(tmp_path: Path) -> None:
     path = tmp_path / "model.slm"
     write(path)
     data = bytearray(path.read_bytes())
     struct.pack_into("<I", data, 8, 7)
     path.write_bytes(data)
-    with pytest.raises(UserError, match="version 7 and this program reads version 2"):
+    with pytest.raises(UserError, match="version 7 and this program reads versions 2 and 3"):
         weight_file.read(path)
 
 
 @settings(max_examples=150)
 @given(field=st.integers(5, 27), value=st.integers(-(2**31), 2**63 - 1))
-def test_a_header_that_lies_is_refused_though_its_checksum_holds(
+def test_a_header_that_lies_is_rejected_though_its_checksum_holds(
     tmp_path_factory: pytest.TempPathFactory, field: int, value: int
 ) -> None:
     path = tmp_path_factory.mktemp("lies") / "model.slm"

@@ -158,6 +158,26 @@ def test_only_what_depends_on_a_change_runs_again(workspace: Workspace) -> None:
     assert workspace.exported() == before
 
 
+def test_a_size_can_be_changed_for_one_run(workspace: Workspace) -> None:
+    output = workspace.run("dvc", "exp", "run", "-S", "size.layers=3")
+    assert stages_that_ran(output) == ["train@2m", "export", "evaluate"]
+    assert workspace.read("models/2m/config.json")["model"]["layers"] == 3
+    workspace.reset()
+
+
+def test_values_that_ran_before_come_from_the_run_cache(workspace: Workspace) -> None:
+    """Every stage does, with all that it wrote, metrics and the page of samples included."""
+    before = {file: file.read_bytes() for file in (workspace.folder / "metrics").iterdir()}
+    stages = ["download", "tokenizer", "pretokenize", "train@2m", "export", "evaluate"]
+    assert stages_that_ran(workspace.run("dvc", "exp", "run", "-S", "seed=2")) == stages
+    assert all(file.read_bytes() != text for file, text in before.items())
+    output = workspace.run("dvc", "exp", "run", "-S", "seed=1")
+    assert stages_that_ran(output) == []
+    assert re.findall(r"Stage '([\w@]+)' is cached", output) == stages
+    assert {file: file.read_bytes() for file in before} == before
+    workspace.reset()
+
+
 def test_a_new_vocabulary_runs_everything_after_it(workspace: Workspace) -> None:
     output = workspace.run("dvc", "exp", "run", "-S", "tokenizer.vocab_size=380")
     expected = ["tokenizer", "pretokenize", "train@2m", "export", "evaluate"]
@@ -221,7 +241,7 @@ def test_the_picture_has_every_size(workspace: Workspace) -> None:
     (workspace.folder / "metrics/losses.png").unlink()
 
 
-def test_a_killed_repro_goes_on_to_the_same_files(workspace: Workspace) -> None:
+def test_a_killed_repro_resumes_to_the_same_files(workspace: Workspace) -> None:
     workspace.edit(r"^  steps:.*$", "  steps: 1500")
     workspace.edit(r"^  eval_every:.*$", "  eval_every: 500")
     workspace.run("dvc", "repro")
@@ -237,11 +257,27 @@ def test_a_killed_repro_goes_on_to_the_same_files(workspace: Workspace) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     output = workspace.run("dvc", "repro")
-    assert "going on from step" in output
+    assert "resuming from step" in output
     assert workspace.exported() == unbroken
     workspace.run("git", "reset", "-q", "--hard")
     assert workspace.run("git", "status", "--porcelain") == ""
     assert not list(workspace.folder.glob(".storyllamas/runs/*"))
+
+
+def test_a_kill_before_dvc_notes_the_result_does_not_train_again(workspace: Workspace) -> None:
+    """DVC forgets a stage that has ended, as when it is killed before it writes dvc.lock."""
+    workspace.edit(r"^  learning_rate:.*$", "  learning_rate: 7e-3")
+    workspace.run("dvc", "repro", "train@2m")
+    trained = (workspace.folder / "models/2m/model.safetensors").read_bytes()
+    workspace.run("git", "checkout", "-q", "HEAD", "--", "dvc.lock")
+    shutil.rmtree(workspace.folder / ".dvc/cache/runs")
+    output = workspace.run("dvc", "repro")
+    assert stages_that_ran(output)[-3:] == ["train@2m", "export", "evaluate"]
+    assert "resuming from step 12 of 12" in output
+    assert "step 4/12" not in output
+    assert (workspace.folder / "models/2m/model.safetensors").read_bytes() == trained
+    assert not list(workspace.folder.glob(".storyllamas/runs/*"))
+    workspace.reset()
 
 
 def test_a_misspelt_parameter_stops_the_run(workspace: Workspace) -> None:

@@ -1,6 +1,6 @@
 """A small training run in a folder of its own; tests start it as a process and kill it.
 
-Where tests have something happen to it, it waits for that: else a busy machine lets it end before.
+It stops itself where a test is to act on it: on a busy machine it could otherwise finish before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from storyllamas.config import ModelConfig
 from storyllamas.errors import exit_on_user_error
 from storyllamas.params import Compute, Recipe
 from storyllamas.training import device
-from storyllamas.training.checkpoints import RunFolder, State
+from storyllamas.training.checkpoints import Checkpoint, CheckpointFolder
 from storyllamas.training.loop import Job, training_run
 from storyllamas.training.trained_model import save_model
 
@@ -50,27 +50,27 @@ RECIPE = Recipe(
 DIGEST = bytes(range(32))
 
 
-def make_state(step: int, size: int = 1000) -> State:
-    """A state that tells its step."""
+def make_checkpoint(step: int, size: int = 1000) -> Checkpoint:
+    """Return a checkpoint from whose values a test can tell the step."""
     tensors = {"x": torch.full((size,), float(step)), "y": torch.tensor(float(step))}
-    return State(step, tensors, {"step": step, "loss": 1 / 3})
+    return Checkpoint(step, tensors, {"step": step, "loss": 1 / 3})
 
 
 def stop_after(step: int) -> None:
-    """Have this process stop, as on SIGSTOP, once the state of that step or a later one is kept."""
-    save = RunFolder.save
+    """Send SIGSTOP to this process once the checkpoint of `step` or a later one is saved."""
+    save = CheckpointFolder.save
 
-    def save_and_stop(folder: RunFolder, state: State) -> None:
-        save(folder, state)
-        if state.step >= step:
-            RunFolder.save = save  # type: ignore[method-assign]
+    def save_and_stop(folder: CheckpointFolder, checkpoint: Checkpoint) -> None:
+        save(folder, checkpoint)
+        if checkpoint.step >= step:
+            CheckpointFolder.save = save  # type: ignore[method-assign]
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    RunFolder.save = save_and_stop  # type: ignore[method-assign]
+    CheckpointFolder.save = save_and_stop  # type: ignore[method-assign]
 
 
 def make_tokens(path: Path, seed: int) -> token_file.TokenFile:
-    """Counting stories: each token is the one before it plus a step that the story keeps."""
+    """Write 120 counting stories: each token is the one before it plus the story's step."""
     random = np.random.default_rng(seed)
     with token_file.write(path, CONFIG.vocab_size, DIGEST) as writer:
         for _ in range(120):
@@ -82,7 +82,7 @@ def make_tokens(path: Path, seed: int) -> token_file.TokenFile:
 
 
 def make_job(folder: Path, config: ModelConfig = CONFIG, **changes: object) -> Job:
-    """The job in a folder, its recipe changed as said."""
+    """Return the job of a folder, with changes of its recipe."""
     return Job(
         config=config,
         recipe=dataclasses.replace(RECIPE, **changes),
@@ -94,7 +94,7 @@ def make_job(folder: Path, config: ModelConfig = CONFIG, **changes: object) -> J
 
 
 def train(folder: Path, **changes: object) -> None:
-    """Train in a folder, with changes of the recipe; a checkpoint after each step."""
+    """Train in a folder, with changes of the recipe, and save a checkpoint after each step."""
     job = make_job(folder, **changes)
     with training_run(job, folder / "logs", checkpoint_seconds=0) as result:
         save_model(folder / "model", job.config, result.tensors, {})
@@ -102,7 +102,7 @@ def train(folder: Path, **changes: object) -> None:
 
 @exit_on_user_error
 def main() -> None:
-    """Train in the folder of the first argument; a second one is where to stop, as `stop_after`."""
+    """Train in the folder of the first argument; a second one is a step for `stop_after`."""
     for step in sys.argv[2:]:
         stop_after(int(step))
     train(Path(sys.argv[1]))

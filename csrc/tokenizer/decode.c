@@ -28,17 +28,37 @@ static size_t write_piece(const char *piece, size_t length, char *text) {
     return (size_t)(out - text);
 }
 
-static size_t write_decoded(const sl_tokenizer *tokenizer, int32_t id, char *text) {
-    switch (sl_piece_type(tokenizer, id)) {
-    case SL_PIECE_CONTROL:
-    case SL_PIECE_BYTE:
-        return 0;
-    case SL_PIECE_UNKNOWN:
+/* Return whether the unknown piece is a special token, which has no text. */
+static bool is_special_unknown(const sl_tokenizer *tokenizer) {
+    const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
+    for (uint32_t i = 0; i < vocabulary->added_count; i++)
+        if (vocabulary->added[i].id == (uint32_t)vocabulary->unk_id)
+            return vocabulary->added[i].flags & SL_ADDED_SPECIAL;
+    return false;
+}
+
+static size_t write_unknown(const sl_tokenizer *tokenizer, int32_t id, char *text) {
+    if (tokenizer->vocabulary.kind == SL_SENTENCEPIECE) {
         memcpy(text, UNKNOWN, UNKNOWN_BYTES);
         return UNKNOWN_BYTES;
-    default:
-        return write_piece(sl_piece_text(tokenizer, id), sl_piece_length(tokenizer, id), text);
     }
+    if (is_special_unknown(tokenizer)) return 0;
+    memcpy(text, sl_piece_text(tokenizer, id), sl_piece_length(tokenizer, id));
+    return sl_piece_length(tokenizer, id);
+}
+
+/* Byte pieces are not decoded one by one, nor are those of SL_BYTE_LEVEL that are not valid UTF-8
+ * themselves. */
+static size_t write_decoded(const sl_tokenizer *tokenizer, int32_t id, char *text) {
+    const char *piece = sl_piece_text(tokenizer, id);
+    const uint32_t length = sl_piece_length(tokenizer, id);
+    const uint8_t type = sl_piece_type(tokenizer, id);
+    if (type == SL_PIECE_CONTROL || type == SL_PIECE_BYTE) return 0;
+    if (type == SL_PIECE_UNKNOWN) return write_unknown(tokenizer, id, text);
+    if (tokenizer->vocabulary.kind != SL_BYTE_LEVEL) return write_piece(piece, length, text);
+    if (sl_utf8_valid(piece, length) < length) return 0;
+    memcpy(text, piece, length);
+    return length;
 }
 
 bool sl_index_decoded(sl_tokenizer *tokenizer) {
@@ -62,31 +82,45 @@ bool sl_index_decoded(sl_tokenizer *tokenizer) {
 size_t sl_decoder_bound(const sl_tokenizer *tokenizer) {
     const size_t longest =
         tokenizer->longest > UNKNOWN_BYTES ? tokenizer->longest : (size_t)UNKNOWN_BYTES;
-    return longest + sizeof(((sl_decoder *)0)->pending) * REPLACEMENT_BYTES;
+    const size_t each = tokenizer->vocabulary.kind == SL_BYTE_LEVEL ? REPLACEMENT_BYTES : 1;
+    return each * longest + sizeof(((sl_decoder *)0)->pending) * REPLACEMENT_BYTES;
+}
+
+/* Write U+FFFD, once for each of the first pending bytes or, if they are joined, once for all. */
+static size_t write_replacement(const sl_decoder *decoder, uint32_t bytes, char *text) {
+    const uint32_t count = decoder->joined && bytes ? 1 : bytes;
+    for (uint32_t i = 0; i < count; i++)
+        memcpy(text + i * REPLACEMENT_BYTES, REPLACEMENT, REPLACEMENT_BYTES);
+    return count * (size_t)REPLACEMENT_BYTES;
 }
 
 /* Write the characters that the pending bytes complete, and U+FFFD for bytes that cannot become
- * part of a character. */
+ * part of a character. Only the last byte is new, so that all before it can begin one. */
 static size_t write_pending(sl_decoder *decoder, char *text) {
     char *out = text;
     while (decoder->pending_count) {
         const int size = sl_utf8_character(decoder->pending, decoder->pending_count);
         if (size < 0) break;
-        const size_t taken = size ? (size_t)size : 1;
+        uint32_t taken = size ? (uint32_t)size : 1;
+        if (!size && decoder->joined && decoder->pending_count > 1)
+            taken = decoder->pending_count - 1;
         if (size)
             out = (char *)memcpy(out, decoder->pending, taken) + taken;
         else
-            out = (char *)memcpy(out, REPLACEMENT, REPLACEMENT_BYTES) + REPLACEMENT_BYTES;
-        decoder->pending_count -= (uint32_t)taken;
+            out += write_replacement(decoder, taken, out);
+        decoder->pending_count -= taken;
         memmove(decoder->pending, decoder->pending + taken, decoder->pending_count);
     }
     return (size_t)(out - text);
 }
 
+static size_t write_byte(sl_decoder *decoder, char byte, char *text) {
+    decoder->pending[decoder->pending_count++] = byte;
+    return write_pending(decoder, text);
+}
+
 size_t sl_decoder_end(sl_decoder *decoder, char *text) {
-    const size_t length = decoder->pending_count * (size_t)REPLACEMENT_BYTES;
-    for (uint32_t i = 0; i < decoder->pending_count; i++)
-        memcpy(text + i * REPLACEMENT_BYTES, REPLACEMENT, REPLACEMENT_BYTES);
+    const size_t length = write_replacement(decoder, decoder->pending_count, text);
     decoder->pending_count = 0;
     return length;
 }
@@ -98,21 +132,78 @@ static bool has_prefix(const sl_tokenizer *tokenizer, int32_t id) {
            memcmp(sl_piece_text(tokenizer, id), SL_SPACE, SL_SPACE_BYTES) == 0;
 }
 
-size_t sl_decoder_next(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32_t id, char *text) {
-    const uint8_t type = sl_piece_type(tokenizer, id);
-    if (type == SL_PIECE_BYTE) {
-        const int byte = sl_byte_of(sl_piece_text(tokenizer, id), sl_piece_length(tokenizer, id));
-        decoder->pending[decoder->pending_count++] = (char)byte;
-        decoder->begun = true; /* the byte's text precedes all that follows */
-        return write_pending(decoder, text);
+/* Write a piece; characters that its bytes begin or end are put together with other pieces'. */
+static size_t write_bytes(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32_t id,
+                          char *text) {
+    char *out = text;
+    decoder->joined = true;
+    decoder->begun = true;
+    if (sl_piece_type(tokenizer, id) == SL_PIECE_UNKNOWN && !tokenizer->decoded[id].length)
+        return 0;
+    for (uint32_t i = 0; i < sl_piece_length(tokenizer, id); i++)
+        out += write_byte(decoder, sl_piece_text(tokenizer, id)[i], out);
+    return (size_t)(out - text);
+}
+
+/* Leave out of the first text what `strip` says; returns the length that is left. */
+static size_t strip_first(const sl_tokenizer *tokenizer, int32_t id, char *text, size_t length) {
+    const int32_t strip = tokenizer->vocabulary.strip;
+    if (strip == SL_STRIP_NONE || length == 0) return length;
+    if (strip == SL_STRIP_SPACE) {
+        if (*text != ' ') return length;
+        memmove(text, text + 1, --length);
+        return length;
     }
+    size_t kept = 0;
+    const char *piece = sl_piece_text(tokenizer, id);
+    const uint32_t piece_length = sl_piece_length(tokenizer, id);
+    for (uint32_t at = 0; at < piece_length;) {
+        const bool space = piece_length - at >= SL_SPACE_BYTES &&
+                           memcmp(piece + at, SL_SPACE, SL_SPACE_BYTES) == 0;
+        if (!space) text[kept++] = piece[at];
+        at += space ? SL_SPACE_BYTES : 1;
+    }
+    return kept;
+}
+
+static size_t decode_scored(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32_t id,
+                            char *text) {
     const size_t pending = sl_decoder_end(decoder, text);
-    if (type == SL_PIECE_CONTROL) return pending;
+    if (sl_piece_type(tokenizer, id) == SL_PIECE_CONTROL) return pending;
     const uint32_t prefix = !decoder->begun && has_prefix(tokenizer, id);
     const uint32_t length = tokenizer->decoded[id].length - prefix;
     decoder->begun = true;
     memcpy(text + pending, tokenizer->decoded_text + tokenizer->decoded[id].start + prefix, length);
     return pending + length;
+}
+
+static size_t decode_ranked(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32_t id,
+                            char *text) {
+    const sl_decoded piece = tokenizer->decoded[id];
+    if (piece.length == 0) return 0;
+    const size_t pending = sl_decoder_end(decoder, text);
+    size_t length = piece.length;
+    memcpy(text + pending, tokenizer->decoded_text + piece.start, length);
+    if (!decoder->begun) length = strip_first(tokenizer, id, text + pending, length);
+    decoder->begun = true;
+    return pending + length;
+}
+
+size_t sl_decoder_next(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32_t id, char *text) {
+    const uint8_t type = sl_piece_type(tokenizer, id);
+    const int32_t kind = tokenizer->vocabulary.kind;
+    if (type == SL_PIECE_BYTE) {
+        const int byte = sl_byte_of(sl_piece_text(tokenizer, id), sl_piece_length(tokenizer, id));
+        size_t length = write_byte(decoder, (char)byte, text);
+        if (!decoder->begun && kind == SL_BPE && length)
+            length = strip_first(tokenizer, id, text, length);
+        decoder->begun = true; /* the byte's text precedes all that follows */
+        return length;
+    }
+    if (kind == SL_SENTENCEPIECE) return decode_scored(decoder, tokenizer, id, text);
+    if (type == SL_PIECE_CONTROL) return 0; /* as if it were not there */
+    if (kind == SL_BYTE_LEVEL) return write_bytes(decoder, tokenizer, id, text);
+    return decode_ranked(decoder, tokenizer, id, text);
 }
 
 /* ---- All tokens at once ---------------------------------------------------------------------- */

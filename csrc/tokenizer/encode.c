@@ -4,10 +4,12 @@
 #include <string.h>
 
 #include "../error.h"
+#include "pretokenize.h"
 #include "tokenizer.h"
 #include "word_cache.h"
 
 enum {
+    NO_ID = -2, /* no list has it as its last id */
     MAX_TEXT_BYTES = 1 << 30,
     MAX_WORD_IDS = SL_SPACE_BYTES * (SL_WORD_BYTES + 1) /* of a word that fits the cache */
 };
@@ -69,55 +71,198 @@ static inline void put_cached(sl_id_list *list, const sl_word *word) {
     }
 }
 
+static int merge_word(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
+                      sl_id_list *list) {
+    if (tokenizer->ranks) return sl_merge_ranked(tokenizer, prefix, word, length, list);
+    return sl_merge(tokenizer, prefix, word, length, list);
+}
+
+/* Where a text's ids go, and what else encoding needs. */
+typedef struct {
+    const sl_tokenizer *tokenizer;
+    sl_word_cache *cache; /* NULL: none */
+    bool special;         /* special tokens are found in the text */
+    sl_id_list list;
+} encoder;
+
 /* Encode a word that is not in the cache, and add it if its ids fit. */
-static int put_new(const sl_tokenizer *tokenizer, const char *text, size_t length, sl_word_key key,
-                   sl_word *slot, sl_id_list *list) {
+static int put_new(encoder *e, const char *text, size_t length, sl_word_key key, sl_word *slot) {
     int32_t ids[MAX_WORD_IDS];
-    sl_id_list found = {ids, MAX_WORD_IDS, 0, -1, list->unk_id};
-    const int status = sl_merge(tokenizer, false, text, length, &found);
+    sl_id_list found = {ids, MAX_WORD_IDS, 0, -1, e->list.unk_id};
+    const int status = merge_word(e->tokenizer, false, text, length, &found);
     if (status) return status;
-    for (size_t i = 0; i < found.count; i++) sl_put(list, ids[i]);
-    if (found.count > SL_WORD_IDS) return SL_OK;
+    for (size_t i = 0; i < found.count; i++) sl_put(&e->list, ids[i]);
+    if (found.count == 0 || found.count > SL_WORD_IDS) return SL_OK;
     *slot = (sl_word){.key = key, .count = (uint32_t)found.count};
     memcpy(slot->ids, ids, found.count * sizeof *ids);
     return SL_OK;
 }
 
 /* Append the ids of a word. `readable` bytes may be read from text, see sl_make_key. */
-static inline int put_word(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
-                           size_t length, size_t readable, sl_id_list *list) {
-    if (!cache || length > SL_WORD_BYTES) return sl_merge(tokenizer, false, text, length, list);
+static inline int put_word(encoder *e, const char *text, size_t length, size_t readable) {
+    if (!e->cache || length > SL_WORD_BYTES)
+        return merge_word(e->tokenizer, false, text, length, &e->list);
     const sl_word_key key = sl_make_key(text, length, readable);
-    sl_word *slot = sl_word_slot(cache, key);
-    if (!sl_word_is(slot, key)) return put_new(tokenizer, text, length, key, slot, list);
-    put_cached(list, slot);
+    sl_word *slot = sl_word_slot(e->cache, key);
+    if (!sl_word_is(slot, key)) return put_new(e, text, length, key, slot);
+    put_cached(&e->list, slot);
     return SL_OK;
 }
 
 /* Append the ids of the first word of a text, with a space in front. */
-static int put_first(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
-                     size_t length, sl_id_list *list) {
-    if (length >= SL_WORD_BYTES) return sl_merge(tokenizer, true, text, length, list);
+static int put_first(encoder *e, const char *text, size_t length) {
+    if (length >= SL_WORD_BYTES) return merge_word(e->tokenizer, true, text, length, &e->list);
     char spaced[SL_WORD_BYTES] = " ";
     memcpy(spaced + 1, text, length);
-    return put_word(tokenizer, cache, spaced, length + 1, sizeof spaced, list);
+    return put_word(e, spaced, length + 1, sizeof spaced);
 }
 
-static int put_text(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
-                    size_t length, sl_id_list *list) {
-    border_scan scan = scan_borders(tokenizer, text, length);
+/* ---- Texts ----------------------------------------------------------------------------------- */
+
+/* Append the ids of a text, cut into words at borders. */
+static int put_bordered(encoder *e, const char *text, size_t length, bool prefix) {
+    border_scan scan = scan_borders(e->tokenizer, text, length);
     int status = SL_OK;
     size_t at = 0;
-    list->last = -1;
-    if (tokenizer->vocabulary.dummy_prefix && length) {
+    e->list.last = -1;
+    if (prefix) {
         at = next_border(&scan);
-        status = put_first(tokenizer, cache, text, at, list);
+        status = put_first(e, text, at);
     }
+    const bool split = e->tokenizer->vocabulary.pre_tokenizer == SL_PRE_SPACES;
     for (size_t end; at < length && !status; at = end) {
         end = next_border(&scan);
-        status = put_word(tokenizer, cache, text + at, end - at, length - at, list);
+        if (split && text[at] == ' ') e->list.last = -1; /* unknown pieces fuse within a word */
+        status = put_word(e, text + at, end - at, length - at);
     }
     return status;
+}
+
+/* Append the ids of a text, cut into words as the pre-tokenizer says. */
+static int put_pretokenized(encoder *e, const char *text, size_t length) {
+    sl_word_scan scan = {text, length, e->tokenizer->vocabulary.pre_tokenizer, {0, 0, 0}};
+    int status = SL_OK;
+    for (size_t at = 0, end; at < length && !status; at = end) {
+        end = sl_word_end(&scan, at);
+        status = put_word(e, text + at, end - at, length - at);
+    }
+    return status;
+}
+
+static int reject_memory(size_t length) {
+    return sl_fail(SL_ERROR_MEMORY, "not enough memory to encode %zu bytes of text", length);
+}
+
+/* Append the ids of a text for SL_BYTE_LEVEL with a space in front. */
+static int put_spaced(encoder *e, const char *text, size_t length) {
+    char *spaced = malloc(length + 1);
+    if (!spaced) return reject_memory(length);
+    *spaced = ' ';
+    memcpy(spaced + 1, text, length);
+    const int status = put_pretokenized(e, spaced, length + 1);
+    free(spaced);
+    return status;
+}
+
+static bool begins_with_space(const char *text, size_t length) {
+    return *text == ' ' ||
+           (length >= SL_SPACE_BYTES && memcmp(text, SL_SPACE, SL_SPACE_BYTES) == 0);
+}
+
+/* Append the ids of a text for SL_PRE_SPACES. U+2581 stands in it for a space, and a border is
+ * found by the space. */
+static int put_split(encoder *e, const char *text, size_t length, bool prefix) {
+    char *copy = malloc(length);
+    if (!copy) return reject_memory(length);
+    size_t count = 0;
+    for (size_t at = 0; at < length;) {
+        const bool space =
+            length - at >= SL_SPACE_BYTES && memcmp(text + at, SL_SPACE, SL_SPACE_BYTES) == 0;
+        copy[count++] = space ? ' ' : text[at];
+        at += space ? SL_SPACE_BYTES : 1;
+    }
+    const int status = put_bordered(e, copy, count, prefix);
+    free(copy);
+    return status;
+}
+
+/* Append the ids of a text between added tokens. `first`: it is where the whole text begins. */
+static int put_between(encoder *e, const char *text, size_t length, bool first) {
+    const sl_vocabulary *vocabulary = &e->tokenizer->vocabulary;
+    bool prefix = vocabulary->dummy_prefix && (first || !vocabulary->prefix_first);
+    if (vocabulary->kind == SL_BYTE_LEVEL)
+        return prefix && *text != ' ' ? put_spaced(e, text, length)
+                                      : put_pretokenized(e, text, length);
+    if (vocabulary->metaspace && begins_with_space(text, length)) prefix = false;
+    if (vocabulary->pre_tokenizer == SL_PRE_SPACES) return put_split(e, text, length, prefix);
+    return put_bordered(e, text, length, prefix);
+}
+
+/* Append the ids of a text that is normalized and has its prefix. */
+static int put_normalized(encoder *e, const char *text, size_t length, bool first) {
+    (void)first;
+    return put_bordered(e, text, length, false);
+}
+
+static void put_special(sl_id_list *list, int32_t id) {
+    list->last = -1;
+    if (id >= 0) sl_put(list, id);
+}
+
+typedef int (*put_part)(encoder *e, const char *text, size_t length, bool first);
+
+/* Append the ids of a text: its added tokens, and `put` what stands between them. */
+static int put_around(encoder *e, const sl_matcher *matcher, put_part put, const char *text,
+                      size_t length, bool first) {
+    sl_search search = {matcher, e->special, text, length, 0, 0, 0};
+    sl_match match;
+    size_t at = 0;
+    int status = SL_OK;
+    while (!status && sl_search_next(&search, &match)) {
+        if (match.start > at) status = put(e, text + at, match.start - at, first && at == 0);
+        /* A token may lie in whitespace that the one before took in; nothing may be left of it. */
+        if (match.end > match.start) put_special(&e->list, match.id);
+        at = match.end;
+    }
+    if (!status && at < length) status = put(e, text + at, length - at, first && at == 0);
+    return status;
+}
+
+/* Append the ids of a text in which added tokens are found once it is normalized. */
+static int put_copy(encoder *e, const char *text, size_t length) {
+    size_t size = length + SL_SPACE_BYTES;
+    for (size_t i = 0; i < length; i++) size += text[i] == ' ' ? SL_SPACE_BYTES - 1 : 0;
+    char *copy = malloc(size), *out = copy;
+    if (!copy) return reject_memory(length);
+    if (e->tokenizer->vocabulary.dummy_prefix)
+        out = (char *)memcpy(out, SL_SPACE, SL_SPACE_BYTES) + SL_SPACE_BYTES;
+    for (size_t i = 0; i < length; i++) {
+        if (text[i] == ' ')
+            out = (char *)memcpy(out, SL_SPACE, SL_SPACE_BYTES) + SL_SPACE_BYTES;
+        else
+            *out++ = text[i];
+    }
+    const int status =
+        put_around(e, &e->tokenizer->normalized, put_normalized, copy, (size_t)(out - copy), true);
+    free(copy);
+    return status;
+}
+
+/* Append the ids of a text without added tokens that are found before normalization. */
+static int put_segment(encoder *e, const char *text, size_t length, bool first) {
+    const sl_vocabulary *vocabulary = &e->tokenizer->vocabulary;
+    const sl_matcher *matcher = &e->tokenizer->normalized;
+    if (!sl_can_match(matcher, e->special)) return put_between(e, text, length, first);
+    if (vocabulary->kind == SL_BPE && !vocabulary->metaspace) return put_copy(e, text, length);
+    return put_around(e, matcher, put_between, text, length, first);
+}
+
+static int put_text(encoder *e, const char *text, size_t length) {
+    const sl_matcher *matcher = &e->tokenizer->raw;
+    e->list.last = -1;
+    if (length == 0) return SL_OK;
+    if (!sl_can_match(matcher, e->special)) return put_segment(e, text, length, true);
+    return put_around(e, matcher, put_segment, text, length, true);
 }
 
 /* ---- The functions of storyllamas.h ---------------------------------------------------------- */
@@ -140,8 +285,13 @@ static int check_text(const char *text, size_t length) {
     return SL_OK;
 }
 
-static sl_id_list empty_list(const sl_tokenizer *tokenizer, int32_t *ids, size_t capacity) {
-    return (sl_id_list){ids, capacity, 0, -1, tokenizer->vocabulary.unk_id};
+static encoder make_encoder(const sl_tokenizer *tokenizer, sl_word_cache *cache, bool special,
+                            int32_t *ids, size_t capacity) {
+    const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
+    const bool fuse = vocabulary->kind == SL_SENTENCEPIECE ||
+                      (vocabulary->kind == SL_BPE && vocabulary->fuse_unk);
+    const int32_t unk_id = fuse ? vocabulary->unk_id : NO_ID;
+    return (encoder){tokenizer, cache, special, {ids, capacity, 0, -1, unk_id}};
 }
 
 static int check_room(const sl_id_list *list) {
@@ -151,20 +301,25 @@ static int check_room(const sl_id_list *list) {
     return SL_OK;
 }
 
-int sl_encode(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text, size_t length,
-              int32_t *ids, size_t capacity, size_t *count) {
+static int encode(const sl_tokenizer *tokenizer, sl_word_cache *cache, bool special,
+                  const char *text, size_t length, int32_t *ids, size_t capacity, size_t *count) {
     *count = 0;
     int status = check_cache(tokenizer, cache);
     if (status || (status = check_text(text, length))) return status;
-    sl_id_list list = empty_list(tokenizer, ids, capacity);
-    status = put_text(tokenizer, cache, text, length, &list);
-    *count = list.count;
-    return status ? status : check_room(&list);
+    encoder e = make_encoder(tokenizer, cache, special, ids, capacity);
+    status = put_text(&e, text, length);
+    *count = e.list.count;
+    return status ? status : check_room(&e.list);
 }
 
-static void put_special(sl_id_list *list, int32_t id) {
-    list->last = -1;
-    if (id >= 0) sl_put(list, id);
+int sl_encode(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text, size_t length,
+              int32_t *ids, size_t capacity, size_t *count) {
+    return encode(tokenizer, cache, false, text, length, ids, capacity, count);
+}
+
+int sl_encode_special(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
+                      size_t length, int32_t *ids, size_t capacity, size_t *count) {
+    return encode(tokenizer, cache, true, text, length, ids, capacity, count);
 }
 
 int sl_encode_stories(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
@@ -172,17 +327,17 @@ int sl_encode_stories(const sl_tokenizer *tokenizer, sl_word_cache *cache, const
                       int32_t *ids, size_t capacity, size_t *count) {
     *count = 0;
     int status = check_cache(tokenizer, cache);
-    sl_id_list list = empty_list(tokenizer, ids, capacity);
+    encoder e = make_encoder(tokenizer, cache, false, ids, capacity);
     for (size_t i = 0; i < stories && !status; i++) {
         if (offsets[i] > offsets[i + 1])
             return sl_fail(SL_ERROR_ARGUMENT, "the offsets of the stories run backwards at %zu", i);
         const char *story = text + offsets[i];
         const size_t length = (size_t)(offsets[i + 1] - offsets[i]);
-        put_special(&list, bos_id);
+        put_special(&e.list, bos_id);
         status = check_text(story, length);
-        if (!status) status = put_text(tokenizer, cache, story, length, &list);
-        put_special(&list, eos_id);
+        if (!status) status = put_text(&e, story, length);
+        put_special(&e.list, eos_id);
     }
-    *count = list.count;
-    return status ? status : check_room(&list);
+    *count = e.list.count;
+    return status ? status : check_room(&e.list);
 }

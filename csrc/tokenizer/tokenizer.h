@@ -36,6 +36,31 @@ typedef struct {
     uint32_t length;
 } sl_decoded;
 
+/* A merge of two pieces in the hash table of merges. Its key is the rank, then the id of the piece
+ * that it makes, so that the lowest key merges first. */
+typedef struct {
+    uint32_t left;
+    uint32_t right;
+    uint64_t key; /* UINT64_MAX: the slot is free */
+} sl_rank;
+
+/* An added token as it is searched for. */
+typedef struct {
+    const char *text;
+    uint32_t length;
+    int32_t id;
+    uint32_t flags;
+} sl_needle;
+
+/* Finds added tokens in a text. */
+typedef struct {
+    sl_needle *needles; /* [count], sorted by text */
+    uint32_t count;
+    bool has_plain;   /* some are not special */
+    bool begins[256]; /* the first bytes of needles */
+    char *text;       /* of all needles */
+} sl_matcher;
+
 /* The tokenizer owns all its memory but the arrays of the vocabulary. */
 struct sl_tokenizer {
     sl_vocabulary vocabulary;
@@ -54,6 +79,11 @@ struct sl_tokenizer {
      * 1 if no piece has a character that ends in the first byte before one that begins with the
      * second. A space counts in both its forms, ' ' and U+2581. */
     uint8_t borders[1 << 16];
+    sl_rank *ranks;          /* hash table of merges by rank; NULL for SL_SENTENCEPIECE */
+    uint32_t rank_mask;      /* number of its slots, a power of two, minus 1 */
+    int32_t symbol_ids[256]; /* of ASCII characters, or of bytes for SL_BYTE_LEVEL; -1: none */
+    sl_matcher raw;          /* of added tokens as the text is given */
+    sl_matcher normalized;   /* of added tokens after normalization */
 
     /* Decoding. */
     sl_decoded *decoded; /* [size]; empty for byte pieces */
@@ -92,6 +122,16 @@ static inline uint8_t sl_piece_type(const sl_tokenizer *tokenizer, int32_t id) {
 /* Return the id of the piece that text merges to, or -1. */
 int32_t sl_find_piece(const sl_tokenizer *tokenizer, const char *text, uint32_t length);
 
+/* Return the id of the piece that the texts of two pieces make, or -1. */
+int32_t sl_find_joint(const sl_tokenizer *tokenizer, int32_t left, int32_t right);
+
+/* Take away the borders inside a piece. */
+void sl_index_borders(sl_tokenizer *tokenizer, int32_t id);
+
+/* Report what is wrong with a vocabulary, or with the weight file that holds it. */
+int sl_reject_vocabulary(const char *path, const char *reason);
+int sl_reject_piece(const char *path, int32_t id, const char *reason);
+
 /* Return the byte that a piece spelt "<0xNN>" stands for, or -1. */
 static inline int sl_byte_of(const char *text, uint32_t length) {
     static const char digits[] = "0123456789ABCDEF";
@@ -123,6 +163,47 @@ static inline void sl_put(sl_id_list *list, int32_t id) {
 int sl_merge(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
              sl_id_list *list);
 
+/* ---- ranks.c --------------------------------------------------------------------------------- */
+
+/* Check the merges by rank and build their table. Returns an error code. */
+int sl_index_ranks(sl_tokenizer *tokenizer, const char *path);
+
+/* Do the same as sl_merge by ranks. A word of SL_BYTE_LEVEL has no prefix. */
+int sl_merge_ranked(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
+                    sl_id_list *list);
+
+/* ---- added.c --------------------------------------------------------------------------------- */
+
+/* Build the matchers of added tokens. Returns false if there is not enough memory. */
+bool sl_index_added(sl_tokenizer *tokenizer);
+void sl_matcher_free(sl_matcher *matcher);
+
+/* An added token in a text, with the whitespace that it takes in. */
+typedef struct {
+    size_t start;
+    size_t end;
+    int32_t id;
+} sl_match;
+
+/* A search for added tokens in a text. */
+typedef struct {
+    const sl_matcher *matcher;
+    bool special; /* special tokens count */
+    const char *text;
+    size_t length;
+    size_t at;        /* where the search goes on */
+    size_t done;      /* the end of the last match */
+    size_t white_end; /* the end of whitespace that a match took in */
+} sl_search;
+
+/* Find the next added token; returns whether there is one. */
+bool sl_search_next(sl_search *search, sl_match *match);
+
+/* Return whether a search can find anything. */
+static inline bool sl_can_match(const sl_matcher *matcher, bool special) {
+    return matcher->has_plain || (special && matcher->count);
+}
+
 /* ---- decode.c -------------------------------------------------------------------------------- */
 
 /* Build the table of decoded pieces. Returns false if there is not enough memory. */
@@ -132,7 +213,8 @@ bool sl_index_decoded(sl_tokenizer *tokenizer);
 typedef struct {
     char pending[4]; /* bytes that may become a character */
     uint32_t pending_count;
-    bool begun; /* there was text, so a dummy prefix is behind */
+    bool begun;  /* there was text, so a dummy prefix is behind */
+    bool joined; /* pending bytes that become no character are one U+FFFD together */
 } sl_decoder;
 
 /* Return how many bytes a call of sl_decoder_next or sl_decoder_end writes at most. */

@@ -6,18 +6,19 @@
 #include <string.h>
 
 #include "../error.h"
+#include "../model_limits.h"
 #include "tokenizer.h"
 
-enum { MAX_SIZE = 1 << 20 };
+enum { MAX_MERGES = 1 << 24 };
 
 /* ---- Errors ---------------------------------------------------------------------------------- */
 
-static int reject(const char *path, const char *reason) {
+int sl_reject_vocabulary(const char *path, const char *reason) {
     if (!path) return sl_fail(SL_ERROR_FORMAT, "the vocabulary is damaged: %s", reason);
     return sl_fail(SL_ERROR_FORMAT, "weight file %s is damaged: %s; export it again", path, reason);
 }
 
-static int reject_piece(const char *path, int32_t id, const char *reason) {
+int sl_reject_piece(const char *path, int32_t id, const char *reason) {
     if (!path)
         return sl_fail(SL_ERROR_FORMAT, "the vocabulary is damaged: piece %" PRId32 " %s", id,
                        reason);
@@ -33,17 +34,23 @@ static int reject_memory(const char *path) {
 
 /* ---- Pieces by their text -------------------------------------------------------------------- */
 
-/* FNV-1a, its high bits folded into the low ones. */
-static uint32_t hash_text(const char *text, uint32_t length) {
-    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+#define EMPTY_HASH UINT64_C(0xcbf29ce484222325)
+
+/* FNV-1a, continued from the hash of what stands before. */
+static uint64_t hash_more(uint64_t hash, const char *text, uint32_t length) {
     for (uint32_t i = 0; i < length; i++)
         hash = (hash ^ (uint8_t)text[i]) * UINT64_C(0x100000001b3);
+    return hash;
+}
+
+/* The high bits of a hash folded into the low ones. */
+static uint32_t fold(uint64_t hash) {
     return (uint32_t)(hash ^ hash >> 32);
 }
 
 /* Return the slot of the piece with this text, or the free slot where it belongs. */
 static uint32_t *find_slot(const sl_tokenizer *tokenizer, const char *text, uint32_t length) {
-    for (uint32_t at = hash_text(text, length);; at++) {
+    for (uint32_t at = fold(hash_more(EMPTY_HASH, text, length));; at++) {
         uint32_t *slot = &tokenizer->slots[at & tokenizer->slot_mask];
         if (*slot == 0) return slot;
         const int32_t id = (int32_t)*slot - 1;
@@ -58,42 +65,131 @@ int32_t sl_find_piece(const sl_tokenizer *tokenizer, const char *text, uint32_t 
     return (int32_t)*find_slot(tokenizer, text, length) - 1;
 }
 
-/* ---- Checking and indexing ------------------------------------------------------------------- */
+int32_t sl_find_joint(const sl_tokenizer *tokenizer, int32_t left, int32_t right) {
+    const char *texts[2] = {sl_piece_text(tokenizer, left), sl_piece_text(tokenizer, right)};
+    const uint32_t lengths[2] = {sl_piece_length(tokenizer, left),
+                                 sl_piece_length(tokenizer, right)};
+    const uint64_t joint = (uint64_t)lengths[0] + lengths[1];
+    if (joint > tokenizer->longest_mergeable) return -1;
+    const uint64_t first = hash_more(EMPTY_HASH, texts[0], lengths[0]);
+    for (uint32_t at = fold(hash_more(first, texts[1], lengths[1]));; at++) {
+        const uint32_t slot = tokenizer->slots[at & tokenizer->slot_mask];
+        const int32_t id = (int32_t)slot - 1;
+        if (slot == 0) return -1;
+        const char *text = sl_piece_text(tokenizer, id);
+        if (sl_piece_length(tokenizer, id) == joint && memcmp(text, texts[0], lengths[0]) == 0 &&
+            memcmp(text + lengths[0], texts[1], lengths[1]) == 0)
+            return id;
+    }
+}
+
+/* ---- Checking -------------------------------------------------------------------------------- */
 
 static int check_arrays(const sl_vocabulary *vocabulary, const char *path) {
     const uint32_t size = vocabulary->size, *offsets = vocabulary->offsets;
-    if (size < 1 || size > MAX_SIZE) return reject(path, "it has no pieces or too many");
+    if (size < 1 || size > SL_MAX_DIMENSION)
+        return sl_reject_vocabulary(path, "it has no pieces or too many");
     if (vocabulary->unk_id < -1 || vocabulary->unk_id >= (int64_t)size)
-        return reject(path, "unk_id is out of range");
-    if (offsets[0] != 0) return reject(path, "its first piece is not at offset 0");
+        return sl_reject_vocabulary(path, "unk_id is out of range");
+    if (offsets[0] != 0) return sl_reject_vocabulary(path, "its first piece is not at offset 0");
     for (uint32_t i = 0; i < size; i++)
         if (offsets[i] > offsets[i + 1])
-            return reject(path, "the offsets of its pieces run backwards");
+            return sl_reject_vocabulary(path, "the offsets of its pieces run backwards");
     if (offsets[size] != vocabulary->text_bytes)
-        return reject(path, "its pieces do not end with the tokenizer");
+        return sl_reject_vocabulary(path, "its pieces do not end with the tokenizer");
+    return SL_OK;
+}
+
+/* Check that the rules fit the kind; returns what does not, or NULL. */
+static const char *check_rules(const sl_vocabulary *vocabulary) {
+    const int32_t kind = vocabulary->kind, pre = vocabulary->pre_tokenizer;
+    const bool characters = kind == SL_BPE;
+    if (kind < 0 || kind >= SL_TOKENIZER_KINDS) return "its tokenizer is of an unknown kind";
+    if (vocabulary->merge_count > MAX_MERGES || vocabulary->added_count > vocabulary->size)
+        return "its tokenizer has too many merges or added tokens";
+    if (kind == SL_SENTENCEPIECE)
+        return pre || vocabulary->strip || vocabulary->metaspace || vocabulary->prefix_first ||
+                       vocabulary->fuse_unk || vocabulary->ignore_merges ||
+                       vocabulary->merge_count || vocabulary->added_count
+                   ? "its tokenizer has rules that SentencePiece does not have"
+                   : NULL;
+    if (pre < 0 || pre >= SL_PRE_TOKENIZERS || characters != (pre <= SL_PRE_SPACES))
+        return "its pre-tokenizer does not fit its tokenizer";
+    if (vocabulary->strip < 0 || vocabulary->strip >= SL_STRIPS)
+        return "its tokenizer strips in an unknown way";
+    if (characters && vocabulary->ignore_merges)
+        return "its tokenizer ignores merges and is not byte-level";
+    if ((pre == SL_PRE_SPACES || vocabulary->prefix_first) && !vocabulary->metaspace)
+        return "its tokenizer splits spaces and has no metaspace";
+    if (!characters && (vocabulary->strip || vocabulary->metaspace || vocabulary->byte_fallback))
+        return "its byte-level tokenizer has rules for characters";
+    if (vocabulary->dummy_prefix && !characters && pre != SL_PRE_GPT2)
+        return "its pre-tokenizer puts a space in front";
+    return NULL;
+}
+
+static int check_added(const sl_tokenizer *tokenizer, const char *path) {
+    const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
+    for (uint32_t i = 0; i < vocabulary->added_count; i++) {
+        const sl_added_token token = vocabulary->added[i];
+        if (token.id >= vocabulary->size || (i && token.id <= vocabulary->added[i - 1].id))
+            return sl_reject_vocabulary(path, "its added tokens are not in order");
+        if (token.flags & ~(uint32_t)SL_ADDED_FLAGS)
+            return sl_reject_vocabulary(path, "an added token sets an unknown flag");
+        const uint32_t length = sl_piece_length(tokenizer, (int32_t)token.id);
+        if (sl_utf8_valid(sl_piece_text(tokenizer, (int32_t)token.id), length) < length)
+            return sl_reject_piece(path, (int32_t)token.id, "is an added token and not UTF-8");
+    }
     return SL_OK;
 }
 
 /* Check what every piece must fulfil, whatever its type. */
 static int check_piece(const sl_tokenizer *tokenizer, int32_t id, const char *path) {
+    const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
     const uint32_t length = sl_piece_length(tokenizer, id);
     const uint8_t type = sl_piece_type(tokenizer, id);
-    if (!isfinite(tokenizer->vocabulary.scores[id]))
-        return reject_piece(path, id, "has no finite score");
-    if (length == 0) return reject_piece(path, id, "is empty");
-    if (sl_utf8_valid(sl_piece_text(tokenizer, id), length) < length)
-        return reject_piece(path, id, "is not valid UTF-8");
+    if (vocabulary->kind == SL_SENTENCEPIECE && !isfinite(vocabulary->scores[id]))
+        return sl_reject_piece(path, id, "has no finite score");
+    if (length == 0) return sl_reject_piece(path, id, "is empty");
+    if (vocabulary->kind != SL_BYTE_LEVEL &&
+        sl_utf8_valid(sl_piece_text(tokenizer, id), length) < length)
+        return sl_reject_piece(path, id, "is not valid UTF-8");
     if (type < SL_PIECE_NORMAL || type > SL_PIECE_BYTE)
-        return reject_piece(path, id, "has an unknown type");
-    if (type == SL_PIECE_UNKNOWN && id != tokenizer->vocabulary.unk_id)
-        return reject_piece(path, id, "is of type unknown but is not unk_id");
+        return sl_reject_piece(path, id, "has an unknown type");
+    if (type == SL_PIECE_BYTE && vocabulary->kind == SL_BYTE_LEVEL)
+        return sl_reject_piece(path, id, "is a byte piece of a byte-level tokenizer");
+    if (type == SL_PIECE_UNKNOWN && id != vocabulary->unk_id)
+        return sl_reject_piece(path, id, "is of type unknown but is not unk_id");
     return SL_OK;
 }
 
+/* Check that every character can be encoded: by byte fallback or the unknown piece. */
+static int check_fallback(const sl_tokenizer *tokenizer, const char *path) {
+    const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
+    const int32_t unk_id = vocabulary->unk_id;
+    if (unk_id >= 0 && vocabulary->types[unk_id] != SL_PIECE_UNKNOWN)
+        return sl_reject_piece(path, unk_id, "is unk_id but not of type unknown");
+    if (vocabulary->kind == SL_BYTE_LEVEL) return SL_OK; /* what has no piece has no id */
+    if (!vocabulary->byte_fallback && unk_id < 0)
+        return sl_reject_vocabulary(path,
+                                    "its tokenizer has neither an unknown piece nor byte fallback");
+    for (int byte = 0; byte < 256; byte++)
+        if (vocabulary->byte_fallback && tokenizer->byte_ids[byte] < 0) {
+            char reason[] = "its tokenizer has byte fallback but no piece <0x00>";
+            char *digits = strstr(reason, "00>");
+            digits[0] = "0123456789ABCDEF"[byte / 16];
+            digits[1] = "0123456789ABCDEF"[byte % 16];
+            return sl_reject_vocabulary(path, reason);
+        }
+    return SL_OK;
+}
+
+/* ---- Indexing -------------------------------------------------------------------------------- */
+
 static int index_byte(sl_tokenizer *tokenizer, int32_t id, const char *path) {
     const int byte = sl_byte_of(sl_piece_text(tokenizer, id), sl_piece_length(tokenizer, id));
-    if (byte < 0) return reject_piece(path, id, "is a byte piece but does not spell a byte");
-    if (tokenizer->byte_ids[byte] >= 0) return reject_piece(path, id, "repeats a byte piece");
+    if (byte < 0) return sl_reject_piece(path, id, "is a byte piece but does not spell a byte");
+    if (tokenizer->byte_ids[byte] >= 0) return sl_reject_piece(path, id, "repeats a byte piece");
     tokenizer->byte_ids[byte] = id;
     return SL_OK;
 }
@@ -110,7 +206,9 @@ static uint8_t *border_between(sl_tokenizer *tokenizer, int a, int b) {
 }
 
 /* Remove the borders between characters that are neighbours in a piece. */
-static void index_borders(sl_tokenizer *tokenizer, const char *text, uint32_t length) {
+void sl_index_borders(sl_tokenizer *tokenizer, int32_t id) {
+    const char *text = sl_piece_text(tokenizer, id);
+    const uint32_t length = sl_piece_length(tokenizer, id);
     uint8_t ends[2] = {0}; /* last byte of the previous character, in the piece and in text */
     for (uint32_t at = 0, size; at < length; at += size) {
         size = (uint32_t)sl_utf8_character(text + at, length - at);
@@ -124,25 +222,27 @@ static void index_borders(sl_tokenizer *tokenizer, const char *text, uint32_t le
 }
 
 /* Add a piece that text can merge to. */
-static int index_mergeable(sl_tokenizer *tokenizer, int32_t id, const char *path) {
+static int add_piece(sl_tokenizer *tokenizer, int32_t id, const char *path) {
     const char *text = sl_piece_text(tokenizer, id);
     const uint32_t length = sl_piece_length(tokenizer, id);
     uint32_t *slot = find_slot(tokenizer, text, length);
-    if (*slot) return reject_piece(path, id, "repeats another piece");
+    if (*slot) return sl_reject_piece(path, id, "repeats another piece");
     *slot = (uint32_t)id + 1;
     if (length > tokenizer->longest_mergeable) tokenizer->longest_mergeable = length;
-    if (sl_piece_type(tokenizer, id) == SL_PIECE_UNUSED) tokenizer->has_unused = true;
-    if (sl_piece_type(tokenizer, id) == SL_PIECE_USER_DEFINED)
-        tokenizer->user_starts[(uint8_t)text[0] + 1]++;
-    index_borders(tokenizer, text, length);
     return SL_OK;
 }
 
-static int index_piece(sl_tokenizer *tokenizer, int32_t id, const char *path) {
-    const int status = check_piece(tokenizer, id, path);
+static int index_mergeable(sl_tokenizer *tokenizer, int32_t id, const char *path) {
+    const int status = add_piece(tokenizer, id, path);
     if (status) return status;
-    const uint32_t length = sl_piece_length(tokenizer, id);
-    if (length > tokenizer->longest) tokenizer->longest = length;
+    if (sl_piece_type(tokenizer, id) == SL_PIECE_UNUSED) tokenizer->has_unused = true;
+    if (sl_piece_type(tokenizer, id) == SL_PIECE_USER_DEFINED)
+        tokenizer->user_starts[(uint8_t)*sl_piece_text(tokenizer, id) + 1]++;
+    sl_index_borders(tokenizer, id);
+    return SL_OK;
+}
+
+static int index_scored(sl_tokenizer *tokenizer, int32_t id, const char *path) {
     switch (sl_piece_type(tokenizer, id)) {
     case SL_PIECE_BYTE:
         return index_byte(tokenizer, id, path);
@@ -153,6 +253,33 @@ static int index_piece(sl_tokenizer *tokenizer, int32_t id, const char *path) {
     default:
         return SL_OK; /* no text merges to control and unknown pieces */
     }
+}
+
+/* Where merges are ranked they say what merges, and the type of a piece does not matter. */
+static int index_ranked(sl_tokenizer *tokenizer, int32_t id, bool apart, const char *path) {
+    const uint8_t type = sl_piece_type(tokenizer, id);
+    int status = type == SL_PIECE_BYTE ? index_byte(tokenizer, id, path) : SL_OK;
+    if (status || apart || type == SL_PIECE_UNUSED) return status;
+    if (sl_piece_length(tokenizer, id) == 1)
+        tokenizer->symbol_ids[(uint8_t)*sl_piece_text(tokenizer, id)] = id;
+    return add_piece(tokenizer, id, path);
+}
+
+static int index_pieces(sl_tokenizer *tokenizer, const char *path) {
+    const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
+    int status = SL_OK;
+    uint32_t at = 0; /* in added tokens */
+    for (int32_t id = 0; id < (int32_t)vocabulary->size && !status; id++) {
+        if ((status = check_piece(tokenizer, id, path))) return status;
+        const uint32_t length = sl_piece_length(tokenizer, id);
+        if (length > tokenizer->longest) tokenizer->longest = length;
+        const bool added = at < vocabulary->added_count && vocabulary->added[at].id == (uint32_t)id;
+        const bool apart = added && vocabulary->added[at].flags & SL_ADDED_APART;
+        at += added;
+        status = vocabulary->kind == SL_SENTENCEPIECE ? index_scored(tokenizer, id, path)
+                                                      : index_ranked(tokenizer, id, apart, path);
+    }
+    return status;
 }
 
 /* Sort the user-defined pieces: counting sort by first byte, then insertion sort by length. */
@@ -177,67 +304,74 @@ static bool index_user_defined(sl_tokenizer *tokenizer) {
     return true;
 }
 
-/* Check that every character can be encoded: by byte fallback or the unknown piece. */
-static int check_fallback(const sl_tokenizer *tokenizer, const char *path) {
-    const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
-    const int32_t unk_id = vocabulary->unk_id;
-    if (unk_id >= 0 && vocabulary->types[unk_id] != SL_PIECE_UNKNOWN)
-        return reject_piece(path, unk_id, "is unk_id but not of type unknown");
-    if (!vocabulary->byte_fallback && unk_id < 0)
-        return reject(path, "its tokenizer has neither an unknown piece nor byte fallback");
-    for (int byte = 0; byte < 256; byte++)
-        if (vocabulary->byte_fallback && tokenizer->byte_ids[byte] < 0) {
-            char reason[] = "its tokenizer has byte fallback but no piece <0x00>";
-            char *digits = strstr(reason, "00>");
-            digits[0] = "0123456789ABCDEF"[byte / 16];
-            digits[1] = "0123456789ABCDEF"[byte % 16];
-            return reject(path, reason);
-        }
-    return SL_OK;
-}
-
 /* Remove the borders within characters. If the vocabulary has unused pieces remove all borders: an
- * unused piece is split as it was last merged anywhere in the text. */
+ * unused piece is split as it was last merged anywhere in the text. If words are split at spaces,
+ * there is a border before every space. */
 static void complete_borders(sl_tokenizer *tokenizer) {
     for (int a = 0; a < 256; a++)
         for (int b = 0; b < 256; b++)
             if (tokenizer->has_unused || (b & 0xc0) == 0x80) *border_between(tokenizer, a, b) = 0;
+    if (tokenizer->vocabulary.pre_tokenizer == SL_PRE_SPACES)
+        for (int a = 0; a < 256; a++) *border_between(tokenizer, a, ' ') = 1;
+}
+
+static bool allocate_slots(sl_tokenizer *tokenizer) {
+    uint32_t count = 2;
+    while (count < 2 * (uint64_t)tokenizer->vocabulary.size) count *= 2;
+    tokenizer->slots = calloc(count, sizeof *tokenizer->slots);
+    tokenizer->slot_mask = count - 1;
+    for (int byte = 0; byte < 256; byte++)
+        tokenizer->byte_ids[byte] = tokenizer->symbol_ids[byte] = -1;
+    memset(tokenizer->borders, 1, sizeof tokenizer->borders);
+    return tokenizer->slots != NULL;
 }
 
 int sl_tokenizer_index(sl_tokenizer *tokenizer, const sl_vocabulary *vocabulary, const char *path) {
     int status = check_arrays(vocabulary, path);
     if (status) return status;
+    const char *reason = check_rules(vocabulary);
+    if (reason) return sl_reject_vocabulary(path, reason);
     tokenizer->vocabulary = *vocabulary;
-    uint32_t slot_count = 2;
-    while (slot_count < 2 * (uint64_t)vocabulary->size) slot_count *= 2;
-    tokenizer->slots = calloc(slot_count, sizeof *tokenizer->slots);
-    tokenizer->slot_mask = slot_count - 1;
-    if (!tokenizer->slots) return reject_memory(path);
-    for (int byte = 0; byte < 256; byte++) tokenizer->byte_ids[byte] = -1;
-    memset(tokenizer->borders, 1, sizeof tokenizer->borders);
-    for (int32_t id = 0; id < (int32_t)vocabulary->size; id++)
-        if ((status = index_piece(tokenizer, id, path))) return status;
+    if ((status = check_added(tokenizer, path))) return status;
+    if (!allocate_slots(tokenizer)) return reject_memory(path);
+    if ((status = index_pieces(tokenizer, path))) return status;
     if ((status = check_fallback(tokenizer, path))) return status;
+    if (vocabulary->kind != SL_SENTENCEPIECE && (status = sl_index_ranks(tokenizer, path)))
+        return status;
     complete_borders(tokenizer);
-    if (!index_user_defined(tokenizer) || !sl_index_decoded(tokenizer)) return reject_memory(path);
+    if (!index_user_defined(tokenizer) || !sl_index_added(tokenizer) ||
+        !sl_index_decoded(tokenizer))
+        return reject_memory(path);
     return SL_OK;
 }
 
 /* ---- Opening --------------------------------------------------------------------------------- */
 
+/* Copy an array to *copy and step over it. */
+static const void *copy_array(char **copy, const void *array, size_t bytes) {
+    char *to = *copy;
+    if (bytes) memcpy(to, array, bytes);
+    *copy += bytes;
+    return to;
+}
+
 /* Replace the caller's arrays by copies. */
 static bool copy_arrays(sl_tokenizer *tokenizer) {
-    sl_vocabulary *vocabulary = &tokenizer->vocabulary;
-    const size_t scores = vocabulary->size * sizeof *vocabulary->scores;
-    const size_t offsets = (vocabulary->size + (size_t)1) * sizeof *vocabulary->offsets;
+    sl_vocabulary *v = &tokenizer->vocabulary;
+    const bool scored = v->kind == SL_SENTENCEPIECE;
+    const size_t scores = scored * v->size * sizeof *v->scores;
+    const size_t offsets = (v->size + (size_t)1) * sizeof *v->offsets;
+    const size_t merges = v->merge_count * sizeof *v->merges;
+    const size_t added = v->added_count * sizeof *v->added;
     char *copy = tokenizer->copy =
-        malloc(scores + offsets + vocabulary->size + vocabulary->text_bytes);
+        malloc(scores + offsets + merges + added + v->size + v->text_bytes);
     if (!copy) return false;
-    vocabulary->scores = memcpy(copy, vocabulary->scores, scores);
-    vocabulary->offsets = memcpy(copy + scores, vocabulary->offsets, offsets);
-    vocabulary->types = memcpy(copy + scores + offsets, vocabulary->types, vocabulary->size);
-    vocabulary->text = memcpy(copy + scores + offsets + vocabulary->size, vocabulary->text,
-                              vocabulary->text_bytes);
+    v->scores = copy_array(&copy, v->scores, scores);
+    v->offsets = copy_array(&copy, v->offsets, offsets);
+    v->merges = copy_array(&copy, v->merges, merges);
+    v->added = copy_array(&copy, v->added, added);
+    v->types = copy_array(&copy, v->types, v->size);
+    v->text = copy_array(&copy, v->text, v->text_bytes);
     return true;
 }
 
@@ -257,6 +391,9 @@ void sl_tokenizer_free(sl_tokenizer *tokenizer) {
     free(tokenizer->copy);
     free(tokenizer->slots);
     free(tokenizer->user_defined);
+    free(tokenizer->ranks);
+    sl_matcher_free(&tokenizer->raw);
+    sl_matcher_free(&tokenizer->normalized);
     free(tokenizer->decoded);
     free(tokenizer->decoded_text);
 }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from ftfy import TextFixerConfig, fix_encoding
 
+from storyllamas.corpus import words
 from storyllamas.corpus.fingerprints import Fingerprints, fingerprint
 from storyllamas.errors import UserError
 from storyllamas.params import Clean
@@ -100,7 +101,7 @@ class Cleaner:
         for original in stories:
             story = repaired(original) if settings.repair_encoding else original
             counts.repaired += story != original
-            if settings.min_words and len(story.split()) < settings.min_words:
+            if settings.min_words and words.count(story) < settings.min_words:
                 counts.short += 1
                 continue
             mark = fingerprint(story)

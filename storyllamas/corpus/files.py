@@ -15,6 +15,7 @@ Files are read as a stream: memory does not grow with the corpus.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -144,18 +145,43 @@ def sample(path: str | os.PathLike[str], size: int) -> Iterator[str]:
             yield story
 
 
-def pieces(path: Path, file: BinaryIO, end: int | None = None) -> Iterator[bytes]:
+def pieces(
+    path: Path,
+    file: BinaryIO,
+    end: int | None = None,
+    separator: bytes | re.Pattern[bytes] = SEPARATOR,
+) -> Iterator[bytes]:
     """Yield the raw bytes between separators; a blank rest after the last separator is dropped.
 
     Args:
         path: the file's name, for messages.
         file: the file, which is read from its current position.
         end: offset where reading stops; None: the end of the file.
+        separator: the bytes that separate stories, or a pattern of whitespace.
 
     Raises:
         UserError: the file is not text, or a story is above `MAX_STORY_BYTES`.
     """
-    position, tail = file.tell(), b""
+    tail = b""
+    for chunk in chunks(path, file, end):
+        *whole, tail = _split(tail + chunk, separator)
+        yield from whole
+        if len(tail) > MAX_STORY_BYTES:
+            raise UserError(
+                f"{path} has a story above {MAX_STORY_BYTES >> 20} MiB: separate its stories with "
+                f"{SEPARATOR.decode()}, or set corpus.separator"
+            )
+    if tail.strip():
+        yield tail
+
+
+def chunks(path: Path, file: BinaryIO, end: int | None = None) -> Iterator[bytes]:
+    """Yield the bytes of a file in chunks, as `pieces` reads them.
+
+    Raises:
+        UserError: the file is not text.
+    """
+    position = file.tell()
     while end is None or position < end:
         chunk = file.read(_CHUNK_BYTES if end is None else min(_CHUNK_BYTES, end - position))
         if not chunk:
@@ -163,15 +189,7 @@ def pieces(path: Path, file: BinaryIO, end: int | None = None) -> Iterator[bytes
         if position == 0:
             _check_is_text(path, chunk)
         position += len(chunk)
-        *whole, tail = (tail + chunk).split(SEPARATOR)
-        yield from whole
-        if len(tail) > MAX_STORY_BYTES:
-            raise UserError(
-                f"{path} has a story above {MAX_STORY_BYTES >> 20} MiB: "
-                f"separate its stories with {SEPARATOR.decode()}"
-            )
-    if tail.strip():
-        yield tail
+        yield chunk
 
 
 def open_binary(path: Path) -> BinaryIO:
@@ -186,6 +204,18 @@ def open_binary(path: Path) -> BinaryIO:
         raise UserError(f"{path} does not exist: name a file of stories") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _split(buffer: bytes, separator: bytes | re.Pattern[bytes]) -> list[bytes]:
+    """Split at separators, but not at whitespace at the end, which the next chunk may continue."""
+    if isinstance(separator, bytes):
+        return buffer.split(separator)
+    found, start = [], 0
+    for match in separator.finditer(buffer):
+        if match.end() < len(buffer):
+            found.append(buffer[start : match.start()])
+            start = match.end()
+    return [*found, buffer[start:]]
 
 
 def _check_is_text(path: Path, chunk: bytes) -> None:

@@ -4,44 +4,59 @@
 |---|---|
 | `.parquet` | the column `text` of a row |
 | `.jsonl` | the field `text` of a line |
-| anything else | the text between two `<|endoftext|>` (see `files`) |
+| `.json` | an element of an array: a string, or the field `text` of an object |
+| `.csv`, `.tsv` | the column `text` of a row; the first row names the columns |
+| anything else | the text between two separators (see `files` and `separators`) |
 
-The last two may be compressed, with `.gz` or `.zst` at the end of the name. A `text` that contains
-`<|endoftext|>` is several stories. Files are read as a stream: memory does not grow with the
-corpus.
+All but Parquet may be compressed, with `.gz` or `.zst` at the end of the name. A `text` that
+contains `<|endoftext|>` is several stories. Files are read as a stream: memory does not grow with
+the corpus.
 """
 
 from __future__ import annotations
 
 import gzip
-import importlib
-import json
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-from storyllamas.corpus import files
-from storyllamas.corpus.files import MAX_STORY_BYTES, SEPARATOR, ReadCounts
+from storyllamas.corpus import files, records, separators
+from storyllamas.corpus.files import SEPARATOR, ReadCounts
+from storyllamas.corpus.separators import AUTO
 from storyllamas.errors import UserError
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
+TABLE_SUFFIXES = tuple(
+    f".{kind}{packed}" for kind in ("csv", "tsv", "json") for packed in ("", ".gz", ".zst")
+)
+"""Formats that also hold other things than stories, such as a dataset's description."""
+
 # The standard library has zstd from Python 3.14 on; the backport does not exist there.
 _ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
-# Upper limits of the part of a Parquet file that is in memory: rows, and bytes of a buffer.
-_ROWS, _CHUNK_BYTES = 256, 1 << 20
+
+_RECORDS: dict[str, Callable[[Path, BinaryIO], Iterator[bytes]]] = {
+    ".jsonl": records.json_lines,
+    ".json": records.json_array,
+    ".csv": partial(records.comma_separated, delimiter=None),
+    ".tsv": partial(records.comma_separated, delimiter="\t"),
+}
 
 
-def read(path: str | os.PathLike[str], counts: ReadCounts | None = None) -> Iterator[str]:
+def read(
+    path: str | os.PathLike[str], counts: ReadCounts | None = None, separator: str = AUTO
+) -> Iterator[str]:
     """Yield the stories of a file in order, as `files.read` does.
 
     Args:
         path: the file.
         counts: is increased while reading.
+        separator: of the stories in a text file: `line`, `blank_line`, a string, or `auto`.
 
     Raises:
         UserError: as for `files.read`; also if the file is damaged or has no `text`, or the
@@ -50,23 +65,43 @@ def read(path: str | os.PathLike[str], counts: ReadCounts | None = None) -> Iter
     path = Path(path)
     counts = ReadCounts() if counts is None else counts
     before = counts.stories
-    yield from files.stories(_pieces(path), counts)
+    yield from files.stories(_pieces(path, separator), counts)
     if counts.stories == before:
         raise files.empty(path)
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
-    """Yield the raw bytes of each story."""
+def layout(path: Path) -> separators.Layout | None:
+    """Measure the layout of a text file; None for a file of another format.
+
+    Raises:
+        UserError: the file cannot be read or is damaged.
+    """
+    if _kind(path) in (".parquet", *_RECORDS):
+        return None
+    with files.open_binary(path) as raw, _decompressed(path, raw) as file:
+        return separators.layout(files.chunks(path, file))
+
+
+def _kind(path: Path) -> str:
+    """Return the end of the name that decides the format."""
     name = path.name.lower()
+    return Path(name.removesuffix(".gz").removesuffix(".zst")).suffix
+
+
+def _pieces(path: Path, separator: str) -> Iterator[bytes]:
+    """Yield the raw bytes of each story."""
+    if separator == AUTO:
+        found = layout(path)
+        separator = found.guess() if found else SEPARATOR.decode()
     with files.open_binary(path) as raw:
-        if name.endswith(".parquet"):
-            yield from _split(_parquet(path, raw))
+        if path.name.lower().endswith(".parquet"):
+            yield from _split(records.parquet(path, raw))
             return
         with _decompressed(path, raw) as file:
-            if name.removesuffix(".gz").removesuffix(".zst").endswith(".jsonl"):
-                yield from _split(_json_lines(path, file))
+            if read_records := _RECORDS.get(_kind(path)):
+                yield from _split(read_records(path, file))
             else:
-                yield from files.pieces(path, file)
+                yield from files.pieces(path, file, separator=separators.parse(separator))
 
 
 def _split(texts: Iterator[bytes]) -> Iterator[bytes]:
@@ -83,7 +118,7 @@ def _decompressed(path: Path, raw: BinaryIO) -> Iterator[BinaryIO]:
         file = cast(BinaryIO, gzip.GzipFile(fileobj=raw))
         damage = (EOFError, zlib.error, gzip.BadGzipFile)
     elif path.suffix.lower() == ".zst":
-        zstd = _package(_ZSTD, path)
+        zstd = records.package(_ZSTD, path)
         file, damage = zstd.ZstdFile(raw), (EOFError, zstd.ZstdError)
     else:
         file, damage = raw, ()
@@ -92,74 +127,6 @@ def _decompressed(path: Path, raw: BinaryIO) -> Iterator[BinaryIO]:
             yield file
     except damage as error:
         raise UserError(
-            f"{path} is damaged at or before byte {raw.tell():,} ({_phrase(error)}): get the file "
-            "again"
+            f"{path} is damaged at or before byte {raw.tell():,} ({records.phrase(error)}): get "
+            "the file again"
         ) from None
-
-
-def _json_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
-    lines = iter(lambda: file.readline(MAX_STORY_BYTES), b"")
-    for number, line in enumerate(lines, 1):
-        spelled = line.decode(errors="surrogateescape").strip(" \t\r\n\ufeff")
-        if not spelled:
-            continue
-        try:
-            row = json.loads(spelled)
-        except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else _phrase(error)
-            raise UserError(
-                f"{path} is not JSON in line {number:,} ({reason}): write one object per line"
-            ) from None
-        text = row.get("text") if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            raise UserError(f'{path} has no string "text" in line {number:,}: add it')
-        yield _encoded(text)
-
-
-def _encoded(text: str) -> bytes:
-    """Restore the bytes that were decoded; half a surrogate pair becomes invalid UTF-8."""
-    try:
-        return text.encode(errors="surrogateescape")
-    except UnicodeEncodeError:
-        return text.encode(errors="surrogatepass")
-
-
-def _parquet(path: Path, raw: BinaryIO) -> Iterator[bytes]:
-    pyarrow = _package("pyarrow", path)
-    parquet = _package("pyarrow.parquet", path)
-    row = 0
-    try:
-        file = parquet.ParquetFile(raw, buffer_size=_CHUNK_BYTES, pre_buffer=False)
-        _check_schema(path, file.schema_arrow)
-        for batch in file.iter_batches(_ROWS, columns=["text"], use_threads=False):
-            column = batch.column(0).cast(pyarrow.large_binary())
-            yield from (text or b"" for text in column.to_pylist())
-            row += len(column)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path} is damaged after row {row:,} ({_phrase(error)}): get the file again"
-        ) from None
-
-
-def _check_schema(path: Path, schema: Any) -> None:
-    if "text" not in schema.names:
-        raise UserError(
-            f"{path} has no column text, only {', '.join(schema.names)}: rename the column of "
-            "stories to text"
-        )
-    kind = str(schema.field("text").type)
-    if kind not in ("string", "large_string", "string_view"):
-        raise UserError(f"the column text of {path} has type {kind}: it must be strings")
-
-
-def _package(name: str, path: Path) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(
-            f"reading {path} requires the package {name}: pip install 'storyllamas[formats]'"
-        ) from None
-
-
-def _phrase(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import NamedTuple
 
 from storyllamas import workdir
 from storyllamas.corpus import formats, storybook, tinystories
-from storyllamas.corpus.files import ReadCounts
+from storyllamas.corpus.files import SEPARATOR, ReadCounts
+from storyllamas.corpus.separators import AUTO
 from storyllamas.errors import UserError
 from storyllamas.params import Corpus
 
@@ -47,11 +50,15 @@ def split(corpus: Corpus, seed: int) -> Split:
     if corpus.source == "tinystories":
         folder = workdir.root() / "downloads"
         train, valid = tinystories.download(corpus.edition, folder, corpus.mirror)
-        return _pair([train], [valid])
-    source = Path(corpus.source)
+        return _pair([train], [valid], AUTO)
+    source = home(corpus.source)
     if source.is_dir():
         pair = _find_pair(source, corpus.edition)
-        return _pair(*pair) if pair else _hold_out(_story_files(source), corpus, seed)
+        return (
+            _pair(*pair, corpus.separator)
+            if pair
+            else _hold_out(_story_files(source), corpus, seed)
+        )
     if source.exists():
         return _hold_out([source], corpus, seed)
     raise UserError(
@@ -60,32 +67,76 @@ def split(corpus: Corpus, seed: int) -> Split:
     )
 
 
-def parts(path: Path, edition: str = "v1") -> dict[str, Iterator[str]]:
+def parts(path: Path, edition: str = "v1", separator: str = AUTO) -> dict[str, Iterator[str]]:
     """Open all stories of a file or folder by part: train and valid, or one part with its name.
 
     Args:
-        path: the file or folder.
+        path: the file or folder; ~ is your home folder.
         edition: edition of TinyStories, if the folder has both.
+        separator: as `corpus.separator`.
 
     Raises:
         UserError: there are no stories; partly raised while reading.
     """
-    if not path.is_dir():
-        return {path.name: _read([path], ReadCounts())}
-    pair = _find_pair(path, edition)
-    if not pair:
-        return {path.name: _read(_story_files(path), ReadCounts())}
-    split = _pair(*pair)
-    return {"train": split.train, "valid": split.valid}
+    path = home(path)
+    pair = _find_pair(path, edition) if path.is_dir() else None
+    if pair:
+        split = _pair(*pair, separator)
+        return {"train": split.train, "valid": split.valid}
+    paths = _story_files(path) if path.is_dir() else [path]
+    return {path.name: _read(_separated(paths, separator), ReadCounts())}
 
 
-def _pair(train: list[Path], valid: list[Path]) -> Split:
+def home(path: str | Path) -> Path:
+    """Replace ~ at the start of a path by the home folder.
+
+    Raises:
+        UserError: there is no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{path} begins with ~, but there is no home folder: write it out"
+        ) from None
+
+
+def _pair(train: list[Path], valid: list[Path], separator: str) -> Split:
     counts = ReadCounts()
-    return Split(_read(train, counts), _read(valid, counts), counts)
+    train_files = [file for path in train for file in _separated([path], separator)]
+    valid_files = [file for path in valid for file in _separated([path], separator)]
+    return Split(_read(train_files, counts), _read(valid_files, counts), counts)
 
 
-def _read(paths: list[Path], counts: ReadCounts) -> Iterator[str]:
-    return chain.from_iterable(formats.read(path, counts) for path in paths)
+def _read(separated: list[tuple[Path, str]], counts: ReadCounts) -> Iterator[str]:
+    return chain.from_iterable(
+        formats.read(path, counts, separator) for path, separator in separated
+    )
+
+
+def _separated(paths: list[Path], separator: str) -> list[tuple[Path, str]]:
+    """Return each file with its separator, and print on stderr what was guessed.
+
+    A text file without a separator is split by its layout if it is alone; among other files it is
+    one story.
+    """
+    if separator != AUTO:
+        return [(path, separator) for path in paths]
+    default = SEPARATOR.decode()
+    if len(paths) == 1:
+        layout = formats.layout(paths[0])
+        if layout and (message := layout.message(paths[0])):
+            print(message, file=sys.stderr, flush=True)
+        return [(paths[0], layout.guess() if layout else default)]
+    layouts = [formats.layout(path) for path in paths]
+    if without := sum(layout is not None and not layout.has_separator for layout in layouts):
+        print(
+            f"{without:,} files in {paths[0].parent} have no {default}: each is read as one story; "
+            "set corpus.separator if that is wrong",
+            file=sys.stderr,
+            flush=True,
+        )
+    return [(path, default) for path in paths]
 
 
 def _find_pair(folder: Path, edition: str) -> tuple[list[Path], list[Path]] | None:
@@ -109,13 +160,13 @@ def _parts(folder: Path, name: str) -> list[Path]:
 
 
 def _story_files(folder: Path) -> list[Path]:
-    paths = [path for path in _files(folder) if path.name.lower().endswith(formats.SUFFIXES)]
-    if not paths:
-        raise UserError(
-            f"{folder} has no file of stories: add one whose name ends in "
-            f"{', '.join(formats.SUFFIXES)}"
-        )
-    return paths
+    for suffixes in (formats.SUFFIXES, formats.TABLE_SUFFIXES):
+        if paths := [path for path in _files(folder) if path.name.lower().endswith(suffixes)]:
+            return paths
+    raise UserError(
+        f"{folder} has no file of stories: add one whose name ends in "
+        f"{', '.join(formats.SUFFIXES + formats.TABLE_SUFFIXES)}"
+    )
 
 
 def _files(folder: Path) -> list[Path]:
@@ -123,33 +174,44 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _hold_out(paths: list[Path], corpus: Corpus, seed: int) -> Split:
+    """Split stories by a hash; as soon as two stories differ, each part has at least one."""
     key = seed.to_bytes(8, "little")
-    threshold = int(corpus.valid_share * 2**64)
+    files = _separated(paths, corpus.separator)
 
-    def is_valid(story: str) -> bool:
+    def digest(story: str) -> int:
         digest = hashlib.blake2b(story.encode(), digest_size=8, key=key).digest()
-        return int.from_bytes(digest, "little") < threshold
+        return int.from_bytes(digest, "little")
 
-    def stories(part: str, keep: Callable[[str], bool], counts: ReadCounts) -> Iterator[str]:
-        return _require_some(
-            filter(keep, _read(paths, counts)),
-            f"corpus.valid_share is {corpus.valid_share}, which leaves no {part} story of "
-            f"{corpus.source}: add stories, or use another share",
-        )
+    @functools.cache
+    def threshold() -> int:
+        share = int(corpus.valid_share * 2**64)
+        return _between(map(digest, _read(files, ReadCounts())), share, corpus.source)
+
+    def stories(keep: Callable[[int], bool], counts: ReadCounts) -> Iterator[str]:
+        return (story for story in _read(files, counts) if keep(digest(story)))
 
     counts = ReadCounts()
     return Split(
-        stories("training", lambda story: not is_valid(story), counts),
-        stories("validation", is_valid, ReadCounts()),
+        stories(lambda value: value >= threshold(), counts),
+        stories(lambda value: value < threshold(), ReadCounts()),
         counts,
     )
 
 
-def _require_some(stories: Iterable[str], message: str) -> Iterator[str]:
-    """Yield the stories; raise a `UserError` with the given message if there are none."""
-    empty = True
-    for story in stories:
-        empty = False
-        yield story
-    if empty:
-        raise UserError(message)
+def _between(values: Iterable[int], threshold: int, source: str) -> int:
+    """Return the threshold nearest to the given one with a value on both sides.
+
+    Raises:
+        UserError: all values are equal.
+    """
+    low, high = 1 << 64, -1
+    for value in values:
+        low, high = min(low, value), max(high, value)
+        if low < threshold <= high:
+            return threshold
+    if low == high:
+        raise UserError(
+            f"{source} has only one story: training and validation need one each; add stories, or "
+            "set corpus.separator to what separates them"
+        )
+    return min(max(threshold, low + 1), high)

@@ -67,7 +67,7 @@ def _find(name: str, folder: Path, mirror: str) -> Path | None:
     if (folder / name).exists():
         return folder / name
     if mirror and not _is_url(mirror):
-        return _checked(Path(mirror) / name)
+        return _checked(Path(mirror).expanduser() / name)
     cached = try_to_load_from_cache(REPOSITORY, name, revision=REVISION, repo_type="dataset")
     if not isinstance(cached, str):
         return None

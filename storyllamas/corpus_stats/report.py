@@ -156,6 +156,7 @@ def _shown(character: CharacterCount) -> Text:
 def _table(title: str) -> Table:
     return Table(
         title=f"\n{title}",
+        min_width=len(title),
         title_style="bold",
         title_justify="left",
         show_header=False,

@@ -13,6 +13,7 @@ from itertools import accumulate
 
 from storyllamas.corpus.cleaning import repaired
 from storyllamas.corpus.fingerprints import Fingerprints, fingerprint
+from storyllamas.corpus.words import beginning, split
 from storyllamas.corpus_stats.counters import BoundedCounter, LengthCounter
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -160,7 +161,7 @@ class _PartCounter:
         """Count a story."""
         self._stories += 1
         data = story.encode()
-        words = story.lower().translate(_TO_WORDS).split()
+        words = split(story.lower().translate(_TO_WORDS))
         self._sample(story)
         self._bytes.add(len(data))
         self._lengths.add(len(words))
@@ -208,8 +209,7 @@ class _PartCounter:
 
 def _beginning(story: str) -> str:
     """Return the first words on one line, without the punctuation after them."""
-    words = story[:_BEGINNING_CHARACTERS].split(None, _BEGINNING_WORDS)
-    return " ".join(words[:_BEGINNING_WORDS]).rstrip(",.;:!?")
+    return beginning(story[:_BEGINNING_CHARACTERS], _BEGINNING_WORDS).rstrip(",.;:!?，。、；：！？")
 
 
 def _words(counts: Counter[str]) -> Counter[str]:

@@ -57,6 +57,7 @@ def table(
     stories: Sequence[str],
     held_out: Sequence[str],
     models: Mapping[str, ModelConfig],
+    character_coverage: float = 1.0,
 ) -> list[Row]:
     """Train a tokenizer of each size and measure it.
 
@@ -65,8 +66,9 @@ def table(
         stories: training text.
         held_out: text for the measurement, at least one story.
         models: shapes of models by name; their `vocab_size` is ignored.
+        character_coverage: as in `tokenizer.train`.
     """
-    return [_row(size, stories, held_out, models) for size in sizes]
+    return [_row(size, stories, held_out, models, character_coverage) for size in sizes]
 
 
 def _row(
@@ -74,11 +76,12 @@ def _row(
     stories: Sequence[str],
     held_out: Sequence[str],
     models: Mapping[str, ModelConfig],
+    character_coverage: float,
 ) -> Row:
     shares = {name: _embedding_share(model, vocab_size) for name, model in models.items()}
     begin = time.perf_counter()
     try:
-        model = tokenizer.train(stories, vocab_size)
+        model = tokenizer.train(stories, vocab_size, character_coverage)
     except tokenizer.ImpossibleVocabularyError as error:
         return Row(vocab_size, shares, possible=error.nearest)
     seconds = time.perf_counter() - begin
@@ -162,7 +165,7 @@ def main() -> None:
     models = {name: chosen.model_config_of(name) for name in chosen.sizes}
     console = Console(highlight=False)
     with console.status("training tokenizers"):
-        rows = table(SIZES, stories, held_out, models)
+        rows = table(SIZES, stories, held_out, models, chosen.tokenizer.character_coverage)
     show(rows, chosen.tokenizer.vocab_size, console)
     draw(rows, chosen.tokenizer.vocab_size, PICTURE)
     report = {

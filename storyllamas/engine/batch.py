@@ -1,4 +1,4 @@
-"""Many stories at once: places of one session of the C engine, refilled as stories end."""
+"""Batched generation: slots of one session of the C engine, refilled as sequences stop."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 from storyllamas.engine.ffi import check, ffi, lib, string, utf8
 from storyllamas.errors import UserError
 
-TOGETHER = 16
-"""Stories that are told together unless the caller says otherwise; see bench/LOG.md."""
+BATCH_SIZE = 16
+"""The default number of stories that are generated at a time; see bench/LOG.md."""
 
-_AHEAD = 16
-"""Finished stories, for each place, that may wait for one before them."""
+_MAX_WAITING = 16
+"""Finished stories for each slot that may wait for an earlier story."""
 
 
 @dataclass(frozen=True)
-class ToldStory:
-    """A story told to its end.
+class GeneratedStory:
+    """A finished story.
 
     Attributes:
-        index: its number among the stories, from 0.
-        seed: the one that tells it alone.
-        prompt: how it was to begin.
-        text: all of it, the prompt included.
-        ids: the tokens told, neither the prompt's nor EOS.
-        stop: why it ended: "eos", "bos", "max_tokens" or "context".
+        index: its position among the stories, from 0.
+        seed: the seed with which `Engine.generate` generates the same story.
+        prompt: the text that it continues.
+        text: the whole text, prompt included.
+        ids: the generated tokens, without the prompt and EOS.
+        stop: why it stopped: "eos", "bos", "max_tokens" or "context".
     """
 
     index: int
@@ -38,84 +38,90 @@ class ToldStory:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens told."""
+        """The number of generated tokens."""
         return len(self.ids)
 
 
 @dataclass
-class _Telling:
+class _Sequence:
+    """A story that is being generated in a slot."""
+
     index: int
     seed: int
     prompt: str
     ids: list[int] = field(default_factory=list)
     text: list[bytes] = field(default_factory=list)
 
-    def told(self, stop: int) -> ToldStory:
+    def finish(self, stop: int) -> GeneratedStory:
         text = self.prompt + b"".join(self.text).decode()
         name = string(lib.sl_stop_name(stop))
-        return ToldStory(self.index, self.seed, self.prompt, text, self.ids, name)
+        return GeneratedStory(self.index, self.seed, self.prompt, text, self.ids, name)
 
 
-class _Places:
-    """A session of the C engine whose stories have the same options but for their seeds."""
+class _Slots:
+    """The slots of a session; all stories have the same options except for their seeds."""
 
     def __init__(self, session: Any, count: int, options: Any) -> None:
         self._session = session
         self._options = options
         self._first_seed: int = options.seed
         self._pieces = ffi.new("sl_piece[]", count)
-        self.telling: dict[int, _Telling] = {}  # by place
+        self.running: dict[int, _Sequence] = {}  # by slot
         self.free = list(reversed(range(count)))
 
-    def join(self, index: int, prompt: str) -> None:
-        """Begin a story at a free place."""
+    def start(self, index: int, prompt: str) -> None:
+        """Start a story in a free slot."""
         self._options.seed = (self._first_seed + index) % 2**64
-        place = self.free[-1]
+        slot = self.free[-1]
         try:
             text = utf8(prompt)
             options = ffi.addressof(self._options)
-            check(lib.sl_start_slot(self._session, place, text, len(text), options))
+            check(lib.sl_start_slot(self._session, slot, text, len(text), options))
         except UserError as error:
             raise UserError(f"story {index}: {error}") from None
-        self.telling[self.free.pop()] = _Telling(index, self._options.seed, prompt)
+        self.running[self.free.pop()] = _Sequence(index, self._options.seed, prompt)
 
-    def step(self) -> Iterator[ToldStory]:
-        """Tell the next token of every story, and give the stories that have ended."""
+    def step(self) -> Iterator[GeneratedStory]:
+        """Generate the next token in every slot and yield the stories that stopped."""
         check(lib.sl_step(self._session, self._pieces))
-        for place, telling in list(self.telling.items()):
-            piece = self._pieces[place]
+        for slot, sequence in list(self.running.items()):
+            piece = self._pieces[slot]
             if piece.length:
-                telling.text.append(ffi.buffer(piece.text, piece.length)[:])
+                sequence.text.append(ffi.buffer(piece.text, piece.length)[:])
             if piece.stop:
-                del self.telling[place]
-                self.free.append(place)
-                yield telling.told(piece.stop)
+                del self.running[slot]
+                self.free.append(slot)
+                yield sequence.finish(piece.stop)
             else:
-                telling.ids.append(piece.id)
+                sequence.ids.append(piece.id)
 
 
-def tell(session: Any, together: int, prompts: Iterable[str], options: Any) -> Iterator[ToldStory]:
-    """Tell a story for each prompt, in the order of the prompts.
+def generate_batch(
+    session: Any, slots: int, prompts: Iterable[str], options: Any
+) -> Iterator[GeneratedStory]:
+    """Generate a story for each prompt and yield them in the order of the prompts.
 
     Args:
-        session: an `sl_session` of `together` places, which nobody else uses.
-        together: stories that are told at a time.
-        prompts: any number of them; they are taken as places become free.
-        options: `sl_options`, with the seed of the first story.
+        session: an `sl_session` with `slots` slots that nobody else uses.
+        slots: the number of stories that are generated at a time.
+        prompts: any number of prompts; they are taken as slots become free.
+        options: `sl_options` with the seed of the first story.
 
     Raises:
-        UserError: a prompt is longer than the context or not Unicode; says which story's.
+        UserError: a prompt is longer than the context or is not valid Unicode; the message names
+            the story.
     """
-    places = _Places(session, together, options)
+    batch = _Slots(session, slots, options)
     waiting = enumerate(prompts)
-    told: dict[int, ToldStory] = {}
+    finished: dict[int, GeneratedStory] = {}
     following = 0
     while True:
-        while places.free and len(told) < _AHEAD * together and (begun := next(waiting, None)):
-            places.join(*begun)
-        if not places.telling:
+        has_room = len(finished) < _MAX_WAITING * slots
+        while batch.free and has_room and (pair := next(waiting, None)):
+            batch.start(*pair)
+        if not batch.running:
             return
-        told |= {story.index: story for story in places.step()}
-        while following in told:
-            yield told.pop(following)
+        finished |= {story.index: story for story in batch.step()}
+        while following in finished:
+            yield finished.pop(following)
             following += 1

@@ -1,7 +1,7 @@
-"""Builds the extension module `storyllamas._engine` from csrc/, through cffi.
+"""Build the extension module `storyllamas._engine` from csrc/ with cffi.
 
-`pip install` takes `ffibuilder` from here, by way of setup.py. `python -m storyllamas.engine.build`
-builds the module in place, beside this file, unless it is newer than all that it is made of.
+setup.py takes `ffibuilder` from here for `pip install`. `python -m storyllamas.engine.build` builds
+the module in place, inside the package, unless it is newer than all of its sources.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ static sl_options sl_defaults(void) { return (sl_options)SL_OPTIONS_DEFAULTS; }
 
 
 def _declarations() -> str:
-    """The header's declarations, as far as cffi's parser reads C."""
+    """Return the declarations of the header that cffi's parser understands."""
     header = (CSRC / "storyllamas.h").read_text(encoding="utf-8")
     section = header.split("/* cffi: begin */")[1].split("/* cffi: end */")[0]
     return section.replace("SL_API ", "") + "sl_options sl_defaults(void);"
 
 
 def ffibuilder() -> FFI:
-    """What cffi needs to know to build the extension module from the project's root."""
+    """Describe the extension module for cffi; paths are relative to the project's root."""
     sources = sorted(path for path in CSRC.rglob("*.c") if path.name != "main.c")
     builder = FFI()
     builder.cdef(_declarations())
@@ -49,14 +49,14 @@ def ffibuilder() -> FFI:
 
 
 def is_up_to_date() -> bool:
-    """Whether the extension module is there and newer than all that it is made of."""
+    """Check whether the extension module exists and is newer than all of its sources."""
     built = [path.stat().st_mtime for path in PACKAGE.glob("_engine.*.so")]
-    made_of = [Path(__file__), *CSRC.rglob("*.[ch]")]
-    return bool(built) and min(built) >= max(path.stat().st_mtime for path in made_of)
+    sources = [Path(__file__), *CSRC.rglob("*.[ch]")]
+    return bool(built) and min(built) >= max(path.stat().st_mtime for path in sources)
 
 
 def build() -> None:
-    """Build the extension module beside this file, where it appears only when whole.
+    """Build the extension module inside the package, where it appears only when complete.
 
     Raises:
         UserError: the compiler is missing or fails.
@@ -81,7 +81,7 @@ def build() -> None:
             sys.stderr.write(done.stdout + done.stderr)
             raise UserError(
                 "the C engine cannot be built: install a C compiler (gcc or clang), Python's "
-                "headers and setuptools, and see the compiler's words above"
+                "headers and setuptools, and see the compiler's output above"
             )
         (module,) = Path(folder, PACKAGE.name).glob("_engine.*.so")
         with atomic_file(PACKAGE / module.name) as file:
@@ -89,7 +89,7 @@ def build() -> None:
 
 
 def main() -> None:
-    """Build the extension module if need be."""
+    """Build the extension module unless it is up to date."""
     if not is_up_to_date():
         build()
 

@@ -6,13 +6,14 @@
     for story in engine.generate_many("Once upon a time", count=1000):
         print(story.text)
 
-An `Engine` may be shared by any number of threads; each call and each `Story` has its own session
-of the C engine. A `Story` is for one thread at a time. C runs without the global interpreter lock.
+Any number of threads may share an `Engine`; each call and each `Story` has its own session of the C
+engine. A `Story` is for one thread at a time. C runs without the global interpreter lock.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice, repeat, takewhile
@@ -22,10 +23,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storyllamas.engine.batch import TOGETHER, ToldStory, tell
+from storyllamas.config import ROPE_SCALINGS
+from storyllamas.engine.batch import BATCH_SIZE, GeneratedStory, generate_batch
 from storyllamas.engine.ffi import check, ffi, ids_pointer, lib, string, utf8, whole_ids
 from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.errors import UserError
+from storyllamas.regular_file import check_path
+from storyllamas.rounding import shortest_float32
+
+MAX_THREADS = 64
 
 PAGES = {
     "auto": lib.SL_PAGES_AUTO,
@@ -35,21 +41,21 @@ PAGES = {
 
 
 def kernel_sets() -> list[str]:
-    """Names of the instruction sets that this processor runs, the fastest first."""
+    """Return the names of the instruction sets that this processor runs, fastest first."""
     names = (lib.sl_kernels_name(index) for index in numbers())
     return [string(name) for name in takewhile(lambda name: bool(name), names)]
 
 
 class Engine:
-    """A weight file, open for telling stories and for measuring.
+    """A weight file that is open for generation and evaluation.
 
     Attributes:
-        info: every field of `sl_info` in csrc/storyllamas.h, by name; weight_type and
-            embedding_type are "f32", "q8" or "q4".
-        context: most positions that the model attends to.
+        info: every field of `sl_info` in csrc/storyllamas.h by name; weight_type and
+            embedding_type are labels of `WeightType`.
+        context: the largest number of positions that the model attends to.
         bos_id: the piece that begins a story, or -1.
         eos_id: the piece that ends a story, or -1.
-        tokenizer: the model's.
+        tokenizer: the tokenizer of the model.
     """
 
     def __init__(
@@ -64,21 +70,26 @@ class Engine:
 
         Args:
             path: the file.
-            threads: that compute a story together, 1 … 64; 0: as many as serve best.
-            pages: shared (the file is mapped), huge (it is copied onto huge pages) or auto
-                (mapped at first; one of 8 MB or more is copied while it is used).
-            kernels: one of `kernel_sets()`; None: the best.
+            threads: the number of threads, 1 … 64; 0: automatic.
+            pages: "shared" maps the file, "huge" copies it to huge pages, and "auto" maps it and
+                copies a file of 8 MB or more while it is used.
+            kernels: one of `kernel_sets()`; None: the fastest.
 
         Raises:
-            UserError: it is missing, not a weight file, or damaged, or an option is unknown.
+            UserError: the file is missing, not a weight file, or damaged, or an option is out of
+                its range.
         """
         if pages not in PAGES:
             raise UserError(f"pages is {pages!r} and must be one of {', '.join(PAGES)}")
+        if not (isinstance(threads, int) and 0 <= threads <= MAX_THREADS):
+            raise UserError(f"threads is {threads!r} and must be 0 (automatic) to {MAX_THREADS}")
+        check_path(path)
         handle = ffi.new("sl_model **")
+        if kernels is not None and "\0" in kernels:
+            raise UserError(f"kernels is {kernels!r} and must be one of {', '.join(kernel_sets())}")
         name = ffi.NULL if kernels is None else ffi.new("char[]", utf8(kernels))
         opening = ffi.new("sl_model_options *", {"pages": PAGES[pages], "kernels": name})
         check(lib.sl_model_open(handle, os.fsencode(path), opening))
-        _set_option(ffi.new("sl_session_options *"), "threads", threads)
         self._threads = threads
         self._model = ffi.gc(handle[0], lib.sl_model_close)
         self._idle: list[Any] = []  # sessions that nobody uses; append and pop are atomic
@@ -102,28 +113,29 @@ class Engine:
         max_tokens: int | None = None,
         ignore_eos: bool = False,
     ) -> Story:
-        """Tell a story that begins with the prompt, which may be empty.
+        """Generate a story that continues the prompt.
 
-        What the options mean, and in which order they apply, is written at `sl_options` in
-        csrc/storyllamas.h. What is None is as in `DEFAULTS`.
+        `sl_options` in csrc/storyllamas.h describes the options and the order in which they apply.
+        An option that is None takes its value from `DEFAULTS`.
 
         Args:
-            prompt: how the story begins, as text or as ids; BOS is put before a text only.
+            prompt: the beginning of the story, as text or as ids; it may be empty. BOS is added in
+                front of a text only.
             temperature: 0 … 1000; 0 is greedy.
             top_k: 0 and up; 0 is off.
             top_p: above 0, up to 1; 1 is off.
             min_p: 0 up to below 1; 0 is off.
             repetition_penalty: above 0, up to 1000; 1 is off.
-            repetition_window: tokens that the penalty looks back on; 0 and up.
-            seed: 0 … 2^64 - 1; the same seed tells the same story.
-            max_tokens: to generate, not counting the prompt; 1 and up.
+            repetition_window: the number of last tokens that the penalty applies to; 0 and up.
+            seed: 0 … 2^64 - 1; the same seed generates the same story.
+            max_tokens: the largest number of tokens to generate, without the prompt; 1 and up.
             ignore_eos: continue after EOS and BOS, to measure speed.
 
         Returns:
-            An iterator over the story's text after the prompt, piece by piece.
+            An iterator over the text after the prompt, piece by piece.
 
         Raises:
-            UserError: an option is out of its range, or the prompt longer than the context.
+            UserError: an option is out of its range, or the prompt is longer than the context.
         """
         given = {
             "temperature": temperature,
@@ -154,53 +166,54 @@ class Engine:
         prompts: str | Iterable[str] = "",
         *,
         count: int = 1,
-        together: int = TOGETHER,
+        batch_size: int = BATCH_SIZE,
         **options: float | None,
-    ) -> Iterator[ToldStory]:
-        """Tell many stories, several times faster than one by one.
+    ) -> Iterator[GeneratedStory]:
+        """Generate many stories in batches, several times faster than one by one.
 
-        Each is the one that `generate` tells with its seed, whoever is told beside it: the first
-        has the given seed, and every other the next higher one (after 2^64 - 1 comes 0).
+        Each story equals the one that `generate` returns for its prompt and seed. The first story
+        has the given seed, and each further story the next seed (0 follows 2^64 - 1).
 
         Args:
-            prompts: how they begin: one text for all, or any number of them, also without an end;
-                prompts are taken only as they are needed.
-            count: stories for each prompt, one after the other; 1 and up.
-            together: stories told at a time, 1 … 256, each with a cache of its own.
+            prompts: one text for all stories, or any number of texts; the iterator may be endless,
+                since prompts are taken only when needed.
+            count: the number of stories for each prompt; 1 and up.
+            batch_size: the number of stories that are generated at a time, 1 … 256; each needs a
+                key-value cache.
             **options: as for `generate`.
 
         Returns:
-            An iterator over the stories in their order. A few that ended before an earlier one
-            wait in memory, at most 16 for each of those told at a time.
+            An iterator over the stories in order. Stories that finish before an earlier one wait
+            in memory, at most 16 * batch_size of them.
 
         Raises:
-            UserError: an option is out of its range; and, as stories are taken, a prompt is longer
-                than the context, which says whose.
+            UserError: an option is out of its range. The iterator raises it if a prompt is longer
+                than the context, and names the story.
         """
         chosen = self._checked(_options(options))
-        if count < 1:
-            raise UserError(f"count is {count} and must be 1 or more")
-        if not 1 <= together <= lib.SL_MAX_SLOTS:
-            raise UserError(f"together is {together} and must be 1 to {lib.SL_MAX_SLOTS}")
+        if not 1 <= count <= sys.maxsize:
+            raise UserError(f"count is {count} and must be 1 to {sys.maxsize}")
+        if not 1 <= batch_size <= lib.SL_MAX_SLOTS:
+            raise UserError(f"batch_size is {batch_size} and must be 1 to {lib.SL_MAX_SLOTS}")
         texts = [prompts] if isinstance(prompts, str) else prompts
         all_prompts = chain.from_iterable(repeat(text, count) for text in texts)
-        first = list(islice(all_prompts, together))
-        places = max(len(first), 1)
-        return tell(self._new_session(places), places, chain(first, all_prompts), chosen)
+        first = list(islice(all_prompts, batch_size))
+        slots = max(len(first), 1)
+        return generate_batch(self._new_session(slots), slots, chain(first, all_prompts), chosen)
 
     def greedy(self, prompt: Sequence[int]) -> list[int]:
-        """The likeliest continuation of ids, up to EOS, BOS or the end of the context."""
+        """Generate the greedy continuation of ids, up to EOS, BOS or the end of the context."""
         story = self.generate(prompt, temperature=0, max_tokens=self.context)
         for _ in story:
             pass
         return story.ids
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, as SentencePiece numbers them, without BOS and EOS."""
+        """Encode a text as SentencePiece does, without BOS and EOS."""
         return self.tokenizer.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; control pieces such as BOS and EOS have none.
+        """Decode ids; control pieces such as BOS and EOS have no text.
 
         Raises:
             UserError: an id is not in the vocabulary.
@@ -208,7 +221,7 @@ class Engine:
         return self.tokenizer.decode(ids)
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Logits [n, vocab_size] of the token after each of n ids, n from 1 to the context.
+        """Return the logits [n, vocab_size] of the token after each of n ids, 1 … context.
 
         Raises:
             UserError: there are too few or too many ids, or one is not in the vocabulary.
@@ -221,10 +234,10 @@ class Engine:
         return logits
 
     def score(self, ids: Sequence[int]) -> npt.NDArray[np.float64]:
-        """Log-probabilities [n - 1] in nats of each id after the first, given those before it.
+        """Return the natural log-probability [n - 1] of each id after the first.
 
         Args:
-            ids: n of them, from 2 to the context + 1.
+            ids: n ids, from 2 to the context + 1.
 
         Raises:
             UserError: there are too few or too many ids, or one is not in the vocabulary.
@@ -247,13 +260,14 @@ class Engine:
         options = ffi.new("sl_session_options *", {"threads": self._threads, "slots": slots})
         check(lib.sl_session_new(handle, self._model, options))
 
-        def free(session: Any, _: Any = self._model) -> None:  # which is closed after its sessions
+        # The default argument keeps the model open until the session is freed.
+        def free(session: Any, _: Any = self._model) -> None:
             lib.sl_session_free(session)
 
         return ffi.gc(handle[0], free)
 
     def _checked(self, options: Any) -> Any:
-        """The options of stories that begin later."""
+        """Check options for stories that start later."""
         with self._session() as session:
             check(lib.sl_start_slot_ids(session, 0, [0], 1, ffi.addressof(options)))
         return options
@@ -268,17 +282,17 @@ class Engine:
 
 
 class Story(Iterator[str]):
-    """A story that is being told: an iterator over its text.
+    """A story that is being generated: an iterator over its text.
 
     Attributes:
-        ids: the tokens told so far, neither the prompt's nor EOS.
-        prompt_tokens: number of the prompt's tokens, BOS among them.
-        stop: why the story ended: "eos", "bos", "max_tokens" or "context"; "" while it goes on and
-            after an early `close`.
+        ids: the tokens generated so far, without the prompt and EOS.
+        prompt_tokens: the number of tokens in the prompt, BOS included.
+        stop: why the story stopped: "eos", "bos", "max_tokens" or "context"; "" while it is
+            running and after an early `close`.
     """
 
     def __init__(self, engine: Engine, session: Any) -> None:
-        """Go on with a session that has been started; `Engine.generate` calls this."""
+        """Take a started session; `Engine.generate` calls this."""
         self._engine = engine
         self._session = session
         self.ids: list[int] = []
@@ -287,11 +301,11 @@ class Story(Iterator[str]):
 
     @property
     def tokens(self) -> int:
-        """Number of tokens told so far."""
+        """The number of tokens generated so far."""
         return len(self.ids)
 
     def __next__(self) -> str:
-        """The next piece of text, never empty."""
+        """Return the next piece of text; it is never empty."""
         piece = ffi.new("sl_piece *")
         while self._session is not None:
             check(lib.sl_next(self._session, piece))
@@ -306,7 +320,7 @@ class Story(Iterator[str]):
         raise StopIteration
 
     def close(self) -> None:
-        """End the story here; calling it again is harmless."""
+        """End the story early; a second call is a no-op."""
         if self._session is not None:
             self._engine._idle.append(self._session)
             self._session = None
@@ -316,25 +330,34 @@ def _set_option(options: Any, name: str, value: float) -> None:
     try:
         setattr(options, name, value)
     except (OverflowError, TypeError):
-        raise UserError(f"{name} is {value!r} and must be a number in its range") from None
+        kind = dict(ffi.typeof(options[0]).fields)[name].type
+        raise UserError(f"{name} is {value!r} and must be {_describe(kind)}") from None
+
+
+def _describe(kind: Any) -> str:
+    """Describe the numbers of a C type; the engine has narrower ranges for some options."""
+    if kind.cname in ("float", "double"):
+        return "a number"
+    bits = 8 * ffi.sizeof(kind) - (not kind.cname.startswith("u"))
+    return f"a whole number from 0 to {2**bits - 1}"
 
 
 def _options(given: Mapping[str, float | None]) -> Any:
-    """`sl_options` with what is given; None is as in `DEFAULTS`."""
+    """Make `sl_options`; a value of None takes the default."""
     options = lib.sl_defaults()
     for name, value in given.items():
         if name not in DEFAULTS:
-            raise TypeError(f"{name!r} is no option: they are {', '.join(DEFAULTS)}")
+            raise TypeError(f"{name!r} is not an option: use one of {', '.join(DEFAULTS)}")
         if value is not None:
             _set_option(options, name, value)
     return options
 
 
 def _fields(struct: Any) -> dict[str, Any]:
-    """A C structure's fields; 32-bit floats as people write them, strings as `str`."""
+    """Return the fields of a C structure; its floats have 32 bits."""
     fields = {name: getattr(struct, name) for name in dir(struct)}
     return {
-        name: float(f"{value:.7g}") if isinstance(value, float) else value
+        name: shortest_float32(value) if isinstance(value, float) else value
         for name, value in fields.items()
     }
 
@@ -344,9 +367,10 @@ def _info(info: Any) -> dict[str, Any]:
         "weight_type": string(lib.sl_type_name(info.weight_type)),
         "embedding_type": string(lib.sl_type_name(info.embedding_type)),
         "kernels": string(info.kernels),
+        "rope_scaling": ROPE_SCALINGS[info.rope_scaling],
         "tied": bool(info.tied),
     }
 
 
 DEFAULTS = _fields(lib.sl_defaults())
-"""What `Engine.generate` takes for options that are not given: SL_OPTIONS_DEFAULTS in C."""
+"""The default options of `Engine.generate`: SL_OPTIONS_DEFAULTS in C."""

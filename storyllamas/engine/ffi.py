@@ -1,4 +1,4 @@
-"""The C library as Python sees it: its functions, its errors, its text and its ids."""
+"""The C library for Python: its functions, and conversion of errors, text and ids."""
 
 from __future__ import annotations
 
@@ -23,28 +23,37 @@ Ids = npt.NDArray[np.int32]
 
 
 def check(status: int) -> None:
-    """Raise a C function's error, which is of this thread, as a `UserError`."""
+    """Raise this thread's error of the C library as a `UserError` if a call failed."""
     if status:
         raise UserError(string(lib.sl_error()))
 
 
 def string(text: Any) -> str:
-    """A C string."""
+    """Convert a C string."""
     return bytes(ffi.string(text)).decode(errors="replace")
 
 
 def utf8(text: str) -> bytes:
-    """A text's bytes; `UserError` if it holds half of a surrogate pair."""
+    """Encode a text as UTF-8.
+
+    Raises:
+        UserError: the text contains half of a surrogate pair.
+    """
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"the text is not valid Unicode: character {error.start} is half of a surrogate pair"
+            f"the text is not valid Unicode: remove its character {error.start}, "
+            f"{text[error.start]!a}, which is half of a surrogate pair"
         ) from None
 
 
 def whole_ids(ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Ids:
-    """The ids as int32; NumPy alone would cut fractions off and wrap what does not fit."""
+    """Convert ids to int32; NumPy alone would truncate fractions and wrap large numbers.
+
+    Raises:
+        UserError: an id is not a whole number of 32 bits.
+    """
     if isinstance(ids, np.ndarray):
         whole = ids.astype(np.int32).reshape(-1)
         if ids.dtype.kind in "iu" and (whole == ids.reshape(-1)).all():
@@ -52,9 +61,9 @@ def whole_ids(ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Ids:
     else:
         with suppress(TypeError, OverflowError):
             return np.asarray(array("i", ids), np.int32)
-    raise UserError("a token id is not whole or does not fit 32 bits: give a vocabulary's ids")
+    raise UserError("a token id is not a whole number of 32 bits: give ids of the vocabulary")
 
 
 def ids_pointer(array: Ids) -> Any:
-    """What C takes for an array of ids."""
+    """Return the C pointer to an array of ids."""
     return ffi.from_buffer("int32_t[]", array)

@@ -8,23 +8,23 @@ import sys
 from itertools import product
 
 from storyllamas import workdir
-from storyllamas.experiments import git
+from storyllamas.experiments.git import git
 
-# Whose experiments they are where git knows no name, as on a new machine: DVC asks for one.
 IDENTITY = "storyllamas"
+"""Name and address of commits where git has none configured: DVC commits experiments."""
 
 
 def environment() -> dict[str, str]:
-    """That of DVC: with a name for git, and one place for the checkpoints of all workspaces."""
+    """Return DVC's environment: an identity for git, one checkpoint folder for all workspaces."""
     values = {**os.environ, "STORYLLAMAS_STATE": str(workdir.root().absolute())}
-    if not (git.git("config", "user.name") and git.git("config", "user.email")):
-        for who, what in product(("AUTHOR", "COMMITTER"), ("NAME", "EMAIL")):
-            values.setdefault(f"GIT_{who}_{what}", IDENTITY)
+    if not (git("config", "user.name") and git("config", "user.email")):
+        for role, field in product(("AUTHOR", "COMMITTER"), ("NAME", "EMAIL")):
+            values.setdefault(f"GIT_{role}_{field}", IDENTITY)
     return values
 
 
 def run(*arguments: str) -> int:
-    """Run DVC to its end and return its exit status; Ctrl-C is for it and what it runs."""
+    """Run DVC to its end and return its exit status; Ctrl-C reaches DVC and its stages only."""
     process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments], env=environment())
     while True:
         try:

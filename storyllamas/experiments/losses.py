@@ -1,7 +1,7 @@
 """The figure of the losses of every size trained so far.
 
-The logs of the latest run are in the workspace; those of other sizes are in git, where DVC keeps
-experiments, and in the history.
+The logs of the latest run are in the workspace; those of other sizes are in git, in DVC's
+experiments and in the history.
 """
 
 from __future__ import annotations
@@ -13,23 +13,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.experiments.git import git, read_at
 from storyllamas.plots import COLORS, drawing
 
-if TYPE_CHECKING:
-    pass
-
 TARGET = Path("metrics/losses.png")
 
 Curve = tuple[list[float], list[float]]
+"""Million tokens and the loss there, in nats a token."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: its names, and loss over million tokens in training and validation."""
+    """A training run.
+
+    Attributes:
+        size: key of `sizes` in params.yaml.
+        parameters: weights of the model.
+        recipe: key of `recipes` in params.yaml.
+        train: loss of training batches.
+        validation: loss on the validation windows.
+    """
 
     size: str
     parameters: int
@@ -39,7 +44,10 @@ class Run:
 
 
 def runs() -> list[Run]:
-    """The latest run of each size, the smallest first: workspace, experiments, then history."""
+    """Return the latest run of each size, smallest first.
+
+    Search the workspace, then DVC's experiments, then the history.
+    """
     found: dict[str, Run] = {}
     for revision in ("", *_revisions()):
         run = run_at(revision)
@@ -48,12 +56,12 @@ def runs() -> list[Run]:
     return sorted(found.values(), key=lambda run: run.parameters)
 
 
-def draw(found: list[Run]) -> None:
+def draw(shown: list[Run]) -> None:
     """Draw the losses to metrics/losses.png."""
     from matplotlib.ticker import LogLocator
 
     with drawing(TARGET) as (_, (axes,)):
-        for color, run in zip(cycle(COLORS), found):
+        for color, run in zip(cycle(COLORS), shown):
             axes.plot(*run.train, color=color, alpha=0.3, linewidth=0.8)
             lowest = min(run.validation[1])
             label = f"{run.size}, {run.recipe}: validation {lowest:.3f}"
@@ -72,22 +80,22 @@ def draw(found: list[Run]) -> None:
 
 
 def _revisions() -> Iterator[str]:
-    """Experiments, the newest first, then commits that changed the log, the newest first."""
-    newest = "--sort=-committerdate"
-    yield from git("for-each-ref", newest, "--format=%(objectname)", "refs/exps").split()
+    """Yield experiments, then commits that changed the validation log; the newest first of each."""
+    order = "--sort=-committerdate"
+    yield from git("for-each-ref", order, "--format=%(objectname)", "refs/exps").split()
     yield from git("log", "--format=%H", "--", "metrics/validation.csv").split()
 
 
 def run_at(revision: str) -> Run | None:
-    """The run whose log stands at a git revision, or in the workspace for ""; None if none does."""
-    about = read_at(revision, "metrics/train.json")
+    """Return the run whose logs a git revision has, or None; empty: the workspace."""
+    metrics = read_at(revision, "metrics/train.json")
     steps = read_at(revision, "metrics/steps.csv")
     validation = read_at(revision, "metrics/validation.csv")
-    if not (about and steps and validation):
+    if not (metrics and steps and validation):
         return None
-    names = json.loads(about)
+    values = json.loads(metrics)
     return Run(
-        names["size"], names["parameters"], names["recipe"], _curve(steps), _curve(validation)
+        values["size"], values["parameters"], values["recipe"], _curve(steps), _curve(validation)
     )
 
 
@@ -98,12 +106,12 @@ def _curve(table: str) -> Curve:
 
 @exit_on_user_error
 def main() -> None:
-    """Draw and say what was drawn."""
-    found = runs()
-    if not found:
+    """Draw the figure and print which sizes it shows."""
+    shown = runs()
+    if not shown:
         raise UserError("there is no training log yet: run `dvc repro` first")
-    draw(found)
-    print(f"{TARGET}: {', '.join(run.size for run in found)}")
+    draw(shown)
+    print(f"{TARGET}: {', '.join(run.size for run in shown)}")
 
 
 if __name__ == "__main__":

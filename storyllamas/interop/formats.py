@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storyllamas.atomic import atomic_folder
 from storyllamas.errors import UserError
+from storyllamas.regular_file import open_regular
 from storyllamas.slm.encoding import F32, Storage
 from storyllamas.slm.header import MAGIC
 
@@ -107,13 +108,17 @@ def open_external(path: Path, tokenizer: Path | None = None) -> InteropModel:
     if path.is_dir():
         return _read("huggingface", path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(len(MAGIC))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give a file or folder of a model") from None
     if start == MAGIC:
         raise UserError(f"{path} is a weight file of StoryLlamas: it needs no import")
-    return _read("gguf", path) if start[:4] == b"GGUF" else _read("llama2c", path, tokenizer)
+    if start[:4] == b"GGUF":
+        return _read("gguf", path)
+    if path.suffix.lower() == ".gguf":
+        raise UserError(f"{path} is not a GGUF file: it does not begin with GGUF")
+    return _read("llama2c", path, tokenizer)
 
 
 def _module(name: str) -> Any:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from storyllamas.errors import UserError
+from storyllamas.interop import gguf_bpe, rope
 from storyllamas.interop.model import (
     InteropModel,
     Part,
@@ -26,7 +28,7 @@ from storyllamas.interop.model import (
 )
 from storyllamas.interop.sentencepiece import check, package
 from storyllamas.slm.quantize import Float32
-from storyllamas.vocabulary import PieceType, Vocabulary
+from storyllamas.vocabulary import PieceType, PreTokenizer, TokenizerKind, Vocabulary
 
 PARTS = {
     "embedding.weight": "token_embd.weight",
@@ -106,11 +108,17 @@ def write(model: InteropModel, folder: Path, type_name: str) -> None:
             size = math.prod(shape) // block * block_bytes
             theirs = external_name(name, PARTS, "blk")
             writer.add_tensor_info(theirs, shape, np.dtype(np.float32), size, kind)
+        freqs = rope.freqs(model.config)
+        if freqs is not None:
+            single = gguf.GGMLQuantizationType.F32
+            writer.add_tensor_info(rope.FREQS, freqs.shape, freqs.dtype, freqs.nbytes, single)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, kind in types.items():
             writer.write_tensor_data(_quantized(gguf, name, model.part(name), kind))
+        if freqs is not None:
+            writer.write_tensor_data(freqs)
     finally:
         writer.close()
     (folder / "Modelfile").write_text(MODELFILE.format(context=model.config.context))
@@ -145,17 +153,30 @@ def _add_header(gguf: Any, writer: Any, model: InteropModel) -> None:
             writer.add_uint32(key, value)
     for key in WIDTHS:
         writer.add_uint32(key, config.head_dim)
+    rope.add_to_gguf(writer, config)
+    _add_pieces(writer, vocabulary)
+    for field, key in IDS.items():
+        if getattr(vocabulary, field) >= 0:
+            writer.add_uint32(key, getattr(vocabulary, field))
+    writer.add_add_bos_token(vocabulary.adds_bos)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(vocabulary.dummy_prefix)
+
+
+def _add_pieces(writer: Any, vocabulary: Vocabulary) -> None:
+    if vocabulary.kind == TokenizerKind.BYTE_LEVEL:
+        gguf_bpe.write(writer, vocabulary)
+        return
+    if vocabulary.kind == TokenizerKind.BPE:
+        raise UserError(
+            "llama.cpp has no tokenizer such as this one, whose merges of characters are ranked: "
+            "export to hf instead"
+        )
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(vocabulary.pieces)
     writer.add_token_scores(vocabulary.scores.tolist())
     writer.add_token_types(vocabulary.types.tolist())
-    for field, key in IDS.items():
-        if getattr(vocabulary, field) >= 0:
-            writer.add_uint32(key, getattr(vocabulary, field))
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(vocabulary.dummy_prefix)
 
 
 def read(path: Path) -> InteropModel:
@@ -180,8 +201,12 @@ def read(path: Path) -> InteropModel:
     expected = {
         external_name(name, PARTS, "blk"): each.shape for name, each in parts(config).items()
     }
-    check_tensors(where, expected, found)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+    freqs = None
+    if found.pop(rope.FREQS, None) is not None:
+        freqs = np.asarray(tensors[rope.FREQS].data, np.float32).reshape(-1)
+    config = rope.from_gguf(where, config, values, freqs)
+    check_tensors(where, expected, found)
 
     def part(name: str) -> Float32:
         tensor = tensors[external_name(name, PARTS, "blk")]
@@ -226,15 +251,10 @@ def _complete(where: str, values: dict[str, Any], found: Mapping[str, tuple[int,
     architecture = values.get("general.architecture")
     if architecture != "llama":
         raise UserError(f"{where} has architecture {architecture!r}: only llama can be imported")
-    known = {*KEYS.values(), *WIDTHS}
+    known = {*KEYS.values(), *WIDTHS, *rope.GGUF_KEYS}
     for name, value in values.items():
         if name.startswith("llama.") and name not in known and value not in (0, 0.0, "none"):
             raise UserError(f"{name} in {where} is {value!r}: StoryLlamas has no such feature")
-    if "rope_freqs.weight" in found:
-        raise UserError(
-            f"{where} scales its rotary positions (rope_freqs.weight): StoryLlamas has no such "
-            "feature"
-        )
     heads, dim = values.get(KEYS["heads"]), values.get(KEYS["dim"])
     if isinstance(heads, int) and isinstance(dim, int) and heads > 0:
         values.setdefault(KEYS["kv_heads"], heads)
@@ -253,10 +273,12 @@ def _complete(where: str, values: dict[str, Any], found: Mapping[str, tuple[int,
 def _vocabulary(where: str, values: Mapping[str, Any]) -> Vocabulary:
     prefix = "tokenizer.ggml."
     model = values.get(f"{prefix}model")
+    if model == "gpt2":
+        return _with_ids(where, values, gguf_bpe.read(where, values))
     if model != "llama":
         raise UserError(
-            f"{prefix}model in {where} is {model!r}: only 'llama', SentencePiece BPE, can be "
-            "imported"
+            f"{prefix}model in {where} is {model!r}: only 'llama', SentencePiece BPE, and 'gpt2', "
+            "byte-level BPE, can be imported"
         )
     for name in ("tokens", "scores", "token_type"):
         if prefix + name not in values:
@@ -267,18 +289,39 @@ def _vocabulary(where: str, values: Mapping[str, Any]) -> Vocabulary:
         raise UserError(
             f"the tokenizer in {where} normalizes text: only one that does not can be imported"
         )
-    ids = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
-    ids = {field: values.get(IDS[field], default) for field, default in ids.items()}
+    defaults = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
+    ids: dict[str, Any] = {
+        field: values.get(IDS[field], default) for field, default in defaults.items()
+    }
     try:
         types = np.array(values[f"{prefix}token_type"], np.uint8)
         vocabulary = Vocabulary(
-            pieces=[piece.encode() for piece in values[f"{prefix}tokens"]],
+            pieces=[piece.encode(errors="surrogateescape") for piece in values[f"{prefix}tokens"]],
             scores=np.array(values[f"{prefix}scores"], np.float32),
             types=types,
-            **{field: int(value) for field, value in ids.items()},
+            unk_id=int(ids["unk_id"]),
+            bos_id=int(ids["bos_id"]),
+            eos_id=int(ids["eos_id"]),
+            pad_id=int(ids["pad_id"]),
             dummy_prefix=bool(values.get(f"{prefix}add_space_prefix", True)),
             byte_fallback=PieceType.BYTE in types,
+            adds_bos=bool(values.get(f"{prefix}add_bos_token", True)),
         )
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(f"the tokenizer in {where} is damaged: {error}") from None
     return check(where, vocabulary)
+
+
+def _with_ids(where: str, values: Mapping[str, Any], vocabulary: Vocabulary) -> Vocabulary:
+    """Return a byte-level tokenizer with the ids of BOS, EOS and padding that a file names."""
+    ids: dict[str, Any] = {
+        field: values.get(IDS[field], -1) for field in ("bos_id", "eos_id", "pad_id")
+    }
+    for field, index in ids.items():
+        if not (isinstance(index, int) and -1 <= index < len(vocabulary.pieces)):
+            raise UserError(
+                f"{IDS[field]} in {where} is {index!r}: the tokenizer has no such piece"
+            )
+    is_llama3 = vocabulary.pre_tokenizer == PreTokenizer.LLAMA3
+    adds_bos = bool(values.get("tokenizer.ggml.add_bos_token", is_llama3))
+    return replace(vocabulary, **ids, adds_bos=adds_bos and ids["bos_id"] >= 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 
 from storyllamas.atomic import write_json, write_text
 from storyllamas.errors import UserError
-from storyllamas.interop import model_card, safetensors_file
+from storyllamas.interop import model_card, rope, safetensors_file, tokenizer_folder
+from storyllamas.interop import tokenizer_json as tj
 from storyllamas.interop.model import (
     InteropModel,
     check_tensors,
@@ -26,10 +27,10 @@ from storyllamas.interop.model import (
     parts,
     stack,
 )
-from storyllamas.interop.sentencepiece import MERGEABLE, SPACE, from_sentencepiece, to_sentencepiece
-from storyllamas.rounding import rounded
+from storyllamas.interop.sentencepiece import MERGEABLE, SPACE, to_sentencepiece
+from storyllamas.rounding import shortest_float32
 from storyllamas.slm.quantize import Float32
-from storyllamas.vocabulary import PieceType, Vocabulary
+from storyllamas.vocabulary import PieceType, TokenizerKind, Vocabulary
 
 PARTS = {
     "embedding.weight": "model.embed_tokens.weight",
@@ -69,7 +70,6 @@ REQUIRED = {
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
-    "rope_scaling": None,
     "sliding_window": None,
     "quantization_config": None,
     "partial_rotary_factor": 1.0,
@@ -131,8 +131,9 @@ def write(model: InteropModel, folder: Path) -> None:
     write_json(folder / "config.json", _config(model))
     write_json(folder / "generation_config.json", _generation(model))
     write_json(folder / "tokenizer.json", tokenizer_json(vocabulary))
+    if vocabulary.kind == TokenizerKind.SENTENCEPIECE:
+        (folder / "tokenizer.model").write_bytes(to_sentencepiece(vocabulary))
     write_json(folder / "tokenizer_config.json", _tokenizer_config(vocabulary, config.context))
-    (folder / "tokenizer.model").write_bytes(to_sentencepiece(vocabulary))
     write_text(folder / "README.md", model_card.text(model))
     names = {external_name(name, PARTS, LAYERS): name for name in parts(config)}
     shapes = {theirs: parts(config)[ours].shape for theirs, ours in names.items()}
@@ -148,14 +149,14 @@ def write(model: InteropModel, folder: Path) -> None:
 def _config(model: InteropModel) -> dict[str, Any]:
     config, vocabulary = model.config, model.vocabulary
     shape = {theirs: getattr(config, ours) for ours, theirs in KEYS.items()}
-    theta = rounded(config.rope_theta)
+    theta = shortest_float32(config.rope_theta)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         **shape,
-        "rms_norm_eps": rounded(config.norm_eps),
+        "rms_norm_eps": shortest_float32(config.norm_eps),
         "rope_theta": theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "rope_parameters": {**rope.to_huggingface(config), "rope_theta": theta},
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -193,7 +194,8 @@ def _tokenizer_config(vocabulary: Vocabulary, context: int) -> dict[str, Any]:
         **_special_tokens(vocabulary),
         "clean_up_tokenization_spaces": False,
         "model_max_length": context,
-        "split_special_tokens": True,  # like SentencePiece, encode "<s>" in a text as plain text
+        # Like SentencePiece, encode "<s>" in a text as plain text.
+        "split_special_tokens": vocabulary.kind == TokenizerKind.SENTENCEPIECE,
     }
 
 
@@ -201,8 +203,10 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
     """Return the content of tokenizer.json, which the `tokenizers` package reads.
 
     Raises:
-        UserError: the tokenizer has user-defined or unused pieces.
+        UserError: the tokenizer is SentencePiece's and has user-defined or unused pieces.
     """
+    if vocabulary.kind != TokenizerKind.SENTENCEPIECE:
+        return ranked_json(vocabulary)
     if set(vocabulary.types) & {PieceType.USER_DEFINED, PieceType.UNUSED}:
         raise UserError(
             "the tokenizer has user-defined or unused pieces, which a Hugging Face tokenizer "
@@ -243,12 +247,23 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
+def ranked_json(vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return the content of tokenizer.json of a tokenizer whose merges are ranked."""
+    found = tj.to_json(vocabulary)
+    texts = {
+        index: tj.piece_text(vocabulary, index) for index in (vocabulary.bos_id,) if index >= 0
+    }
+    bos_id = vocabulary.bos_id if vocabulary.adds_bos else -1
+    begin = _begin_with(texts, bos_id)
+    return {"version": "1.0", "truncation": None, "padding": None, **found, "post_processor": begin}
+
+
 def _added_token(index: int, piece: str) -> dict[str, Any]:
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {"id": index, "content": piece, **plain, "special": True}
 
 
-def _begin_with(pieces: list[str], bos_id: int) -> dict[str, Any] | None:
+def _begin_with(pieces: Sequence[str] | Mapping[int, str], bos_id: int) -> dict[str, Any] | None:
     """Return a post-processor that puts BOS before a text; None if there is no BOS."""
     if bos_id < 0:
         return None
@@ -289,13 +304,15 @@ def merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
 
 
 def read(folder: Path) -> InteropModel:
-    """Open a folder with config.json, safetensors files and tokenizer.model.
+    """Open a folder with config.json, safetensors files, and tokenizer.model or tokenizer.json.
 
     Raises:
         UserError: a file is missing or damaged, or the model is not a plain Llama.
     """
     values = _read_config(folder / "config.json")
-    config = make_config(str(folder / "config.json"), KEYS, values)
+    where = str(folder / "config.json")
+    config = make_config(where, KEYS, values)
+    config = rope.from_huggingface(where, config, values["rope"])
     tensors = _open_tensors(folder)
     expected = {
         external_name(name, PARTS, LAYERS): each.shape for name, each in parts(config).items()
@@ -316,7 +333,8 @@ def read(folder: Path) -> InteropModel:
         value = tensors.read(external_name(name, PARTS, LAYERS))
         return _permuted(name, value, config.head_dim, to_neighbours)
 
-    return InteropModel(config, _read_vocabulary(folder / "tokenizer.model"), stack(config, part))
+    vocabulary = tokenizer_folder.read(folder, values, config.vocab_size)
+    return InteropModel(config, vocabulary, stack(config, part))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -325,17 +343,18 @@ def _read_config(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give a folder that transformers loads") from None
+    except RecursionError:
+        raise UserError(f"{path} cannot be read: its values are nested too deeply") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a JSON object")
     values = DEFAULTS | {name: value for name, value in values.items() if value is not None}
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type")) in (None, "default"):
-        values.pop("rope_scaling", None)
-        values["rope_theta"] = rope.get("rope_theta", values["rope_theta"])
-    else:
-        values["rope_scaling"] = rope
+    scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(scaling, Mapping):
+        raise UserError(f"rope_scaling in {path} is {scaling!r} and must be a JSON object")
+    values["rope"] = scaling
+    values["rope_theta"] = scaling.get("rope_theta", values["rope_theta"])
     for name, value in REQUIRED.items():
         if values.get(name, value) != value:
             raise UserError(
@@ -355,12 +374,3 @@ def _open_tensors(folder: Path) -> safetensors_file.TensorFiles:
     if not paths:
         raise UserError(f"{folder} has no model.safetensors: save the model as safetensors")
     return safetensors_file.TensorFiles(paths)
-
-
-def _read_vocabulary(path: Path) -> Vocabulary:
-    try:
-        return from_sentencepiece(str(path), path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist: only models with a SentencePiece tokenizer can be imported"
-        ) from None

@@ -29,6 +29,7 @@ from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop.model import InteropModel, make_config, parts, stack
 from storyllamas.interop.sentencepiece import SPACE, byte_piece, check
+from storyllamas.slm.limits import MAXIMA
 from storyllamas.slm.quantize import Float32, to_integers
 from storyllamas.vocabulary import PieceType, Vocabulary
 
@@ -242,6 +243,10 @@ def _read_header(path: Path, data: npt.NDArray[np.uint8]) -> _Header:
     else:
         tied, group_size = struct.unpack_from("<Bi", start, offset + DIMENSIONS.size)
         values["tied"], length = bool(tied), HEADER_BYTES
+    if version == 0 and any(
+        not 0 < values[theirs] <= MAXIMA[ours] for ours, theirs in list(KEYS.items())[:7]
+    ):
+        raise UserError(f"{path} is not a llama2.c checkpoint, a GGUF file or a weight file")
     if values["n_heads"] < 1 or values["dim"] % values["n_heads"]:
         raise UserError(
             f"n_heads in {path} is {values['n_heads']} and must divide dim ({values['dim']}): "

@@ -31,14 +31,9 @@ from storyllamas.config import ModelConfig, tensor_shapes
 from storyllamas.errors import UserError
 from storyllamas.interop.safetensors_file import TensorFiles
 from storyllamas.slm import weight_file
+from storyllamas.slm.limits import MAX_DIMENSION, MAXIMA
 from storyllamas.slm.quantize import Float32
 from storyllamas.vocabulary import Vocabulary
-
-MAX_DIMENSION = 1 << 20
-"""Upper limit of every dimension, which is that of the C engine."""
-
-MAX_LAYERS = 1 << 12
-"""Upper limit of `layers`; without it, the millions of a damaged header would take minutes."""
 
 OPTIONAL = ("rope_theta", "norm_eps", "tied")
 """Fields of `ModelConfig` that have a default, so that a header may omit them."""
@@ -176,19 +171,36 @@ def make_config(where: str, names: Mapping[str, str], values: Mapping[str, Any])
         )
     if config.head_dim % 2:
         raise UserError(f"the head width in {where} is {config.head_dim} and must be even")
+    if config.heads * config.head_dim > MAX_DIMENSION:
+        raise UserError(
+            f"{names['heads']} in {where} is {config.heads}, with heads {config.head_dim} wide: "
+            f"together they must be at most {MAX_DIMENSION}"
+        )
     return config
 
 
 def _check_field(field: str, what: str, value: object) -> None:
-    if isinstance(value, bool) and field != "tied":
+    if field == "tied":
+        if not isinstance(value, bool):
+            raise UserError(f"{what} is {value!r} and must be true or false")
+    elif field in ("rope_theta", "norm_eps"):
+        if not _is_positive(value):
+            raise UserError(f"{what} is {value!r} and must be a number above 0 in float32")
+    elif isinstance(value, bool):
         raise UserError(f"{what} is {value!r} and must be a number")
-    if field in ("rope_theta", "norm_eps"):
-        if not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise UserError(f"{what} is {value!r} and must be a number above 0")
-        return
-    limit = MAX_LAYERS if field == "layers" else MAX_DIMENSION
-    if not (isinstance(value, int) and 0 < value <= limit) and field != "tied":
-        raise UserError(f"{what} is {value!r} and must be a whole number from 1 to {limit}")
+    elif not (isinstance(value, int) and 0 < value <= MAXIMA[field]):
+        raise UserError(f"{what} is {value!r} and must be a whole number from 1 to {MAXIMA[field]}")
+
+
+def _is_positive(value: object) -> bool:
+    """Return whether a value is a number that is positive and finite in float32."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        with np.errstate(over="ignore", under="ignore"):
+            return bool(0 < np.float32(value) < math.inf)
+    except OverflowError:
+        return False
 
 
 def open_model(path: str | os.PathLike[str]) -> InteropModel:

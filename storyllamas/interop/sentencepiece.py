@@ -41,6 +41,9 @@ def byte_piece(byte: int) -> bytes:
     return b"<0x%02X>" % byte
 
 
+BYTE_PIECES = frozenset(map(byte_piece, range(256)))
+
+
 def check(where: str, vocabulary: Vocabulary) -> Vocabulary:
     """Return a tokenizer unchanged if the C engine accepts it.
 
@@ -58,23 +61,18 @@ def check(where: str, vocabulary: Vocabulary) -> Vocabulary:
             f"{len(vocabulary.types)} types"
         )
     seen: set[bytes] = set()
+    byte_pieces: set[bytes] = set()
     for index, piece in enumerate(vocabulary.pieces):
-        if vocabulary.types[index] not in PIECE_TYPES:
-            raise UserError(
-                f"piece {index} of the tokenizer in {where} has type {vocabulary.types[index]} "
-                "and must have 1 to 6"
-            )
-        kind = PieceType(vocabulary.types[index])
-        if not piece:
-            raise UserError(f"piece {index} of the tokenizer in {where} is empty")
-        if kind == PieceType.UNKNOWN and index != vocabulary.unk_id:
-            raise UserError(f"piece {index} of the tokenizer in {where} is a second unknown piece")
+        _check_piece(where, vocabulary, index)
+        kind = vocabulary.types[index]
         if kind in MERGEABLE or kind == PieceType.BYTE:
             if piece in seen:
                 raise UserError(
                     f"piece {index} of the tokenizer in {where}, {piece.decode()!r}, occurs twice"
                 )
             seen.add(piece)
+        if kind == PieceType.BYTE:
+            byte_pieces.add(piece)
     for name in ("unk_id", "bos_id", "eos_id", "pad_id"):
         value = getattr(vocabulary, name)
         if not -1 <= value < len(vocabulary.pieces):
@@ -82,12 +80,46 @@ def check(where: str, vocabulary: Vocabulary) -> Vocabulary:
                 f"{name} of the tokenizer in {where} is {value} and must be -1 or the id of one "
                 f"of its {count} pieces"
             )
-    missing = [byte for byte in range(256) if byte_piece(byte) not in seen]
+    missing = sorted(BYTE_PIECES - byte_pieces)
     if vocabulary.byte_fallback and missing:
-        raise UserError(f"the tokenizer in {where} has no piece {byte_piece(missing[0]).decode()}")
+        raise UserError(
+            f"the tokenizer in {where} has no piece {missing[0].decode()} of type byte: it needs "
+            "all 256, or none"
+        )
+    unk_id = vocabulary.unk_id
+    if unk_id >= 0 and vocabulary.types[unk_id] != PieceType.UNKNOWN:
+        raise UserError(
+            f"unk_id of the tokenizer in {where} is {unk_id}, but this piece, "
+            f"{vocabulary.pieces[unk_id].decode()!r}, is not of type unknown"
+        )
+    if not vocabulary.byte_fallback and unk_id < 0:
+        raise UserError(
+            f"the tokenizer in {where} has neither byte pieces nor an unknown piece: it cannot "
+            "encode every text"
+        )
     if not np.isfinite(vocabulary.scores).all():
         raise UserError(f"the tokenizer in {where} has a score that is not a finite number")
     return vocabulary
+
+
+def _check_piece(where: str, vocabulary: Vocabulary, index: int) -> None:
+    """Check what every piece has to fulfil, whatever the others are."""
+    piece, kind = vocabulary.pieces[index], int(vocabulary.types[index])
+    name = f"piece {index} of the tokenizer in {where}"
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{name} is not UTF-8: {piece!r}") from None
+    if kind not in PIECE_TYPES:
+        raise UserError(f"{name} has type {kind} and must have 1 to 6")
+    if not piece:
+        raise UserError(f"{name} is empty")
+    if kind == PieceType.UNKNOWN and index != vocabulary.unk_id:
+        raise UserError(f"{name} is a second unknown piece")
+    if kind == PieceType.BYTE and piece not in BYTE_PIECES:
+        raise UserError(
+            f"{name}, {piece.decode()!r}, is of type byte and must be one of <0x00> … <0xFF>"
+        )
 
 
 def from_sentencepiece(where: str, data: bytes) -> Vocabulary:
@@ -105,7 +137,7 @@ def from_sentencepiece(where: str, data: bytes) -> Vocabulary:
     model = schema.ModelProto()
     try:
         model.ParseFromString(data)
-    except message.DecodeError:
+    except (message.DecodeError, UnicodeDecodeError):
         raise UserError(f"{where} is not a SentencePiece model, or is cut short") from None
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     differs = {
@@ -123,7 +155,7 @@ def from_sentencepiece(where: str, data: bytes) -> Vocabulary:
                 "normalization can be imported"
             )
     vocabulary = Vocabulary(
-        pieces=[piece.piece.encode() for piece in model.pieces],
+        pieces=[piece.piece.encode(errors="surrogateescape") for piece in model.pieces],
         scores=np.array([piece.score for piece in model.pieces], np.float32),
         types=np.array([piece.type for piece in model.pieces], np.uint8),
         unk_id=trainer.unk_id,

@@ -11,9 +11,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from storyllamas.errors import UserError
+from storyllamas.slm.limits import MAX_GROUP_SIZE
 from storyllamas.slm.quantize import Float32, Int8, quantize_q4, quantize_q8
-
-LARGEST_GROUP = 1 << 14
 
 TILE_COLUMNS = 4  # bytes of a row that lie next to each other in a tile
 
@@ -86,13 +85,13 @@ class Encoding(NamedTuple):
         multiple = self.type.spec.group_multiple
         if not multiple:
             return self.group_size == 0
-        return 0 < self.group_size <= LARGEST_GROUP and self.group_size % multiple == 0
+        return 0 < self.group_size <= MAX_GROUP_SIZE and self.group_size % multiple == 0
 
     @property
     def allowed(self) -> str:
         """The group sizes that the type can have, in words."""
         multiple = self.type.spec.group_multiple
-        return f"a multiple of {multiple} up to {LARGEST_GROUP}" if multiple else "0"
+        return f"a multiple of {multiple} up to {MAX_GROUP_SIZE}" if multiple else "0"
 
 
 class Storage(NamedTuple):

@@ -6,17 +6,27 @@ import math
 import struct
 from typing import NamedTuple
 
-from storyllamas.config import ModelConfig
+from storyllamas.config import ROPE_SCALINGS, ModelConfig
 from storyllamas.slm.encoding import Encoding, Storage, WeightType
+from storyllamas.slm.limits import MAX_DIMENSION, MAXIMA
 from storyllamas.slm.tiles import ALIGNMENT
 
 MAGIC = b"\x89SLM\r\n\x1a\n"
-VERSION = 2
+VERSION = 3
+OLDEST_VERSION = 2
+"""All that version 3 adds is zero in version 2."""
+
 HEADER_BYTES = 256
 
 TIED = 1 << 0
 DUMMY_PREFIX = 1 << 1
 BYTE_FALLBACK = 1 << 2
+METASPACE = 1 << 3
+PREFIX_FIRST = 1 << 4
+FUSE_UNK = 1 << 5
+IGNORE_MERGES = 1 << 6
+NO_BOS = 1 << 7
+FLAGS = (1 << 8) - 1
 
 HEADER = struct.Struct(
     "<"
@@ -26,15 +36,17 @@ HEADER = struct.Struct(
     "8I"  #  32 dim, layers, heads, kv_heads, head_dim, hidden, context, vocab_size
     "2f"  #  64 rope_theta, norm_eps
     "2I"  #  72 weight_type (see WeightType), group_size (0 for f32) of the layers' matrices
-    "4i"  #  80 unk_id, bos_id, eos_id, pad_id (-1: none)
-    "I"  #   96 flags (TIED, DUMMY_PREFIX, BYTE_FALLBACK; all other bits are zero)
+    "4i"  #  80 unk_id, bos_id, eos_id, pad_id (-1: there is none)
+    "I"  #   96 flags (TIED … NO_BOS; the rest zero)
     "I"  #  100 embedding_type, of the embedding and the classifier
     "4Q"  # 104 tokenizer_offset, tokenizer_bytes, tensors_offset, tensors_bytes
     "I"  #  136 embedding_group_size
+    "5I"  # 140 tokenizer_kind, pre_tokenizer, strip, merge_count, added_count
+    "I"  #  160 rope_scaling, an index of ROPE_SCALINGS
+    "3f"  # 164 rope_factor, rope_low_freq_factor, rope_high_freq_factor
+    "I"  #  176 rope_original_context
 )
 CHECKSUM_OFFSET = 24
-LARGEST_DIMENSION = 1 << 20
-LARGEST_CONTEXT = 1 << 17
 
 
 class Header(NamedTuple):
@@ -68,6 +80,16 @@ class Header(NamedTuple):
     tensors_offset: int
     tensors_bytes: int
     embedding_group_size: int
+    tokenizer_kind: int
+    pre_tokenizer: int
+    strip: int
+    merge_count: int
+    added_count: int
+    rope_scaling: int
+    rope_factor: float
+    rope_low_freq_factor: float
+    rope_high_freq_factor: float
+    rope_original_context: int
 
     def config(self) -> ModelConfig:
         """Return the model's shape."""
@@ -75,6 +97,11 @@ class Header(NamedTuple):
             *(self.dim, self.layers, self.heads, self.kv_heads, self.head_dim, self.hidden),
             *(self.context, self.vocab_size, self.rope_theta, self.norm_eps),
             tied=bool(self.flags & TIED),
+            rope_scaling=ROPE_SCALINGS[self.rope_scaling],
+            rope_factor=self.rope_factor,
+            rope_low_freq_factor=self.rope_low_freq_factor,
+            rope_high_freq_factor=self.rope_high_freq_factor,
+            rope_original_context=self.rope_original_context,
         )
 
     def storage(self) -> Storage:
@@ -86,9 +113,10 @@ class Header(NamedTuple):
 
     def contradiction(self) -> str:
         """Return why the header is impossible, or ''; a valid checksum does not rule that out."""
-        shape = self[5:13]
-        if min(shape) < 1 or max(shape) > LARGEST_DIMENSION or self.context > LARGEST_CONTEXT:
+        if any(not 0 < getattr(self, name) <= limit for name, limit in MAXIMA.items()):
             return "a dimension is out of range"
+        if self.heads * self.head_dim > MAX_DIMENSION:
+            return "heads times head_dim is out of range"
         if not (0 < self.rope_theta < math.inf and 0 <= self.norm_eps < math.inf):
             return "its rope_theta or norm_eps is out of range"
         if self.heads % self.kv_heads or self.head_dim % 2:
@@ -103,8 +131,14 @@ class Header(NamedTuple):
                 return f"its group size is {group_size}"
         if (self.weight_type == WeightType.F32) != (self.embedding_type == WeightType.F32):
             return "only one of its weight types is f32"
-        if self.flags & ~(TIED | DUMMY_PREFIX | BYTE_FALLBACK):
+        if self.flags & ~FLAGS:
             return "it has an unknown flag"
+        if self.version == OLDEST_VERSION and (self.flags >= METASPACE or any(self[28:])):
+            return "its version is 2 and it has fields of version 3"
+        if self.rope_scaling >= len(ROPE_SCALINGS):
+            return "its rope_scaling is unknown"
+        if self.config().rope_problem:
+            return self.config().rope_problem
         if self.layers * ALIGNMENT > self.file_bytes:
             return "it has fewer bytes than layers"
         return ""

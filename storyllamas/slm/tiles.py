@@ -115,8 +115,9 @@ def _unpack_integers(packed: UInt8, bits: int) -> Float32:
     """Invert `_pack_integers`; return float32 [16 tiles, columns]."""
     blocks, mask = _deinterleave(packed), (1 << bits) - 1
     parts = [blocks >> bits * part & mask for part in range(8 // bits)]
-    integers: Float32 = np.stack(parts, axis=2).reshape(len(blocks), -1).astype(np.float32)
-    return integers - np.float32(1 << (bits - 1))
+    biased = np.stack(parts, axis=2).reshape(len(blocks), -1).astype(np.float32)
+    integers: Float32 = biased - np.float32(1 << (bits - 1))
+    return integers
 
 
 def _interleave(blocks: UInt8) -> UInt8:

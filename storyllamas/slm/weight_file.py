@@ -1,12 +1,15 @@
 """The flat weight file (`.slm`): one file holds a model's shape, its tokenizer and its weights.
 
 Everything is little-endian and in the order in which the C engine's kernels read it, so that the
-engine maps the file and starts. Layout, version 2:
+engine maps the file and starts. Layout, version 3:
 
     header      256 bytes, see `HEADER`; bytes that no field names are zero
-    tokenizer   f32 scores[vocab_size]; u32 offsets[vocab_size + 1]; u8 types[vocab_size];
-                u8 text[offsets[vocab_size]]: piece i is text[offsets[i] : offsets[i + 1]], in UTF-8
-                with U+2581 for a space; types as SentencePiece numbers them, see `PieceType`
+    tokenizer   f32 scores[vocab_size] for SentencePiece only; u32 offsets[vocab_size + 1];
+                u32 merges[merge_count][2], ids, the first merges first; u32 added[added_count][2],
+                id and flags; u8 types[vocab_size]; u8 text[offsets[vocab_size]]: piece i is
+                text[offsets[i] : offsets[i + 1]], in UTF-8 with U+2581 for a space, or the bytes
+                themselves of a byte-level tokenizer; types as SentencePiece numbers them, see
+                `PieceType`
     tensors     in the order of `tensor_shapes`
 
 The tokenizer section and every tensor start at a multiple of 64 bytes, and the file ends at one;
@@ -29,8 +32,8 @@ a head, as in Meta's release.
 
 The checksum is `Checksum` over the whole file, with zeros in place of the checksum itself.
 
-Version rule: a reader rejects every version but its own. A change in the meaning of a single byte
-increases the version.
+Versions: whatever changes the meaning of a byte raises the version. A reader takes its own version
+and version 2, in which all that is new in version 3 is zero; it rejects every other one.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
@@ -47,24 +50,25 @@ from typing import BinaryIO
 import numpy as np
 
 from storyllamas.atomic import atomic_file
-from storyllamas.config import ModelConfig, tensor_shapes
+from storyllamas.config import ROPE_SCALINGS, ModelConfig, tensor_shapes
 from storyllamas.errors import UserError
+from storyllamas.regular_file import open_regular
+from storyllamas.slm import tokenizer_section
 from storyllamas.slm.checksum import Checksum
 from storyllamas.slm.encoding import F32, Storage
 from storyllamas.slm.header import (
-    BYTE_FALLBACK,
     CHECKSUM_OFFSET,
-    DUMMY_PREFIX,
     HEADER,
     HEADER_BYTES,
     MAGIC,
+    OLDEST_VERSION,
     TIED,
     VERSION,
     Header,
 )
 from storyllamas.slm.quantize import Float32
 from storyllamas.slm.tiles import ALIGNMENT, UInt8, pack, round_up, tensor_bytes, unpack
-from storyllamas.vocabulary import PieceType, Vocabulary
+from storyllamas.vocabulary import Vocabulary
 
 
 def _aligned_bytes(shapes: dict[str, tuple[int, ...]], storage: Storage) -> dict[str, int]:
@@ -73,18 +77,6 @@ def _aligned_bytes(shapes: dict[str, tuple[int, ...]], storage: Storage) -> dict
         name: round_up(tensor_bytes(shape, storage.of(name)), ALIGNMENT)
         for name, shape in shapes.items()
     }
-
-
-def _tokenizer_section(vocabulary: Vocabulary) -> bytes:
-    offsets = np.cumsum([0] + [len(piece) for piece in vocabulary.pieces], dtype=np.uint32)
-    return b"".join(
-        [
-            vocabulary.scores.astype("<f4").tobytes(),
-            offsets.astype("<u4").tobytes(),
-            vocabulary.types.astype(np.uint8).tobytes(),
-            *vocabulary.pieces,
-        ]
-    )
 
 
 class _Writer:
@@ -132,25 +124,26 @@ def write(
             f"the tokenizer has {len(vocabulary.pieces)} pieces but the model's vocab_size is "
             f"{config.vocab_size}: export a model with the tokenizer that it was trained with"
         )
+    if config.rope_problem:
+        raise UserError(config.rope_problem)
     storage.check()
     shapes = tensor_shapes(config)
-    tokenizer = _tokenizer_section(vocabulary)
+    tokenizer = tokenizer_section.pack(vocabulary)
     tensors_offset = HEADER_BYTES + round_up(len(tokenizer), ALIGNMENT)
     tensors_bytes = sum(_aligned_bytes(shapes, storage).values())
-    flags = (
-        TIED * config.tied
-        | DUMMY_PREFIX * vocabulary.dummy_prefix
-        | BYTE_FALLBACK * vocabulary.byte_fallback
-    )
     header = HEADER.pack(
         *(MAGIC, VERSION, HEADER_BYTES, tensors_offset + tensors_bytes, 0),
         *(config.dim, config.layers, config.heads, config.kv_heads, config.head_dim),
         *(config.hidden, config.context, config.vocab_size, config.rope_theta, config.norm_eps),
         *storage.layers,
         *(vocabulary.unk_id, vocabulary.bos_id, vocabulary.eos_id, vocabulary.pad_id),
-        *(flags, storage.embedding.type),
+        *(TIED * config.tied | tokenizer_section.flags(vocabulary), storage.embedding.type),
         *(HEADER_BYTES, len(tokenizer), tensors_offset, tensors_bytes),
         storage.embedding.group_size,
+        *tokenizer_section.fields(vocabulary),
+        *(ROPE_SCALINGS.index(config.rope_scaling), config.rope_factor),
+        *(config.rope_low_freq_factor, config.rope_high_freq_factor),
+        config.rope_original_context,
     )
     with atomic_file(path) as file:
         writer = _Writer(file)
@@ -202,11 +195,12 @@ def read(path: str | os.PathLike[str]) -> WeightFile:
     """
     source = Path(path)
     try:
-        data = np.memmap(source, np.uint8, "r")
+        with open_regular(source) as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise UserError(f"weight file {source} is empty: export it again")
+            data = np.memmap(file, np.uint8, "r")
     except FileNotFoundError:
         raise UserError(f"weight file {source} does not exist: run `dvc repro` first") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"weight file {source} cannot be read: {error}") from None
     header = _checked_header(source, data)
     config, storage = header.config(), header.storage()
     sizes = _aligned_bytes(tensor_shapes(config), storage)
@@ -229,10 +223,10 @@ def _checked_header(source: Path, data: UInt8) -> Header:
     if len(data) < HEADER_BYTES or data[: len(MAGIC)].tobytes() != MAGIC:
         raise UserError(f"{source} is not a StoryLlamas weight file: give one that export wrote")
     header = Header._make(HEADER.unpack_from(data.data))
-    if header.version != VERSION:
+    if not OLDEST_VERSION <= header.version <= VERSION:
         raise UserError(
-            f"weight file {source} has version {header.version} and this program reads version "
-            f"{VERSION}: export the model again"
+            f"weight file {source} has version {header.version} and this program reads versions "
+            f"{OLDEST_VERSION} and {VERSION}: export the model again"
         )
     if header.file_bytes != len(data):
         raise UserError(
@@ -267,30 +261,10 @@ def _misplaced(header: Header) -> str:
 
 
 def _read_vocabulary(source: Path, header: Header, section: UInt8) -> Vocabulary:
-    count = header.vocab_size
-    if len(section) < 9 * count + 4:
-        raise _damaged(source, "its tokenizer is cut short")
-    scores = section[: 4 * count].view("<f4").astype(np.float32)
-    offsets = section[4 * count : 8 * count + 4].view("<u4").astype(np.int64)
-    types = section[8 * count + 4 : 9 * count + 4].copy()
-    text = section[9 * count + 4 :].tobytes()
-    if offsets[0] or offsets[-1] != len(text) or (np.diff(offsets) < 0).any():
-        raise _damaged(source, "its tokenizer's pieces overlap")
-    if not (np.isin(types, list(PieceType)).all() and np.isfinite(scores).all()):
-        raise _damaged(source, "its tokenizer has a piece of no known type or score")
-    if not all(-1 <= special < count for special in header[17:21]):
-        raise _damaged(source, "a special piece is not in its tokenizer")
-    return Vocabulary(
-        pieces=[text[a:b] for a, b in pairwise(offsets)],
-        scores=scores,
-        types=types,
-        unk_id=header.unk_id,
-        bos_id=header.bos_id,
-        eos_id=header.eos_id,
-        pad_id=header.pad_id,
-        dummy_prefix=bool(header.flags & DUMMY_PREFIX),
-        byte_fallback=bool(header.flags & BYTE_FALLBACK),
-    )
+    try:
+        return tokenizer_section.unpack(header, section)
+    except tokenizer_section.DamagedTokenizerError as error:
+        raise _damaged(source, str(error)) from None
 
 
 def _damaged(source: Path, reason: str) -> UserError:

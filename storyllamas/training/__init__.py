@@ -1,1 +1,1 @@
-"""Training: the loop, its optimizer and schedule, and checkpoints that survive being killed."""
+"""Training: the loop, its optimizer and schedule, and checkpoints from which killed runs resume."""

@@ -1,4 +1,4 @@
-"""The states that a killed run goes on from."""
+"""Checkpoints: the files from which a run that was killed resumes."""
 
 from __future__ import annotations
 
@@ -20,78 +20,88 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from storyllamas import workdir
 from storyllamas.atomic import atomic_path, clear_leftovers
 from storyllamas.errors import UserError
-from storyllamas.training.disk import refusal
-from storyllamas.workdir import locked
+from storyllamas.training.disk import describe_refusal
 
-KEPT = 2
+MAX_CHECKPOINTS = 2
+"""Checkpoints of a run on the disk: the newest, and the one before it in case that is damaged."""
+
+MAX_TIME_SHARE = 0.02
+"""Largest share of the time of a run that writing checkpoints takes."""
 
 
 @dataclass(frozen=True)
-class State:
-    """A run after a step.
+class Checkpoint:
+    """The state of a run after a step.
 
     Attributes:
         step: steps done.
-        tensors: weights, optimizer state and the best weights, under names of the loop's choice.
-        notes: what else the loop needs to go on; plain values.
+        tensors: weights, optimizer state and best weights, by names that the loop chooses.
+        metadata: what else the loop needs to resume; JSON values.
     """
 
     step: int
     tensors: dict[str, Tensor]
-    notes: dict[str, Any]
+    metadata: dict[str, Any]
 
     @property
     def bytes(self) -> int:
-        """About the size of its file."""
+        """Size of the tensors, which is about the size of the file."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-class RunFolder:
-    """The states of one unfinished run, the last `KEPT`, in STEP.safetensors each."""
+class CheckpointFolder:
+    """The newest `MAX_CHECKPOINTS` checkpoints of one run, each in STEP.safetensors."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out; one that was killed lets go by itself.
+        """Keep other processes out while the body runs; the lock of a killed process is free.
+
+        The run counts as unfinished again.
 
         Raises:
-            UserError: nothing can be written there.
+            UserError: the folder cannot be written to.
         """
         with ExitStack() as stack:
             try:
-                lock = locked(self.path / "lock", "the process that trains this run")
+                lock = workdir.locked(self.path / "lock", "the process that trains this run")
                 stack.enter_context(lock)
             except OSError as error:
                 raise UserError(
-                    f"checkpoints cannot be kept in {self.path} ({error.strerror}): make it "
+                    f"checkpoints cannot be saved in {self.path} ({error.strerror}): make it "
                     "writable, or name another folder in STORYLLAMAS_STATE"
                 ) from None
             clear_leftovers(self.path)
+            (self.path / workdir.FINISHED).unlink(missing_ok=True)
             yield
 
-    def save(self, state: State) -> None:
-        """Add a state, then remove those beyond `KEPT`.
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, then remove the oldest beyond `MAX_CHECKPOINTS`.
 
         Raises:
-            OSError: it cannot be written; the states before it stay.
+            OSError: it cannot be written; earlier checkpoints stay.
         """
-        notes = json.dumps(state.notes)
-        checksum = _checksum(state.step, notes, state.tensors)
-        metadata = {"step": str(state.step), "notes": notes, "crc32": checksum}
-        with atomic_path(self._file(state.step)) as temporary, _os_errors():
-            safetensors.torch.save_file(state.tensors, temporary, metadata)
+        metadata = json.dumps(checkpoint.metadata)
+        checksum = _checksum(checkpoint.step, metadata, checkpoint.tensors)
+        header = {"metadata": metadata, "crc32": checksum}
+        with atomic_path(self._file(checkpoint.step)) as temporary, _os_errors():
+            safetensors.torch.save_file(checkpoint.tensors, temporary, header)
         # Files of later steps are those that `latest` could not read.
-        before = [file for file in self._files() if int(file.stem) < state.step]
-        for old in before[: -(KEPT - 1)]:
+        earlier = [file for file in self._files() if int(file.stem) < checkpoint.step]
+        for old in earlier[: -(MAX_CHECKPOINTS - 1)]:
             with suppress(OSError):
                 old.unlink()
 
-    def latest(self) -> State | None:
-        """The newest state that is whole, or None; says which are not, and removes damaged ones."""
+    def latest(self) -> Checkpoint | None:
+        """Return the newest intact checkpoint, or None.
+
+        Name each one that cannot be read on standard output, and remove those that are damaged.
+        """
         files = self._files()
         for file in reversed(files):
             try:
@@ -102,12 +112,17 @@ class RunFolder:
                 trouble = "is damaged"
                 with suppress(OSError):
                     file.unlink()
-            other = "starting anew" if file == files[0] else "going back to the one before it"
-            print(f"{file} {trouble}: {other}", flush=True)
+            fallback = "start from the beginning" if file == files[0] else "use the one before it"
+            print(f"{file} {trouble}: {fallback}", flush=True)
         return None
 
+    def mark_finished(self) -> None:
+        """Mark the run as finished: its checkpoints may be removed."""
+        with suppress(OSError):
+            (self.path / workdir.FINISHED).touch()
+
     def remove(self) -> None:
-        """Forget the run: it is finished."""
+        """Remove the folder and all checkpoints in it."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _file(self, step: int) -> Path:
@@ -117,20 +132,90 @@ class RunFolder:
         return sorted(self.path.glob("[0-9]*.safetensors"))
 
 
-def _read(file: Path) -> State:
-    """Read rather than mapped, so that a bad block of the disk is an `OSError`."""
+class CheckpointSaver:
+    """Saves checkpoints of a run at intervals.
+
+    A disk that refuses one does not stop the run, which may finish without, or find room later.
+
+    Attributes:
+        step: step of the newest checkpoint; 0: there is none.
+        seconds: time that writing checkpoints took, earlier processes included.
+    """
+
+    def __init__(
+        self, folder: CheckpointFolder, interval: float, step: int, seconds: float
+    ) -> None:
+        """Start the first interval now.
+
+        Args:
+            folder: where checkpoints are saved.
+            interval: seconds between two checkpoints, 0 …; longer where they would otherwise take
+                more than `MAX_TIME_SHARE` of the time; 0: save after each step.
+            step: step from which the run resumes; 0: it starts from the beginning.
+            seconds: time that earlier processes of this run spent on checkpoints.
+        """
+        self.step, self.seconds = step, seconds
+        self._folder, self._interval = folder, interval
+        self._wait = interval
+        self._saved_at = time.monotonic()
+        self._failed = False
+
+    def is_due(self) -> bool:
+        """Return whether the interval is over."""
+        return time.monotonic() - self._saved_at >= self._wait
+
+    @property
+    def resumption(self) -> str:
+        """How the next run begins, as the end of a sentence."""
+        return f"resumes from step {self.step}" if self.step else "starts from the beginning"
+
+    def save(self, make: Callable[[], Checkpoint], last: bool = False) -> None:
+        """Save a checkpoint; print a line when the disk refuses it, and when it accepts one again.
+
+        Args:
+            make: return the checkpoint.
+            last: whether no later checkpoint of this process follows.
+        """
+        started = time.monotonic()
+        checkpoint = make()
+        try:
+            self._folder.save(checkpoint)
+        except OSError as error:
+            if last or not self._failed:
+                self._warn(checkpoint, error, last)
+            self._failed = True
+        else:
+            if self._failed:
+                print(f"saved the checkpoint of step {checkpoint.step} again", flush=True)
+            self.step, self._failed = checkpoint.step, False
+        self._saved_at = time.monotonic()
+        took = self._saved_at - started
+        self.seconds += took
+        self._wait = max(self._interval, took / MAX_TIME_SHARE) if self._interval else 0
+
+    def _warn(self, checkpoint: Checkpoint, error: OSError, last: bool) -> None:
+        newest = f"the newest is of step {self.step}" if self.step else "there is none yet"
+        reason = describe_refusal(error, self._folder.path, checkpoint.bytes)
+        retry = "" if last else "; training continues and tries again"
+        print(f"no checkpoint of step {checkpoint.step}, {newest}: {reason}{retry}", flush=True)
+
+
+def _read(file: Path) -> Checkpoint:
+    """Read a checkpoint whole, not mapped, so that a bad block of the disk is an `OSError`."""
     data = file.read_bytes()
     header_bytes = int.from_bytes(data[:8], "little")
-    metadata = json.loads(data[8 : 8 + header_bytes])["__metadata__"]
-    state = State(int(file.stem), safetensors.torch.load(data), json.loads(metadata["notes"]))
-    if metadata["crc32"] != _checksum(state.step, metadata["notes"], state.tensors):
-        raise ValueError("other content than was written")
-    return state
+    header = json.loads(data[8 : 8 + header_bytes])["__metadata__"]
+    checkpoint = Checkpoint(
+        int(file.stem), safetensors.torch.load(data), json.loads(header["metadata"])
+    )
+    if header["crc32"] != _checksum(checkpoint.step, header["metadata"], checkpoint.tensors):
+        raise ValueError("the checksum does not match")
+    return checkpoint
 
 
-def _checksum(step: int, notes: str, tensors: dict[str, Tensor]) -> str:
-    """CRC-32 of all that a state's file holds, and of the step in its name."""
-    crc = zlib.crc32(f"{step} {notes}".encode())
+def _checksum(step: int, metadata: str, tensors: dict[str, Tensor]) -> str:
+    """Return the CRC-32 of the step, the metadata and every tensor, as 8 hexadecimal digits."""
+    crc = zlib.crc32(f"{step} {metadata}".encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
@@ -140,79 +225,10 @@ def _checksum(step: int, notes: str, tensors: dict[str, Tensor]) -> str:
 
 @contextmanager
 def _os_errors() -> Iterator[None]:
-    """Errors of the system as Python has them: safetensors puts their number into its message."""
+    """Raise safetensors' errors of the system as `OSError`, by the number in their message."""
     try:
         yield
     except SafetensorError as error:
         found = re.search(r"os error (\d+)", str(error))
         number = int(found[1]) if found else errno.EIO
         raise OSError(number, os.strerror(number)) from None
-
-
-MOST_SHARE = 0.02
-
-
-class Keeper:
-    """Keeps the state of a run now and then.
-
-    A disk that takes none is no reason to stop: the run may end well without, or find room later.
-
-    Attributes:
-        step: of the newest state that is kept; 0: there is none.
-        seconds: what keeping them took.
-    """
-
-    def __init__(self, folder: RunFolder, every: float, step: int, seconds: float) -> None:
-        """Begin to count.
-
-        Args:
-            folder: where states are kept.
-            every: seconds between two of them, or more, so that they take no more than
-                `MOST_SHARE` of the time; 0: after each step.
-            step: of the state that the run goes on from.
-            seconds: what keeping states took before.
-        """
-        self.step, self.seconds = step, seconds
-        self._folder, self._every = folder, every
-        self._wait = every
-        self._since = time.monotonic()
-        self._failed = False
-
-    def due(self) -> bool:
-        """Whether it is time."""
-        return time.monotonic() - self._since >= self._wait
-
-    @property
-    def resumption(self) -> str:
-        """What the next run does."""
-        return f"goes on from step {self.step}" if self.step else "begins anew"
-
-    def keep(self, state: Callable[[], State], last: bool = False) -> None:
-        """Keep the state; where that fails, say so once until it works again.
-
-        Args:
-            state: makes it.
-            last: there will be no other.
-        """
-        begun = time.monotonic()
-        now = state()
-        try:
-            self._folder.save(now)
-        except OSError as error:
-            if last or not self._failed:
-                self._warn(now, error, last)
-            self._failed = True
-        else:
-            if self._failed:
-                print(f"the checkpoint of step {now.step} could be written again", flush=True)
-            self.step, self._failed = now.step, False
-        self._since = time.monotonic()
-        took = self._since - begun
-        self.seconds += took
-        self._wait = max(self._every, took / MOST_SHARE) if self._every else 0
-
-    def _warn(self, state: State, error: OSError, last: bool) -> None:
-        kept = f"that of step {self.step} is kept" if self.step else "there is none yet"
-        why = refusal(error, self._folder.path, state.bytes)
-        hope = "" if last else "; training goes on and tries again"
-        print(f"no checkpoint of step {state.step}, {kept}: {why}{hope}", flush=True)

@@ -1,44 +1,114 @@
-"""The training step as one compiled program (torch.compile)."""
+"""The training loss, compiled by torch.compile."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from storyllamas.errors import UserError
+from storyllamas import workdir
 from storyllamas.model import Llama
 from storyllamas.training.device import Device
 
+MAX_CAUSE = 300
+"""Characters of the message of a compiler that an error shows."""
+
 Loss = Callable[[Tensor, Tensor], Tensor]
+"""A mean loss in nats a token from tokens and targets [micro_batch, context]."""
 
 
-def loss_of(model: Llama, device: Device, micro_batch: int) -> Loss:
-    """The model's loss, for training: compiled for one micro-batch if the device says so.
+class CompilationError(Exception):
+    """The training step cannot be compiled on this machine; the message is the cause."""
+
+
+def training_loss(model: Llama, device: Device, micro_batch: int) -> Loss:
+    """Return the model's loss, compiled for one shape of micro-batch if the device says so.
 
     Raises:
-        UserError: it cannot be compiled here.
+        CompilationError: the compilation, or the first call of its result, fails.
     """
     if not device.compiled:
         return model.loss
     print("compiling the training step", flush=True)
-    compiled: Loss = torch.compile(model.loss, dynamic=False)
-    # Laid out as the windows of a batch are, since another layout would be another program.
+    if device.name == "cpu":
+        _check_compiler()
+    # In the strides of a batch's windows, since each memory layout needs a compilation of its own.
     windows = np.zeros((micro_batch, model.config.context + 1), np.int64)
     tokens, targets = (
         torch.from_numpy(part).to(device.name) for part in (windows[:, :-1], windows[:, 1:])
     )
     model.train()
+    # Not only what PyTorch documents: a broken toolchain raises OSError, ImportError and others.
     try:
+        _set_paths()
+        compiled: Loss = torch.compile(model.loss, dynamic=False)
         with device.autocast():
             loss = compiled(tokens, targets)
         loss.backward()  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"the training step cannot be compiled ({reason}): set compute.compile to never"
-        ) from None
+    except Exception as error:
+        raise CompilationError(_cause(error)) from None
     model.zero_grad(set_to_none=True)
     return compiled
+
+
+def _check_compiler() -> None:
+    """Check that the C++ compiler exists; PyTorch takes `CXX` as the name of one program."""
+    default = "clang++" if sys.platform == "darwin" else "g++"
+    compiler = os.environ.get("CXX", default)
+    if not compiler:
+        raise CompilationError(f"the variable CXX is empty: unset it to use {default}")
+    if not shutil.which(compiler):
+        raise CompilationError(f"the C++ compiler {compiler} is not installed")
+
+
+def _set_paths() -> None:
+    """Let PyTorch build in the state folder, and in paths that a shell would split.
+
+    PyTorch does not quote its build folder and its library folder in the compiler's command line.
+    It builds in the state folder, where later runs of the same shape find the compiled code, or in
+    its own temporary folder if the state folder needs quotes. A symbolic link without such
+    characters stands for the library folder.
+    """
+    state = workdir.root().absolute() / "compiled"
+    if not _needs_quotes(state):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(state))
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    from torch.utils import cpp_extension
+
+    libraries = cpp_extension.TORCH_LIB_PATH
+    if _needs_quotes(libraries):
+        digest = sha256(os.fsencode(libraries)).hexdigest()[:16]
+        link = Path(cache_dir()) / f"torch-lib-{digest}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            link.symlink_to(libraries)
+        cpp_extension.TORCH_LIB_PATH = str(link)
+
+
+def _needs_quotes(path: str | Path) -> bool:
+    try:
+        return shlex.split(str(path)) != [str(path)]
+    except ValueError:
+        return True
+
+
+def _cause(error: BaseException) -> str:
+    """Return the innermost cause of an error of torch.compile, in one line."""
+    while True:
+        inner = getattr(error, "inner_exception", None) or error.__cause__
+        if inner is None or hasattr(error, "output"):
+            break
+        error = inner
+    # Errors of PyTorch's C++ build have the output of the compiler.
+    lines = str(getattr(error, "output", error)).strip().splitlines()
+    line = next((line for line in lines if "error" in line), next(iter(lines), repr(error)))
+    return " ".join(line.split())[:MAX_CAUSE]

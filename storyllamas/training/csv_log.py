@@ -1,4 +1,4 @@
-"""The log of a run: two tables that DVC plots draw while it goes on."""
+"""Logs of a run as CSV files, which DVC plots draw while it trains."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import TextIO
 
 from storyllamas.atomic import write_text
 from storyllamas.rounding import six_digits
-from storyllamas.training.disk import refusal
+from storyllamas.training.disk import describe_refusal
 
 Row = Mapping[str, float]
 
-STEP_COLUMNS = ("step", "tokens", "loss", "learning_rate", "gradient_norm")
-VALIDATION_COLUMNS = ("step", "tokens", "loss")
 
+class CsvLog:
+    """A CSV file that grows by rows; each row is flushed.
 
-class Table:
-    """A CSV file that grows by rows, each of them flushed.
+    A full disk does not stop the run: missing rows are written when there is room again.
 
-    Its rows are kept, so that a checkpoint can hold them and a resumed run writes the same file. A
-    full disk does not stop the run: the rows that are missing are written when there is room.
+    Attributes:
+        path: the file.
+        rows: all rows, which a checkpoint stores so that a resumed run writes the same file.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], rows: Sequence[Row] = ()) -> None:
@@ -31,7 +31,7 @@ class Table:
         self.rows: list[Row] = [six_digits(row) for row in rows]
         self._file: TextIO | None = None
         self._warned = False
-        self._write_whole()
+        self._rewrite()
 
     def append(self, row: Row) -> None:
         """Add a row; numbers are rounded to six significant digits."""
@@ -40,28 +40,32 @@ class Table:
             if self._file:
                 self._file.write(self._text(self.rows[-1:]))
             else:
-                self._write_whole()
+                self._rewrite()
         except OSError as error:
-            self._shut()
+            self._drop_file()
             if not self._warned:
                 size = len(self._text(self.rows))
-                why = refusal(error, self.path.parent, size)
-                print(f"{self.path} is behind: {why}; training goes on", flush=True)
+                reason = describe_refusal(error, self.path.parent, size)
+                print(f"{self.path} misses rows: {reason}; training continues", flush=True)
             self._warned = True
 
     def close(self) -> None:
-        """Close the file; `OSError` if it cannot be written whole."""
-        self._shut()
-        self._write_whole()
-        self._shut()
+        """Write the whole file and close it.
 
-    def _write_whole(self) -> None:
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._drop_file()
+        self._rewrite()
+        self._drop_file()
+
+    def _rewrite(self) -> None:
         header = ",".join(self._columns) + "\n"
         write_text(self.path, header + self._text(self.rows))
         self._file = self.path.open("a", buffering=1, newline="", encoding="utf-8")
 
-    def _shut(self) -> None:
-        """Give up the file; what it still holds back is in `rows`."""
+    def _drop_file(self) -> None:
+        """Close the file if it is open; rows that it could not write are still in `rows`."""
         if self._file:
             with suppress(OSError):
                 self._file.close()

@@ -1,12 +1,9 @@
-"""What the training runs on: the device, its precision, and the memory allocator's manners."""
+"""The device of a training run, its precision, and settings of PyTorch and the allocator."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-import os
-import shlex
-import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -16,12 +13,12 @@ import torch
 from storyllamas.errors import UserError
 from storyllamas.params import Compute
 
-# glibc's malloc.h
+# Constants of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
-# FLOPs of a run that takes some three minutes as it is. Compiling takes up to half of one.
-_EARNS_COMPILING = {"cpu": 2e13, "cuda": 4e15}
+# FLOPs of a run that takes about three minutes uncompiled. Compiling takes up to half a minute.
+_MIN_FLOPS_TO_COMPILE = {"cpu": 2e13, "cuda": 4e15}
 
 
 @dataclass(frozen=True)
@@ -30,35 +27,37 @@ class Device:
 
     Attributes:
         name: cpu, cuda or mps.
-        bfloat16: matrix products are in bfloat16 (mixed precision); weights stay float32.
-        threads: CPU threads that torch computes with.
-        compiled: the training step is compiled.
+        bfloat16: whether matrix products are in bfloat16 (mixed precision); weights are float32.
+        threads: CPU threads of PyTorch.
+        compiled: whether the training step is compiled.
+        must_compile: whether a compilation that fails is an error.
     """
 
     name: str
     bfloat16: bool
     threads: int
     compiled: bool = False
+    must_compile: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which the forward pass runs."""
+        """Return the context in which to run the forward pass."""
         return torch.autocast(self.name, torch.bfloat16) if self.bfloat16 else nullcontext()
 
     @property
     def precision(self) -> str:
-        """The precision's name in params.yaml."""
+        """Name of the precision in params.yaml."""
         return "bfloat16" if self.bfloat16 else "float32"
 
 
 def choose(compute: Compute, flops: float = 0.0) -> Device:
-    """The device that `compute` names, or the best that there is, made ready for training.
+    """Return the device that `compute` names, or the fastest available, and set up PyTorch for it.
 
     Args:
-        compute: what the user chose.
-        flops: of the whole run; decides whether to compile where that is left open.
+        compute: section `compute` of params.yaml.
+        flops: operations of the whole run, by which `compile: auto` decides.
 
     Raises:
-        UserError: the named device is not there.
+        UserError: the machine has no such device.
     """
     if compute.threads:
         torch.set_num_threads(compute.threads)
@@ -66,32 +65,29 @@ def choose(compute: Compute, flops: float = 0.0) -> Device:
     available["cpu"] = True
     name: str = compute.device
     if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
+        name = next(kind for kind, found in available.items() if found)
     if not available[name]:
-        raise UserError(f"compute.device is {name!r}: this machine has none, use auto or cpu")
+        raise UserError(
+            f"compute.device is {name!r}, which this machine does not have: use auto or cpu"
+        )
     bfloat16 = compute.precision == "bfloat16"
     if compute.precision == "auto":
         bfloat16 = computes_in_bfloat16(name)
     if name == "cpu":
-        _keep_freed_pages()
-        _add_in_order()
-    return Device(name, bfloat16, torch.get_num_threads(), _is_compiled(compute, name, flops))
+        _reuse_freed_pages()
+        _use_deterministic_algorithms()
+    must_compile = compute.compile == "always"
+    compiled = must_compile or _should_compile(compute, name, flops)
+    return Device(name, bfloat16, torch.get_num_threads(), compiled, must_compile)
 
 
-def _is_compiled(compute: Compute, name: str, flops: float) -> bool:
-    """Whether to compile a run of so many FLOPs; says so if only a C++ compiler is missing."""
-    wanted = compute.compile == "always"
-    if compute.compile == "auto":
-        wanted = flops >= _EARNS_COMPILING.get(name, math.inf)
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if wanted and name == "cpu" and not shutil.which(shlex.split(compiler)[0]):
-        print(f"no C++ compiler ({compiler}) is here: training goes on without, slower", flush=True)
-        return False
-    return wanted
+def _should_compile(compute: Compute, name: str, flops: float) -> bool:
+    """Return whether to compile a run of so many FLOPs, which pays only if it is long."""
+    return compute.compile == "auto" and flops >= _MIN_FLOPS_TO_COMPILE.get(name, math.inf)
 
 
 def computes_in_bfloat16(name: str) -> bool:
-    """Return whether a device of that name multiplies bfloat16 natively, so that it is faster."""
+    """Return whether the device (cpu, cuda or mps) multiplies bfloat16 natively, hence faster."""
     if name == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if name == "cpu":
@@ -99,20 +95,20 @@ def computes_in_bfloat16(name: str) -> bool:
     return False
 
 
-def _add_in_order() -> None:
-    """Have threads add up in the same order in every run, so that the bits are the same.
+def _use_deterministic_algorithms() -> None:
+    """Make threads add in the same order in every run, so that runs are bit-identical.
 
-    A compiled step would add the gradients of the embedding's rows as its threads come.
+    Otherwise the threads of a compiled step add gradients of the embedding's rows in any order.
     """
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _keep_freed_pages() -> None:
+def _reuse_freed_pages() -> None:
     """Let glibc reuse the pages of large activations.
 
-    By default it gives them back to the kernel at every step and faults them in again, which costs
-    a fifth of the time. Other C libraries are left alone.
+    By default it returns them to the kernel at every step and faults them in again, which takes a
+    fifth of the time. Do nothing with other C libraries.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):

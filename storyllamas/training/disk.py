@@ -1,4 +1,4 @@
-"""What to say when the disk refuses something."""
+"""Messages for a disk that refuses to write."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-# What the system says when there is no room: on the disk, in the user's quota, in a file's limit.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# No room on the disk, in the user's quota, or within the limit on a file's size.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def refusal(error: OSError, folder: Path, needed: int) -> str:
-    """Why `needed` bytes could not be written to `folder` and what would do: half a sentence."""
-    if error.errno not in NO_ROOM:
+def describe_refusal(error: OSError, folder: Path, needed: int) -> str:
+    """Return why `needed` bytes could not be written to `folder` and what to do, as a clause."""
+    if error.errno not in _NO_ROOM:
         return f"{folder} cannot be written to ({error.strerror}), make it writable"
     free = ""
     with suppress(OSError):
-        free = f" of {_megabytes(shutil.disk_usage(folder).free)} that are free"
+        free = f" and has {_megabytes(shutil.disk_usage(folder).free)} free"
     return f"{folder} needs {_megabytes(needed)}{free} ({error.strerror}), make room there"
 
 

@@ -1,50 +1,76 @@
-"""Leaving a run in order: on Ctrl-C or a termination signal, or when nobody waits for it."""
+"""Stopping a run in order: on Ctrl-C or a termination signal, or when its parent has ended."""
 
 from __future__ import annotations
 
 import os
 import signal
 from types import FrameType
-from typing import NoReturn
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def orphaned(parent: int | None) -> bool:
-    """Whether `parent`, which waits for this process, is gone; if that is DVC or torchrun."""
-    watched = "DVC_STAGE" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+def is_run_by_dvc() -> bool:
+    """Return whether this process is the command of a DVC stage."""
+    return "DVC_STAGE" in os.environ
+
+
+def is_orphaned(parent: int | None) -> bool:
+    """Return whether the process `parent`, if it is DVC or torchrun, has ended."""
+    watched = is_run_by_dvc() or "TORCHELASTIC_RUN_ID" in os.environ
     return watched and parent is not None and os.getppid() != parent
 
 
 class Interrupt:
-    """Turns the first signal into a question that the loop asks; a second one acts as usual."""
+    """A handler of the first signal, which the loop polls; a second signal acts as usual.
+
+    Attributes:
+        requested: whether a signal asked the run to stop.
+        status: exit status of a run that it stopped, 128 + the number of the signal.
+    """
 
     def __init__(self, parent: int | None = None) -> None:
-        """Watch also for the end of the process `parent`, if that is DVC or torchrun."""
-        self.asked = False
+        """Watch also whether the process `parent`, if it is DVC or torchrun, has ended."""
+        self.requested = False
+        self.status = 128 + signal.SIGTERM
         self._parent = parent
 
     def __enter__(self) -> Interrupt:
-        self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        # nohup ignores SIGHUP.
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        handled = [n for n in SIGNALS if not (ignored and n == signal.SIGHUP)]
+        self._previous = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(number, self._before[signal.Signals(number)])
-        # Not print, which must not be entered again if the signal came in the middle of one.
-        os.write(1, b"\nfinishing this step; once more to stop at once\n")
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.requested, self.status = True, 128 + number
+        signal.signal(number, self._previous[signal.Signals(number)])
+        try:
+            # print must not be entered again if the signal came in the middle of one.
+            os.write(1, b"\nfinishing this step; interrupt again to stop at once\n")
+        except OSError:
+            _discard_output()
 
     def check_parent(self) -> None:
-        """Stop if DVC was killed: its next run would otherwise wait for this orphan."""
-        if orphaned(self._parent):
+        """Stop if DVC was killed: its next run would otherwise wait for this process.
+
+        After a signal, which may have ended both, the run finishes its step first.
+
+        Raises:
+            SystemExit: the parent has ended.
+        """
+        if not self.requested and is_orphaned(self._parent):
             raise SystemExit(
-                "dvc or torchrun is gone: stopping; the next run goes on from the last checkpoint"
+                "dvc or torchrun has ended: stopping; the next run resumes from the last checkpoint"
             )
 
-    def leave(self, step: int, resumption: str) -> NoReturn:
-        """Stop after a step; `resumption` is what the next run does."""
-        raise SystemExit(f"stopped after step {step}: the same command {resumption}")
+
+def _discard_output() -> None:
+    """Discard what the run prints from now on: its terminal was closed."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(null, stream)
+    os.close(null)

@@ -1,6 +1,6 @@
-"""Starting the ranks of a run on this machine, as torchrun does, and watching over them.
+"""Starting the ranks of a run on this machine, as torchrun does, and watching them.
 
-Nothing heavy is imported before `launch`, so that the environment can still be seen to.
+Import nothing heavy before `launch`: the environment must be set before torch is imported.
 """
 
 from __future__ import annotations
@@ -15,32 +15,35 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from storyllamas.errors import UserError
-from storyllamas.training.interrupt import orphaned
+from storyllamas.training.interrupt import is_orphaned
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-# What a rank exits with that stops because another one is gone.
-LOST = 75
-GO_ON = "the same command goes on from the last checkpoint, also with another number of processes"
+EXIT_RANK_LOST = 75
+"""Exit status of a rank that stops because another one has ended."""
+
+RESUME_HINT = (
+    "the same command, also with other compute.processes, resumes from the last checkpoint"
+)
 
 _RUN_ID = "storyllamas"
 
 
 def started() -> bool:
-    """Whether this process is a rank that torchrun or `launch` started."""
+    """Return whether torchrun or `launch` started this process as a rank."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def launched() -> bool:
-    """Whether this process is a rank that `launch` started."""
+    """Return whether `launch` started this process as a rank."""
     return os.environ.get("TORCHELASTIC_RUN_ID") == _RUN_ID
 
 
 def forget_single_thread() -> None:
-    """Undo that torchrun gives each of several ranks one thread; call it before torch is imported.
+    """Undo torchrun's OMP_NUM_THREADS=1 for several ranks; call it before importing torch.
 
-    A user's own OMP_NUM_THREADS=1 looks the same to a rank: `compute.threads` says it for certain.
+    A rank cannot tell it from the user's own OMP_NUM_THREADS=1: `compute.threads` overrides both.
     """
     several = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1
     if several and not launched() and os.environ.get("OMP_NUM_THREADS") == "1":
@@ -48,16 +51,16 @@ def forget_single_thread() -> None:
 
 
 def launch(processes: int, arguments: Sequence[str], parent: int | None = None) -> None:
-    """Run Python with `arguments` as that many ranks; return when all have ended well.
+    """Run Python with `arguments` as several ranks; return when all have succeeded.
 
     Args:
-        processes: ranks on this machine.
-        arguments: of Python, the same for all.
-        parent: the process that waits for this one; where that is DVC and it is gone, stop.
+        processes: number of ranks, all on this machine.
+        arguments: command-line arguments of Python, the same for all ranks.
+        parent: id of the process that waits for this one; if that is DVC and it ends, stop.
 
     Raises:
         UserError: a rank was killed.
-        SystemExit: a rank ended badly and has said why, or this process was told to end.
+        SystemExit: a rank failed and has printed why, or a signal ended this process.
     """
     from torch.distributed.elastic.multiprocessing import (
         DefaultLogsSpecs,
@@ -66,8 +69,8 @@ def launch(processes: int, arguments: Sequence[str], parent: int | None = None) 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable(logging.ERROR)  # torchrun's own, of what is said below in one sentence
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    logging.disable(logging.ERROR)  # torchrun logs what `_raise_failure` says in one sentence
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -83,25 +86,28 @@ def launch(processes: int, arguments: Sequence[str], parent: int | None = None) 
     except SignalException as stopped:
         raise SystemExit(128 + stopped.sigval) from None
     except ChildFailedError as error:
-        _explain(error.failures)
+        _raise_failure(error.failures)
 
 
-def _explain(failures: Mapping[int, ProcessFailure]) -> None:
-    """Say which rank was killed; one that failed has said so itself."""
-    # Those that are left over when one ends badly are sent SIGTERM.
-    culprits = {k: v for k, v in failures.items() if v.exitcode not in (LOST, -signal.SIGTERM)}
+def _raise_failure(failures: Mapping[int, ProcessFailure]) -> None:
+    """Raise an error that names the rank that was killed; a rank that failed has printed why."""
+    # torchrun sends SIGTERM to the other ranks when one fails.
+    culprits = {
+        k: v for k, v in failures.items() if v.exitcode not in (EXIT_RANK_LOST, -signal.SIGTERM)
+    }
     if not culprits:
-        raise UserError(f"the ranks lost each other: {GO_ON}")
+        raise UserError(f"the ranks lost each other: {RESUME_HINT}")
     for rank, failure in culprits.items():
         if failure.exitcode < 0:
             raise UserError(
-                f"rank {rank} (process {failure.pid}) was ended by {failure.signal_name()}: {GO_ON}"
+                f"rank {rank} (process {failure.pid}) was killed by {failure.signal_name()}: "
+                f"{RESUME_HINT}"
             )
     raise SystemExit(1)
 
 
-def _end_with(parent: int | None) -> None:
-    """Ask this process to end once nobody waits for it."""
-    while not orphaned(parent):
+def _end_with_parent(parent: int | None) -> None:
+    """Send SIGTERM to this process once `parent` has ended."""
+    while not is_orphaned(parent):
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,8 +1,8 @@
 """The training loop.
 
 Every step is a function of the state before it, the recipe and the step's number: batches and
-dropout draw from generators seeded with that number. So a run that was killed goes on from its last
-checkpoint to the same bits, and several processes share a step's work (see distributed.py).
+dropout use generators seeded with that number. So a run that was killed resumes from its last
+checkpoint to bit-identical weights, and several processes can split a step (see distributed.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,27 +24,26 @@ import torch
 from torch import Tensor
 
 from storyllamas import workdir
-from storyllamas.bits_per_byte import framed_bits_per_byte
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.params import Recipe
-from storyllamas.rounding import six_digits
 from storyllamas.token_file import TokenFile
-from storyllamas.training.checkpoints import Keeper, RunFolder, State
-from storyllamas.training.compiled import loss_of
-from storyllamas.training.csv_log import STEP_COLUMNS, VALIDATION_COLUMNS, Table
+from storyllamas.training import metrics
+from storyllamas.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointSaver
+from storyllamas.training.compiled import CompilationError, Loss, training_loss
+from storyllamas.training.csv_log import CsvLog
 from storyllamas.training.device import Device
 from storyllamas.training.distributed import Ranks, micro_batch
-from storyllamas.training.interrupt import Interrupt
-from storyllamas.training.metrics import costs, peak_memory_bytes
+from storyllamas.training.interrupt import Interrupt, is_run_by_dvc
 from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.progress import Progress
 from storyllamas.training.schedule import learning_rate
-from storyllamas.training.tensorboard import Scalars
+from storyllamas.training.source_files import imported_files
+from storyllamas.training.tensorboard import TensorBoardLog
 
-# A row for every step, or in a long run for every few.
-MOST_LOG_ROWS = 2000
+MAX_LOG_ROWS = 2000
+"""Rows of steps.csv; a longer run logs every second step, or fewer."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,11 @@ class Job:
 
     Attributes:
         config: shape of the model.
-        recipe: how it is trained.
-        seed: of the initial weights, the batches and dropout.
+        recipe: hyperparameters.
+        seed: seed of the initial weights, the batches and dropout, 0 … 2^32 - 1.
         train: tokens to learn from.
         valid: tokens to validate on, of the same tokenizer.
-        device: where it runs.
+        device: device, precision and threads.
     """
 
     config: ModelConfig
@@ -68,15 +67,13 @@ class Job:
     device: Device
 
     def key(self) -> str:
-        """A digest of it all, the code and the libraries that compute it included.
+        """Return a digest of the job, the code and the libraries, as 16 hexadecimal digits.
 
-        Without the number of threads, so that a run goes on with another number of processes.
+        The number of threads is left out, so that a run resumes with another number of processes.
         """
-        room = Path(__file__).parent
-        beside = ("config.py", "model.py", "rounding.py", "token_file.py", "bits_per_byte.py")
-        code = [*sorted(room.glob("*.py")), *(room.parent / name for name in beside)]
-        device = {k: v for k, v in dataclasses.asdict(self.device).items() if k != "threads"}
-        deciding = {
+        left_out = ("threads", "must_compile")
+        device = {k: v for k, v in dataclasses.asdict(self.device).items() if k not in left_out}
+        values = {
             "config": dataclasses.asdict(self.config),
             "recipe": dataclasses.asdict(self.recipe),
             "seed": self.seed,
@@ -84,20 +81,28 @@ class Job:
             "device": device,
             "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
             "libraries": [np.__version__, torch.__version__],
-            "code": [_file_digest(path) for path in code],
+            "code": [_file_digest(path) for path in source_files()],
         }
-        text = json.dumps(deciding, sort_keys=True)
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def source_files() -> list[Path]:
+    """Return the files of this package that decide a run: a change in one is another job."""
+    package = Path(__file__).parent.parent
+    # How files are written, what errors say, and parameters, whose values are in the key.
+    names = ("__init__.py", "atomic.py", "errors.py", "params.py", "workdir.py")
+    return imported_files(Path(__file__), package, [package / name for name in names])
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run gives.
+    """The result of a finished run.
 
     Attributes:
-        tensors: the weights that were best on validation, on the CPU.
-        metrics: what the run came to: plain numbers and names, the same for the same bits.
-        costs: what it took, which no two runs have the same.
+        tensors: the weights with the lowest validation loss, on the CPU.
+        metrics: `metrics.final_metrics`, equal for bit-identical runs.
+        costs: `metrics.final_costs`, which differ between any two runs.
     """
 
     tensors: dict[str, Tensor]
@@ -115,56 +120,125 @@ def training_run(
     ranks: Ranks | None = None,
     name: str = "",
 ) -> Iterator[Result]:
-    """Train to the end, from the last checkpoint of the same run if there is one.
+    """Train to the end, from the last checkpoint of the same job if there is one.
 
-    Its checkpoints are removed when the block, which keeps the result somewhere, ends well.
+    The body stores the result; when it ends without an exception, the checkpoints are removed. If
+    DVC runs the process, they stay until `workdir.remove_finished_runs`: DVC notes the result only
+    later, and trains again if it is killed before.
 
     Args:
         job: what to train.
-        logs: folder of the tables steps.csv and validation.csv, written while it goes on.
-        checkpoint_seconds: time between two checkpoints, as `Keeper` takes it.
-        parent: the process that waits for this one; where that is DVC or torchrun and it is gone,
+        logs: folder of steps.csv and validation.csv, which grow during the run.
+        checkpoint_seconds: least time between two checkpoints, in seconds; 0: one after each step.
+        parent: id of the process that waits for this one; if that is DVC or torchrun and it ends,
             stop.
-        ranks: the processes that train together; None: this one alone.
-        name: of the run in TensorBoard; empty: it is not to be seen there.
+        ranks: the processes that train together; None: only this one.
+        name: name of the run in TensorBoard; empty: no TensorBoard log.
 
     Raises:
-        UserError: the loss is not finite, the disk refuses the result, or the ranks cannot share
-            the work.
-        SystemExit: interrupted; a checkpoint is kept.
+        UserError: the loss is not finite, the disk refuses the result, or the ranks cannot split
+            a step evenly.
+        SystemExit: the run was interrupted; a checkpoint is saved.
     """
     ranks = ranks or Ranks()
-    key = job.key()
-    ranks.check_alike(f"{key} {job.device.threads}")
-    folder = RunFolder(workdir.root() / "runs" / key)
-    watched = workdir.root() / "tensorboard" / f"{name}-{key}" if name and ranks.first else None
-    with folder.locked() if ranks.first else nullcontext():
-        trainer = Trainer(job, logs, ranks.from_first(folder.latest), ranks)
-        kept = trainer.step, trainer.seconds_in_checkpoints
-        keeper = Keeper(folder, checkpoint_seconds, *kept)
-        result = trainer.run(keeper, Interrupt(parent), Scalars(watched, trainer.step))
+    with _open(job, logs, ranks) as (trainer, folder):
+        saver = CheckpointSaver(
+            folder, checkpoint_seconds, trainer.step, trainer.seconds_in_checkpoints
+        )
+        label = f"{name}-{folder.path.name}"
+        tensorboard = workdir.root() / "tensorboard" / label if name and ranks.first else None
+        result = trainer.run(saver, Interrupt(parent), TensorBoardLog(tensorboard, trainer.step))
+        if ranks.first and is_run_by_dvc() and saver.step < trainer.step:
+            saver.save(trainer.checkpoint, last=True)
         try:
             trainer.close_logs()
             yield result
         except OSError as error:
-            keeper.keep(trainer.state, last=True)
+            saver.save(trainer.checkpoint, last=True)
             raise UserError(
-                f"{error.filename} cannot be written ({error.strerror}): once that is mended, the "
-                f"same command {keeper.resumption}"
+                f"{error.filename} cannot be written ({error.strerror}): solve that, then the same "
+                f"command {saver.resumption}"
             ) from None
-        if ranks.first:
+        if ranks.first and is_run_by_dvc():
+            folder.mark_finished()
+        elif ranks.first:
             folder.remove()
 
 
+@contextmanager
+def _open(job: Job, logs: Path, ranks: Ranks) -> Iterator[tuple[Trainer, CheckpointFolder]]:
+    """Yield a trainer, at the last checkpoint of the job, and the folder, locked.
+
+    If the training step cannot be compiled, train uncompiled, which is another job: its results
+    are not bit-identical.
+
+    Raises:
+        UserError: `compute.compile` is always, and the training step cannot be compiled.
+    """
+    key = job.key()
+    ranks.check_equal(f"{key} {job.device.threads}")
+    folder = CheckpointFolder(workdir.runs() / key)
+    with ExitStack() as stack:
+        if ranks.first:
+            stack.enter_context(folder.locked())
+            workdir.remove_finished_runs()
+        resumed = ranks.broadcast(folder.latest)
+        try:
+            trainer = Trainer(job, logs, resumed, ranks)
+        except CompilationError as error:
+            if ranks.first and not resumed:
+                folder.remove()
+            if job.device.must_compile:
+                raise UserError(
+                    f"compute.compile is always, but the training step cannot be compiled ({error})"
+                    ": solve that, or use auto or never"
+                ) from None
+            print(
+                f"the training step cannot be compiled ({error}): training runs uncompiled, slower",
+                flush=True,
+            )
+        else:
+            yield trainer, folder
+            return
+    uncompiled = dataclasses.replace(job.device, compiled=False)
+    with _open(dataclasses.replace(job, device=uncompiled), logs, ranks) as opened:
+        yield opened
+
+
 class Trainer:
-    """A run in progress: `training_run` takes it to its end, a benchmark step by step."""
+    """A run in progress, which `training_run` takes to its end and a benchmark step by step.
+
+    Attributes:
+        job: what to train.
+        ranks: the processes that train together.
+        model: the weights.
+        step: steps taken.
+        seconds: time since the run began, earlier processes included.
+        seconds_in_checkpoints: the part of it that writing checkpoints took.
+        peak_memory_bytes: largest memory in use, earlier processes included.
+        best_loss: lowest validation loss, in nats a token; infinite before the first validation.
+        best_step: steps taken when it was measured.
+        step_log: steps.csv.
+        validation_log: validation.csv.
+    """
 
     def __init__(
-        self, job: Job, logs: Path, resumed: State | None, ranks: Ranks | None = None
+        self, job: Job, logs: Path, resumed: Checkpoint | None, ranks: Ranks | None = None
     ) -> None:
+        """Begin a run, or resume one from a checkpoint.
+
+        Args:
+            job: what to train.
+            logs: folder of the logs.
+            resumed: the checkpoint; None: start from the beginning.
+            ranks: the processes that train together; None: only this one.
+
+        Raises:
+            CompilationError: the training step cannot be compiled.
+        """
         self.job = job
         self.ranks = ranks or Ranks()
-        self.micro_batch = micro_batch(job.recipe, job.config.context, self.ranks.count)
+        self.micro_batch = micro_batch(job.recipe, job.config.context, self.ranks.world_size)
         torch.manual_seed(job.seed)
         self.model = Llama(job.config, job.recipe.dropout, job.recipe.zero_init_residual).to(
             job.device.name
@@ -179,61 +253,88 @@ class Trainer:
         self.best_loss = math.inf
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
+        loss = self._loss(resumed.step if resumed else 0)
         rows: dict[str, Any] = {"steps": [], "validation": []}
         if resumed:
             rows = self._restore(resumed)
-        loss = loss_of(self.model, job.device, self.micro_batch)
-        self.loss = self.ranks.parallel(self.model, loss)
-        steps, validation = map(self.ranks.file, (logs / "steps.csv", logs / "validation.csv"))
-        self.steps_table = Table(steps, STEP_COLUMNS, rows["steps"])
-        self.validation_table = Table(validation, VALIDATION_COLUMNS, rows["validation"])
+        self.loss = self.ranks.average_gradients(self.model, loss)
+        steps, validation = map(self.ranks.log_path, (logs / "steps.csv", logs / "validation.csv"))
+        self.step_log = CsvLog(steps, metrics.STEP_COLUMNS, rows["steps"])
+        self.validation_log = CsvLog(validation, metrics.VALIDATION_COLUMNS, rows["validation"])
 
-    def run(self, keeper: Keeper, interrupt: Interrupt, scalars: Scalars) -> Result:
-        """Take all steps that are left, with validations and checkpoints."""
+    def _loss(self, step: int) -> Loss:
+        """Return the loss to train with after `step`, compiled on all ranks or on none."""
+        loss: Loss = self.model.loss
+        if step == self.job.recipe.steps:
+            return loss
+        failure: CompilationError | None = None
+        try:
+            loss = training_loss(self.model, self.job.device, self.micro_batch)
+        except CompilationError as error:
+            failure = error
+        if self.ranks.any(failure is not None):
+            raise failure or CompilationError("it fails on another rank")
+        return loss
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens learned from so far."""
+        return self.step * self.job.recipe.tokens_per_step
+
+    def run(
+        self, saver: CheckpointSaver, interrupt: Interrupt, tensorboard: TensorBoardLog
+    ) -> Result:
+        """Take the remaining steps, with validations and checkpoints."""
         recipe = self.job.recipe
-        log_every = math.ceil(recipe.steps / MOST_LOG_ROWS)
-        begun = time.monotonic() - self.seconds
+        log_every = math.ceil(recipe.steps / MAX_LOG_ROWS)
+        started = time.monotonic() - self.seconds
         shown = recipe.steps, self.step, recipe.tokens_per_step, self.job.device.name
-        with interrupt, scalars, Progress(*shown) as progress:
+        with interrupt, tensorboard, Progress(*shown) as progress:
             while self.step < recipe.steps:
                 loss, norm = self.train_step(interrupt)
                 if self.step % log_every == 0 or self.step == recipe.steps:
-                    self._log_step(loss, norm)
-                    scalars.log_step(self.steps_table.rows[-1])
+                    self.step_log.append(metrics.step_row(self, loss, norm))
+                    tensorboard.log_step(self.step_log.rows[-1])
                 if self.step % recipe.eval_every == 0 or self.step == recipe.steps:
-                    progress.validated(self._validate())
-                    scalars.log_validation(self.validation_table.rows[-1])
-                self.seconds = time.monotonic() - begun
+                    progress.set_validation_loss(self._validate())
+                    tensorboard.log_validation(self.validation_log.rows[-1])
+                self.seconds = time.monotonic() - started
                 progress.advance(self.step, loss)
-                asked = self.ranks.any(interrupt.asked)
-                if self.ranks.first and (asked or keeper.due()):
-                    keeper.keep(self.state, last=asked)
-                    self.seconds_in_checkpoints = keeper.seconds
-                if asked and self.step < recipe.steps:
-                    self.ranks.leave(lambda: interrupt.leave(self.step, keeper.resumption))
-        return Result(self.best, self._metrics(), self._costs())
+                stop = self.ranks.any(interrupt.requested)
+                if self.ranks.first and (stop or saver.is_due()):
+                    saver.save(self.checkpoint, last=stop)
+                    self.seconds_in_checkpoints = saver.seconds
+                if stop and self.step < recipe.steps:
+                    message = f"stopped after step {self.step}: the same command {saver.resumption}"
+                    self.ranks.exit_together(message, interrupt.status)
+        self._update_peak_memory()
+        return Result(self.best, metrics.final_metrics(self), metrics.final_costs(self))
 
     def close_logs(self) -> None:
-        """Close the tables; `OSError` if they cannot be written whole."""
-        self.steps_table.close()
-        self.validation_table.close()
+        """Close the logs.
+
+        Raises:
+            OSError: one cannot be written whole.
+        """
+        self.step_log.close()
+        self.validation_log.close()
 
     def train_step(self, interrupt: Interrupt) -> tuple[float, float]:
-        """Take the next step; returns its batch's mean loss and the norm of the gradient."""
+        """Take the next step; return its batch's mean loss and the gradient's norm."""
         job, recipe, device = self.job, self.job.recipe, self.job.device
         sequences = recipe.tokens_per_step // job.config.context
         batch = job.train.batch(self.step, sequences, job.config.context, job.seed)
         self.model.train()
         total = torch.zeros((), device=device.name)
-        for first in self.ranks.share(range(0, sequences, self.micro_batch)):
+        for first in self.ranks.split(range(0, sequences, self.micro_batch)):
             interrupt.check_parent()
             torch.manual_seed(_dropout_seed(job.seed, self.step, first))
             tokens, targets = self._to_device(batch, first)
             with device.autocast():
                 loss = self.loss(tokens, targets)
-            share = loss * (self.micro_batch * self.ranks.count / sequences)
-            share.backward()  # type: ignore[no-untyped-call]
-            total += share.detach()
+            scaled = loss * (self.micro_batch * self.ranks.world_size / sequences)
+            scaled.backward()  # type: ignore[no-untyped-call]
+            total += scaled.detach()
         limit = recipe.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
         mean = self.ranks.mean(total.item())
@@ -245,11 +346,11 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> float:
-        """Mean loss on the validation windows; the weights are kept if it is the lowest yet."""
+        """Return the mean loss on the validation windows; copy the weights if it is the lowest."""
         self.model.eval()
         tokens, _ = self.validation_set
         total = 0.0
-        for first in self.ranks.share(range(0, len(tokens), self.micro_batch)):
+        for first in self.ranks.split(range(0, len(tokens), self.micro_batch)):
             inputs, targets = self._to_device(self.validation_set, first)
             with self.job.device.autocast():
                 total += self.model.loss(inputs, targets).item() * len(inputs)
@@ -258,9 +359,7 @@ class Trainer:
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, self.step
             self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
-        self.validation_table.append(
-            {"step": self.step, "tokens": self._tokens_seen(), "loss": loss}
-        )
+        self.validation_log.append(metrics.validation_row(self, loss))
         return loss
 
     def _check_finite(self, name: str, value: float) -> None:
@@ -268,112 +367,70 @@ class Trainer:
             rate = self.job.recipe.learning_rate
             raise UserError(
                 f"the {name} after {self.step} steps is {value}: lower train.learning_rate "
-                f"(it is {rate:g}); the last checkpoint with finite losses is kept"
+                f"(it is {rate:g}); the last checkpoint with finite losses stays"
             )
 
     def _to_device(self, batch: tuple[Any, Any], first: int) -> tuple[Tensor, Tensor]:
-        """The micro-batch that begins at row `first`: inputs and targets."""
+        """Return inputs and targets [micro_batch, context] from row `first` of a batch on."""
         rows = slice(first, first + self.micro_batch)
         inputs, targets = (torch.from_numpy(part[rows]).to(self.job.device.name) for part in batch)
         return inputs, targets
 
-    def _log_step(self, loss: float, norm: float) -> None:
-        self.steps_table.append(
-            {
-                "step": self.step,
-                "tokens": self._tokens_seen(),
-                "loss": loss,
-                "learning_rate": learning_rate(self.step - 1, self.job.recipe),
-                "gradient_norm": norm,
-            }
-        )
-
-    def _tokens_seen(self) -> int:
-        return self.step * self.job.recipe.tokens_per_step
-
-    def state(self) -> State:
-        """All that the run needs to go on from here."""
+    def checkpoint(self) -> Checkpoint:
+        """Return everything that a run needs to resume from here."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors |= {f"optimizer.{k}": v for k, v in self.optimizers.tensors().items()}
-        self._take_note_of_memory()
-        notes = {
+        self._update_peak_memory()
+        metadata = {
             "seconds": self.seconds,
             "seconds_in_checkpoints": self.seconds_in_checkpoints,
             "peak_memory_bytes": self.peak_memory_bytes,
             "best_loss": self.best_loss if self.best else None,
             "best_step": self.best_step,
-            "steps": self.steps_table.rows,
-            "validation": self.validation_table.rows,
+            "steps": self.step_log.rows,
+            "validation": self.validation_log.rows,
         }
-        return State(self.step, {k: v.detach().cpu() for k, v in tensors.items()}, notes)
+        return Checkpoint(self.step, {k: v.detach().cpu() for k, v in tensors.items()}, metadata)
 
-    def _restore(self, before: State) -> dict[str, Any]:
-        """Take over a state; returns its notes, which hold the rows of the log."""
+    def _restore(self, resumed: Checkpoint) -> dict[str, Any]:
+        """Load a checkpoint; return its metadata, which holds the rows of the logs."""
 
         def named(prefix: str) -> dict[str, Tensor]:
             return {
                 name.removeprefix(prefix): tensor
-                for name, tensor in before.tensors.items()
+                for name, tensor in resumed.tensors.items()
                 if name.startswith(prefix)
             }
 
         self.model.load_state_dict(named("model."))
         self.best = named("best.")
         self.optimizers.load(named("optimizer."))
-        self.step = before.step
-        self.seconds = before.notes["seconds"]
-        self.seconds_in_checkpoints = before.notes["seconds_in_checkpoints"]
-        self.peak_memory_bytes = before.notes["peak_memory_bytes"]
-        self.best_step = before.notes["best_step"]
+        self.step = resumed.step
+        self.seconds = resumed.metadata["seconds"]
+        self.seconds_in_checkpoints = resumed.metadata["seconds_in_checkpoints"]
+        self.peak_memory_bytes = resumed.metadata["peak_memory_bytes"]
+        self.best_step = resumed.metadata["best_step"]
         if self.best:
-            self.best_loss = before.notes["best_loss"]
-        print(f"going on from step {self.step} of {self.job.recipe.steps}", flush=True)
-        return before.notes
+            self.best_loss = resumed.metadata["best_loss"]
+        print(f"resuming from step {self.step} of {self.job.recipe.steps}", flush=True)
+        return resumed.metadata
 
-    def _metrics(self) -> dict[str, Any]:
-        valid = self.job.valid
-        return {
-            "parameters": self.job.config.parameters,
-            "steps": self.job.recipe.steps,
-            "tokens": self._tokens_seen(),
-            "flops": self._tokens_seen() * self.job.config.training_flops,
-            "train_loss": self.steps_table.rows[-1]["loss"],
-            "validation_loss": six_digits(self.best_loss),
-            "framed_bits_per_byte": six_digits(
-                framed_bits_per_byte(self.best_loss, len(valid.tokens), valid.text_bytes)
-            ),
-            "best_step": self.best_step,
-            "device": self.job.device.name,
-            "precision": self.job.device.precision,
-            "threads": self.job.device.threads,
-            "processes": self.ranks.count,
-            "compiled": self.job.device.compiled,
-        }
-
-    def _costs(self) -> dict[str, Any]:
-        self._take_note_of_memory()
-        return {
-            **costs(self.job.config, self._tokens_seen(), self.seconds),
-            "seconds_in_checkpoints": round(self.seconds_in_checkpoints, 2),
-            "peak_memory_bytes": self.peak_memory_bytes,
-        }
-
-    def _take_note_of_memory(self) -> None:
-        here = peak_memory_bytes(self.job.device.name)
-        self.peak_memory_bytes = max(self.peak_memory_bytes, here)
+    def _update_peak_memory(self) -> None:
+        peak = metrics.peak_memory_bytes(self.job.device.name)
+        self.peak_memory_bytes = max(self.peak_memory_bytes, peak)
 
 
 def _dropout_seed(seed: int, step: int, first: int) -> int:
-    """Of the draws in the micro-batch that begins at row `first` of a step's batch.
+    """Return the seed of dropout in the micro-batch from row `first` of a step's batch on.
 
-    Torch's CPU generator takes 32 bits of a seed, so that all three are mixed into as many.
+    PyTorch's CPU generator uses 32 bits of a seed: mix all three values into as many.
     """
     return int(np.random.SeedSequence([seed, step, first]).generate_state(1)[0])
 
 
 def _file_digest(path: Path) -> str:
-    """SHA-256 of a file, in bounded memory."""
+    """Return the SHA-256 of a file, computed in bounded memory."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

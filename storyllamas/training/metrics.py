@@ -1,24 +1,98 @@
-"""What metrics/train.json says of a run, beside its losses."""
+"""Every metric of training: rows of its logs, and the values of metrics/train.json.
+
+To add a metric, change this file only.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
+from storyllamas.bits_per_byte import framed_bits_per_byte
 from storyllamas.config import ModelConfig
 from storyllamas.rounding import six_digits
+from storyllamas.training.csv_log import Row
 from storyllamas.training.device import Device
+from storyllamas.training.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from storyllamas.training.loop import Result, Trainer
+
+PEAK_SECONDS = 0.3
+"""Time for which `matmul_peak` measures."""
+
+# ---- Logs, in TensorBoard too --------------------------------------------------------------------
+
+STEP_COLUMNS = ("step", "tokens", "loss", "learning_rate", "gradient_norm")
+VALIDATION_COLUMNS = ("step", "tokens", "loss")
+
+
+def step_row(trainer: Trainer, loss: float, norm: float) -> Row:
+    """Return the row of steps.csv for the step just taken.
+
+    Args:
+        trainer: the run.
+        loss: mean loss of the step's batch, in nats a token.
+        norm: norm of the gradient before clipping.
+    """
+    return {
+        "step": trainer.step,
+        "tokens": trainer.tokens_seen,
+        "loss": loss,
+        "learning_rate": learning_rate(trainer.step - 1, trainer.job.recipe),
+        "gradient_norm": norm,
+    }
+
+
+def validation_row(trainer: Trainer, loss: float) -> Row:
+    """Return the row of validation.csv for a validation with this mean loss, in nats a token."""
+    return {"step": trainer.step, "tokens": trainer.tokens_seen, "loss": loss}
+
+
+# ---- metrics/train.json --------------------------------------------------------------------------
+
+
+def final_metrics(trainer: Trainer) -> dict[str, Any]:
+    """Return the metrics of a finished run that are equal for bit-identical runs."""
+    job = trainer.job
+    valid_tokens, valid_bytes = len(job.valid.tokens), job.valid.text_bytes
+    return {
+        "parameters": job.config.parameters,
+        "steps": job.recipe.steps,
+        "tokens": trainer.tokens_seen,
+        "flops": trainer.tokens_seen * job.config.training_flops,
+        "train_loss": trainer.step_log.rows[-1]["loss"],
+        "validation_loss": six_digits(trainer.best_loss),
+        "framed_bits_per_byte": six_digits(
+            framed_bits_per_byte(trainer.best_loss, valid_tokens, valid_bytes)
+        ),
+        "best_step": trainer.best_step,
+        "device": job.device.name,
+        "precision": job.device.precision,
+        "threads": job.device.threads,
+        "processes": trainer.ranks.world_size,
+        "compiled": job.device.compiled,
+    }
+
+
+def final_costs(trainer: Trainer) -> dict[str, Any]:
+    """Return the time and memory of a finished run, which differ between any two runs."""
+    return {
+        **costs(trainer.job.config, trainer.tokens_seen, trainer.seconds),
+        "seconds_in_checkpoints": round(trainer.seconds_in_checkpoints, 2),
+        "peak_memory_bytes": trainer.peak_memory_bytes,
+    }
 
 
 def costs(config: ModelConfig, tokens: int, seconds: float) -> dict[str, Any]:
-    """What learning from `tokens` in `seconds` comes to.
+    """Return the time and speed of learning from `tokens` in `seconds`.
 
-    Validations and checkpoints take of the seconds, and count as no operations.
+    The seconds include validations and checkpoints; the operations do not.
     """
     return {
         "seconds": round(seconds, 1),
@@ -27,12 +101,26 @@ def costs(config: ModelConfig, tokens: int, seconds: float) -> dict[str, Any]:
     }
 
 
+def train_json(result: Result, device: Device, processes: int) -> dict[str, Any]:
+    """Return all metrics of a run, for metrics/train.json.
+
+    Measure the peak of matrix products now, on this machine.
+    """
+    flops_per_second = result.costs["flops_per_second"]
+    return {
+        **result.metrics,
+        **result.costs,
+        **matmul_utilization(flops_per_second, device, processes),
+    }
+
+
 def matmul_utilization(
     flops_per_second: float, device: Device, processes: int = 1
 ) -> dict[str, Any]:
-    """How much of the machine a run used: its operations over those of large matrix products.
+    """Return the speed of a run as a fraction of the measured peak of matrix products.
 
-    The latter are measured on this process's share of the machine, in the precision of the run.
+    The peak is measured with the threads and the precision of one process of the run, then
+    multiplied by `processes`.
     """
     peak = processes * matmul_peak(device.name, device.precision)
     return {
@@ -41,18 +129,18 @@ def matmul_utilization(
     }
 
 
-SECONDS = 0.3
+# ---- Measurements --------------------------------------------------------------------------------
 
 
 def memory_bytes(device: str) -> int:
-    """Memory in use: of the GPU's tensors on cuda, otherwise resident of this process."""
+    """Return the memory in use: tensors on the GPU for cuda, else the process's resident set."""
     if device == "cuda":
         return torch.cuda.memory_allocated()
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_memory_bytes(device: str) -> int:
-    """The most memory that was in use so far, as `memory_bytes` counts it."""
+    """Return the largest value that `memory_bytes` had in this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -65,25 +153,25 @@ def peak_memory_bytes(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def matmul_peak(device: str, precision: str, seconds: float = SECONDS) -> float:
-    """Floating-point operations a second of a large square matrix product, the fastest of some.
+def matmul_peak(device: str, precision: str, seconds: float = PEAK_SECONDS) -> float:
+    """Return the operations a second of a large square matrix product, the fastest of several.
 
-    It is what a training on this machine could reach if it were nothing but such products, with the
-    threads that torch has; taken anew each time, since a machine is not always equally fast.
+    A training run that was nothing but such products would reach it, with the threads that torch
+    uses now. Each call measures, since the speed of a machine varies.
 
     Args:
         device: cpu, cuda or mps.
         precision: float32 or bfloat16.
-        seconds: how long to try.
+        seconds: how long to measure.
     """
     side = 2048 if device == "cpu" else 8192
     random = torch.Generator().manual_seed(0)
-    draw = torch.randn(side, side, generator=random).to(device, getattr(torch, precision))
+    matrix = torch.randn(side, side, generator=random).to(device, getattr(torch, precision))
     best = float("inf")
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or best == float("inf"):
-        begun = time.perf_counter()
-        product = draw @ draw
+        started = time.perf_counter()
+        product = matrix @ matrix
         product[0, 0].item()  # waits for a GPU
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, time.perf_counter() - started)
     return 2 * side**3 / best

@@ -1,10 +1,10 @@
-"""Muon: momentum whose every matrix is made orthogonal, all matrices of a shape at once.
+"""Muon: momentum with an orthogonalized update, for all matrices of a shape at once.
 
-Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with the update's size matched to
-AdamW's as in Liu et al. 2025, arXiv:2502.16982, so that both take the same learning rate. It
+Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with the update's RMS matched to
+AdamW's as in Liu et al. 2025, arXiv:2502.16982, so that both use the same learning rate. It
 computes what `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` does, in half of the time for
-small models, where one matrix at a time leaves a processor idle. On top of that, rows can be evened
-out as in NorMuon (Li et al. 2025, arXiv:2510.05491).
+small models, where one matrix at a time leaves a processor idle. Optionally it normalizes rows as
+NorMuon does (Li et al. 2025, arXiv:2510.05491).
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ STEPS = 5
 class Muon(Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for matrices.
 
-    Groups take `lr`, `weight_decay` and `beta2`, the decay of each row's mean squared update, by
-    whose root it is divided; 0: rows stay as they are.
+    Groups have `lr`, `weight_decay` and `beta2`: the update of a row is divided by the root of its
+    mean square, averaged over steps with decay `beta2`; 0: no division.
     """
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], dtype: torch.dtype = torch.bfloat16
     ) -> None:
-        """Take parameter groups.
+        """Set up parameter groups.
 
         Args:
-            groups: as any optimizer takes them.
-            dtype: of the Newton-Schulz iteration. bfloat16 is exact enough, but a CPU without
-                bfloat16 arithmetic takes some 20 times longer for it than for float32.
+            groups: parameter groups as of any optimizer.
+            dtype: precision of the Newton-Schulz iteration. bfloat16 is exact enough, but some 20
+                times slower than float32 on a CPU without bfloat16 arithmetic.
         """
         self._dtype = dtype
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "beta2": 0.0})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move the weights by their gradients."""
+        """Update the weights from their gradients."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
@@ -53,13 +53,13 @@ class Muon(Optimizer):
                 momentum = torch.stack(self._momentum(matrices)).to(self._dtype)
                 updates = orthogonal(momentum).to(matrices[0].dtype)
                 if group["beta2"]:
-                    updates = self._evened(matrices, updates, group["beta2"])
+                    updates = self._normalize_rows(matrices, updates, group["beta2"])
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
                 torch._foreach_add_(matrices, updates.unbind(), alpha=-rate)
 
     def _momentum(self, matrices: list[Tensor]) -> tuple[Tensor, ...]:
-        """Take the gradients into their running means, and look one step ahead (Nesterov)."""
+        """Update the running means of the gradients; return Nesterov's lookahead of them."""
         for matrix in matrices:
             if not self.state[matrix]:
                 self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
@@ -68,27 +68,27 @@ class Muon(Optimizer):
         torch._foreach_lerp_(means, gradients, 1 - MOMENTUM)
         return torch._foreach_lerp(gradients, means, MOMENTUM)
 
-    def _evened(self, matrices: list[Tensor], updates: Tensor, beta2: float) -> Tensor:
-        """The updates [N, R, C] with rows of similar size over time, each of the same norm."""
+    def _normalize_rows(self, matrices: list[Tensor], updates: Tensor, beta2: float) -> Tensor:
+        """Return updates [N, R, C] with rows of equal mean square over time and the same norms."""
         for matrix in matrices:
             self.state[matrix].setdefault("row_squares", matrix.new_zeros(len(matrix), 1))
         squares = [self.state[matrix]["row_squares"] for matrix in matrices]
         torch._foreach_lerp_(squares, updates.square().mean(-1, keepdim=True).unbind(), 1 - beta2)
-        evened = updates / torch.stack(squares).sqrt().add(1e-8)
-        return evened * (_norms(updates) / _norms(evened).clamp(min=1e-7))
+        normalized = updates / torch.stack(squares).sqrt().add(1e-8)
+        return normalized * (_norms(updates) / _norms(normalized).clamp(min=1e-7))
 
 
 def _norms(matrices: Tensor) -> Tensor:
-    """Root of the sum of squares of each of matrices [N, R, C]: [N, 1, 1]."""
+    """Return the Frobenius norm of each matrix [N, R, C], as [N, 1, 1]."""
     norms: Tensor = torch.linalg.matrix_norm(matrices, keepdim=True)
     return norms
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Return the nearly orthogonal matrices [N, R, C] next to those given, in the same precision.
+    """Return the nearest nearly orthogonal matrices [N, R, C], in the same precision.
 
-    Singular values, scaled to at most 1, all move to between 0.7 and 1.2 by a quintic Newton-Schulz
-    iteration on the shorter side.
+    Scale singular values to at most 1, then move them to between 0.7 and 1.2 by a quintic
+    Newton-Schulz iteration on the shorter side.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices

@@ -1,7 +1,7 @@
-"""How weights follow their gradients: AdamW, or Muon with AdamW for what is no hidden matrix.
+"""The optimizers: AdamW, or Muon for the layers' matrices and AdamW for the other parameters.
 
-AdamW: Loshchilov & Hutter 2019, arXiv:1711.05101. Muon makes each matrix's update orthogonal, so
-the matrices that the model stacks into one are given to it apart.
+AdamW: Loshchilov & Hutter 2019, arXiv:1711.05101. Muon orthogonalizes the update of each matrix, so
+it takes the matrices that the model stacks into one parameter one by one.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class Optimizers:
     """The optimizers of a model, stepped together."""
 
     def __init__(self, model: Llama, recipe: Recipe) -> None:
-        """Share out the parameters: every one belongs to one group of one optimizer.
+        """Assign every parameter to one group of one optimizer.
 
-        A group's `scale` is its learning rate over that of the step. RMSNorm weights, which are
-        vectors, do not decay.
+        A group's `scale` multiplies the step's learning rate. RMSNorm weights, which are vectors,
+        do not decay.
         """
         hidden = [p for p in model.layers.parameters() if p.ndim == 2]
         vectors = [p for p in model.parameters() if p.ndim == 1]
-        taken = {id(p) for p in [*hidden, *vectors]}
-        vocabulary = [p for p in model.parameters() if id(p) not in taken]
+        assigned = {id(p) for p in [*hidden, *vectors]}
+        vocabulary = [p for p in model.parameters() if id(p) not in assigned]
         decay = recipe.weight_decay
         groups: list[dict[str, Any]] = [
             {"params": vocabulary, "weight_decay": decay, "scale": recipe.embedding_lr_scale},
@@ -40,7 +40,7 @@ class Optimizers:
         self._all: list[Optimizer] = []
         self._stacked: list[tuple[Tensor, list[nn.Parameter]]] = []
         if recipe.optimizer == "muon":
-            self._stacked = [(whole, _apart(whole, rows)) for whole, rows in model.stacked()]
+            self._stacked = [(whole, _unstack(whole, rows)) for whole, rows in model.stacked()]
             stacked = {id(whole) for whole, _ in self._stacked}
             matrices = [p for p in hidden if id(p) not in stacked]
             matrices += [part for _, parts in self._stacked for part in parts]
@@ -53,7 +53,7 @@ class Optimizers:
         self._all.append(AdamW(groups, betas=(recipe.beta1, recipe.beta2), fused=True))
 
     def step(self, learning_rate: float) -> None:
-        """Move the weights, then forget the gradients."""
+        """Update the weights, then drop the gradients."""
         for whole, parts in self._stacked:
             assert whole.grad is not None
             gradients = torch.split(whole.grad, [len(part) for part in parts])
@@ -67,7 +67,7 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state as named tensors: optimizer, parameter's index, the state's own name."""
+        """Return the state; OPTIMIZER.PARAMETER.KEY, with indices of both, names each tensor."""
         return {
             f"{number}.{index}.{key}": value
             for number, optimizer in enumerate(self._all)
@@ -76,22 +76,22 @@ class Optimizers:
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over the state that `tensors` named."""
+        """Load the state that `tensors` returned."""
         for number, optimizer in enumerate(self._all):
             state: dict[int, dict[str, Tensor]] = {}
-            for index, key, tensor in _of(number, tensors):
+            for index, key, tensor in _state_of(number, tensors):
                 state.setdefault(index, {})[key] = tensor
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
-def _apart(whole: Tensor, rows: Sequence[int]) -> list[nn.Parameter]:
-    """The matrices that lie on top of each other in `whole`, each in its memory."""
+def _unstack(whole: Tensor, rows: Sequence[int]) -> list[nn.Parameter]:
+    """Return the matrices that are stacked in `whole`, as views; `rows` are their heights."""
     return [nn.Parameter(part) for part in torch.split(whole.detach(), list(rows))]
 
 
-def _of(number: int, tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, str, Tensor]]:
-    """Parameter's index, state's name and tensor of one optimizer."""
+def _state_of(number: int, tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, str, Tensor]]:
+    """Yield parameter's index, key and tensor of one optimizer's state."""
     for name, tensor in tensors.items():
-        owner, index, key = name.split(".")
-        if int(owner) == number:
+        optimizer, index, key = name.split(".")
+        if int(optimizer) == number:
             yield int(index), key, tensor

@@ -1,4 +1,4 @@
-"""What has to be set before the process begins, so that memory and threads are fast."""
+"""Environment variables of fast training, which the libraries read when a process starts."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import sys
 
 
 def variables() -> dict[str, str]:
-    """Environment variables that training wants; none over what the user has set.
+    """Return the variables to set; none that the user has set.
 
-    On Linux glibc asks for huge pages, so that large activations cost fewer page faults, and the
-    threads of GNU OpenMP wait for each other some tens of microseconds before they sleep, not
-    milliseconds: where another program takes a core, training is then twice as fast.
+    On Linux, glibc then asks for huge pages, so that large activations cost fewer page faults, and
+    threads of GNU OpenMP spin for some tens of microseconds, not milliseconds, before they sleep:
+    where another program uses a core, training is twice as fast.
     """
     if sys.platform != "linux":
         return {}
-    wanted = {}
+    missing = {}
     if "GLIBC_TUNABLES" not in os.environ:
-        wanted["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        missing["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        wanted["GOMP_SPINCOUNT"] = "10000"
-    return wanted
+        missing["GOMP_SPINCOUNT"] = "10000"
+    return missing
 
 
 def prepare() -> None:
-    """Start the program anew with `variables`, if one is missing; call it before importing torch.
+    """Restart the program with `variables`, if any is missing; call it before importing torch.
 
-    The libraries read them when a process begins. The process keeps its number.
+    The process keeps its id.
     """
-    if wanted := variables():
-        os.environ.update(wanted)
+    if missing := variables():
+        os.environ.update(missing)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -1,9 +1,10 @@
-"""What a person sees of a run: a bar in a terminal, now and then a line elsewhere."""
+"""Progress of a run: a bar in a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import suppress
 from datetime import timedelta
 
 from rich import progress as bars
@@ -11,32 +12,33 @@ from rich.console import Console
 
 from storyllamas.training.metrics import memory_bytes
 
-# Steps whose speed is shown.
 RECENT_STEPS = 50
-# Elsewhere than in a terminal, a line follows each validation, and the last line after this time.
+"""Steps over which the speed is averaged."""
+
 LINE_SECONDS = 60
+"""Outside a terminal, a line follows each validation, and the last line after this time."""
 
 
 class Progress:
-    """Step, loss, validation loss, time left, tokens a second and memory; the last gives way."""
+    """Step, losses, time left, tokens a second and memory; a narrow terminal cuts the last."""
 
     def __init__(self, steps: int, done: int, tokens_per_step: int, device: str) -> None:
-        """Begin after `done` of all `steps`; `device` is that whose memory is shown."""
+        """Show a run of `steps`, of which `done` are taken, on `device` (cpu, cuda or mps)."""
         console = Console()
         self._live = console.is_terminal
         self._steps, self._tokens, self._device = steps, tokens_per_step, device
         self._bar = bars.Progress(
             bars.TextColumn("step {task.completed}/{task.total}"),
             bars.BarColumn(bar_width=None),
-            bars.TextColumn("{task.fields[facts]}"),
+            bars.TextColumn("{task.fields[values]}"),
             console=console,
             disable=not self._live,
             expand=True,
         )
-        self._task = self._bar.add_task("", total=steps, completed=done, facts="")
+        self._task = self._bar.add_task("", total=steps, completed=done, values="")
         now = time.monotonic()
         self._recent = deque([(now, done)], maxlen=RECENT_STEPS + 1)
-        self._said = now
+        self._printed_at = now
         self._validation: float | None = None
         self._validated = False
 
@@ -47,24 +49,25 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def validated(self, loss: float) -> None:
-        """Take note of a validation loss; shown with the next step."""
+    def set_validation_loss(self, loss: float) -> None:
+        """Show this validation loss from the next step on."""
         self._validation, self._validated = loss, True
 
     def advance(self, step: int, loss: float) -> None:
         """Show a finished step."""
         now = time.monotonic()
         self._recent.append((now, step))
-        begun, first = self._recent[0]
-        seconds = (now - begun) / (step - first)
+        started, first = self._recent[0]
+        seconds = (now - started) / (step - first)
         left = timedelta(seconds=round(seconds * (self._steps - step)))
         validation = "" if self._validation is None else f"  validation {self._validation:.3f}"
-        facts = (
+        values = (
             f"loss {loss:.3f}{validation}  {left} left  "
             f"{self._tokens / seconds:,.0f} tokens/s  {memory_bytes(self._device) / 1e9:.1f} GB"
         )
-        self._bar.update(self._task, completed=step, facts=facts)
-        if not self._live and (self._validated or now - self._said >= LINE_SECONDS):
-            print(f"step {step}/{self._steps}  {facts}", flush=True)
-            self._said = now
+        with suppress(OSError):  # of a closed terminal
+            self._bar.update(self._task, completed=step, values=values)
+            if not self._live and (self._validated or now - self._printed_at >= LINE_SECONDS):
+                print(f"step {step}/{self._steps}  {values}", flush=True)
+                self._printed_at = now
         self._validated = False

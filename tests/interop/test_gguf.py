@@ -12,6 +12,7 @@ from random_models import make_config, make_source
 from storyllamas.errors import UserError
 from storyllamas.interop.formats import export_model, import_model, open_external
 from storyllamas.interop.model import InteropModel
+from storyllamas.vocabulary import PieceType
 
 gguf = pytest.importorskip("gguf")
 
@@ -87,7 +88,7 @@ def test_a_header_may_omit_keys_with_defaults(model: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"llama.rope.scaling.type": "linear"}, r"llama\.rope\.scaling\.type in .* is 'linear'"),
+        ({"llama.rope.scaling.type": "yarn"}, r"llama\.rope\.scaling\.type in .* is 'yarn'"),
         ({"llama.attention.sliding_window": 64}, r"llama\.attention\.sliding_window in .* is 64"),
         ({"llama.expert_count": 8}, r"llama\.expert_count in .* is 8"),
         ({"llama.rope.dimension_count": 4}, "rope.dimension_count in .* is 4 and must be .* 8"),
@@ -98,10 +99,13 @@ def test_a_header_may_omit_keys_with_defaults(model: Path) -> None:
         ({"llama.block_count": None}, "has no llama.block_count"),
         ({"llama.attention.layer_norm_rms_epsilon": 0.0}, "epsilon in .* is 0.0"),
         ({"llama.embedding_length": 64}, "shape"),
-        ({"tokenizer.ggml.model": "gpt2"}, r"tokenizer\.ggml\.model in .* is 'gpt2'"),
+        ({"tokenizer.ggml.model": "bert"}, r"tokenizer\.ggml\.model in .* is 'bert'"),
+        ({"tokenizer.ggml.model": "gpt2"}, r"tokenizer\.ggml\.pre in .* is 'default'"),
         ({"tokenizer.ggml.scores": None}, r"has no tokenizer\.ggml\.scores"),
         ({"tokenizer.ggml.bos_token_id": 4000}, "bos_id of the tokenizer in .* is 4000"),
-        ({"tokenizer.ggml.tokens": ["a"] * 400}, "occurs twice"),
+        ({"tokenizer.ggml.tokens": ["a"] * 400}, "is of type byte and must be one of <0x00>"),
+        ({"llama.context_length": 2**20 + 1}, "must be a whole number from 1 to 1048576"),
+        ({"llama.rope.freq_base": 1e-46}, "must be a number above 0 in float32"),
     ],
 )
 def test_headers_that_are_rejected(model: Path, fields: dict[str, Any], sentence: str) -> None:
@@ -115,7 +119,7 @@ def test_headers_that_are_rejected(model: Path, fields: dict[str, Any], sentence
     ("name", "tensor", "sentence"),
     [
         ("blk.0.attn_q.bias", np.zeros(32, np.float32), r"has a tensor blk\.0\.attn_q\.bias"),
-        ("rope_freqs.weight", np.ones(4, np.float32), r"rope_freqs\.weight"),
+        ("rope_freqs.weight", np.arange(1, 5, dtype=np.float32) ** 2, r"rope_freqs\.weight"),
         ("blk.0.ffn_up.weight", np.zeros((96, 31), np.float32), "shape .96, 31."),
         ("output_norm.weight", np.zeros(0, np.float32), r"no tensor output_norm\.weight"),
         ("output_norm.weight", np.full(32, np.nan, np.float32), "not finite"),
@@ -166,6 +170,33 @@ def test_a_flipped_bit_of_the_header_ends_in_one_sentence_at_worst(model: Path) 
         except UserError:
             rejected += 1
     assert rejected > 10
+
+
+def test_text_with_the_name_of_a_gguf_file(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_text("Once upon a time there was a llama.")
+    with pytest.raises(UserError, match=r"a\.gguf is not a GGUF file"):
+        open_external(tmp_path / "a.gguf")
+
+
+def test_a_long_context(model: Path) -> None:
+    edit(model, {"llama.context_length": 2**20})
+    assert open_external(model).config.context == 2**20
+
+
+@pytest.mark.parametrize(
+    ("index", "kind", "sentence"),
+    [
+        (3, PieceType.NORMAL, "has no piece <0x00> of type byte"),
+        (300, PieceType.BYTE, "is of type byte and must be one of"),
+        (0, PieceType.NORMAL, "unk_id .* is 0, but this piece, '<unk>', is not of type unknown"),
+    ],
+)
+def test_pieces_of_another_type(model: Path, index: int, kind: int, sentence: str) -> None:
+    types = gguf.GGUFReader(model).fields["tokenizer.ggml.token_type"].contents()
+    types[index] = int(kind)
+    edit(model, {"tokenizer.ggml.token_type": types})
+    with pytest.raises(UserError, match=sentence):
+        open_external(model)
 
 
 def test_weights_above_the_range_of_the_type(tmp_path: Path) -> None:

@@ -103,11 +103,11 @@ def test_config_json_may_omit_defaults_and_use_old_keys(model: Path) -> None:
         ({"sliding_window": 128}, "sliding_window in .* is 128"),
         (
             {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
-            "rope_scaling in .*llama3",
+            "rope_factor of the rotary scaling in .* is None",
         ),
         (
             {"rope_parameters": "absent", "rope_scaling": {"type": "linear"}},
-            "rope_scaling in .*lin",
+            "rope_factor of the rotary scaling in .* is None",
         ),
         ({"quantization_config": {"bits": 4}}, "quantization_config in"),
         ({"num_hidden_layers": 3}, "no tensor model.layers.2"),
@@ -116,6 +116,14 @@ def test_config_json_may_omit_defaults_and_use_old_keys(model: Path) -> None:
         ({"hidden_size": "32"}, "hidden_size in .* is '32'"),
         ({"hidden_size": None}, "has no hidden_size"),
         ({"head_dim": 7}, "head width in .* is 7 and must be even"),
+        ({"tie_word_embeddings": 3}, "tie_word_embeddings in .* is 3 and must be true or false"),
+        (
+            {"num_attention_heads": 2**19, "num_key_value_heads": 2, "head_dim": 4},
+            "at most 1048576",
+        ),
+        ({"max_position_embeddings": 2**20 + 1}, "whole number from 1 to 1048576"),
+        ({"rms_norm_eps": 1e400}, "rms_norm_eps in .* is inf"),
+        ({"rms_norm_eps": 1e300}, "rms_norm_eps in .* must be a number above 0 in float32"),
         ({"intermediate_size": 95}, "mlp.gate_proj.weight in .* has shape .96, 32."),
     ],
 )
@@ -135,6 +143,9 @@ def test_files_that_are_damaged_or_missing(model: Path) -> None:
             open_external(model)
     file.unlink()
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        open_external(model)
+    (model / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"config\.json cannot be read: .* nested too deeply"):
         open_external(model)
     (model / "config.json").write_text("[")
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
@@ -176,7 +187,8 @@ def test_tokenizers_that_are_rejected(
     with pytest.raises(UserError, match="is not a SentencePiece model"):
         open_external(model)
     (model / "tokenizer.model").unlink()
-    with pytest.raises(UserError, match=r"tokenizer\.model does not exist: only models with"):
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"neither tokenizer\.model nor tokenizer\.json"):
         open_external(model)
 
 

@@ -243,6 +243,12 @@ def test_wrong_headers(tmp_path: Path, offset: int, value: int, sentence: str) -
         open_external(path)
 
 
+def test_text_is_not_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Once upon a time there was a llama. " * 9)
+    with pytest.raises(UserError, match=r"a\.txt is not a llama2\.c checkpoint, a GGUF file or"):
+        open_external(tmp_path / "a.txt")
+
+
 def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
     path = save(tmp_path, make_source(make_config()), 1)
     tokenizer = tmp_path / "tokenizer.bin"

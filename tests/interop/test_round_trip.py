@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tracemalloc
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import configs, make_config, make_source
 
-from storyllamas import params
 from storyllamas.config import tensor_shapes
 from storyllamas.errors import UserError
 from storyllamas.interop.formats import FORMATS, export_model, import_model
@@ -113,8 +111,3 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, name: str) -> None:
     export_model(source, name, folder)
     assert (folder / "mine.txt").read_text() == "keep"
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_params_know_every_format() -> None:
-    (listed,) = get_args(get_type_hints(params.Export)["formats"])
-    assert set(get_args(listed)) == set(FORMATS)

@@ -1,0 +1,178 @@
+/* added.c: finds added tokens in a text.
+ *
+ * Tokens are searched for from left to right, the longest where several begin. One that does not
+ * count, such as a special token where these are plain text, still hides what it overlaps. */
+
+#include <stdlib.h>
+
+#include "tokenizer.h"
+#include "unicode.h"
+
+/* ---- The matchers ---------------------------------------------------------------------------- */
+
+/* By text, a special token first among equals. */
+static int compare_needles(const void *first, const void *second) {
+    const sl_needle *a = first, *b = second;
+    const uint32_t shared = a->length < b->length ? a->length : b->length;
+    const int order = memcmp(a->text, b->text, shared);
+    if (order) return order;
+    if (a->length != b->length) return a->length < b->length ? -1 : 1;
+    const uint32_t special = SL_ADDED_SPECIAL;
+    if ((a->flags ^ b->flags) & special) return a->flags & special ? -1 : 1;
+    return a->id < b->id ? -1 : 1;
+}
+
+/* Write a piece as it stands in a raw or a normalized text. Returns its length. */
+static uint32_t write_needle(const sl_tokenizer *tokenizer, int32_t id, bool normalized,
+                             char *out) {
+    const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
+    const char *text = sl_piece_text(tokenizer, id);
+    const char *begin = out;
+    const bool replaces = normalized && vocabulary->kind == SL_BPE && !vocabulary->metaspace;
+    if (replaces && vocabulary->dummy_prefix) {
+        memcpy(out, SL_SPACE, SL_SPACE_BYTES);
+        out += SL_SPACE_BYTES;
+    }
+    for (uint32_t i = 0; i < sl_piece_length(tokenizer, id); i++) {
+        if (replaces && text[i] == ' ') {
+            memcpy(out, SL_SPACE, SL_SPACE_BYTES);
+            out += SL_SPACE_BYTES;
+        } else {
+            *out++ = text[i];
+        }
+    }
+    return (uint32_t)(out - begin);
+}
+
+/* The matcher needs memory for `count` tokens whose texts have `bytes` bytes. */
+static bool allocate(sl_matcher *matcher, size_t count, size_t bytes) {
+    matcher->needles = calloc(count + 1, sizeof *matcher->needles);
+    matcher->text = malloc(SL_SPACE_BYTES * (bytes + count) + 1);
+    return matcher->needles && matcher->text;
+}
+
+static void add_needle(const sl_tokenizer *tokenizer, sl_matcher *matcher, sl_added_token token) {
+    const sl_needle *before = matcher->count ? &matcher->needles[matcher->count - 1] : NULL;
+    char *text = matcher->text + (before ? before->text - matcher->text + before->length : 0);
+    const bool normalized = token.flags & SL_ADDED_NORMALIZED;
+    const uint32_t length = write_needle(tokenizer, (int32_t)token.id, normalized, text);
+    matcher->needles[matcher->count++] = (sl_needle){text, length, (int32_t)token.id, token.flags};
+    matcher->begins[(uint8_t)*text] = true;
+    if (!(token.flags & SL_ADDED_SPECIAL)) matcher->has_plain = true;
+}
+
+static bool index_all(sl_tokenizer *tokenizer, const sl_added_token *tokens, size_t count) {
+    size_t bytes = 0;
+    for (size_t i = 0; i < count; i++) bytes += sl_piece_length(tokenizer, (int32_t)tokens[i].id);
+    sl_matcher *matchers[] = {&tokenizer->raw, &tokenizer->normalized};
+    for (int i = 0; i < 2; i++)
+        if (!allocate(matchers[i], count, bytes)) return false;
+    for (size_t i = 0; i < count; i++)
+        add_needle(tokenizer, matchers[(tokens[i].flags & SL_ADDED_NORMALIZED) != 0], tokens[i]);
+    for (int i = 0; i < 2; i++)
+        qsort(matchers[i]->needles, matchers[i]->count, sizeof(sl_needle), compare_needles);
+    return true;
+}
+
+/* SentencePiece has no added tokens, and its control pieces take their place. */
+static bool index_controls(sl_tokenizer *tokenizer) {
+    size_t count = 0;
+    sl_added_token *tokens = calloc(tokenizer->vocabulary.size, sizeof *tokens);
+    if (!tokens) return false;
+    for (uint32_t id = 0; id < tokenizer->vocabulary.size; id++)
+        if (sl_piece_type(tokenizer, (int32_t)id) == SL_PIECE_CONTROL)
+            tokens[count++] = (sl_added_token){id, SL_ADDED_SPECIAL};
+    const bool enough = index_all(tokenizer, tokens, count);
+    free(tokens);
+    return enough;
+}
+
+bool sl_index_added(sl_tokenizer *tokenizer) {
+    const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
+    if (vocabulary->kind == SL_SENTENCEPIECE) return index_controls(tokenizer);
+    return index_all(tokenizer, vocabulary->added, vocabulary->added_count);
+}
+
+void sl_matcher_free(sl_matcher *matcher) {
+    free(matcher->needles);
+    free(matcher->text);
+}
+
+/* ---- The search ------------------------------------------------------------------------------ */
+
+/* Of needles first … last - 1, which share their first `depth` bytes, return the first whose next
+ * byte is at least this one. */
+static uint32_t lower_bound(const sl_matcher *matcher, uint32_t first, uint32_t last,
+                            uint32_t depth, uint32_t byte) {
+    while (first < last) {
+        const uint32_t middle = first + (last - first) / 2;
+        if ((uint8_t)matcher->needles[middle].text[depth] < byte)
+            first = middle + 1;
+        else
+            last = middle;
+    }
+    return first;
+}
+
+/* Return the longest needle that stands at a place in the text, or NULL. */
+static const sl_needle *needle_at(const sl_search *search, size_t at) {
+    const sl_matcher *matcher = search->matcher;
+    const sl_needle *longest = NULL;
+    uint32_t first = 0, last = matcher->count;
+    for (uint32_t depth = 0; first < last; depth++) {
+        if (matcher->needles[first].length == depth) {
+            longest = &matcher->needles[first];
+            while (first < last && matcher->needles[first].length == depth) first++;
+        }
+        if (at + depth == search->length) break;
+        const uint32_t byte = (uint8_t)search->text[at + depth];
+        first = lower_bound(matcher, first, last, depth, byte);
+        last = lower_bound(matcher, first, last, depth, byte + 1);
+    }
+    return longest;
+}
+
+static bool is_of(const char *character, uint32_t classes) {
+    return sl_unicode_range_of(sl_code_point(character)).classes & classes;
+}
+
+/* Return whether a needle counts where it stands. */
+static bool counts(const sl_search *search, const sl_needle *needle, size_t start, size_t end) {
+    const char *text = search->text;
+    if (needle->flags & SL_ADDED_SPECIAL && !search->special) return false;
+    if (!(needle->flags & SL_ADDED_SINGLE_WORD)) return true;
+    if (start && is_of(text + sl_code_before(text, start), SL_WORD_CHARACTER)) return false;
+    return end == search->length || !is_of(text + end, SL_WORD_CHARACTER);
+}
+
+/* Take in whitespace: on the left as far as the last match, on the right to the end of the run. */
+static sl_match stretch(sl_search *search, const sl_needle *needle, size_t start, size_t end) {
+    const char *text = search->text;
+    if (needle->flags & SL_ADDED_LSTRIP) {
+        for (size_t left; start > search->done; start = left) {
+            left = sl_code_before(text, start);
+            if (!is_of(text + left, SL_WHITE)) break;
+        }
+        if (start < search->done) start = search->done; /* the last match reaches beyond it */
+    }
+    if (needle->flags & SL_ADDED_RSTRIP) {
+        if (end < search->white_end) end = search->white_end;
+        while (end < search->length && is_of(text + end, SL_WHITE)) end += sl_code_bytes(text[end]);
+        search->white_end = end;
+    }
+    return (sl_match){start, end, needle->id};
+}
+
+bool sl_search_next(sl_search *search, sl_match *match) {
+    while (search->at < search->length) {
+        const size_t at = search->at;
+        const sl_needle *needle = NULL;
+        if (search->matcher->begins[(uint8_t)search->text[at]]) needle = needle_at(search, at);
+        search->at += needle ? needle->length : 1;
+        if (!needle || !counts(search, needle, at, search->at)) continue;
+        *match = stretch(search, needle, at, search->at);
+        search->done = match->end;
+        return true;
+    }
+    return false;
+}

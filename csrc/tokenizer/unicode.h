@@ -1,0 +1,55 @@
+/* unicode.h: what the pre-tokenizers' regular expressions ask of a character. */
+
+#ifndef STORYLLAMAS_UNICODE_H
+#define STORYLLAMAS_UNICODE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Classes of characters; a character may be of several. */
+enum {
+    SL_LETTER = 1 << 0,         /* \p{L} */
+    SL_NUMBER = 1 << 1,         /* \p{N} */
+    SL_WHITE = 1 << 2,          /* \s */
+    SL_WORD_CHARACTER = 1 << 3, /* \w: a token of a single word does not match beside it */
+    SL_DIGIT = 1 << 4,          /* what the pre-tokenizer Digits sets apart */
+    SL_OTHER = 1 << 5           /* [^\s\p{L}\p{N}] */
+};
+
+extern const uint32_t sl_unicode_ranges[];
+extern const uint32_t sl_unicode_range_count;
+extern const uint8_t sl_ascii_classes[256];
+
+/* Code points start … end - 1, all of the same classes. */
+typedef struct {
+    uint32_t start;
+    uint32_t end;
+    uint32_t classes;
+} sl_unicode_range;
+
+/* The range that holds a code point. */
+sl_unicode_range sl_unicode_range_of(uint32_t point);
+
+/* The code point of the valid UTF-8 character at text. */
+static inline uint32_t sl_code_point(const char *text) {
+    const uint8_t *s = (const uint8_t *)text;
+    if (s[0] < 0x80) return s[0];
+    if (s[0] < 0xe0) return (s[0] & 0x1fu) << 6 | (s[1] & 0x3fu);
+    if (s[0] < 0xf0) return (s[0] & 0x0fu) << 12 | (s[1] & 0x3fu) << 6 | (s[2] & 0x3fu);
+    return (s[0] & 0x07u) << 18 | (s[1] & 0x3fu) << 12 | (s[2] & 0x3fu) << 6 | (s[3] & 0x3fu);
+}
+
+/* Bytes of the valid UTF-8 character that begins with this byte. */
+static inline uint32_t sl_code_bytes(char first) {
+    const uint8_t byte = (uint8_t)first;
+    return byte < 0x80 ? 1 : byte < 0xe0 ? 2 : byte < 0xf0 ? 3 : 4;
+}
+
+/* Where the character that ends before text[at] begins; at is above 0. */
+static inline size_t sl_code_before(const char *text, size_t at) {
+    do at--;
+    while (((uint8_t)text[at] & 0xc0) == 0x80);
+    return at;
+}
+
+#endif

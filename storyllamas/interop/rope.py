@@ -1,0 +1,177 @@
+"""Scaled rotary frequencies in other formats: `linear`, and `llama3` as in Llama 3.1.
+
+GGUF writes the second as a tensor, rope_freqs.weight, of what each frequency is divided by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from storyllamas.config import ModelConfig
+from storyllamas.errors import UserError
+from storyllamas.slm.quantize import Float32
+
+FREQS = "rope_freqs.weight"
+
+GGUF_KEYS = (
+    "llama.rope.scaling.type",
+    "llama.rope.scaling.factor",
+    "llama.rope.scaling.original_context_length",
+    "llama.rope.scaling.finetuned",
+    "llama.rope.scale_linear",
+)
+
+HUGGINGFACE = {
+    "rope_factor": "factor",
+    "rope_low_freq_factor": "low_freq_factor",
+    "rope_high_freq_factor": "high_freq_factor",
+    "rope_original_context": "original_max_position_embeddings",
+}
+
+USED = {"none": 0, "linear": 1, "llama3": 4}
+"""How many of the fields of `HUGGINGFACE` a kind has."""
+
+TOLERANCE = 1e-5
+
+
+def checked(where: str, config: ModelConfig, scaling: str, **fields: Any) -> ModelConfig:
+    """Return the config with scaled frequencies.
+
+    Raises:
+        UserError: a field is missing or impossible.
+    """
+    for name, value in fields.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{name} of the rotary scaling in {where} is {value!r}, not a number")
+    whole = fields.get("rope_original_context", 0)
+    fields = {name: float(value) for name, value in fields.items()}
+    found = replace(config, rope_scaling=scaling, **fields)
+    if scaling == "llama3":
+        found = replace(found, rope_original_context=int(whole))
+    if found.rope_problem:
+        raise UserError(f"{where} cannot be imported: {found.rope_problem}")
+    return found
+
+
+# ---- Hugging Face --------------------------------------------------------------------------------
+
+
+def from_huggingface(where: str, config: ModelConfig, rope: Mapping[str, Any]) -> ModelConfig:
+    """Return the config with the scaling of `rope_parameters` or `rope_scaling`.
+
+    Raises:
+        UserError: it is of another kind than `linear` and `llama3`, or damaged.
+    """
+    kind = rope.get("rope_type", rope.get("type"))
+    if kind in (None, "default"):
+        return config
+    if kind not in ("linear", "llama3"):
+        raise UserError(
+            f"the rotary positions in {where} are scaled by {kind!r}: only 'linear' and 'llama3' "
+            "can be imported"
+        )
+    names = list(HUGGINGFACE)[: USED[kind]]
+    return checked(where, config, kind, **{name: rope.get(HUGGINGFACE[name]) for name in names})
+
+
+def to_huggingface(config: ModelConfig) -> dict[str, Any]:
+    """Return the fields of `rope_parameters`, without rope_theta."""
+    kind = "default" if config.rope_scaling == "none" else config.rope_scaling
+    names = list(HUGGINGFACE)[: USED[config.rope_scaling]]
+    return {"rope_type": kind} | {HUGGINGFACE[name]: getattr(config, name) for name in names}
+
+
+# ---- GGUF ----------------------------------------------------------------------------------------
+
+
+def frequencies(config: ModelConfig) -> npt.NDArray[np.float64]:
+    """Return the frequency of each pair before scaling: [head_dim / 2]."""
+    exponents: npt.NDArray[np.float64] = -np.arange(0, config.head_dim, 2) / config.head_dim
+    found: npt.NDArray[np.float64] = np.float64(config.rope_theta) ** exponents
+    return found
+
+
+def freqs(config: ModelConfig) -> Float32 | None:
+    """Return rope_freqs.weight, [head_dim / 2], of `llama3`; None for other kinds."""
+    if config.rope_scaling != "llama3":
+        return None
+    low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+    turns = config.rope_original_context * frequencies(config) / (2 * math.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return np.asarray(1 / (kept + (1 - kept) / config.rope_factor), np.float32)
+
+
+def from_gguf(
+    where: str, config: ModelConfig, values: Mapping[str, Any], found: Float32 | None
+) -> ModelConfig:
+    """Return the config with the scaling of a GGUF file.
+
+    Args:
+        where: the file, for messages.
+        config: the model's shape without scaling.
+        values: the file's fields.
+        found: rope_freqs.weight, if the file has it.
+
+    Raises:
+        UserError: the scaling is of another kind than `linear` and `llama3`.
+    """
+    kind = values.get("llama.rope.scaling.type", "none")
+    factor = values.get("llama.rope.scaling.factor", values.get("llama.rope.scale_linear", 0.0))
+    if kind not in ("none", "linear"):
+        raise UserError(
+            f"llama.rope.scaling.type in {where} is {kind!r}: only 'linear' can be imported"
+        )
+    if factor not in (0.0, 1.0) and (kind == "linear" or "llama.rope.scale_linear" in values):
+        if found is not None:
+            raise UserError(f"{where} scales its rotary positions twice, which cannot be imported")
+        return checked(where, config, "linear", rope_factor=factor)
+    return config if found is None else _llama3(where, config, found)
+
+
+def _llama3(where: str, config: ModelConfig, found: Float32) -> ModelConfig:
+    """Find the fields of `llama3` that give the factors of a file.
+
+    Between the limits the share of a frequency that is kept is a linear function of it. Any fields
+    that give the same factors are as good, so the lower limit is taken as 1.
+    """
+    if found.shape != (config.head_dim // 2,) or not np.isfinite(found).all():
+        raise UserError(f"{FREQS} in {where} does not have a number for each pair of a head")
+    factor = float(found.max())
+    if (found == 1).all():
+        return config
+    candidates = [(1.0, 4.0, 8192)]
+    between = (found > 1) & (found < factor)
+    if between.sum() >= 2 and factor > 1:
+        kept = (1 / found[between].astype(np.float64) - 1 / factor) / (1 - 1 / factor)
+        slope, intercept = np.polyfit(frequencies(config)[between], kept, 1)
+        if intercept < 0:
+            high = 1 - 1 / intercept
+            context = slope * 2 * math.pi * (high - 1)
+            candidates += list(product([1.0], {round(high), high}, {round(context)}))
+    for low, high, context in candidates:
+        fitted = replace(
+            config,
+            rope_scaling="llama3",
+            rope_factor=factor,
+            rope_low_freq_factor=low,
+            rope_high_freq_factor=float(high),
+            rope_original_context=int(context),
+        )
+        factors = None if fitted.rope_problem else freqs(fitted)
+        if factors is not None and np.allclose(factors, found, rtol=TOLERANCE, atol=0):
+            return fitted
+    raise UserError(f"{FREQS} in {where} is not that of Llama 3.1, which alone can be imported")
+
+
+def add_to_gguf(writer: Any, config: ModelConfig) -> None:
+    """Add the fields of a scaling to a GGUF writer; `freqs` is a tensor of its own."""
+    if config.rope_scaling == "linear":
+        writer.add_string("llama.rope.scaling.type", "linear")
+        writer.add_float32("llama.rope.scaling.factor", config.rope_factor)
