@@ -20,8 +20,9 @@ NPROC ?= 2
 # sweep: learning rates.
 RATES ?= 1e-3 2e-3 4e-3 8e-3
 
-# fuzz-tokenizer: minutes that it runs.
+# fuzz-tokenizer and fuzz: minutes that it runs, seconds that each fuzzer runs.
 MINUTES ?= 60
+SECONDS ?= 60
 
 # interop and bench: the folder of a llama2.c checkout, optional. $(abspath) splits at spaces.
 ifdef LLAMA2C
@@ -48,7 +49,7 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P MAX_TOKENS
 
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story train-distributed engine run-c sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format clean
+.PHONY: help setup story train-distributed engine run-c sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format clean
 
 help: ## list the targets
 	@echo "StoryLlamas: train a small Llama on your machine and generate stories in C."
@@ -122,6 +123,9 @@ bench-pretokenize: $(VENV)/installed-bench ## measure the stage pretokenize on 2
 
 fuzz-tokenizer: $(VENV)/installed-dev ## compare the tokenizer with SentencePiece on random texts: MINUTES=
 	$(BIN)/python -m bench.fuzz_tokenizer --minutes $(MINUTES)
+
+fuzz: $(VENV)/installed-dev ## fuzz the weight-file reader (with clang) and the tokenizer: SECONDS=
+	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)
 
 lint: $(VENV)/installed-dev ## check format, lint and types
 	$(BIN)/ruff format --check .

@@ -166,10 +166,8 @@ def draw_vocabulary(draw: random.Random, word: Callable[[], str]) -> Vocabulary 
         return None
     if draw.random() < 0.2:
         types = [
-            PieceType.UNUSED
-            if kind == PieceType.NORMAL and len(piece.decode()) > 1 and draw.random() < 0.3
-            else kind
-            for piece, kind in zip(found.pieces, found.types, strict=True)
+            PieceType.UNUSED if kind == PieceType.NORMAL and draw.random() < 0.3 else kind
+            for kind in found.types
         ]
         found = replace(found, types=np.array(types, np.uint8))
     return found

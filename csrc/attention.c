@@ -14,8 +14,9 @@
 #include "attention.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
+
+#include "sizes.h"
 
 /* ---- The cache ------------------------------------------------------------------------------- */
 
@@ -35,11 +36,11 @@ static size_t value_stride(const sl_info *info) {
 
 /* Return the elements of a layer's keys, and of its values. */
 static size_t layer_keys(const sl_info *info) {
-    return sl_padded_rows(info->context) / SL_TILE_ROWS * key_stride(info);
+    return sl_size_multiply(sl_padded_rows(info->context) / SL_TILE_ROWS, key_stride(info));
 }
 
 static size_t layer_values(const sl_info *info) {
-    return info->context * value_stride(info);
+    return sl_size_multiply(info->context, value_stride(info));
 }
 
 static size_t element_bytes(const sl_model *model) {
@@ -47,11 +48,13 @@ static size_t element_bytes(const sl_model *model) {
 }
 
 size_t sl_keys_bytes(const sl_model *model) {
-    return model->info.layers * layer_keys(&model->info) * element_bytes(model);
+    const size_t layer = sl_size_multiply(layer_keys(&model->info), element_bytes(model));
+    return sl_size_multiply(model->info.layers, layer);
 }
 
 size_t sl_values_bytes(const sl_model *model) {
-    return model->info.layers * layer_values(&model->info) * element_bytes(model);
+    const size_t layer = sl_size_multiply(layer_values(&model->info), element_bytes(model));
+    return sl_size_multiply(model->info.layers, layer);
 }
 
 /* Return where the matrices of a key-value head start. */
@@ -131,18 +134,15 @@ static double rotary_frequency(const sl_info *info, size_t i) {
     return (1 - kept) * scaled + kept * frequency;
 }
 
-float *sl_rotary_table(const sl_info *info) {
-    float *table = calloc(info->context, info->head_dim * sizeof(float));
-    if (!table) return NULL;
+void sl_fill_rotary(const sl_info *info, float *table, size_t first, size_t end) {
     for (size_t i = 0; i < info->head_dim; i += 2) {
         const double frequency = rotary_frequency(info, i);
-        for (size_t t = 0; t < info->context; t++) {
+        for (size_t t = first; t < end; t++) {
             float *pair = table + t * info->head_dim + i;
             pair[0] = (float)cos((double)t * frequency);
             pair[1] = (float)sin((double)t * frequency);
         }
     }
-    return table;
 }
 
 /* ---- Attention ------------------------------------------------------------------------------- */
@@ -194,7 +194,7 @@ static void attend_queries(const sl_model *model, const sl_kv_cache *cache, cons
 }
 
 void sl_attend(const sl_model *model, const sl_kv_cache *cache, size_t layer, size_t kv_head,
-               size_t count, float *qkv, size_t qkv_stride, float *output,
+               size_t count, const float *rotary, float *qkv, size_t qkv_stride, float *output,
                const sl_attention_scratch *scratch) {
     const sl_info *info = &model->info;
     const size_t head_dim = info->head_dim, sharing = info->heads / info->kv_heads;
@@ -203,7 +203,7 @@ void sl_attend(const sl_model *model, const sl_kv_cache *cache, size_t layer, si
     void *values = values_of(model, cache, layer, kv_head);
     for (size_t i = 0; i < count; i++) {
         const size_t position = cache->position + i;
-        const float *table = model->rotary + position * head_dim;
+        const float *table = rotary + position * head_dim;
         float *queries = qkv + i * qkv_stride + first_head * head_dim;
         float *key = qkv + i * qkv_stride + (info->heads + kv_head) * head_dim;
         const float *value = key + info->kv_heads * head_dim;

@@ -17,7 +17,7 @@ typedef struct {
 /* Return whether the cache is f16 instead of f32. It is for quantized models. */
 bool sl_cache_is_f16(const sl_model *model);
 
-/* Return the bytes of a cache's keys, and of its values. */
+/* Return the bytes of a cache's keys, and of its values; SL_TOO_LARGE if they do not fit size_t. */
 size_t sl_keys_bytes(const sl_model *model);
 size_t sl_values_bytes(const sl_model *model);
 
@@ -26,9 +26,8 @@ size_t sl_values_bytes(const sl_model *model);
 void sl_prefetch_cache(const sl_model *model, const sl_kv_cache *cache, size_t layer, size_t first,
                        size_t end);
 
-/* Return the rotary table, [context][head_dim / 2] pairs of cosine and sine, or NULL if there is
- * not enough memory. The caller frees it. */
-float *sl_rotary_table(const sl_info *info);
+/* Compute rows first … end - 1 of the rotary table[context][head_dim]: pairs of cosine and sine. */
+void sl_fill_rotary(const sl_info *info, float *table, size_t first, size_t end);
 
 /* Scratch memory of one thread. */
 typedef struct {
@@ -40,11 +39,12 @@ typedef struct {
 enum { SL_MAX_QUERIES = 8 }; /* tokens whose queries are computed together */
 
 /* Compute causal grouped-query attention for one key-value head and the `count` tokens that follow
- * those in the cache. Their keys and values are written to the cache; its position stays.
+ * those in the cache. Their keys and values are written to the cache; its position stays. The
+ * rotary table is filled for their positions.
  * qkv[count][qkv_stride] holds queries, keys and values before the rotation, which happens in
  * place. The query heads that share the key-value head write output[count][heads * head_dim]. */
 void sl_attend(const sl_model *model, const sl_kv_cache *cache, size_t layer, size_t kv_head,
-               size_t count, float *qkv, size_t qkv_stride, float *output,
+               size_t count, const float *rotary, float *qkv, size_t qkv_stride, float *output,
                const sl_attention_scratch *scratch);
 
 #endif

@@ -16,15 +16,32 @@ int sl_check_ids(const sl_model *model, const int32_t *ids, size_t count) {
     return SL_OK;
 }
 
+/* Fill the rotary table up to the last position of the segments, and some rows ahead. */
+static void extend_rotary(sl_session *s, const sl_segment *segments, size_t count) {
+    enum { AHEAD = 16 };
+    const sl_info *info = &s->model->info;
+    size_t end = 0;
+    for (size_t i = 0; i < count; i++) {
+        const size_t last = segments[i].sequence->cache.position + segments[i].count;
+        if (last > end) end = last;
+    }
+    if (end <= s->rotary_count) return;
+    end = end + AHEAD < info->context ? end + AHEAD : info->context;
+    sl_fill_rotary(info, s->rotary, s->rotary_count, end);
+    s->rotary_count = end;
+}
+
 void sl_forward(sl_session *session, const sl_segment *segments, size_t count) {
     size_t tokens = 0;
     for (size_t i = 0; i < count; i++) tokens += segments[i].count;
+    extend_rotary(session, segments, count);
     sl_migration_count_pass(session->model->migration);
     sl_autotune *tune = &session->autotune[tokens > 1];
     /* A running migration occupies a processor, so a measurement would mislead. */
-    const bool is_tuned = session->pool && !sl_migration_is_running(session->model->migration);
+    sl_thread_pool *pool = sl_session_pool(session);
+    const bool is_tuned = pool && !sl_migration_is_running(session->model->migration);
     const bool is_parallel = is_tuned && !sl_autotune_begin(tune);
-    sl_transformer(session, is_parallel ? session->pool : NULL, segments, count);
+    sl_transformer(session, is_parallel ? pool : NULL, segments, count);
     if (is_tuned) sl_autotune_end(tune);
 }
 

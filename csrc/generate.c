@@ -15,8 +15,18 @@ static int reject_long_prompt(size_t count, uint32_t context) {
                    count, context);
 }
 
+/* Make a session usable whose step was cut off by a fork: forget its sequences, which may be half
+ * done. Returns whether that was so. */
+static bool recover(sl_session *s) {
+    if (!s->is_in_step) return false;
+    for (size_t i = 0; i < s->slot_count; i++) sl_sequence_reset(&s->sequences[i]);
+    s->is_in_step = false;
+    return true;
+}
+
 /* Return the sequence in a slot, or NULL after an error. */
 static sl_sequence *find_sequence(sl_session *s, size_t slot) {
+    recover(s);
     if (slot < s->slot_count) return &s->sequences[slot];
     sl_fail(SL_ERROR_ARGUMENT, "slot is %zu and must be 0 to %zu", slot, s->slot_count - 1);
     return NULL;
@@ -143,31 +153,34 @@ static void append(const sl_model *model, sl_sequence *sequence, sl_piece *piece
 static int generate_ready(sl_session *s, sl_sequence **sequences, size_t *count, sl_piece *pieces) {
     sl_sequence *ready[SL_MAX_SLOTS];
     size_t ready_count = 0, waiting_count = 0;
+    int status = SL_OK;
     for (size_t i = 0; i < *count; i++) {
         sl_sequence *sequence = sequences[i];
         if (!sequence->logits) {
             sequences[waiting_count++] = sequence;
             continue;
         }
-        const int status = sl_check_logits(sequence->logits, s->model->info.vocab_size);
-        if (status) {
+        const int checked = sl_check_logits(sequence->logits, s->model->info.vocab_size);
+        if (checked) {
+            status = checked;
             sl_sequence_reset(sequence);
-            return status;
+        } else {
+            ready[ready_count++] = sequence;
         }
-        ready[ready_count++] = sequence;
     }
     *count = waiting_count;
     sampling c = {s->model, ready};
     sl_parallel_for(s->pool, ready_count, 1, sample, &c);
     for (size_t i = 0; i < ready_count; i++)
         append(s->model, ready[i], &pieces[ready[i] - s->sequences]);
-    return SL_OK;
+    return status;
 }
 
-/* Generate the next token of the first `count` slots. */
-static int step(sl_session *s, size_t count, sl_piece *pieces) {
+/* Generate the next token of the first `count` slots. After an error all others have theirs. */
+static int generate_all(sl_session *s, size_t count, sl_piece *pieces) {
     sl_sequence *waiting[SL_MAX_SLOTS];
     size_t waiting_count = 0;
+    int status = SL_OK;
     for (size_t i = 0; i < count; i++) {
         sl_sequence *sequence = &s->sequences[i];
         pieces[i] = (sl_piece){.text = sequence->text, .id = -1};
@@ -175,18 +188,32 @@ static int step(sl_session *s, size_t count, sl_piece *pieces) {
         if (needs_token(sequence, &s->model->info)) waiting[waiting_count++] = sequence;
     }
     for (;;) {
-        const int status = generate_ready(s, waiting, &waiting_count, pieces);
-        if (status) return status;
+        const int failure = generate_ready(s, waiting, &waiting_count, pieces);
+        if (failure) status = failure;
         if (!waiting_count) break;
         forward(s, waiting, waiting_count);
     }
     for (size_t i = 0; i < count; i++) {
         sl_sequence *sequence = &s->sequences[i];
         pieces[i].stop = sequence->stop;
-        if (sequence->stop && sequence->was_running)
+        if (sequence->stop && sequence->was_running && sequence->is_started)
             pieces[i].length = sl_decoder_end(&sequence->decoder, sequence->text);
     }
-    return SL_OK;
+    return status;
+}
+
+static int step(sl_session *s, size_t count, sl_piece *pieces) {
+    if (recover(s)) {
+        for (size_t i = 0; i < count; i++)
+            pieces[i] = (sl_piece){.text = "", .id = -1, .stop = SL_IDLE};
+        return sl_fail(SL_ERROR_ARGUMENT, "this process was forked while the session generated a "
+                                          "token: start its sequences again");
+    }
+    s->is_in_step = true;
+    sl_session_pool(s);
+    const int status = generate_all(s, count, pieces);
+    s->is_in_step = false;
+    return status;
 }
 
 int sl_step(sl_session *session, sl_piece *pieces) {
@@ -215,7 +242,7 @@ int sl_start_ids(sl_session *s, const int32_t *ids, size_t count, const sl_optio
 }
 
 int sl_next(sl_session *s, sl_piece *piece) {
-    if (!s->sequences[0].is_started) {
+    if (!s->is_in_step && !s->sequences[0].is_started) {
         *piece = (sl_piece){.text = "", .id = -1};
         return sl_fail(SL_ERROR_ARGUMENT, "no sequence has been started: call sl_start first");
     }

@@ -46,6 +46,17 @@ static void check(int status) {
     if (status) fail("%s", sl_error());
 }
 
+static void flush(void) {
+    if (fflush(stdout) || ferror(stdout))
+        fail("standard output cannot be written: %s", strerror(errno));
+}
+
+/* Some systems report only here that a file could not be written. */
+static void close_output(void) {
+    flush();
+    if (fclose(stdout)) fail("standard output cannot be written: %s", strerror(errno));
+}
+
 /* ---- Arguments ------------------------------------------------------------------------------- */
 
 static void print_help(void) {
@@ -202,6 +213,7 @@ static void parse_option(command *c, int option, const char *value) {
         break;
     case 'h':
         print_help();
+        close_output();
         exit(EXIT_SUCCESS);
     }
 }
@@ -255,10 +267,6 @@ static double seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-static void flush(void) {
-    if (fflush(stdout)) fail("the story cannot be written: %s", strerror(errno));
 }
 
 static void print_prompt_ids(const sl_model *model, const char *prompt) {
@@ -380,16 +388,16 @@ static void bench(const command *c, const sl_info *info, sl_session *session) {
 int main(int argc, char **argv) {
     const command c = parse(argc, argv);
     sl_model *model;
-    sl_session *session;
+    sl_session *session = NULL;
     check(sl_model_open(&model, c.model, &c.model_options));
-    check(sl_session_new(&session, model, &c.session_options));
+    if (!c.info) check(sl_session_new(&session, model, &c.session_options));
     if (c.info)
         print_info(sl_model_info(model));
     else if (c.bench)
         bench(&c, sl_model_info(model), session);
     else
         print_story(&c, model, session);
-    flush();
+    close_output();
     sl_session_free(session);
     sl_model_close(model);
     return EXIT_SUCCESS;

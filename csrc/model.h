@@ -30,7 +30,6 @@ struct sl_model {
     sl_layer *layers; /* [layers] */
     const float *norm;
     sl_matrix classifier;
-    float *rotary; /* see sl_rotary_table */
 };
 
 #endif

@@ -6,9 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "attention.h"
 #include "checksum.h"
 #include "error.h"
+#include "model.h"
 #include "model_limits.h"
 #include "pages.h"
 
@@ -241,7 +241,7 @@ static const float *take_vector(cursor *at, uint32_t size) {
 static sl_matrix take_matrix(cursor *at, sl_matrix like, uint64_t rows, uint32_t columns) {
     like.rows = (uint32_t)rows;
     like.columns = columns;
-    like.tiles = take(at, sl_padded_rows(rows) / SL_TILE_ROWS, sl_matrix_tile_bytes(&like));
+    like.tiles = take(at, sl_padded_rows(like.rows) / SL_TILE_ROWS, sl_matrix_tile_bytes(&like));
     return like;
 }
 
@@ -290,6 +290,9 @@ static int take_tensors(sl_model *model, const header *head, cursor *at, const c
     const sl_matrix stored = {.type = info->weight_type, .group_size = info->group_size};
     const sl_matrix embedding = {.type = info->embedding_type,
                                  .group_size = info->embedding_group_size};
+    /* Each tensor takes up bytes, so a small file does not make many layers. */
+    if (info->layers > (at->bytes - start) / ALIGNMENT)
+        return reject(path, "its sections do not fit the file");
     model->layers = calloc(info->layers, sizeof *model->layers);
     if (!model->layers) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
     model->embedding = take_matrix(at, embedding, info->vocab_size, info->dim);
@@ -362,10 +365,7 @@ static int load(sl_model *model, const sl_checksum *sum, const char *path) {
     fill_info(model, head);
     cursor at = {model->file, model->file_bytes, HEADER_BYTES, NULL};
     if ((status = take_tokenizer(model, head, &at, path))) return status;
-    if ((status = take_tensors(model, head, &at, path))) return status;
-    model->rotary = sl_rotary_table(&model->info);
-    if (!model->rotary) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
-    return SL_OK;
+    return take_tensors(model, head, &at, path);
 }
 
 static int choose_kernels(sl_model *model, const char *name) {
@@ -403,7 +403,6 @@ void sl_model_close(sl_model *model) {
     sl_migration_free(model->migration);
     sl_tokenizer_free(&model->tokenizer);
     free(model->layers);
-    free(model->rotary);
     sl_pages_free(model->file, model->file_bytes);
     free(model);
 }

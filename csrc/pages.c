@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "error.h"
+#include "sizes.h"
 #include "storyllamas.h"
 #include "thread_pool.h"
 
@@ -25,14 +26,16 @@ enum { HUGE_PAGE = 1 << 21 };
 void *sl_pages_new(size_t bytes, bool huge) {
     /* Reserve room for the alignment, then return what lies before and after to the system. */
     const size_t extra = huge ? HUGE_PAGE : 0, page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t reserved = sl_size_add(bytes, extra);
+    if (reserved == SL_TOO_LARGE) return NULL;
     uint8_t *memory =
-        mmap(NULL, bytes + extra, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        mmap(NULL, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return NULL;
     if (!huge) return memory;
     const size_t before = -(uintptr_t)memory & (HUGE_PAGE - 1);
     const size_t end = (before + bytes + page - 1) / page * page;
     if (before) munmap(memory, before);
-    if (bytes + extra > end) munmap(memory + end, bytes + extra - end);
+    if (reserved > end) munmap(memory + end, reserved - end);
 #ifdef MADV_HUGEPAGE
     madvise(memory + before, bytes, MADV_HUGEPAGE);
 #endif
@@ -126,7 +129,7 @@ static int load(loading *l, const char *path, sl_checksum *sum) {
     if (!l->sums) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
     sl_thread_pool *pool = NULL; /* NULL, after a failure too: the calling thread loads all parts */
     if (l->bytes >= PARALLEL_FROM_BYTES && processors > 1)
-        pool = sl_thread_pool_new(processors < MAX_THREADS ? processors : MAX_THREADS);
+        pool = sl_thread_pool_new(1, processors < MAX_THREADS ? processors : MAX_THREADS);
     sl_parallel_for(pool, parts, 1, load_parts, l);
     sl_thread_pool_free(pool);
     for (size_t part = 0; part < parts; part++) {
@@ -145,7 +148,8 @@ int sl_pages_open(const char *path, int32_t kind, void **pages, size_t *bytes, s
     if (kind < SL_PAGES_AUTO || kind > SL_PAGES_HUGE)
         return sl_fail(SL_ERROR_ARGUMENT, "pages is %" PRId32 " and must be one of SL_PAGES_…",
                        kind);
-    const int file = open(path, O_RDONLY | O_CLOEXEC);
+    /* O_NONBLOCK: to open a FIFO must not wait for a writer. Regular files ignore it. */
+    const int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (file < 0 && errno == ENOENT)
         return sl_fail(SL_ERROR_FILE, "weight file %s does not exist: run `dvc repro` first", path);
     if (file < 0)

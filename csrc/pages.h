@@ -7,7 +7,8 @@
 
 #include "checksum.h"
 
-/* Return zeroed memory that starts at a page, or NULL if there is not enough. `huge` asks for huge
+/* Return zeroed memory that starts at a page, or NULL if there is not enough or bytes is
+ * SL_TOO_LARGE. `huge` asks for huge
  * pages; without them in the system the pages are normal ones. Pages take up memory from their
  * first use on. */
 void *sl_pages_new(size_t bytes, bool huge);

@@ -7,6 +7,7 @@
 
 #include "error.h"
 #include "pages.h"
+#include "sizes.h"
 
 enum { ALIGNMENT = 64, HUGE_FROM_BYTES = 1 << 22 };
 
@@ -14,18 +15,13 @@ enum { ALIGNMENT = 64, HUGE_FROM_BYTES = 1 << 22 };
 typedef struct {
     uint8_t *base;
     size_t used;
-    bool overflow;
 } arena;
 
 /* Return an array [count][each] of elements of `size` bytes. */
 static void *allocate_array(arena *a, size_t count, size_t each, size_t size) {
-    const size_t max = SIZE_MAX / 2 - a->used;
-    if (a->overflow || (each && count > max / each) || count * each > max / size) {
-        a->overflow = true;
-        return NULL;
-    }
+    const size_t bytes = sl_size_multiply(sl_size_multiply(count, each), size);
     void *part = a->base ? a->base + a->used : NULL;
-    a->used += (count * each * size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    a->used = sl_size_add(a->used, sl_size_round_up(bytes, ALIGNMENT));
     return part;
 }
 
@@ -94,6 +90,7 @@ static void lay_out(sl_session *s, arena *a) {
         allocate_array(a, s->rows, sl_padded_rows(2 * (size_t)info->hidden), sizeof *s->gate_up);
     s->output = allocate_array(a, s->rows, sl_padded_rows(info->dim), sizeof *s->output);
     s->logits = allocate_array(a, s->rows, sl_padded_rows(info->vocab_size), sizeof *s->logits);
+    s->rotary = allocate_array(a, info->context, info->head_dim, sizeof *s->rotary);
     lay_out_quantized(s, a);
     for (size_t i = 0; i < s->threads; i++)
         lay_out_attention(a->base ? &s->attention[i] : NULL, s->model, a);
@@ -110,11 +107,12 @@ static size_t automatic_threads(const sl_model *model) {
     return processors < MAX_THREADS ? processors : MAX_THREADS;
 }
 
-static int allocate(sl_session *s) {
+/* Allocate the memory and start the threads: at least min_threads, at most s->threads. */
+static int allocate(sl_session *s, size_t min_threads) {
     arena a = {0};
     lay_out(s, &a);
     s->memory_bytes = a.used;
-    if (!a.overflow) s->memory = sl_pages_new(a.used, a.used >= HUGE_FROM_BYTES);
+    s->memory = sl_pages_new(a.used, a.used >= HUGE_FROM_BYTES);
     if (!s->memory)
         return sl_fail(SL_ERROR_MEMORY,
                        "not enough memory for %zu slots with a context of %" PRIu32
@@ -122,7 +120,8 @@ static int allocate(sl_session *s) {
                        s->slot_count, s->model->info.context);
     a = (arena){.base = s->memory};
     lay_out(s, &a);
-    if (s->threads > 1 && !(s->pool = sl_thread_pool_new(s->threads)))
+    if (s->threads > 1 && !(s->pool = sl_thread_pool_new(min_threads, s->threads)) &&
+        min_threads > 1)
         return sl_fail(SL_ERROR_MEMORY, "%zu threads cannot be started: use fewer", s->threads);
     /* Passes of one token try one thread first. The pass of a prompt is often the only one of its
      * kind, so it tries the pool first, which is likely faster. */
@@ -152,11 +151,17 @@ int sl_session_new(sl_session **session, const sl_model *model, const sl_session
     s->threads = options->threads ? options->threads : automatic_threads(model);
     s->slot_count = options->slots;
     s->rows = larger(SL_CHUNK_TOKENS, s->slot_count);
-    if ((status = allocate(s)))
+    if ((status = allocate(s, options->threads ? options->threads : 1)))
         sl_session_free(s);
     else
         *session = s;
     return status;
+}
+
+sl_thread_pool *sl_session_pool(sl_session *s) {
+    if (!s->pool || sl_thread_pool_is_mine(s->pool)) return s->pool;
+    sl_thread_pool_free(s->pool);
+    return s->pool = sl_thread_pool_new(1, s->threads);
 }
 
 void sl_sequence_reset(sl_sequence *sequence) {

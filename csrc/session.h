@@ -32,7 +32,7 @@ enum { SL_CHUNK_TOKENS = 128 };
 
 struct sl_session {
     const sl_model *model;
-    sl_thread_pool *pool;    /* NULL: one thread */
+    sl_thread_pool *pool;    /* NULL: one thread; see sl_session_pool */
     sl_autotune autotune[2]; /* of forward passes of one token, of several */
     size_t threads;
     size_t rows;  /* tokens that go through the model at once */
@@ -41,6 +41,7 @@ struct sl_session {
 
     sl_sequence *sequences; /* [slot_count]: one in each slot */
     size_t slot_count;
+    bool is_in_step; /* stays set in a child that was forked while another thread ran a step */
 
     /* Scratch memory, each array with `rows` rows. Products are padded to whole tiles. */
     float *x;                 /* [dim] the residual stream */
@@ -54,7 +55,14 @@ struct sl_session {
     int32_t *quantized_sums;  /* [groups of that] */
 
     sl_attention_scratch *attention; /* [threads] */
+
+    float *rotary;       /* [context][head_dim], see sl_fill_rotary */
+    size_t rotary_count; /* its rows that are filled: those of the positions reached so far */
 };
+
+/* Return the thread pool, NULL for one thread. In the child of a fork this makes a new pool. Call
+ * it once for each use of the session, not for each loop. */
+sl_thread_pool *sl_session_pool(sl_session *session);
 
 /* Forget a sequence. Its slot is idle then. */
 void sl_sequence_reset(sl_sequence *sequence);

@@ -25,6 +25,10 @@
  * sl_session_new allocates all of that; generating a token allocates nothing. One thread at a time
  * may use a session. Free a model's sessions before you close the model.
  *
+ * The child of a fork may use and free all that it inherits. A session starts new threads there. If
+ * another thread of the parent was within sl_next or sl_step, that session's sequences are lost in
+ * the child: the next such call is SL_ERROR_ARGUMENT, unless one is started first.
+ *
  * A function that can fail returns SL_OK (zero) or an error code; sl_error() then returns a message
  * for the user. The library never prints, never exits and never reads the environment.
  */
@@ -409,7 +413,8 @@ SL_API int sl_start_slot_ids(sl_session *session, size_t slot, const int32_t *id
 
 /* Generate the next token in every slot: pieces[slots] are what sl_next would give each. The stop
  * of a slot without a sequence is SL_IDLE. If logits are not finite the call fails with
- * SL_ERROR_NUMBER and the slot of that sequence becomes idle. You may continue the others. */
+ * SL_ERROR_NUMBER and the slot of that sequence becomes idle. The pieces of the others are valid
+ * then too, and you may continue them. */
 SL_API int sl_step(sl_session *session, sl_piece *pieces);
 
 /* ---- Scoring --------------------------------------------------------------------------------- */

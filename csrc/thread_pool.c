@@ -11,7 +11,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -37,6 +36,7 @@ struct sl_thread_pool {
     pthread_mutex_t mutex;
     pthread_cond_t wake;
 
+    pid_t process; /* that has the threads */
     size_t threads;
     struct sl_worker {
         sl_thread_pool *pool;
@@ -145,26 +145,9 @@ void sl_parallel_for(sl_thread_pool *pool, size_t count, size_t grain, sl_task t
     await_end(pool, parts);
 }
 
-sl_thread_pool *sl_thread_pool_new(size_t threads) {
-    sl_thread_pool *pool = aligned_alloc(LINE, (sizeof *pool + LINE - 1) / LINE * LINE);
-    if (!pool) return NULL;
-    *pool = (sl_thread_pool){.threads = 1};
-    pthread_mutex_init(&pool->mutex, NULL);
-    pthread_cond_init(&pool->wake, NULL);
-    for (; pool->threads < threads; pool->threads++) {
-        struct sl_worker *worker = &pool->workers[pool->threads];
-        worker->pool = pool;
-        worker->number = pool->threads;
-        if (pthread_create(&worker->thread, NULL, work, worker)) {
-            sl_thread_pool_free(pool);
-            return NULL;
-        }
-    }
-    return pool;
-}
-
-void sl_thread_pool_free(sl_thread_pool *pool) {
-    if (!pool) return;
+/* End the threads. A process without them must not wait for them, nor for the mutex, which one of
+ * them may have held when the process was forked. */
+static void end_threads(sl_thread_pool *pool) {
     pthread_mutex_lock(&pool->mutex);
     atomic_store(&pool->is_closing, true);
     pthread_cond_broadcast(&pool->wake);
@@ -172,6 +155,32 @@ void sl_thread_pool_free(sl_thread_pool *pool) {
     for (size_t i = 1; i < pool->threads; i++) pthread_join(pool->workers[i].thread, NULL);
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->mutex);
+}
+
+sl_thread_pool *sl_thread_pool_new(size_t min_threads, size_t max_threads) {
+    sl_thread_pool *pool = aligned_alloc(LINE, (sizeof *pool + LINE - 1) / LINE * LINE);
+    if (!pool) return NULL;
+    *pool = (sl_thread_pool){.process = getpid(), .threads = 1};
+    pthread_mutex_init(&pool->mutex, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    for (; pool->threads < max_threads; pool->threads++) {
+        struct sl_worker *worker = &pool->workers[pool->threads];
+        worker->pool = pool;
+        worker->number = pool->threads;
+        if (pthread_create(&worker->thread, NULL, work, worker)) break;
+    }
+    if (pool->threads >= min_threads) return pool;
+    sl_thread_pool_free(pool);
+    return NULL;
+}
+
+bool sl_thread_pool_is_mine(const sl_thread_pool *pool) {
+    return pool->process == getpid();
+}
+
+void sl_thread_pool_free(sl_thread_pool *pool) {
+    if (!pool) return;
+    if (sl_thread_pool_is_mine(pool)) end_threads(pool);
     free(pool);
 }
 

@@ -3,6 +3,7 @@
 #ifndef STORYLLAMAS_THREAD_POOL_H
 #define STORYLLAMAS_THREAD_POOL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 enum { SL_MAX_THREADS = 64 };
@@ -13,12 +14,17 @@ typedef struct sl_thread_pool sl_thread_pool;
  * same number run at the same time. */
 typedef void (*sl_task)(void *context, size_t first, size_t end, size_t thread);
 
-/* Make a pool of 1 … SL_MAX_THREADS threads, the calling thread included. Returns NULL if the
- * system has not enough memory or threads. */
-sl_thread_pool *sl_thread_pool_new(size_t threads);
+/* Make a pool of min_threads … max_threads threads, the calling thread included, as many as the
+ * system starts; at most SL_MAX_THREADS. Returns NULL if the system starts fewer than min_threads
+ * or has not enough memory. */
+sl_thread_pool *sl_thread_pool_new(size_t min_threads, size_t max_threads);
 
-/* NULL is a no-op. */
+/* Free a pool, in any process. NULL is a no-op. */
 void sl_thread_pool_free(sl_thread_pool *pool);
+
+/* Return whether this process made the pool. The child of a fork has a copy of the pool's memory
+ * but none of its threads; it may only free it. */
+bool sl_thread_pool_is_mine(const sl_thread_pool *pool);
 
 /* Return the number of processors that this process may run on. */
 size_t sl_processor_count(void);

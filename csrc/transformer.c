@@ -133,8 +133,8 @@ static void multiply(pass *p, const sl_matrix *matrix, float *result) {
 static bool is_cache_evicted(const pass *p) {
     enum { EVICTING_BYTES = 24 << 20 };
     const sl_model *model = p->s->model;
-    const size_t caches = p->segment_count * (sl_keys_bytes(model) + sl_values_bytes(model));
-    return model->info.file_bytes + caches >= EVICTING_BYTES;
+    const uint64_t cache = (uint64_t)sl_keys_bytes(model) + sl_values_bytes(model);
+    return model->info.file_bytes + p->segment_count * cache >= EVICTING_BYTES;
 }
 
 /* An item of this loop is a key-value head of a segment. */
@@ -152,8 +152,9 @@ static void attend_heads(void *context, size_t first, size_t end, size_t thread)
         if (end <= start || from >= to) continue;
         if (is_cache_evicted(p)) sl_prefetch_cache(s->model, cache, p->layer, from, to);
         for (size_t h = from; h < to; h++)
-            sl_attend(s->model, cache, p->layer, h, p->segments[r].count, s->qkv + token * stride,
-                      stride, s->input + token * width, &s->attention[thread]);
+            sl_attend(s->model, cache, p->layer, h, p->segments[r].count, s->rotary,
+                      s->qkv + token * stride, stride, s->input + token * width,
+                      &s->attention[thread]);
     }
 }
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import glob
 import json
 import os
+import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_REPLACED = "replaced"
+"""The name of an old folder in a temporary folder, between two renames."""
 
 
 @contextmanager
@@ -20,15 +27,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The file is then on the disk and survives a power failure. On an exception an existing `path`
     stays as it was. Parent folders are created. Temporary files of killed writers of `path` are
-    removed. A pipe or a device such as /dev/null is written directly.
+    removed. If `path` is a symbolic link, its target is replaced and the link stays. A pipe, a
+    device or an open file such as /dev/stdout is written directly.
 
     Raises:
         OSError: the system reports an error; its `filename` is `path` if a write failed.
     """
-    target = Path(path).absolute()
-    if target.exists() and not target.is_file():
-        yield target
+    if _is_special(path):
+        yield Path(path)
         return
+    target = _resolve(path)
     try:
         with _temporary_folder(target) as folder:
             temporary = folder / target.name
@@ -39,34 +47,61 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         inside = str(_prefix(target))
         if str(error.filename or inside).startswith(inside):
-            error.filename = str(path)
+            error.filename, error.filename2 = str(path), None
         raise
 
 
 @contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a binary file that becomes `path` on success; see `atomic_path`."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        yield file
+def atomic_file(path: str | os.PathLike[str], *, seekable: bool = False) -> Iterator[BinaryIO]:
+    """Open a binary file that becomes `path` on success; see `atomic_path`.
+
+    Args:
+        path: the file.
+        seekable: the file must support `seek`; what goes to a pipe or device is copied at the end.
+    """
+    if not _is_special(path):
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            yield file
+        return
+    # Appending keeps what is in the file that a shell connected to /dev/stdout.
+    with Path(path).open("ab") as special:
+        if seekable:
+            with tempfile.TemporaryFile() as file:
+                yield file
+                file.seek(0)
+                shutil.copyfileobj(file, special)
+        else:
+            yield special
 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Make a temporary folder next to `path`; move its files into the folder `path` on success.
+    """Yield a temporary folder; on success its files are in the folder `path`, all at once.
 
-    Other files in `path` stay. On an exception the temporary folder is removed and `path` stays as
-    it was. Parent folders are created.
+    Files with the same names are replaced; other files in `path` stay. The new folder takes the
+    place of the old one in one step. On an exception, and if the process is killed, `path` stays
+    as it was. Parent folders are created.
+
+    Raises:
+        OSError: the system reports an error, or `path` contains a folder or is the current folder.
     """
-    target = Path(path).absolute()
+    target = _resolve(path)
+    _check_replaceable(target)
     with _temporary_folder(target) as temporary:
-        yield temporary
-        files = sorted(temporary.iterdir())
-        for name in files:
+        new = temporary / "new"
+        new.mkdir()
+        yield new
+        for name in sorted(new.iterdir()):
             _sync(name)
-        target.mkdir(exist_ok=True)
-        for name in files:
-            name.replace(target / name.name)
-        _sync(target)
+        if target.is_dir():
+            _check_replaceable(target)
+            _link_others(target, new)
+            _sync(new)
+            _exchange(new, target)
+        else:
+            _sync(new)
+            new.rename(target)
+        _sync(target.parent)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -90,7 +125,81 @@ def clear_leftovers(folder: Path, prefix: str = ".") -> None:
         # A live writer holds the lock.
         with suppress(OSError), _opened(leftover) as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _put_back(leftover)
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _put_back(leftover: Path) -> None:
+    """Restore the old folder if its writer was killed between two renames."""
+    target = leftover.with_name(leftover.name[1:].rsplit(".", 2)[0])
+    if (leftover / _REPLACED).is_dir() and not target.exists():
+        (leftover / _REPLACED).rename(target)
+
+
+def _is_special(path: str | os.PathLike[str]) -> bool:
+    """Check for a pipe, a device, or a name of an open file, which no other file may replace."""
+    link = Path(path).absolute()
+    for _ in range(40):
+        link = Path(os.path.realpath(link.parent), link.name)
+        if re.fullmatch(r"/proc/\d+(/task/\d+)?/fd/\d+", str(link)):
+            return True
+        if not link.is_symlink():
+            break
+        link = link.parent / link.readlink()
+    return link.exists() and not link.is_file() and not link.is_dir()
+
+
+def _resolve(path: str | os.PathLike[str]) -> Path:
+    """Follow symbolic links, also to a file that does not exist yet."""
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return target
+
+
+def _check_replaceable(target: Path) -> None:
+    """Check that a folder contains files only, so that another folder can take its place."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
+    if target.samefile(Path.cwd()):
+        raise OSError(errno.EBUSY, "it is the current folder, name another one", str(target))
+    if any(entry.is_dir() and not entry.is_symlink() for entry in target.iterdir()):
+        raise OSError(errno.ENOTEMPTY, "it contains folders, name another one", str(target))
+
+
+def _link_others(old: Path, new: Path) -> None:
+    """Give the new folder the mode of the old one and all of its other files."""
+    shutil.copystat(old, new)
+    for entry in old.iterdir():
+        if not (new / entry.name).exists():
+            try:
+                os.link(entry, new / entry.name, follow_symlinks=False)
+            except OSError:  # some file systems have no hard links
+                shutil.copy2(entry, new / entry.name, follow_symlinks=False)
+
+
+def _exchange(new: Path, target: Path) -> None:
+    """Exchange two folders in one step, or in two where the system cannot."""
+    library = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(new), os.fsencode(target)
+    if sys.platform == "darwin":
+        done = library.renamex_np(*names, 2) == 0  # RENAME_SWAP
+    elif hasattr(library, "renameat2"):
+        here = -100  # AT_FDCWD
+        done = library.renameat2(here, names[0], here, names[1], 2) == 0  # RENAME_EXCHANGE
+    else:
+        done = False
+    if done:
+        return
+    replaced = new.with_name(_REPLACED)
+    target.rename(replaced)
+    try:
+        new.rename(target)
+    except OSError:
+        replaced.rename(target)
+        raise
 
 
 @contextmanager

@@ -430,8 +430,26 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; an error is one sentence on stderr and exit status 1."""
     parsed = _parser().parse_args(arguments)
+    _check_stdout(parsed)
     try:
         parsed.run(parsed)
+        sys.stdout.flush()
     except BrokenPipeError:
         # The reader has closed the pipe, as in `storyllamas generate | head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.filename is None:
+            error.filename = "standard output"
+            # Python would try to write the rest at its exit, and fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _check_stdout(parsed: argparse.Namespace) -> None:
+    """Check that standard output is open, unless all output goes to a file."""
+    if sys.stdout is not None:
+        return
+    if getattr(parsed, "out", None) is None:
+        raise UserError("standard output is closed: connect it to a file, pipe or terminal")
+    # Otherwise the next file that is opened would become standard output.
+    sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")

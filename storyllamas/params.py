@@ -164,7 +164,7 @@ class Generation:
 
 @dataclass(frozen=True, config=_strict)
 class _File:
-    """The sections of params.yaml, before size and recipe are merged with their overrides."""
+    """The sections of params.yaml, before overrides are merged into the size and the recipe."""
 
     model: str
     recipe: str
@@ -173,7 +173,7 @@ class _File:
     tokenizer: Tokenizer
     pretokenize: Pretokenize
     sizes: dict[str, Size]
-    size: dict[str, Any]
+    shape: dict[str, Any]
     recipes: dict[str, dict[str, Any]]
     train: dict[str, Any]
     compute: Compute
@@ -201,7 +201,7 @@ class Params:
 
     @property
     def size(self) -> Size:
-        """The chosen size, merged with `size` of params.yaml."""
+        """The chosen size, merged with `shape` of params.yaml."""
         return self.sizes[self.model]
 
     def model_config(self) -> ModelConfig:
@@ -275,8 +275,8 @@ def parse(raw: object) -> Params:
     file.sizes[file.model] = _merge_size(file)
     for name, size in file.sizes.items():
         if size.heads % size.kv_heads:
-            changed = name == file.model and "kv_heads" in _without_none(file.size)
-            section = "size" if changed else f"sizes.{name}"
+            changed = name == file.model and "kv_heads" in _without_none(file.shape)
+            section = "shape" if changed else f"sizes.{name}"
             raise UserError(
                 f"{section}.kv_heads is {size.kv_heads}: use a divisor of heads ({size.heads})"
             )
@@ -379,9 +379,9 @@ def _recipe_sizes(file: _File, name: str) -> dict[str, Any]:
 
 
 def _merge_size(file: _File) -> Size:
-    """Merge the chosen size and `size`."""
-    changes = _without_none(file.size)
-    origin = {key: f"size.{key}" for key in changes}
+    """Merge the chosen size and `shape`."""
+    changes = _without_none(file.shape)
+    origin = {key: f"shape.{key}" for key in changes}
     values = asdict(file.sizes[file.model]) | changes
     size: Size = _validate(Size, values, origin, f"sizes.{file.model}")
     return size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from storyllamas.config import ModelConfig, tensor_shapes
 from storyllamas.model import Llama
 from storyllamas.slm import weight_file
+from storyllamas.slm.checksum import Checksum
 from storyllamas.slm.encoding import Encoding, Storage, WeightType, storage
 from storyllamas.vocabulary import PieceType, Vocabulary
 
@@ -74,6 +76,17 @@ def write(
     how = storage(weight_type, group_sizes) if isinstance(weight_type, str) else weight_type
     weight_file.write(path, config, vocabulary, tensors.__getitem__, how)
     return path
+
+
+def sealed(data: bytes | bytearray) -> bytes:
+    """Return the file with a checksum that fits, if its length is one that has a checksum."""
+    data = bytearray(data)
+    if len(data) >= 256 and len(data) % 64 == 0:
+        data[24:32] = bytes(8)
+        checksum = Checksum()
+        checksum.update(bytes(data))
+        data[24:32] = struct.pack("<Q", checksum.digest())
+    return bytes(data)
 
 
 def small_config(**changes: int | float | bool) -> ModelConfig:

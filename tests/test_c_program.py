@@ -19,7 +19,6 @@ from conftest import ROOT
 from engine_files import BOS, EOS, small_config, word_id
 
 from storyllamas.engine.engine import DEFAULTS, Engine, kernel_sets
-from storyllamas.slm.checksum import Checksum
 from storyllamas.slm.encoding import GROUP_SIZES
 from storyllamas.slm.limits import MAXIMA
 
@@ -215,7 +214,7 @@ def test_a_full_disk(run: Run, model: Path, build: Path) -> None:
         command = [build / "run", model, "a"]
         told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert told.returncode == 1
-    assert told.stderr == "error: the story cannot be written: No space left on device\n"
+    assert told.stderr == "error: standard output cannot be written: No space left on device\n"
 
 
 # ---- Files ---------------------------------------------------------------------------------------
@@ -236,21 +235,10 @@ TEXT = 256 + 9 * SIZE + 4
 TEXT_BYTES = sum(map(len, engine_files.make_vocabulary().pieces))
 
 
-def sealed(data: bytes | bytearray) -> bytes:
-    """The file with a checksum that fits, if its length is one that has a checksum."""
-    data = bytearray(data)
-    if len(data) >= 256 and len(data) % 64 == 0:
-        data[24:32] = bytes(8)
-        checksum = Checksum()
-        checksum.update(bytes(data))
-        data[24:32] = struct.pack("<Q", checksum.digest())
-    return bytes(data)
-
-
 def changed(data: bytes, place: int, kind: str, value: float) -> bytes:
     bad = bytearray(data)
     struct.pack_into("<" + kind, bad, place, value)
-    return sealed(bad)
+    return engine_files.sealed(bad)
 
 
 def with_field(data: bytes, name: str, value: float) -> bytes:
@@ -378,7 +366,7 @@ def mutated(good: bytes, source: random.Random) -> bytes:
     """The file cut, or with some fields, words or bits changed, under a good checksum."""
     data = bytearray(good)
     if source.random() < 0.1:
-        return sealed(data[: source.randrange(len(data))])
+        return engine_files.sealed(data[: source.randrange(len(data))])
     for _ in range(source.choice([1, 1, 2, 4])):
         what = source.random()
         if what < 0.4:
@@ -394,7 +382,7 @@ def mutated(good: bytes, source: random.Random) -> bytes:
             data[place : place + 4] = struct.pack("<I", source.choice([0, 255, 2**31, 2**32 - 1]))
         else:
             data[source.randrange(len(data))] ^= 1 << source.randrange(8)
-    return sealed(data)
+    return engine_files.sealed(data)
 
 
 @pytest.mark.parametrize("kind", GROUP_SIZES)

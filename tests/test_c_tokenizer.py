@@ -48,6 +48,7 @@ KINDS: dict[str, dict[str, object]] = {
         "control_symbols": ["<ctrl>"],
     },
     "unused": {},
+    "unused unknown": {"byte_fallback": False},
     "pads": {"pad_id": 3, "bos_id": -1, "split_digits": True, "split_by_unicode_script": False},
 }
 
@@ -92,13 +93,13 @@ def pieces(model: bytes) -> list[tuple[bytes, float, int]]:
 
 
 def with_unused(model: bytes) -> bytes:
-    """The model with every third of its normal pieces of several characters marked as unused."""
+    """Mark every third normal piece of the model as unused."""
     parts, index = [], 0
     for number, content, whole in fields(model):
         if number == 1:
             piece = {name: value for name, value, _ in fields(content)}
             index += 1
-            if 3 not in piece and index % 3 == 0 and len(piece[1].decode()) > 1:
+            if 3 not in piece and index % 3 == 0:
                 content += bytes([3 << 3, PieceType.UNUSED])
                 whole = bytes([1 << 3 | 2, len(content)]) + content
         parts.append(whole)
@@ -120,7 +121,7 @@ def train(kind: str) -> bytes:
         minloglevel=2,
         **options,
     )
-    return with_unused(model.getvalue()) if kind == "unused" else model.getvalue()
+    return with_unused(model.getvalue()) if kind.startswith("unused") else model.getvalue()
 
 
 def vocabulary(model: bytes, processor: sentencepiece.SentencePieceProcessor) -> Vocabulary:
@@ -133,7 +134,7 @@ def vocabulary(model: bytes, processor: sentencepiece.SentencePieceProcessor) ->
         bos_id=processor.bos_id(),
         eos_id=processor.eos_id(),
         pad_id=processor.pad_id(),
-        dummy_prefix=processor.encode_as_pieces("a")[0].startswith(SPACE),
+        dummy_prefix=processor.normalize("a").startswith(SPACE),
         byte_fallback=PieceType.BYTE in types,
     )
 
@@ -180,8 +181,20 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_kinds_are_what_they_say(pair: Pair, request: pytest.FixtureRequest) -> None:
     kind = request.node.callspec.params["pair"]
     assert (PieceType.USER_DEFINED in pair.types) == (kind == "user-defined")
-    assert (PieceType.UNUSED in pair.types) == (kind == "unused")
-    assert (PieceType.BYTE in pair.types) == (kind != "unknown")
+    assert (PieceType.UNUSED in pair.types) == kind.startswith("unused")
+    assert (PieceType.BYTE in pair.types) == (not kind.endswith("unknown"))
+
+
+def test_unused_characters_are_unknown(pair: Pair) -> None:
+    unused = [
+        piece.decode()
+        for piece, kind in zip(pair.pieces, pair.vocabulary.types, strict=True)
+        if kind == PieceType.UNUSED and len(piece.decode()) == 1
+    ]
+    assert bool(unused) == (PieceType.UNUSED in pair.types)
+    for character in unused:
+        pair.check(character)
+        pair.check(f"a{character}{character} {character}b")
 
 
 # Any text; and texts of what merges, is user-defined, unknown or spelt like a special piece.

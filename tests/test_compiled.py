@@ -23,6 +23,7 @@ from storyllamas.errors import UserError
 from storyllamas.model import ATTENTION_BLOCK, attend
 from storyllamas.params import Compute
 from storyllamas.training import device
+from storyllamas.training.compiled import build_folder
 from storyllamas.training.interrupt import Interrupt
 from storyllamas.training.loop import Trainer, training_run
 
@@ -153,6 +154,18 @@ def test_a_path_with_a_space_compiles(tmp_path: Path) -> None:
     for package in (Path(torch.__file__).parent, Path(torch.__file__).parent.parent / "torchgen"):
         (folder / package.name).symlink_to(package)
     assert "compiled: True" in train(folder, "always")
+
+
+def test_temporary_workspaces_share_compiled_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STORYLLAMAS_STATE", raising=False)
+    for folder in (tmp_path, tmp_path / ".dvc/tmp/exps/standalone/x"):
+        folder.mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(folder)
+        assert build_folder() == tmp_path / ".storyllamas/compiled"
+    monkeypatch.setenv("STORYLLAMAS_STATE", str(tmp_path / "state"))
+    assert build_folder() == tmp_path / "state/compiled"
 
 
 def test_an_old_compiler_trains_uncompiled(tmp_path: Path) -> None:

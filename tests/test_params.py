@@ -70,9 +70,9 @@ def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
         ("sizes/7m/kv_heads", 3, "sizes.7m.kv_heads is 3: use a divisor of heads (8)"),
         ("sizes/2m/head_dim", 33, "sizes.2m.head_dim is 33"),
         ("sizes/2m/dims", 1, "sizes.2m.dims is unknown: use one of dim"),
-        ("size/dims", 1, "size.dims is unknown: use one of dim"),
-        ("size/head_dim", 33, "size.head_dim is 33"),
-        ("size/kv_heads", 3, "size.kv_heads is 3: use a divisor of heads (4)"),
+        ("shape/dims", 1, "shape.dims is unknown: use one of dim"),
+        ("shape/head_dim", 33, "shape.head_dim is 33"),
+        ("shape/kv_heads", 3, "shape.kv_heads is 3: use a divisor of heads (4)"),
         ("evaluation/speed_tokens", 256, "evaluation.speed_tokens is 256: use less than"),
         ("train/steps", 0, "train.steps is 0"),
         ("train/step", 5, "train.step is unknown"),
@@ -112,19 +112,24 @@ def test_only_the_chosen_run_must_fill_its_steps(raw: dict[str, Any]) -> None:
     assert params.parse(raw).recipe.tokens_per_step == 3072
 
 
-def test_size_overrides_the_chosen_size(raw: dict[str, Any]) -> None:
-    raw["size"] |= {"layers": 6, "norm_eps": 1e-6}
+def test_shape_overrides_the_chosen_size(raw: dict[str, Any]) -> None:
+    raw["shape"] |= {"layers": 6, "norm_eps": 1e-6}
     chosen = params.parse(raw)
-    assert chosen.size == replace(params.parse(raw | {"size": {}}).size, layers=6, norm_eps=1e-6)
+    assert chosen.size == replace(params.parse(raw | {"shape": {}}).size, layers=6, norm_eps=1e-6)
     assert chosen.model_config().layers == 6
     assert chosen.sizes["7m"].layers == raw["sizes"]["7m"]["layers"]
-    assert set(raw["size"]) == {field.name for field in fields(params.Size)}
+    assert set(raw["shape"]) == {field.name for field in fields(params.Size)}
+
+
+def test_no_key_is_one_that_the_run_cache_ignores(raw: dict[str, Any]) -> None:
+    """DVC leaves out these keys of dvc.lock, also those of params, when it looks for a run."""
+    assert not {path.split("/")[-1] for path in paths(raw)} & {"size", "nfiles"}
 
 
 def test_every_key_can_be_set_on_the_command_line(raw: dict[str, Any]) -> None:
     """Hydra, which reads -S, takes no key that begins with a digit."""
     overrides = {
-        "sizes": raw["size"],
+        "sizes": raw["shape"],
         **{f"recipes/{name}/sizes": raw["train"] for name in raw["recipes"]},
     }
     for path in paths(raw):

@@ -159,7 +159,7 @@ def test_only_what_depends_on_a_change_runs_again(workspace: Workspace) -> None:
 
 
 def test_a_size_can_be_changed_for_one_run(workspace: Workspace) -> None:
-    output = workspace.run("dvc", "exp", "run", "-S", "size.layers=3")
+    output = workspace.run("dvc", "exp", "run", "-S", "shape.layers=3")
     assert stages_that_ran(output) == ["train@2m", "export", "evaluate"]
     assert workspace.read("models/2m/config.json")["model"]["layers"] == 3
     workspace.reset()
@@ -214,7 +214,7 @@ def test_sizes_and_sweeps_leave_the_workspace_as_it_was(
     options["env"] |= {"HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}  # nobody's name
 
     def experiments(*words: str) -> str:
-        command = [sys.executable, "-m", "storyllamas.experiments", *words, "--steps", "4"]
+        command = [sys.executable, "-m", "storyllamas.experiments.run", *words, "--steps", "4"]
         return subprocess.run(command, **options, check=True).stdout
 
     with (workspace.folder / "README.md").open("a") as file:

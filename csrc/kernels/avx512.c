@@ -302,9 +302,7 @@ INLINE int32_t quantize_group(int8_t *values, size_t group_size, const float *x,
         const __mmask16 mask = c < width ? lanes(c, width) : 0;
         const __m512 scaled =
             _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + c), _mm512_set1_ps(inverse));
-        /* An infinity or NaN becomes -2^31; sums of that would overflow. */
-        const __m512i rounded =
-            _mm512_max_epi32(_mm512_cvtps_epi32(scaled), _mm512_set1_epi32(-127));
+        const __m512i rounded = _mm512_cvtps_epi32(scaled);
         _mm512_mask_cvtepi32_storeu_epi8(values + c, lanes(c, group_size), rounded);
         sum = _mm512_add_epi32(sum, rounded);
     }

@@ -78,7 +78,8 @@ typedef struct {
     /* The product for each quantized weight type, or NULL: see sl_matmul_of. */
     sl_matmul_quantized *matmul_quantized[SL_TYPE_COUNT];
 
-    /* Quantize x[columns] to row i of q. */
+    /* Quantize x[columns] to row i of q. A group with infinity or NaN gets zeros, and a scale that
+     * is not finite. */
     void (*quantize)(const sl_quantized *q, size_t i, const float *x, size_t columns);
 
     /* y[n] = x[n] rounded to the nearest f16, ties to even. Magnitudes above the largest f16,

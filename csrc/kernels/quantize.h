@@ -4,13 +4,14 @@
  *         Return the largest |x|, or NaN if there is one.
  *     int32_t quantize_group(values, group_size, x, width, inverse)
  *         Set values[group_size] to x[width] * inverse, rounded to the nearest integer, ties to
- * even, followed by zeros. Return their sum.
+ *         even, followed by zeros. Return their sum. The products round to -127 … 127.
  */
 
 #ifndef STORYLLAMAS_QUANTIZE_H
 #define STORYLLAMAS_QUANTIZE_H
 
 #include <float.h>
+#include <string.h>
 
 #include "kernels.h"
 
@@ -20,10 +21,17 @@ static void quantize(const sl_quantized *q, size_t i, const float *x, size_t col
         const size_t start = g * q->group_size, rest = columns - start;
         const size_t width = rest < q->group_size ? rest : q->group_size;
         const float scale = largest_magnitude(x + start, width) / 127.0f;
-        const float inverse = scale >= FLT_MIN ? 1.0f / scale : 0.0f;
-        const int32_t sum = quantize_group(values, q->group_size, x + start, width, inverse);
         q->scales[i * q->groups + g] = scale;
-        q->sums[i * q->groups + g] = sum;
+        /* Infinity and NaN have no integer. Zeros times this scale are NaN, which the check of the
+         * logits finds. */
+        if (!(scale <= FLT_MAX)) {
+            memset(values, 0, q->group_size);
+            q->sums[i * q->groups + g] = 0;
+            continue;
+        }
+        const float inverse = scale >= FLT_MIN ? 1.0f / scale : 0.0f;
+        q->sums[i * q->groups + g] =
+            quantize_group(values, q->group_size, x + start, width, inverse);
     }
 }
 

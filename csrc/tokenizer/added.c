@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 
+#include "../sizes.h"
 #include "tokenizer.h"
 #include "unicode.h"
 
@@ -47,7 +48,7 @@ static uint32_t write_needle(const sl_tokenizer *tokenizer, int32_t id, bool nor
 /* The matcher needs memory for `count` tokens whose texts have `bytes` bytes. */
 static bool allocate(sl_matcher *matcher, size_t count, size_t bytes) {
     matcher->needles = calloc(count + 1, sizeof *matcher->needles);
-    matcher->text = malloc(SL_SPACE_BYTES * (bytes + count) + 1);
+    matcher->text = sl_allocate(sl_size_add(sl_size_add(bytes, count), 1), SL_SPACE_BYTES);
     return matcher->needles && matcher->text;
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "../error.h"
+#include "../sizes.h"
 #include "tokenizer.h"
 
 #define REPLACEMENT "\xef\xbf\xbd" /* U+FFFD */
@@ -64,7 +65,8 @@ static size_t write_decoded(const sl_tokenizer *tokenizer, int32_t id, char *tex
 bool sl_index_decoded(sl_tokenizer *tokenizer) {
     const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
     tokenizer->decoded = calloc(vocabulary->size, sizeof *tokenizer->decoded);
-    tokenizer->decoded_text = malloc((size_t)vocabulary->text_bytes + UNKNOWN_BYTES + SHORT);
+    tokenizer->decoded_text =
+        sl_allocate(sl_size_add(vocabulary->text_bytes, UNKNOWN_BYTES + SHORT), 1);
     if (!tokenizer->decoded || !tokenizer->decoded_text) return false;
     uint32_t start = 0;
     for (int32_t id = 0; id < (int32_t)vocabulary->size; id++) {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../error.h"
+#include "../sizes.h"
 #include "pretokenize.h"
 #include "tokenizer.h"
 #include "word_cache.h"
@@ -155,7 +156,7 @@ static int reject_memory(size_t length) {
 
 /* Append the ids of a text for SL_BYTE_LEVEL with a space in front. */
 static int put_spaced(encoder *e, const char *text, size_t length) {
-    char *spaced = malloc(length + 1);
+    char *spaced = sl_allocate(length + 1, 1);
     if (!spaced) return reject_memory(length);
     *spaced = ' ';
     memcpy(spaced + 1, text, length);
@@ -172,7 +173,7 @@ static bool begins_with_space(const char *text, size_t length) {
 /* Append the ids of a text for SL_PRE_SPACES. U+2581 stands in it for a space, and a border is
  * found by the space. */
 static int put_split(encoder *e, const char *text, size_t length, bool prefix) {
-    char *copy = malloc(length);
+    char *copy = sl_allocate(length, 1);
     if (!copy) return reject_memory(length);
     size_t count = 0;
     for (size_t at = 0; at < length;) {
@@ -230,9 +231,10 @@ static int put_around(encoder *e, const sl_matcher *matcher, put_part put, const
 
 /* Append the ids of a text in which added tokens are found once it is normalized. */
 static int put_copy(encoder *e, const char *text, size_t length) {
-    size_t size = length + SL_SPACE_BYTES;
-    for (size_t i = 0; i < length; i++) size += text[i] == ' ' ? SL_SPACE_BYTES - 1 : 0;
-    char *copy = malloc(size), *out = copy;
+    size_t spaces = 1;
+    for (size_t i = 0; i < length; i++) spaces += text[i] == ' ';
+    char *copy = sl_allocate(sl_size_add(length, sl_size_multiply(spaces, SL_SPACE_BYTES)), 1);
+    char *out = copy;
     if (!copy) return reject_memory(length);
     if (e->tokenizer->vocabulary.dummy_prefix)
         out = (char *)memcpy(out, SL_SPACE, SL_SPACE_BYTES) + SL_SPACE_BYTES;

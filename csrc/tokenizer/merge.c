@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "../error.h"
+#include "../sizes.h"
 #include "tokenizer.h"
 
 #define NONE UINT32_MAX /* no symbol */
@@ -157,15 +158,15 @@ static bool split_unused(encoding *e, uint32_t at, int32_t id) {
     return true;
 }
 
-/* Append the ids of all symbols. A symbol that is no piece becomes byte pieces or the unknown
- * piece. */
+/* Append the ids of all symbols. A symbol that is no piece, or an unused piece that no merge made,
+ * becomes byte pieces or the unknown piece. */
 static void put_symbols(encoding *e, sl_id_list *list) {
     const sl_tokenizer *tokenizer = e->tokenizer;
     for (uint32_t at = 0; at < e->length; at = e->symbols[at].next) {
         int32_t id;
         do id = sl_find_piece(tokenizer, e->text + at, e->symbols[at].length);
         while (split_unused(e, at, id));
-        if (id >= 0)
+        if (id >= 0 && sl_piece_type(tokenizer, id) != SL_PIECE_UNUSED)
             sl_put(list, id);
         else if (!tokenizer->vocabulary.byte_fallback)
             sl_put(list, tokenizer->vocabulary.unk_id);
@@ -198,12 +199,13 @@ static void merge_small(const sl_tokenizer *tokenizer, bool prefix, const char *
 
 static int merge_large(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
                        sl_id_list *list) {
+    const size_t spaces = count_spaces(word, length);
     const size_t normalized =
-        length + (SL_SPACE_BYTES - 1) * count_spaces(word, length) + (prefix ? SL_SPACE_BYTES : 0);
+        sl_size_add(length - spaces, sl_size_multiply(SL_SPACE_BYTES, spaces + prefix));
     encoding e = {.tokenizer = tokenizer};
-    e.text = malloc(normalized);
-    e.symbols = malloc(normalized * sizeof *e.symbols);
-    e.heap = malloc(MERGES(length) * sizeof *e.heap);
+    e.text = sl_allocate(normalized, 1);
+    e.symbols = sl_allocate(normalized, sizeof *e.symbols);
+    e.heap = sl_allocate(MERGES(length), sizeof *e.heap);
     if (tokenizer->has_unused) e.splits = calloc(tokenizer->vocabulary.size, sizeof *e.splits);
     const bool is_out_of_memory =
         !e.text || !e.symbols || !e.heap || (tokenizer->has_unused && !e.splits);

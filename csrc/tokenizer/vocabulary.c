@@ -7,6 +7,7 @@
 
 #include "../error.h"
 #include "../model_limits.h"
+#include "../sizes.h"
 #include "tokenizer.h"
 
 enum { MAX_MERGES = 1 << 24 };
@@ -361,10 +362,10 @@ static bool copy_arrays(sl_tokenizer *tokenizer) {
     const bool scored = v->kind == SL_SENTENCEPIECE;
     const size_t scores = scored * v->size * sizeof *v->scores;
     const size_t offsets = (v->size + (size_t)1) * sizeof *v->offsets;
-    const size_t merges = v->merge_count * sizeof *v->merges;
-    const size_t added = v->added_count * sizeof *v->added;
-    char *copy = tokenizer->copy =
-        malloc(scores + offsets + merges + added + v->size + v->text_bytes);
+    const size_t merges = sl_size_multiply(v->merge_count, sizeof *v->merges);
+    const size_t added = sl_size_multiply(v->added_count, sizeof *v->added);
+    const size_t tables = sl_size_add(scores + offsets + v->size, sl_size_add(merges, added));
+    char *copy = tokenizer->copy = sl_allocate(sl_size_add(tables, v->text_bytes), 1);
     if (!copy) return false;
     v->scores = copy_array(&copy, v->scores, scores);
     v->offsets = copy_array(&copy, v->offsets, offsets);
@@ -392,6 +393,7 @@ void sl_tokenizer_free(sl_tokenizer *tokenizer) {
     free(tokenizer->slots);
     free(tokenizer->user_defined);
     free(tokenizer->ranks);
+    free(tokenizer->filter);
     sl_matcher_free(&tokenizer->raw);
     sl_matcher_free(&tokenizer->normalized);
     free(tokenizer->decoded);

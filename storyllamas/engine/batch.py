@@ -67,6 +67,7 @@ class _Slots:
         self._first_seed: int = options.seed
         self._pieces = ffi.new("sl_piece[]", count)
         self.running: dict[int, _Sequence] = {}  # by slot
+        self.failed: dict[int, str] = {}  # messages by index
         self.free = list(reversed(range(count)))
 
     def start(self, index: int, prompt: str) -> None:
@@ -82,8 +83,14 @@ class _Slots:
         self.running[self.free.pop()] = _Sequence(index, self._options.seed, prompt)
 
     def step(self) -> Iterator[GeneratedStory]:
-        """Generate the next token in every slot and yield the stories that stopped."""
-        check(lib.sl_step(self._session, self._pieces))
+        """Generate the next token in every slot and yield the stories that stopped.
+
+        A story whose logits are not finite moves to `failed`; the others continue.
+        """
+        status = lib.sl_step(self._session, self._pieces)
+        if status not in (lib.SL_OK, lib.SL_ERROR_NUMBER):
+            check(status)
+        message = string(lib.sl_error()) if status else ""
         for slot, sequence in list(self.running.items()):
             piece = self._pieces[slot]
             if piece.length:
@@ -91,6 +98,9 @@ class _Slots:
             if piece.stop:
                 del self.running[slot]
                 self.free.append(slot)
+            if piece.stop == lib.SL_IDLE:
+                self.failed[sequence.index] = f"story {sequence.index}: {message}"
+            elif piece.stop:
                 yield sequence.finish(piece.stop)
             else:
                 sequence.ids.append(piece.id)
@@ -108,8 +118,8 @@ def generate_batch(
         options: `sl_options` with the seed of the first story.
 
     Raises:
-        UserError: a prompt is longer than the context or is not valid Unicode; the message names
-            the story.
+        UserError: a prompt is longer than the context or is not valid Unicode, or the logits of a
+            story are not finite, after the stories before it; the message names the story.
     """
     batch = _Slots(session, slots, options)
     waiting = enumerate(prompts)
@@ -125,3 +135,5 @@ def generate_batch(
         while following in finished:
             yield finished.pop(following)
             following += 1
+        if following in batch.failed:
+            raise UserError(batch.failed[following])

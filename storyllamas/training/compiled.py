@@ -71,16 +71,15 @@ def _check_compiler() -> None:
 
 
 def _set_paths() -> None:
-    """Let PyTorch build in the state folder, and in paths that a shell would split.
+    """Let PyTorch keep compiled code for later runs, and build in paths that a shell would split.
 
     PyTorch does not quote its build folder and its library folder in the compiler's command line.
-    It builds in the state folder, where later runs of the same shape find the compiled code, or in
-    its own temporary folder if the state folder needs quotes. A symbolic link without such
-    characters stands for the library folder.
+    If the build folder would need quotes, PyTorch uses its own, a temporary one. A symbolic link
+    that needs none stands for the library folder.
     """
-    state = workdir.root().absolute() / "compiled"
-    if not _needs_quotes(state):
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(state))
+    folder = build_folder()
+    if not _needs_quotes(folder):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     from torch._inductor.runtime.cache_dir_utils import cache_dir
     from torch.utils import cpp_extension
 
@@ -92,6 +91,16 @@ def _set_paths() -> None:
         with suppress(FileExistsError):
             link.symlink_to(libraries)
         cpp_extension.TORCH_LIB_PATH = str(link)
+
+
+def build_folder() -> Path:
+    """Return the folder of compiled code, in which a second run of a shape finds that of the first.
+
+    It is in the state folder. DVC's temporary workspaces, in .dvc/tmp, share that of their project.
+    """
+    state = workdir.root().absolute()
+    projects = [parent.parent for parent in state.parents if parent.name == ".dvc"]
+    return (projects[0] / ".storyllamas" if projects else state) / "compiled"
 
 
 def _needs_quotes(path: str | Path) -> bool:

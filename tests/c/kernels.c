@@ -279,6 +279,23 @@ static double matmul_q4(const sl_kernels *k) {
     return matmul_quantized(k, SL_Q4, 4);
 }
 
+/* A group with infinity or NaN must get zeros and a scale that is not finite, in every set. */
+static double quantize_not_finite(const sl_kernels *k) {
+    const size_t group_size = 8 * (1 + integer(8)), groups = 2, columns = groups * group_size;
+    const float strange = (float[]){INFINITY, -INFINITY, NAN}[integer(3)];
+    sl_quantized q = quantized(1, groups, group_size);
+    float *x = reals(columns);
+    x[group_size + integer((uint32_t)group_size)] = strange;
+    if (integer(2)) /* all: the sum of what they are rounded to must not overflow */
+        for (size_t c = group_size; c < columns; c++) x[c] = strange;
+    k->quantize(&q, 0, x, columns);
+    bool is_right = isfinite(q.scales[0]) && !isfinite(q.scales[1]) && q.sums[1] == 0;
+    for (size_t c = group_size; c < columns; c++) is_right = is_right && q.values[c] == 0;
+    free(x);
+    free_quantized(&q);
+    return is_right ? 0 : (double)INFINITY;
+}
+
 /* The error is at most half a step. A step is the largest magnitude of the group over 127. */
 static double quantize(const sl_kernels *k) {
     const size_t group_size = 4 * (1 + integer(20)), columns = 1 + integer(200);
@@ -416,6 +433,7 @@ static const struct {
     {"matmul_q8", matmul_q8, 1e-6},
     {"matmul_q4", matmul_q4, 1e-6},
     {"quantize", quantize, 0.501 / 127},
+    {"not_finite", quantize_not_finite, 0},
     {"rmsnorm", rmsnorm, 2e-6},
     {"rotate", rotate, 1e-6},
     {"swiglu", swiglu, 1e-6},

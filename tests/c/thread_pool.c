@@ -51,7 +51,7 @@ static bool settles(bool likely, bool faster) {
 int main(int argc, char **argv) {
     const size_t threads = argc > 1 ? strtoul(argv[1], NULL, 10) : 2;
     const size_t loops = argc > 2 ? strtoul(argv[2], NULL, 10) : 10000;
-    sl_thread_pool *pool = sl_thread_pool_new(threads);
+    sl_thread_pool *pool = sl_thread_pool_new(threads, threads);
     size_t counts[MAX_ITEMS] = {0}, expected[MAX_ITEMS] = {0};
     if (!pool) return EXIT_FAILURE;
     for (size_t loop = 1; loop <= loops; loop++) {
