@@ -22,13 +22,13 @@ def main() -> None:
     chosen = params.load()
     how, generation = chosen.evaluation, chosen.generation
     folder = Path("models") / chosen.model
+    weight_files = sorted((folder / "export").glob("*.slm"))
+    if not weight_files:
+        raise UserError(f"{folder}/export has no weight file: run `dvc repro export`")
     stories = list(islice(files.read("data/corpus/valid.txt"), how.stories))
     model, _ = load_model(folder)
     report: dict[str, Any] = {"size": chosen.model, "stories": len(stories)}
-    files_found = sorted((folder / "export").glob("*.slm"))
-    if not files_found:
-        raise UserError(f"{folder}/export has no weight file: run `dvc repro export`")
-    engines = {path.stem: Engine(path) for path in files_found}
+    engines = {path.stem: Engine(path) for path in weight_files}
     for name, engine in engines.items():
         report[name] = {
             **asdict(evaluation.score(engine, stories)),

@@ -193,7 +193,7 @@ typedef struct {
     bool special; /* special tokens count */
     const char *text;
     size_t length;
-    size_t at;        /* where the search goes on */
+    size_t at;        /* where the search continues */
     size_t done;      /* the end of the last match */
     size_t white_end; /* the end of whitespace that a match took in */
 } sl_search;
