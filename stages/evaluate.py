@@ -11,7 +11,7 @@ from storyllamas import evaluation, params
 from storyllamas.atomic import write_json, write_text
 from storyllamas.corpus import files
 from storyllamas.engine.engine import Engine
-from storyllamas.errors import exit_on_user_error
+from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.rounding import integer, six_digits
 from storyllamas.training.trained_model import load_model
 
@@ -22,10 +22,13 @@ def main() -> None:
     chosen = params.load()
     how, generation = chosen.evaluation, chosen.generation
     folder = Path("models") / chosen.model
+    weight_files = sorted((folder / "export").glob("*.slm"))
+    if not weight_files:
+        raise UserError(f"{folder}/export has no weight file: run `dvc repro export`")
     stories = list(islice(files.read("data/corpus/valid.txt"), how.stories))
     model, _ = load_model(folder)
     report: dict[str, Any] = {"size": chosen.model, "stories": len(stories)}
-    engines = {path.stem: Engine(path) for path in sorted((folder / "export").glob("*.slm"))}
+    engines = {path.stem: Engine(path) for path in weight_files}
     for name, engine in engines.items():
         report[name] = {
             **asdict(evaluation.score(engine, stories)),

@@ -16,7 +16,7 @@ from storyllamas.interop import formats
 from storyllamas.interop.model import open_model
 from storyllamas.rounding import shortest_float32
 from storyllamas.slm import weight_file
-from storyllamas.slm.encoding import GROUP_SIZES, SPECS, storage
+from storyllamas.slm.encoding import GROUP_SIZES, SPECS
 from storyllamas.slm.header import VERSION
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ It is an error if the format cannot represent the model.
 IMPORT = """\
 Write a model of another program as a weight file. SOURCE is
 
-  a checkpoint of llama2.c (version 0, 1 or 2) with tokenizer.bin in the same folder,
+  a checkpoint of llama2.c (version 0, 1 or 2, or ckpt.pt of its train.py) with tokenizer.bin in
+  the same folder,
   a GGUF file of architecture llama with a SentencePiece tokenizer, or
   a Hugging Face folder of a LlamaForCausalLM with safetensors and tokenizer.model.
 
@@ -234,9 +235,14 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    given = {arguments.type: arguments.group_size} if arguments.group_size else {}
-    how = storage(arguments.type, given)
-    formats.import_model(arguments.source, arguments.out, how, arguments.tokenizer)
+    formats.import_model(
+        arguments.source,
+        arguments.out,
+        arguments.type,
+        arguments.group_size or 0,
+        arguments.tokenizer,
+        arguments.calibrate,
+    )
     print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
 
 
@@ -418,10 +424,20 @@ def _parser() -> argparse.ArgumentParser:
         "--group-size",
         type=_positive,
         metavar="N",
-        help=f"weights that share a scale: {_group_sizes()}",
+        help=f"weights that share a scale: {_group_sizes()}; without it, the import chooses the "
+        "size that makes the file smallest",
     )
     importing.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.bin of a llama2.c checkpoint"
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="stories to which q4 is fitted (default: the bundled storybook)",
+    )
+    importing.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="tokenizer.bin or tokenizer.model of a llama2.c checkpoint",
     )
     return parser
 
@@ -430,8 +446,26 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; an error is one sentence on stderr and exit status 1."""
     parsed = _parser().parse_args(arguments)
+    _check_stdout(parsed)
     try:
         parsed.run(parsed)
+        sys.stdout.flush()
     except BrokenPipeError:
         # The reader has closed the pipe, as in `storyllamas generate | head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.filename is None:
+            error.filename = "standard output"
+            # Python would try to write the rest at its exit, and fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _check_stdout(parsed: argparse.Namespace) -> None:
+    """Check that standard output is open, unless all output goes to a file."""
+    if sys.stdout is not None:
+        return
+    if getattr(parsed, "out", None) is None:
+        raise UserError("standard output is closed: connect it to a file, pipe or terminal")
+    # Otherwise the next file that is opened would become standard output.
+    sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")

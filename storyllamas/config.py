@@ -1,4 +1,7 @@
-"""The shape of a model, for model.py, the weight file and the C engine."""
+"""The shape of a model, for model.py, the weight file and the C engine.
+
+The sizes themselves, such as 2m, stand in params.yaml.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ class ModelConfig:
 
     @property
     def rope_problem(self) -> str:
-        """Which field of the scaling of rotary frequencies is impossible, or nothing."""
+        """The first impossible field of the RoPE scaling as a sentence; empty if there is none."""
         low, high = self.rope_low_freq_factor, self.rope_high_freq_factor
         rest = (low, high, self.rope_original_context)
         if self.rope_scaling not in ROPE_SCALINGS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import sys
 from collections.abc import Callable
 from typing import NoReturn, ParamSpec
@@ -21,10 +22,12 @@ def exit_on_user_error(main: Callable[P, object]) -> Callable[P, NoReturn]:
     """Wrap an entry point so that it ends with an exit status instead of a traceback.
 
     A `UserError` or `OSError` becomes `error: …` on stderr and status 1. Ctrl-C becomes status 130.
+    No character of the output is an error in any terminal.
     """
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> NoReturn:
+        _replace_what_the_terminal_lacks()
         try:
             main(*args, **kwargs)
         except UserError as error:
@@ -37,3 +40,10 @@ def exit_on_user_error(main: Callable[P, object]) -> Callable[P, NoReturn]:
         sys.exit(0)
 
     return wrapped
+
+
+def _replace_what_the_terminal_lacks() -> None:
+    """Print characters that the encoding of the terminal lacks as question marks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")

@@ -1,7 +1,9 @@
 """Token files: the stories of a corpus as 16-bit ids, which are mapped into memory.
 
-Layout, version 1, little-endian: a header of 128 bytes, see `HEADER`, padded with zeros; then one
-u16 for each token. Every story is BOS, its text, EOS.
+Layout, version 2, little-endian: a header of 128 bytes, see `HEADER`, padded with zeros; then one
+u16 for each token, padded with zeros to a multiple of 64 bytes. Every story is BOS, its text, EOS.
+The checksum is `Checksum` over the tokens with their padding and then the header, with zeros in
+place of the checksum itself.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ import numpy.typing as npt
 from storyllamas.atomic import atomic_file
 from storyllamas.errors import UserError
 from storyllamas.regular_file import open_regular
+from storyllamas.slm.checksum import Checksum
 
 MAGIC = b"\x89STK\r\n\x1a\n"
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 128
 MAX_VOCAB_SIZE = 1 << 16
 
@@ -33,7 +36,10 @@ HEADER = struct.Struct(
     "2I"  #   8 version, vocab_size
     "3Q"  #  16 tokens, stories, text_bytes (UTF-8 bytes of the stories' text)
     "32s"  # 40 tokenizer_digest (SHA-256 of the SentencePiece model file)
+    "Q"  #   72 checksum
 )
+CHECKSUM_OFFSET = 72
+ALIGNMENT = 64
 
 Tokens = npt.NDArray[np.uint16]
 Ids = npt.NDArray[np.int64]
@@ -42,18 +48,47 @@ Ids = npt.NDArray[np.int64]
 class Writer:
     """Writes the tokens of framed stories; made by `write`."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, vocab_size: int) -> None:
         self._file = file
+        self._vocab_size = vocab_size
+        self._checksum = Checksum()
+        self._rest = b""  # bytes after the last multiple of ALIGNMENT
         self.tokens = 0
         self.stories = 0
         self.text_bytes = 0
 
     def append(self, tokens: Tokens, stories: int, text_bytes: int) -> None:
-        """Append the tokens of complete stories, their number and the bytes of their text."""
-        self._file.write(tokens.astype("<u2", copy=False).data)
+        """Append the tokens of complete stories, their number and the bytes of their text.
+
+        Raises:
+            UserError: a token is not in the vocabulary.
+        """
+        if len(tokens) and tokens.max() >= self._vocab_size:
+            raise UserError(
+                f"token {tokens.max()} is not in the vocabulary of {self._vocab_size} pieces: "
+                "encode the stories with the tokenizer of the file"
+            )
+        self._write(tokens.astype("<u2", copy=False).tobytes())
         self.tokens += len(tokens)
         self.stories += stories
         self.text_bytes += text_bytes
+
+    def finish(self, header: bytes) -> None:
+        """Write the padding, and the header without its checksum to the start of the file."""
+        self._write(bytes(-len(self._rest) % ALIGNMENT))
+        header = header.ljust(HEADER_BYTES, b"\0")
+        self._checksum.update(header)
+        self._file.seek(0)
+        self._file.write(header)
+        self._file.seek(CHECKSUM_OFFSET)
+        self._file.write(struct.pack("<Q", self._checksum.digest()))
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        data = self._rest + data
+        end = len(data) - len(data) % ALIGNMENT
+        self._checksum.update(memoryview(data)[:end])
+        self._rest = data[end:]
 
 
 @contextmanager
@@ -73,13 +108,12 @@ def write(path: str | os.PathLike[str], vocab_size: int, digest: bytes) -> Itera
             f"the tokenizer has {vocab_size} pieces and a token file holds 16-bit ids: "
             f"train a tokenizer of at most {MAX_VOCAB_SIZE} pieces"
         )
-    with atomic_file(path) as file:
+    with atomic_file(path, seekable=True) as file:
         file.write(bytes(HEADER_BYTES))
-        writer = Writer(file)
+        writer = Writer(file, vocab_size)
         yield writer
-        file.seek(0)
         counts = (writer.tokens, writer.stories, writer.text_bytes)
-        file.write(HEADER.pack(MAGIC, VERSION, vocab_size, *counts, digest))
+        writer.finish(HEADER.pack(MAGIC, VERSION, vocab_size, *counts, digest, 0))
 
 
 @dataclass(frozen=True)
@@ -175,21 +209,35 @@ def read(path: str | os.PathLike[str], digest: bytes | None = None) -> TokenFile
         raise UserError(f"{source} does not exist: {again}") from None
     if len(header) < HEADER_BYTES or not header.startswith(MAGIC):
         raise UserError(f"{source} is not a token file: {again}")
-    _, version, vocab_size, count, stories, text_bytes, made_with = HEADER.unpack_from(header)
+    fields = HEADER.unpack_from(header)
+    _, version, vocab_size, count, stories, text_bytes, made_with, checksum = fields
     if version != VERSION:
         raise UserError(
             f"{source} has version {version} and this program reads version {VERSION}: {again}"
         )
-    if size != HEADER_BYTES + 2 * count:
-        raise UserError(
-            f"{source} is {size} bytes long and its header says {HEADER_BYTES + 2 * count}: {again}"
-        )
+    expected = HEADER_BYTES + 2 * count + -2 * count % ALIGNMENT
+    if size != expected:
+        raise UserError(f"{source} is {size} bytes long and its header says {expected}: {again}")
     if digest is not None and digest != made_with:
         raise UserError(f"{source} was made with another tokenizer: {again}")
     if count == 0:
         raise UserError(f"{source} has no tokens: give a corpus with stories")
+    _verify(source, header, checksum, again)
     tokens = np.memmap(source, "<u2", "r", offset=HEADER_BYTES, shape=(count,))
+    if tokens.max() >= vocab_size:
+        raise UserError(
+            f"{source} has token {tokens.max()} and a vocabulary of {vocab_size} pieces: {again}"
+        )
     return TokenFile(source, tokens, vocab_size, stories, text_bytes, made_with)
+
+
+def _verify(source: Path, header: bytes, expected: int, again: str) -> None:
+    checksum = Checksum()
+    data = np.memmap(source, np.uint8, "r")
+    checksum.update(data[HEADER_BYTES:].data)
+    checksum.update(header[:CHECKSUM_OFFSET] + bytes(8) + header[CHECKSUM_OFFSET + 8 :])
+    if checksum.digest() != expected:
+        raise UserError(f"{source} is damaged (its checksum does not match): {again}")
 
 
 @functools.lru_cache(maxsize=2)

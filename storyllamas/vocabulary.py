@@ -21,7 +21,7 @@ class PieceType(IntEnum):
 
 
 class TokenizerKind(IntEnum):
-    """How pieces merge; the last two by rank, as in a Hugging Face tokenizer.json."""
+    """The merge rule: by score (SentencePiece), or by rank as in a Hugging Face tokenizer.json."""
 
     SENTENCEPIECE = 0
     BPE = 1
@@ -29,7 +29,7 @@ class TokenizerKind(IntEnum):
 
 
 class PreTokenizer(IntEnum):
-    """What cuts a text into words that no merge crosses."""
+    """The pre-tokenizer, which splits a text into words. Merges stay within a word."""
 
     NONE = 0
     SPACES = 1
@@ -39,7 +39,7 @@ class PreTokenizer(IntEnum):
 
 
 class Strip(IntEnum):
-    """What decoding leaves out: nothing, a first space, or every space of the first piece."""
+    """The spaces that decoding drops: none, the first one, or all of the first piece."""
 
     NONE = 0
     SPACE = 1
@@ -47,7 +47,7 @@ class Strip(IntEnum):
 
 
 class Added(IntFlag):
-    """What an added token is like; see storyllamas.h."""
+    """Flags of an added token; storyllamas.h explains them."""
 
     SPECIAL = 1
     LSTRIP = 2
@@ -58,7 +58,7 @@ class Added(IntFlag):
 
 
 def no_pairs() -> npt.NDArray[np.uint32]:
-    """No merges or added tokens."""
+    """Return an empty list of merges or added tokens, [0, 2]."""
     return np.empty((0, 2), np.uint32)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import shutil
 from pathlib import Path
 
 import engine_files
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 from engine_files import BOS, EOS
 
 from storyllamas import evaluation
@@ -103,3 +106,12 @@ def test_speeds_are_positive(pair: tuple[Engine, Llama], tmp_path: Path) -> None
     engine, model = pair
     assert evaluation.engine_speed(engine, 8) > 0
     assert evaluation.pytorch_speed(model, [BOS], 4) > 0
+
+
+def test_the_stage_needs_a_weight_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    evaluate = importlib.import_module("stages.evaluate")
+    with pytest.raises(SystemExit, match="models/2m/export has no weight file: run `dvc repro"):
+        evaluate.main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from storyllamas import token_file
 from storyllamas.errors import UserError
+from storyllamas.slm.checksum import Checksum
 from storyllamas.token_file import TokenFile
 
 DIGEST = bytes(range(32))
@@ -34,9 +36,51 @@ def numbered(length: int) -> TokenFile:
 
 def test_layout(path: Path) -> None:
     data = path.read_bytes()
-    header = struct.pack("<8sIIQQQ32s", b"\x89STK\r\n\x1a\n", 1, 4096, 7, 2, 14, DIGEST)
-    assert data[:128] == header.ljust(128, b"\0")
-    assert data[128:] == struct.pack("<7H", 1, 300, 4095, 2, 1, 301, 2)
+    header = struct.pack("<8sIIQQQ32s", b"\x89STK\r\n\x1a\n", 2, 4096, 7, 2, 14, DIGEST)
+    tokens = struct.pack("<7H", 1, 300, 4095, 2, 1, 301, 2).ljust(64, b"\0")
+    checksum = Checksum()
+    checksum.update(tokens + header.ljust(128, b"\0"))
+    assert data == (header + struct.pack("<Q", checksum.digest())).ljust(128, b"\0") + tokens
+
+
+def test_any_changed_byte_is_an_error(path: Path) -> None:
+    data = path.read_bytes()
+    for index in range(len(data)):
+        path.write_bytes(data[:index] + bytes([data[index] ^ 1]) + data[index + 1 :])
+        with pytest.raises(UserError, match=str(path)):
+            token_file.read(path, DIGEST)
+
+
+def test_tokens_beyond_the_vocabulary_are_rejected(path: Path) -> None:
+    with (
+        pytest.raises(UserError, match="token 4096 is not in the vocabulary of 4096 pieces"),
+        token_file.write(path, 4096, DIGEST) as writer,
+    ):
+        writer.append(np.array([1, 4096, 2], np.uint16), stories=1, text_bytes=1)
+    data = bytearray(path.read_bytes())
+    data[12:16] = struct.pack("<I", 4095)
+    data[72:80] = bytes(8)
+    checksum = Checksum()
+    checksum.update(data[128:] + data[:128])
+    data[72:80] = struct.pack("<Q", checksum.digest())
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="has token 4095 and a vocabulary of 4095 pieces"):
+        token_file.read(path, DIGEST)
+
+
+@given(st.lists(st.integers(0, 200), max_size=6))
+def test_parts_of_any_length_make_the_same_file(lengths: list[int]) -> None:
+    tokens = np.arange(sum(lengths), dtype=np.uint16) % 4096
+    with tempfile.TemporaryDirectory() as folder:
+        parts, whole = Path(folder, "parts"), Path(folder, "whole")
+        with token_file.write(parts, 4096, DIGEST) as writer:
+            for part in np.split(tokens, np.cumsum(lengths)[:-1]):
+                writer.append(part, stories=1, text_bytes=0)
+        with token_file.write(whole, 4096, DIGEST) as writer:
+            writer.append(tokens, stories=max(len(lengths), 1), text_bytes=0)
+        assert parts.read_bytes() == whole.read_bytes()
+        if sum(lengths):
+            assert token_file.read(parts).tokens.tolist() == tokens.tolist()
 
 
 def test_reading_gives_back_what_was_written(path: Path) -> None:
@@ -61,9 +105,9 @@ def test_a_write_that_fails_leaves_the_former_file(path: Path) -> None:
         (lambda data: b"", "not a token file"),
         (lambda data: data[:127], "not a token file"),
         (lambda data: b"X" + data[1:], "not a token file"),
-        (lambda data: data[:8] + b"\2" + data[9:], "has version 2"),
-        (lambda data: data[:-1], "141 bytes long and its header says 142"),
-        (lambda data: data + b"\0\0", "144 bytes long and its header says 142"),
+        (lambda data: data[:8] + b"\1" + data[9:], "has version 1"),
+        (lambda data: data[:-1], "191 bytes long and its header says 192"),
+        (lambda data: data + b"\0\0", "194 bytes long and its header says 192"),
         (lambda data: data[:40] + b"X" + data[41:], "made with another tokenizer"),
         (lambda data: data[:16] + bytes(8) + data[24:128], "has no tokens"),
     ],

@@ -16,6 +16,7 @@
 enum {
     SMALL_WORD = 64, /* bytes of a word that needs no memory but the stack */
     MAX_SYMBOLS = SL_SPACE_BYTES * (SMALL_WORD + 1),
+    FILTER_BITS = 4, /* for every slot of the table of merges, which is half full at most */
     FEW_SYMBOLS = 96 /* more are merged with the heap */
 };
 
@@ -31,8 +32,17 @@ static inline sl_rank *rank_slot(const sl_tokenizer *tokenizer, int32_t left, in
     }
 }
 
+/* The bit of a pair in the filter of pairs that may merge. Most pairs do not, and the filter fits
+ * caches that the table does not fit. */
+static inline uint32_t filter_bit(const sl_tokenizer *tokenizer, int32_t left, int32_t right) {
+    const uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
+    return (uint32_t)((pair * UINT64_C(0xc2b2ae3d27d4eb4f)) >> 32) & tokenizer->filter_mask;
+}
+
 /* Return the key of the merge of two pieces, or NO_KEY. */
 static inline uint64_t find_key(const sl_tokenizer *tokenizer, int32_t left, int32_t right) {
+    const uint32_t bit = filter_bit(tokenizer, left, right);
+    if (!(tokenizer->filter[bit / 64] >> bit % 64 & 1)) return NO_KEY;
     return rank_slot(tokenizer, left, right)->key;
 }
 
@@ -56,13 +66,17 @@ static const char *check_merge(const sl_tokenizer *tokenizer, sl_merge_pair pair
 
 int sl_index_ranks(sl_tokenizer *tokenizer, const char *path) {
     const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
-    uint32_t count = 2;
+    uint32_t count = 64;
     while (count < 2 * (uint64_t)vocabulary->merge_count) count *= 2;
     tokenizer->ranks = sl_allocate(count, sizeof *tokenizer->ranks);
     tokenizer->rank_mask = count - 1;
     if (!tokenizer->ranks)
         return sl_fail(SL_ERROR_MEMORY, "not enough memory for %u merges", vocabulary->merge_count);
     memset(tokenizer->ranks, 0xff, count * sizeof *tokenizer->ranks);
+    tokenizer->filter = calloc(FILTER_BITS * (size_t)count / 64, sizeof *tokenizer->filter);
+    tokenizer->filter_mask = FILTER_BITS * count - 1;
+    if (!tokenizer->filter)
+        return sl_fail(SL_ERROR_MEMORY, "not enough memory for %u merges", vocabulary->merge_count);
     for (uint32_t rank = 0; rank < vocabulary->merge_count; rank++) {
         const sl_merge_pair pair = vocabulary->merges[rank];
         int32_t id = -1;
@@ -72,6 +86,8 @@ int sl_index_ranks(sl_tokenizer *tokenizer, const char *path) {
         if (slot->key != NO_KEY)
             return sl_reject_vocabulary(path, "a merge of its tokenizer is there twice");
         *slot = (sl_rank){pair.left, pair.right, (uint64_t)rank << 32 | (uint32_t)id};
+        const uint32_t bit = filter_bit(tokenizer, (int32_t)pair.left, (int32_t)pair.right);
+        tokenizer->filter[bit / 64] |= UINT64_C(1) << bit % 64;
         if (vocabulary->kind == SL_BPE) sl_index_borders(tokenizer, id);
     }
     return SL_OK;
@@ -277,9 +293,24 @@ static bool put_large(symbols *s, bool prefix, const char *word, size_t length, 
     return enough;
 }
 
+static int merge_word(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
+                      sl_id_list *list) {
+    symbols s = {.tokenizer = tokenizer};
+    bool enough;
+    if (length > SMALL_WORD) {
+        enough = put_large(&s, prefix, word, length, list);
+    } else {
+        int32_t ids[MAX_SYMBOLS];
+        s.ids = ids;
+        add_word(&s, prefix, word, length);
+        enough = put_merged(&s, list);
+    }
+    if (enough) return SL_OK;
+    return sl_fail(SL_ERROR_MEMORY, "not enough memory to encode %zu bytes of text", length);
+}
+
 int sl_merge_ranked(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
                     sl_id_list *list) {
-    symbols s = {.tokenizer = tokenizer};
     if (tokenizer->vocabulary.ignore_merges) {
         const int32_t whole =
             length > UINT32_MAX ? -1 : sl_find_piece(tokenizer, word, (uint32_t)length);
@@ -288,13 +319,5 @@ int sl_merge_ranked(const sl_tokenizer *tokenizer, bool prefix, const char *word
             return SL_OK;
         }
     }
-    if (length > SMALL_WORD) {
-        if (put_large(&s, prefix, word, length, list)) return SL_OK;
-        return sl_fail(SL_ERROR_MEMORY, "not enough memory to encode %zu bytes of text", length);
-    }
-    int32_t ids[MAX_SYMBOLS];
-    s.ids = ids;
-    add_word(&s, prefix, word, length);
-    if (put_merged(&s, list)) return SL_OK;
-    return sl_fail(SL_ERROR_MEMORY, "not enough memory to encode %zu bytes of text", length);
+    return merge_word(tokenizer, prefix, word, length, list);
 }

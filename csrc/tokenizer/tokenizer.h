@@ -81,6 +81,8 @@ struct sl_tokenizer {
     uint8_t borders[1 << 16];
     sl_rank *ranks;          /* hash table of merges by rank; NULL for SL_SENTENCEPIECE */
     uint32_t rank_mask;      /* number of its slots, a power of two, minus 1 */
+    uint64_t *filter;        /* a bit for pairs that may merge, see ranks.c */
+    uint32_t filter_mask;    /* number of its bits, a power of two, minus 1 */
     int32_t symbol_ids[256]; /* of ASCII characters, or of bytes for SL_BYTE_LEVEL; -1: none */
     sl_matcher raw;          /* of added tokens as the text is given */
     sl_matcher normalized;   /* of added tokens after normalization */
@@ -191,7 +193,7 @@ typedef struct {
     bool special; /* special tokens count */
     const char *text;
     size_t length;
-    size_t at;        /* where the search goes on */
+    size_t at;        /* where the search continues */
     size_t done;      /* the end of the last match */
     size_t white_end; /* the end of whitespace that a match took in */
 } sl_search;

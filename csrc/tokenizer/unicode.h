@@ -11,8 +11,8 @@ enum {
     SL_LETTER = 1 << 0,         /* \p{L} */
     SL_NUMBER = 1 << 1,         /* \p{N} */
     SL_WHITE = 1 << 2,          /* \s */
-    SL_WORD_CHARACTER = 1 << 3, /* \w: a token of a single word does not match beside it */
-    SL_DIGIT = 1 << 4,          /* what the pre-tokenizer Digits sets apart */
+    SL_WORD_CHARACTER = 1 << 3, /* \w: a single_word token does not match next to it */
+    SL_DIGIT = 1 << 4,          /* a digit that the pre-tokenizer Digits isolates */
     SL_OTHER = 1 << 5           /* [^\s\p{L}\p{N}] */
 };
 

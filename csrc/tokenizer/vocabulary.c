@@ -393,6 +393,7 @@ void sl_tokenizer_free(sl_tokenizer *tokenizer) {
     free(tokenizer->slots);
     free(tokenizer->user_defined);
     free(tokenizer->ranks);
+    free(tokenizer->filter);
     sl_matcher_free(&tokenizer->raw);
     sl_matcher_free(&tokenizer->normalized);
     free(tokenizer->decoded);

@@ -134,7 +134,8 @@ def _is_finished(experiment: Experiment, raw: Mapping[str, Any]) -> bool:
 def table(experiments: Sequence[Experiment]) -> str:
     """Return the results of finished experiments as a Markdown table."""
     lines = [
-        "| size | recipe | steps | validation loss | bits per byte | tokens a second | minutes |",
+        "| size | recipe | steps | validation loss | framed bits per byte | tokens per second "
+        "| minutes |",
         "|---|---|---|---|---|---|---|",
     ]
     for experiment in experiments:

@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from storyllamas.atomic import atomic_folder
 from storyllamas.errors import UserError
 from storyllamas.regular_file import open_regular
-from storyllamas.slm.encoding import F32, Storage
 from storyllamas.slm.header import MAGIC
 
 if TYPE_CHECKING:
     from storyllamas.interop.model import InteropModel
+    from storyllamas.slm.quantize import Float32
+
+
+ZIP = b"PK\3\4"
+"""The start of a file that torch.save wrote."""
 
 
 class ExportFormat(NamedTuple):
@@ -75,24 +79,37 @@ def export_model(model: InteropModel, name: str, folder: Path) -> list[Path]:
 def import_model(
     path: Path,
     out: Path,
-    storage: Storage = F32,
+    type_name: str = "f32",
+    group_size: int = 0,
     tokenizer: Path | None = None,
+    calibration: Path | None = None,
 ) -> None:
     """Write a model of another program as a weight file.
 
     Args:
         path: a llama2.c checkpoint, a GGUF file, or a Hugging Face folder.
         out: the weight file.
-        storage: how the weight file stores matrices.
+        type_name: the label of the weight type.
+        group_size: columns that share a scale; 0: the size that suits the model's widths.
         tokenizer: tokenizer.bin of a llama2.c checkpoint; None: the one in the same folder.
+        calibration: a file of stories, for types that are calibrated; None: the bundled storybook.
 
     Raises:
         UserError: the model is damaged or cannot be represented.
     """
+    from storyllamas.interop import quantization
     from storyllamas.slm import weight_file
 
     model = open_external(path, tokenizer)
-    weight_file.write(out, model.config, model.vocabulary, model.tensor, storage)
+    storage = quantization.suited_storage(model.config, type_name, group_size)
+    storage.check()
+    moments: Mapping[str, Float32] = {}
+    if storage.layers.type.spec.calibrated:
+        from storyllamas.slm.calibration import input_moments
+
+        windows = quantization.calibration_windows(model, calibration)
+        moments = input_moments(model.config, model.tensor, windows)
+    weight_file.write(out, model.config, model.vocabulary, model.tensor, storage, moments)
 
 
 def open_external(path: Path, tokenizer: Path | None = None) -> InteropModel:
@@ -118,6 +135,8 @@ def open_external(path: Path, tokenizer: Path | None = None) -> InteropModel:
         return _read("gguf", path)
     if path.suffix.lower() == ".gguf":
         raise UserError(f"{path} is not a GGUF file: it does not begin with GGUF")
+    if start[:4] == ZIP:
+        return _read("llama2c_training", path, tokenizer)
     return _read("llama2c", path, tokenizer)
 
 

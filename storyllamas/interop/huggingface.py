@@ -47,6 +47,7 @@ PARTS = {
     "classifier.weight": "lm_head.weight",
 }
 LAYERS = "model.layers"
+EMBEDDING, CLASSIFIER = PARTS["embedding.weight"], PARTS["classifier.weight"]
 
 KEYS = {
     "dim": "hidden_size",
@@ -318,11 +319,16 @@ def read(folder: Path) -> InteropModel:
         external_name(name, PARTS, LAYERS): each.shape for name, each in parts(config).items()
     }
     found = {name: shape for name, shape in tensors.shapes.items() if not DERIVED.fullmatch(name)}
-    if config.tied and (classifier := found.pop("lm_head.weight", None)):
-        embedding = "model.embed_tokens.weight"
-        if classifier != found.get(embedding) or not np.array_equal(
-            tensors.read("lm_head.weight"), tensors.read(embedding)
-        ):
+    aliases = {}
+    if config.tied and EMBEDDING not in found and CLASSIFIER in found:
+        # Tied weights are one tensor, which is stored under either name.
+        aliases[EMBEDDING] = CLASSIFIER
+        found[EMBEDDING] = found.pop(CLASSIFIER)
+    if config.tied and (classifier := found.pop(CLASSIFIER, None)):
+        is_equal = classifier == found.get(EMBEDDING) and np.array_equal(
+            tensors.read(CLASSIFIER), tensors.read(EMBEDDING)
+        )
+        if not is_equal:
             raise UserError(
                 f"config.json in {folder} ties lm_head.weight to the embedding, but the two "
                 "differ: set tie_word_embeddings to false"
@@ -330,7 +336,8 @@ def read(folder: Path) -> InteropModel:
     check_tensors(str(folder), expected, found)
 
     def part(name: str) -> Float32:
-        value = tensors.read(external_name(name, PARTS, LAYERS))
+        theirs = external_name(name, PARTS, LAYERS)
+        value = tensors.read(aliases.get(theirs, theirs))
         return _permuted(name, value, config.head_dim, to_neighbours)
 
     vocabulary = tokenizer_folder.read(folder, values, config.vocab_size)
@@ -371,6 +378,17 @@ def _open_tensors(folder: Path) -> safetensors_file.TensorFiles:
     paths = sorted(folder.glob("model-*-of-*.safetensors"))
     if (single := folder / "model.safetensors").exists():
         paths = [single]
+    elif (index := folder / "model.safetensors.index.json").exists():
+        paths = _shards(index)
     if not paths:
         raise UserError(f"{folder} has no model.safetensors: save the model as safetensors")
     return safetensors_file.TensorFiles(paths)
+
+
+def _shards(index: Path) -> list[Path]:
+    """Return the files that an index of shards names."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [index.with_name(name) for name in sorted(names)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{index} is damaged: it has no weight_map of file names") from None

@@ -28,7 +28,13 @@ import numpy.typing as npt
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop.model import InteropModel, make_config, parts, stack
-from storyllamas.interop.sentencepiece import SPACE, byte_piece, check
+from storyllamas.interop.sentencepiece import (
+    BYTE_PIECES,
+    SPACE,
+    byte_piece,
+    check,
+    from_sentencepiece,
+)
 from storyllamas.slm.limits import MAXIMA
 from storyllamas.slm.quantize import Float32, to_integers
 from storyllamas.vocabulary import PieceType, Vocabulary
@@ -209,7 +215,7 @@ def read(path: Path, tokenizer: Path | None = None) -> InteropModel:
         return value.reshape(shape)
 
     tokenizer = tokenizer or path.with_name("tokenizer.bin")
-    vocabulary = _read_tokenizer(tokenizer, config.vocab_size)
+    vocabulary = read_tokenizer(tokenizer, config.vocab_size)
     return InteropModel(config, vocabulary, stack(config, part))
 
 
@@ -256,12 +262,20 @@ def _read_header(path: Path, data: npt.NDArray[np.uint8]) -> _Header:
     config = make_config(str(path), KEYS | {"tied": "tied"}, values)
     if version < 2:
         group_size = 0
-    elif group_size < 1 or config.dim % group_size or config.hidden % group_size:
-        raise UserError(
-            f"group_size in {path} is {group_size} and must divide dim ({config.dim}) "
-            f"and hidden_dim ({config.hidden})"
-        )
+    else:
+        _check_group_size(path, config, group_size)
     return _Header(version, config, group_size, length)
+
+
+def _check_group_size(path: Path, config: ModelConfig, group_size: int) -> None:
+    """Check that groups divide every matrix; a group may extend over the end of a row."""
+    for name, part in parts(config).items():
+        count = math.prod(part.shape)
+        if group_size < 1 or (len(part.shape) > 1 and count % group_size):
+            raise UserError(
+                f"group_size in {path} is {group_size} and must divide every matrix, such as the "
+                f"{count} weights of {name}"
+            )
 
 
 def _places(header: _Header) -> tuple[dict[str, int], int]:
@@ -276,8 +290,12 @@ def _places(header: _Header) -> tuple[dict[str, int], int]:
     return places, position
 
 
-def _read_tokenizer(path: Path, vocab_size: int) -> Vocabulary:
-    """Read tokenizer.bin; it stores no types of pieces, which follow from their ids."""
+def read_tokenizer(path: Path, vocab_size: int) -> Vocabulary:
+    """Read tokenizer.bin, or a SentencePiece model file whose name ends in .model.
+
+    Raises:
+        UserError: the file is missing, damaged, or belongs to another model.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -286,6 +304,8 @@ def _read_tokenizer(path: Path, vocab_size: int) -> Vocabulary:
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if path.suffix == ".model":
+        return from_sentencepiece(str(path), data)
     pieces, scores, position = [], [], 4
     for index in range(vocab_size):
         if position + 8 > len(data):
@@ -309,12 +329,22 @@ def _read_tokenizer(path: Path, vocab_size: int) -> Vocabulary:
             f"{path} has more pieces than the {vocab_size} of the model: it belongs to another "
             "model"
         )
+    return _vocabulary(path, pieces, scores)
+
+
+def _vocabulary(path: Path, pieces: list[bytes], scores: list[float]) -> Vocabulary:
+    """Derive the types of pieces from their ids; a tokenizer may have no byte pieces at all."""
+    if len(pieces) <= EOS_ID:
+        raise UserError(f"{path} has {len(pieces)} pieces: it needs <unk>, <s> and </s>")
+    has_bytes = not BYTE_PIECES.isdisjoint(pieces)
     first_bytes = pieces[FIRST_BYTE : FIRST_BYTE + 256]
-    if first_bytes != [byte_piece(byte) for byte in range(256)]:
-        raise UserError(f"{path} has no byte pieces at 3 … 258, which llama2.c requires")
+    if has_bytes and first_bytes != [byte_piece(byte) for byte in range(256)]:
+        raise UserError(f"{path} has byte pieces, but not at 3 … 258, where llama2.c needs them")
     pieces[BOS_ID], pieces[EOS_ID] = (pieces[i].strip(b"\n") for i in (BOS_ID, EOS_ID))
-    types = np.full(vocab_size, PieceType.NORMAL, np.uint8)
+    types = np.full(len(pieces), PieceType.NORMAL, np.uint8)
     types[UNK_ID] = PieceType.UNKNOWN
     types[[BOS_ID, EOS_ID]] = PieceType.CONTROL
-    types[FIRST_BYTE : FIRST_BYTE + 256] = PieceType.BYTE
-    return check(str(path), Vocabulary(pieces, np.array(scores, np.float32), types))
+    if has_bytes:
+        types[FIRST_BYTE : FIRST_BYTE + 256] = PieceType.BYTE
+    values = np.array(scores, np.float32)
+    return check(str(path), Vocabulary(pieces, values, types, byte_fallback=has_bytes))

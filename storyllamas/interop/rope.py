@@ -36,7 +36,7 @@ HUGGINGFACE = {
 }
 
 USED = {"none": 0, "linear": 1, "llama3": 4}
-"""How many of the fields of `HUGGINGFACE` a kind has."""
+"""The number of fields of `HUGGINGFACE` that each kind of scaling uses."""
 
 TOLERANCE = 1e-5
 

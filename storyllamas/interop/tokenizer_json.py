@@ -96,7 +96,7 @@ def _steps(component: Json | None, part: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Rules:
-    """What the components of a tokenizer.json come to, as fields of `Vocabulary`."""
+    """The components of a tokenizer.json as fields of `Vocabulary`."""
 
     kind: TokenizerKind
     pre_tokenizer: PreTokenizer
@@ -314,7 +314,7 @@ class _Table:
             self.added.append((index, int(flags)))
 
     def _check_known(self, index: int, text: str) -> Added:
-        """What is to be known of an added token that the vocabulary has, too."""
+        """Check an added token that is also in the vocabulary; return its flags."""
         if self.ids[text] != index:
             raise UserError(f"the tokenizer in {self.where} has two ids for {text!r}")
         if self.types[index] == PieceType.UNUSED:

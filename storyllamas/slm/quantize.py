@@ -1,7 +1,7 @@
 """Rounding matrices to 8 and 4 bits: groups of columns share a scale, which is a bfloat16.
 
 A weight becomes scale * integer. The scale is rounded to bfloat16 first, so that the integers
-compensate for its error. Everything here is deterministic.
+compensate for its error. Everything here is deterministic. encoding.py lists the weight types.
 """
 
 from __future__ import annotations

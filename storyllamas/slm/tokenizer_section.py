@@ -21,11 +21,11 @@ from storyllamas.vocabulary import PieceType, PreTokenizer, Strip, TokenizerKind
 
 
 class DamagedTokenizerError(ValueError):
-    """What is wrong with a tokenizer section."""
+    """A tokenizer section is damaged; the message says why."""
 
 
 def flags(vocabulary: Vocabulary) -> int:
-    """The header's flags that are of the tokenizer."""
+    """Return the header flags of a tokenizer."""
     return (
         DUMMY_PREFIX * vocabulary.dummy_prefix
         | BYTE_FALLBACK * vocabulary.byte_fallback
@@ -62,7 +62,7 @@ def pack(vocabulary: Vocabulary) -> bytes:
 
 
 def _misfit(found: Vocabulary) -> str:
-    """Which rule does not fit the kind of tokenizer, or nothing."""
+    """Return the rule that does not fit the kind of tokenizer; empty if all fit."""
     switches = (found.metaspace, found.prefix_first, found.fuse_unk, found.ignore_merges)
     characters, pre = found.kind == TokenizerKind.BPE, found.pre_tokenizer
     if found.kind == TokenizerKind.SENTENCEPIECE:

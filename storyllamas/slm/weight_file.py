@@ -145,7 +145,7 @@ def write(
         *(config.rope_low_freq_factor, config.rope_high_freq_factor),
         config.rope_original_context,
     )
-    with atomic_file(path) as file:
+    with atomic_file(path, seekable=True) as file:
         writer = _Writer(file)
         writer.section(header.ljust(HEADER_BYTES, b"\0"))
         writer.section(tokenizer)

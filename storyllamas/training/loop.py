@@ -90,9 +90,10 @@ class Job:
 def source_files() -> list[Path]:
     """Return the files of this package that decide a run: a change in one is another job."""
     package = Path(__file__).parent.parent
-    # How files are written, what errors say, and parameters, whose values are in the key.
-    names = ("__init__.py", "atomic.py", "errors.py", "params.py", "workdir.py")
-    return imported_files(Path(__file__), package, [package / name for name in names])
+    # How files are opened and written, errors, and parameters, whose values are in the key.
+    names = ("__init__", "atomic", "errors", "params", "regular_file", "workdir")
+    skipped = [package / f"{name}.py" for name in names]
+    return imported_files(Path(__file__), package, skipped)
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,42 @@ def test_tensors_that_are_rejected(
         import_model(model, model.with_name("out.slm"))
 
 
+def quantized_types() -> list[Any]:
+    """Return the types that the gguf package can convert to float32."""
+    found = []
+    for kind, (block, size) in gguf.GGML_QUANT_SIZES.items():
+        try:
+            gguf.dequantize(np.zeros((1, size * (256 // block)), np.uint8), kind)
+        except (NotImplementedError, ValueError):
+            continue
+        found.append(kind)
+    return found
+
+
+@pytest.mark.parametrize("kind", quantized_types(), ids=lambda kind: kind.name)
+def test_every_type_that_the_package_converts(tmp_path: Path, kind: Any) -> None:
+    config = make_config(layers=1, dim=256, head_dim=64, hidden=256)
+    export_model(make_source(config), "gguf", tmp_path)
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    data = np.full((256, 256 // block * size), 3, np.uint8)
+    edit_raw(tmp_path / "model.gguf", "blk.0.ffn_down.weight", data, kind)
+    part = open_external(tmp_path / "model.gguf").part("layers.0.feed_forward.down.weight")
+    assert np.array_equal(part, gguf.dequantize(data, kind).reshape(256, 256), equal_nan=True)
+
+
+def edit_raw(path: Path, name: str, data: np.ndarray, kind: Any) -> None:
+    """Store the raw blocks of a type in place of a tensor."""
+    original = gguf.GGUFWriter.add_tensor
+
+    def add(writer: Any, tensor_name: str, tensor: np.ndarray) -> None:
+        raw = {"raw_dtype": kind} if tensor_name == name else {}
+        original(writer, tensor_name, tensor, **raw)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf.GGUFWriter, "add_tensor", add)
+        edit(path, {}, {name: data})
+
+
 def test_another_architecture(model: Path) -> None:
     data = model.read_bytes()
     model.write_bytes(data.replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0qwen2", 1))

@@ -80,6 +80,36 @@ def test_a_tied_classifier_may_be_stored_twice(tmp_path: Path) -> None:
         open_external(tmp_path)
 
 
+def test_tied_weights_may_be_stored_as_the_classifier_alone(tmp_path: Path) -> None:
+    source = make_source(make_config())
+    export_model(source, "hf", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    read = open_external(tmp_path)
+    assert np.array_equal(read.part("embedding.weight"), source.part("embedding.weight"))
+    set_config(tmp_path, tie_word_embeddings=False)
+    with pytest.raises(UserError, match=r"no tensor model\.embed_tokens\.weight"):
+        open_external(tmp_path)
+
+
+def test_shards_are_found_by_their_index(model: Path) -> None:
+    before = open_external(model)
+    tensors = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    shards = {name: f"part{index % 2}.safetensors" for index, name in enumerate(tensors)}
+    for file in set(shards.values()):
+        part = {name: tensor.half() for name, tensor in tensors.items() if shards[name] == file}
+        save_file(part, model / file)
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    after = open_external(model)
+    for name in parts(before.config):
+        assert np.array_equal(after.part(name), before.part(name).astype(np.float16)), name
+    (model / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(UserError, match="has no weight_map"):
+        open_external(model)
+
+
 def test_config_json_may_omit_defaults_and_use_old_keys(model: Path) -> None:
     before = open_external(model).config
     set_config(model, head_dim=None, rope_parameters="absent", rope_theta="absent")

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from random_models import configs, make_config, make_source
 
 from storyllamas.config import ModelConfig
+from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.errors import UserError
-from storyllamas.interop import llama2c
+from storyllamas.interop import llama2c, llama2c_training
 from storyllamas.interop.formats import export_model, import_model, open_external
-from storyllamas.interop.model import InteropModel, parts
+from storyllamas.interop.model import InteropModel, external_name, parts
 from storyllamas.slm import weight_file
 from storyllamas.vocabulary import PieceType, Vocabulary
 
@@ -230,7 +231,7 @@ def test_every_truncation_is_noticed(tmp_path: Path, version: int) -> None:
         (20, 0, "n_heads in .*model.bin is 0"),
         (24, 3, r"n_kv_heads in .* is 3 and must divide n_heads \(4\)"),
         (28, 1 << 30, "vocab_size in .* is 1073741824"),
-        (37, 7, r"group_size in .* is 7 and must divide dim \(32\)"),
+        (37, 7, "group_size in .* is 7 and must divide every matrix"),
         (37, -8, "group_size in .* is -8"),
     ],
 )
@@ -241,6 +242,78 @@ def test_wrong_headers(tmp_path: Path, offset: int, value: int, sentence: str) -
     path.write_bytes(data)
     with pytest.raises(UserError, match=sentence):
         open_external(path)
+
+
+def test_groups_may_extend_over_rows(tmp_path: Path) -> None:
+    source = make_source(make_config(dim=32, hidden=36))
+    read = open_external(save(tmp_path, source, 2))
+    part = source.part("layers.0.feed_forward.down.weight")  # rows of 36, groups of 8
+    groups = part.reshape(-1, 8)
+    scales = np.abs(groups).max(axis=1, keepdims=True) / np.float32(127)
+    expected = (np.round(groups / scales) * scales).reshape(part.shape)
+    assert np.array_equal(read.part("layers.0.feed_forward.down.weight"), expected)
+
+
+def test_a_tokenizer_may_have_no_byte_pieces(tmp_path: Path) -> None:
+    pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n", b" ", b"a", b" a"]
+    records = [struct.pack("<fI", -i, len(p)) + p for i, p in enumerate(pieces)]
+    (tmp_path / "tokenizer.bin").write_bytes(struct.pack("<I", 6) + b"".join(records))
+    vocabulary = llama2c.read_tokenizer(tmp_path / "tokenizer.bin", len(pieces))
+    assert not vocabulary.byte_fallback
+    assert vocabulary.types.tolist() == [2, 3, 3, 1, 1, 1]
+    records[4] = struct.pack("<fI", 0, 6) + b"<0x41>"
+    (tmp_path / "tokenizer.bin").write_bytes(struct.pack("<I", 6) + b"".join(records))
+    with pytest.raises(UserError, match="has byte pieces, but not at 3 … 258"):
+        llama2c.read_tokenizer(tmp_path / "tokenizer.bin", len(pieces))
+
+
+def save_training_checkpoint(path: Path, source: InteropModel) -> None:
+    """Save ckpt.pt as train.py does, of a compiled model."""
+    c = source.config
+    names = {external_name(name, llama2c_training.PARTS, "layers"): name for name in parts(c)}
+    state = {f"_orig_mod.{k}": torch.tensor(source.part(v).copy()) for k, v in names.items()}
+    if c.tied:
+        state["_orig_mod.output.weight"] = state["_orig_mod.tok_embeddings.weight"]
+    arguments = {
+        "dim": c.dim, "n_layers": c.layers, "n_heads": c.heads, "n_kv_heads": c.kv_heads,
+        "vocab_size": c.vocab_size, "multiple_of": 32, "max_seq_len": c.context, "dropout": 0.0,
+    }  # fmt: skip
+    torch.save({"model": state, "model_args": arguments, "iter_num": 7}, path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_checkpoint_of_train_py(tmp_path: Path, tied: bool) -> None:
+    source = make_source(make_config(tied=tied))
+    export_model(source, "llama2c", tmp_path)
+    save_training_checkpoint(tmp_path / "ckpt.pt", source)
+    read = open_external(tmp_path / "ckpt.pt")
+    assert read.config == source.config
+    assert all(np.array_equal(read.part(name), source.part(name)) for name in parts(read.config))
+
+
+def test_no_code_of_a_checkpoint_runs(tmp_path: Path) -> None:
+    torch.save({"model": {}, "model_args": Path("x")}, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="holds other things than weights"):
+        open_external(tmp_path / "ckpt.pt")
+    torch.save({"state_dict": {}}, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="has no model and model_args"):
+        open_external(tmp_path / "ckpt.pt")
+    data = (tmp_path / "ckpt.pt").read_bytes()
+    (tmp_path / "ckpt.pt").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="cannot be read"):
+        open_external(tmp_path / "ckpt.pt")
+
+
+def test_checkpoints_of_other_people(shared: Path) -> None:
+    folder = shared / "checkpoints"
+    small = open_external(folder / "stories260K-q8-group8.bin", folder / "tok512.bin")
+    assert (small.config.dim, small.config.hidden) == (64, 172)
+    assert np.abs(small.part("embedding.weight")).max() < 10
+    characters = open_external(
+        folder / "characters-105.bin", folder / "characters-105.tokenizer.bin"
+    ).vocabulary
+    tokenizer = FastTokenizer.of(characters)
+    assert tokenizer.encode("a☃b")[2] == characters.unk_id
 
 
 def test_text_is_not_a_checkpoint(tmp_path: Path) -> None:
