@@ -172,11 +172,6 @@ def test_a_model_that_is_no_file_is_rejected_at_once(
         Engine(path)
 
 
-def test_a_path_with_nul_is_rejected(model: Path) -> None:
-    with pytest.raises(UserError, match="has a NUL character in its name"):
-        Engine(f"{model}\0b")
-
-
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["MODEL", "--info"], ["MODEL", "-n", "3"], ["MODEL", "--bench"]]
 )
