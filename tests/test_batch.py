@@ -188,7 +188,7 @@ def test_seeds_begin_again_after_the_last(engine: Engine) -> None:
     [
         ({"prompts": ["a", "b", "a" * 200]}, "story 2: the prompt has"),
         ({"prompts": ["a", "\udcff"]}, "story 1: the text is not valid Unicode"),
-        ({"count": 0}, "count is 0 and must be 1 or more"),
+        ({"count": 0}, "count is 0 and must be 1 to"),
         ({"batch_size": 0}, "batch_size is 0 and must be 1 to 256"),
         ({"batch_size": 257}, "batch_size is 257 and must be 1 to 256"),
         ({"temperature": -1}, "temperature is -1 and must be 0 (greedy) to 1000"),

@@ -287,7 +287,7 @@ def test_each_lie_has_its_sentence(build: Path, files: dict[str, bytes], tmp_pat
         (good + bytes(64), f"is {len(good) + 64} bytes long and its header says {len(good)}"),
         (with_field(good[:-1], "file_bytes", len(good) - 1), "not a multiple of 64 bytes"),
         (good[:1000] + b"!" + good[1001:], "its checksum does not match"),
-        (with_field(good, "version", 1), "has version 1 and this program reads version 2"),
+        (with_field(good, "version", 1), "has version 1 and this program reads versions 2 and 3"),
         (with_field(good, "header_bytes", 512), "header_bytes is not 256"),
         *[
             (

@@ -406,7 +406,7 @@ def test_too_little_room(pair: Pair) -> None:
 
 
 def test_python_refuses_half_a_surrogate_pair(pair: Pair) -> None:
-    with pytest.raises(UserError, match=r"character 2 is half of a surrogate pair"):
+    with pytest.raises(UserError, match=r"remove its character 2, .* half of a surrogate pair"):
         pair.ours.encode("ab\ud800")
 
 
@@ -417,7 +417,7 @@ def test_ids_outside_the_vocabulary(pair: Pair) -> None:
             UserError, match=rf"token id {bad} is not in the vocabulary: give 0 to {size - 1}"
         ):
             pair.ours.decode([4, bad])
-    with pytest.raises(UserError, match="does not fit 32 bits"):
+    with pytest.raises(UserError, match="not a whole number of 32 bits"):
         pair.ours.decode([2**40])
 
 

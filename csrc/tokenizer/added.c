@@ -54,7 +54,8 @@ static bool allocate(sl_matcher *matcher, size_t count, size_t bytes) {
 
 static void add_needle(const sl_tokenizer *tokenizer, sl_matcher *matcher, sl_added_token token) {
     const sl_needle *before = matcher->count ? &matcher->needles[matcher->count - 1] : NULL;
-    char *text = matcher->text + (before ? before->text - matcher->text + before->length : 0);
+    const size_t used = before ? (size_t)(before->text - matcher->text) + before->length : 0;
+    char *text = matcher->text + used;
     const bool normalized = token.flags & SL_ADDED_NORMALIZED;
     const uint32_t length = write_needle(tokenizer, (int32_t)token.id, normalized, text);
     matcher->needles[matcher->count++] = (sl_needle){text, length, (int32_t)token.id, token.flags};

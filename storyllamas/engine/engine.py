@@ -330,7 +330,7 @@ def _set_option(options: Any, name: str, value: float) -> None:
     try:
         setattr(options, name, value)
     except (OverflowError, TypeError):
-        kind = dict(ffi.typeof(options[0]).fields)[name].type
+        kind = dict(ffi.typeof(options).fields)[name].type
         raise UserError(f"{name} is {value!r} and must be {_describe(kind)}") from None
 
 
