@@ -322,7 +322,8 @@ def test_each_lie_has_its_sentence(build: Path, files: dict[str, bytes], tmp_pat
         *[(with_field(good, name, value), f"{name} is out of range")
           for name in ("unk_id", "bos_id", "eos_id", "pad_id")
           for value in (-2, SIZE, 2**31 - 1)],
-        (with_field(good, "flags", 8), "it sets an unknown flag"),
+        (with_field(good, "flags", 8), "rules that SentencePiece does not have"),
+        (with_field(good, "flags", 1 << 8), "it sets an unknown flag"),
         (with_field(good, "reserved", 1), "a reserved byte of the header is not zero"),
         (with_field(good, "tokenizer_offset", 320), "tokenizer_offset is not the end of the head"),
         *[(with_field(good, "tokenizer_bytes", value), "its sections do not fit the file")
