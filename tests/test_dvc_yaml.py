@@ -11,13 +11,14 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from storyllamas.interop.formats import FORMATS
+
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 PLUMBING = {
     "storyllamas/__init__.py",
     "storyllamas/atomic.py",  # how files are written, not what
     "storyllamas/errors.py",
-    "storyllamas/interop/quantization.py",  # of `storyllamas import`; no stage imports a model
     "storyllamas/params.py",  # DVC compares the values
     "storyllamas/regular_file.py",
     "storyllamas/workdir.py",
@@ -37,9 +38,9 @@ def module_files(name: str) -> Iterator[Path]:
 
 @cache
 def imported_by(file: Path) -> frozenset[Path]:
-    """Return the files of storyllamas that a file imports, those of its functions included."""
+    """Return the files of storyllamas that a file imports outside of its functions."""
     found: set[Path] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -53,6 +54,9 @@ def imported_by(file: Path) -> frozenset[Path]:
 
 def needed_by(stage: str) -> set[str]:
     pending, found = [ROOT / f"stages/{stage}.py"], set()
+    if stage == "export":  # which imports the module of a format when it needs it
+        modules = {each.module for each in FORMATS.values()}
+        pending += [ROOT / f"storyllamas/interop/{module}.py" for module in modules]
     while pending:
         for file in imported_by(pending.pop()):
             name = file.relative_to(ROOT).as_posix()
