@@ -126,7 +126,7 @@ def _stories(path: Path, size: int) -> list[str]:
 
 def _train(path: Path) -> tokenizer.Tokenizer:
     print(f"training a tokenizer on {path}", file=sys.stderr)
-    return tokenizer.Tokenizer(tokenizer.train(files.sample(path, 10_000_000), 4096))
+    return tokenizer.from_bytes(tokenizer.train(files.sample(path, 10_000_000), 4096))
 
 
 @exit_on_user_error

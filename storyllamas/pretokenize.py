@@ -88,7 +88,7 @@ def pretokenize(
 
     Args:
         corpus: a file of stories.
-        model: a SentencePiece model file.
+        model: a tokenizer's file, of any kind.
         target: the token file.
         threads: the number of threads; 0: one for each core.
 

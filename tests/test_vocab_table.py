@@ -34,7 +34,7 @@ def rows() -> list[vocab_table.Row]:
 
 def test_rows_equal_tokenizers_trained_one_by_one(rows: list[vocab_table.Row]) -> None:
     for row in rows[1:3]:
-        trained = tokenizer.Tokenizer(tokenizer.train(STORIES, row.vocab_size))
+        trained = tokenizer.from_bytes(tokenizer.train(STORIES, row.vocab_size))
         tokens = sum(len(trained.encode(story)) for story in HELD_OUT)
         text_bytes = len("".join(HELD_OUT).encode())
         assert row.bytes_per_token == pytest.approx(text_bytes / tokens, abs=1e-4)

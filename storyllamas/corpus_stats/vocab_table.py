@@ -85,7 +85,7 @@ def _row(
     except tokenizer.ImpossibleVocabularyError as error:
         return Row(vocab_size, shares, possible=error.nearest)
     seconds = time.perf_counter() - begin
-    rate = tokenizer.bytes_per_token(tokenizer.Tokenizer(model), held_out)
+    rate = tokenizer.bytes_per_token(tokenizer.from_bytes(model), held_out)
     tokens = sum(len(story.encode()) for story in held_out) / rate
     return Row(
         vocab_size, shares, round(rate, 4), round(tokens / len(held_out), 1), round(seconds, 2)

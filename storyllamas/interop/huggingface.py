@@ -18,7 +18,6 @@ import numpy as np
 from storyllamas.atomic import write_json, write_text
 from storyllamas.errors import UserError
 from storyllamas.interop import model_card, rope, safetensors_file, tokenizer_folder
-from storyllamas.interop import tokenizer_json as tj
 from storyllamas.interop.model import (
     InteropModel,
     check_tensors,
@@ -27,10 +26,11 @@ from storyllamas.interop.model import (
     parts,
     stack,
 )
-from storyllamas.interop.sentencepiece import MERGEABLE, SPACE, to_sentencepiece
+from storyllamas.interop.sentencepiece import MERGEABLE, to_sentencepiece
 from storyllamas.rounding import shortest_float32
 from storyllamas.slm.quantize import Float32
-from storyllamas.vocabulary import PieceType, TokenizerKind, Vocabulary
+from storyllamas.tokenizer import tokenizer_json as tj
+from storyllamas.vocabulary import SPACE, PieceType, TokenizerKind, Vocabulary
 
 PARTS = {
     "embedding.weight": "model.embed_tokens.weight",

@@ -30,14 +30,13 @@ from storyllamas.errors import UserError
 from storyllamas.interop.model import InteropModel, make_config, parts, stack
 from storyllamas.interop.sentencepiece import (
     BYTE_PIECES,
-    SPACE,
     byte_piece,
     check,
     from_sentencepiece,
 )
 from storyllamas.slm.limits import MAXIMA
 from storyllamas.slm.quantize import Float32, to_integers
-from storyllamas.vocabulary import PieceType, Vocabulary
+from storyllamas.vocabulary import SPACE, PieceType, Vocabulary
 
 MAGIC = 0x616B3432  # "ak42"
 DIMENSIONS = struct.Struct("<7i")

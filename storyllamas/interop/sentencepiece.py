@@ -13,7 +13,6 @@ import numpy as np
 from storyllamas.errors import UserError
 from storyllamas.vocabulary import PieceType, Vocabulary
 
-SPACE = "\u2581"
 PIECE_TYPES = tuple(PieceType)
 MERGEABLE = (PieceType.NORMAL, PieceType.USER_DEFINED, PieceType.UNUSED)
 

@@ -23,14 +23,14 @@ from runtimes import (
     requires,
 )
 
+from storyllamas import tokenizer
 from storyllamas.config import ModelConfig
 from storyllamas.corpus import files
 from storyllamas.engine.engine import Engine
 from storyllamas.interop.formats import export_model, import_model
 from storyllamas.interop.model import InteropModel
-from storyllamas.interop.sentencepiece import SPACE
 from storyllamas.slm import weight_file
-from storyllamas.tokenizer import Tokenizer, train
+from storyllamas.vocabulary import SPACE
 
 FLOAT32 = 1e-4
 
@@ -169,7 +169,7 @@ def test_token_ids(tmp_path: Path, runtime: type, name: str, allowed: int | None
 def trained(tinystories: Path) -> InteropModel:
     """Return a model with a tokenizer that was trained on real stories."""
     stories = islice(files.read(tinystories / "TinyStories-train.txt"), 4000)
-    vocabulary = Tokenizer(train(stories, 4096)).vocabulary()
+    vocabulary = tokenizer.from_bytes(tokenizer.train(stories, 4096)).vocabulary()
     model = make_source(make_config(vocab_size=4096))
     return InteropModel(model.config, vocabulary, model.tensor)
 
