@@ -34,7 +34,9 @@ endif
 export CORPUS
 
 # run-c: passes on what you give; the rest is the program's default.
-ifeq ($(origin MODEL),undefined)
+ifneq ($(origin MODEL),undefined)
+HAS_MODEL := yes
+else
 MODEL := models/$(SIZE)/export/f32.slm
 endif
 PROMPT ?= Once upon a time
@@ -99,8 +101,8 @@ interop: $(VENV)/installed-interop ## compare exports with transformers, llama.c
 	$(BIN)/python -m pytest tests/interop
 	$(BIN)/python tests/interop/table.py
 
-bench: $(PEERS)/installed ## measure the engine, other engines and the limits of the machine: SIZES=, ROUNDS=, ENGINES=, LLAMA2C=
-	$(PEERS)/bin/python -m bench --sizes $(SIZES) --rounds $(ROUNDS) $(if $(ENGINES),--engines $(ENGINES))
+bench: $(PEERS)/installed ## measure the engine, other engines and the limits of the machine: SIZES= or MODEL=, ROUNDS=, ENGINES=, LLAMA2C=
+	$(PEERS)/bin/python -m bench $(if $(HAS_MODEL),--model "$$MODEL",--sizes $(SIZES)) --rounds $(ROUNDS) $(if $(ENGINES),--engines $(ENGINES))
 
 bench-kernels: $(VENV)/installed ## measure each kernel and compare it with the limits of the machine: SIZES=
 	$(BIN)/python -m bench.kernels --sizes $(SIZES)
