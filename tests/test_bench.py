@@ -310,7 +310,7 @@ def test_imported_model_is_exported_like_a_size(
 ) -> None:
     monkeypatch.setattr(models, "BUILD", tmp_path)
     prepared = models.prepare_imported(model.folder / "f32.slm", {"q4", "q8"})
-    assert (prepared.size, prepared.config, prepared.is_trained) == ("f32", CONFIG, True)
+    assert (prepared.size, prepared.config.dim, prepared.is_trained) == ("f32", CONFIG.dim, True)
     assert prepared.weight_bytes("q4") < prepared.weight_bytes("q8")
 
 
