@@ -37,7 +37,7 @@ from storyllamas.interop.sentencepiece import (
 )
 from storyllamas.slm.limits import MAXIMA
 from storyllamas.slm.quantize import Float32, to_integers
-from storyllamas.vocabulary import PieceType, Vocabulary
+from storyllamas.vocabulary import PieceType, TokenizerKind, Vocabulary
 
 MAGIC = 0x616B3432  # "ak42"
 DIMENSIONS = struct.Struct("<7i")
@@ -105,11 +105,13 @@ def _check_representable(config: ModelConfig, vocabulary: Vocabulary) -> None:
     first_bytes = vocabulary.pieces[FIRST_BYTE : FIRST_BYTE + 256]
     problems = {
         f"rope_theta is {config.rope_theta:g} and must be 10000": config.rope_theta != ROPE_THETA,
+        f"rope_scaling is {config.rope_scaling} and must be none": config.rope_scaling != "none",
         f"norm_eps is {config.norm_eps:g} and must be 1e-05": np.float32(config.norm_eps)
         != np.float32(NORM_EPS),
         f"heads * head_dim is {width} and must be dim, {config.dim}": width != config.dim,
         f"unk_id, bos_id and eos_id are {special} and must be (0, 1, 2)": special
         != (UNK_ID, BOS_ID, EOS_ID),
+        "its tokenizer is not SentencePiece's": vocabulary.kind != TokenizerKind.SENTENCEPIECE,
         "its tokenizer has no byte pieces at 3 … 258": first_bytes
         != [byte_piece(byte) for byte in range(256)],
         "its tokenizer adds no space before a text": not vocabulary.dummy_prefix,
