@@ -17,12 +17,13 @@ from bench import build
 from bench.worker import exit_reason
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
+from storyllamas.slm.encoding import GROUP_SIZES
 
-CACHE_BYTES = {"f32": 4, "q8": 2, "q4": 2}
-"""Bytes of an element of the engine's key-value cache, by weight type."""
-
-ARITHMETIC = {"f32": "f32", "q8": "int8", "q4": "int8"}
+ARITHMETIC = {label: "int8" if size else "f32" for label, size in GROUP_SIZES.items()}
 """Number type in which the engine multiplies, by weight type."""
+
+CACHE_BYTES = {label: 2 if size else 4 for label, size in GROUP_SIZES.items()}
+"""Bytes of an element of the engine's key-value cache, by weight type: f16 if it has scales."""
 
 
 def measured() -> dict[str, Any]:
