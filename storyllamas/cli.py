@@ -48,7 +48,8 @@ Without --count, --prompts and --out, a story is printed while it is generated. 
 stories are generated in batches, which is several times faster. Each story becomes a line of JSON
 with its index, seed, prompt, text (prompt included), tokens (the number of generated tokens) and
 stop. The first story has the given seed and each further story the next seed. A story depends on
-its prompt and seed only, so the same command writes the same lines. The file can be a corpus, too.
+its prompt and seed only, so the same command writes the same lines. corpus.source of params.yaml
+can name the file of lines.
 
 The environment variable SL_KERNELS forces an instruction set: scalar, or one of your processor's.
 """
@@ -77,11 +78,12 @@ Write a model of another program as a weight file. SOURCE is
 
   a checkpoint of llama2.c (version 0, 1 or 2, or ckpt.pt of its train.py) with tokenizer.bin in
   the same folder,
-  a GGUF file of architecture llama with a SentencePiece tokenizer, or
-  a Hugging Face folder of a LlamaForCausalLM with safetensors and tokenizer.model.
+  a GGUF file of architecture llama, or
+  a Hugging Face folder of a LlamaForCausalLM with safetensors, and with tokenizer.model or
+  tokenizer.json.
 
-It is an error if a weight file cannot represent the model: biases, RoPE scaling, other
-architectures.
+It is an error if a weight file cannot represent the model: biases, RoPE scaling other than linear
+and llama3, other architectures.
 """
 
 
@@ -193,10 +195,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from itertools import islice
 
     from storyllamas import evaluation
-    from storyllamas.corpus import formats
+    from storyllamas.corpus import formats as corpus_formats
 
     engine = _open(arguments)
-    stories = list(islice(formats.read(arguments.stories), arguments.count))
+    stories = list(islice(corpus_formats.read(arguments.stories), arguments.count))
     result = dataclasses.asdict(evaluation.score(engine, stories))
     if arguments.json:
         print(json.dumps(result, indent=2))
@@ -357,7 +359,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("data/corpus/valid.txt"),
         metavar="FILE",
-        help="stories separated by <|endoftext|> (default: %(default)s)",
+        help="stories in any format of corpus.source (default: %(default)s)",
     )
     evaluate.add_argument(
         "--count",

@@ -273,8 +273,8 @@ def _read_header(path: Path, data: npt.NDArray[np.uint8]) -> _Header:
 def _not_a_checkpoint(path: Path) -> UserError:
     """Return the error for a file of no known format; version 0 has no magic number to check."""
     return UserError(
-        f"{path} cannot be imported: give a llama2.c checkpoint (.bin or ckpt.pt), a GGUF file or a "
-        "Hugging Face folder"
+        f"{path} cannot be imported: give a llama2.c checkpoint (.bin or ckpt.pt), a GGUF file or "
+        "a Hugging Face folder"
     )
 
 

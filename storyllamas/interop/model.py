@@ -62,7 +62,8 @@ class InteropModel:
         config: its shape.
         vocabulary: its tokenizer.
         tensor: reads a float32 tensor by its name in `config.tensor_shapes`.
-        about: facts about the training, laid out as a checkpoint's config.json; empty if unknown.
+        about: facts about the training, with the keys of a trained model's config.json; empty if
+            unknown.
     """
 
     config: ModelConfig

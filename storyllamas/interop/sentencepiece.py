@@ -37,7 +37,7 @@ def package(name: str, distribution: str) -> Any:
 
 
 def byte_piece(byte: int) -> bytes:
-    """Return the text of the piece that stands for a byte, 0 to 255."""
+    """Return the text of the piece of a byte, 0 to 255."""
     return b"<0x%02X>" % byte
 
 
@@ -103,7 +103,7 @@ def check(where: str, vocabulary: Vocabulary) -> Vocabulary:
 
 
 def _check_piece(where: str, vocabulary: Vocabulary, index: int) -> None:
-    """Check what every piece has to fulfil, whatever the others are."""
+    """Check a piece by itself, without comparing it with the others."""
     piece, kind = vocabulary.pieces[index], int(vocabulary.types[index])
     name = f"piece {index} of the tokenizer in {where}"
     try:
