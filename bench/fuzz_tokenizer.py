@@ -225,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.fuzz_tokenizer", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--minutes", type=float, default=1, help="least time of the run")
+    parser.add_argument("--minutes", type=float, default=1, help="minimum time of the run")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first round")
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes

@@ -1,4 +1,4 @@
-"""Limits of this machine, and the least time for a token that follows from them.
+"""Limits of this machine, and the minimum time for a token that follows from them.
 
 One sequence is bound by memory: each token reads all weights, and the keys and values of all
 earlier positions. The tokens of a prompt or a batch share each weight that is read; enough of them
@@ -96,7 +96,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Limit:
-    """The least time of a model on a machine.
+    """The minimum time of a model on a machine.
 
     Attributes:
         machine: limits of the machine.
