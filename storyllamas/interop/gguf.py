@@ -26,7 +26,8 @@ from storyllamas.interop.model import (
     parts,
     stack,
 )
-from storyllamas.interop.sentencepiece import check, package
+from storyllamas.interop.packages import package
+from storyllamas.interop.vocabulary_check import check
 from storyllamas.slm.quantize import Float32
 from storyllamas.vocabulary import PieceType, PreTokenizer, TokenizerKind, Vocabulary
 

@@ -28,13 +28,8 @@ import numpy.typing as npt
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop.model import InteropModel, make_config, parts, stack
-from storyllamas.interop.sentencepiece import (
-    BYTE_PIECES,
-    SPACE,
-    byte_piece,
-    check,
-    from_sentencepiece,
-)
+from storyllamas.interop.sentencepiece import SPACE, from_sentencepiece
+from storyllamas.interop.vocabulary_check import BYTE_PIECES, byte_piece, check
 from storyllamas.slm.limits import MAXIMA
 from storyllamas.slm.quantize import Float32, to_integers
 from storyllamas.vocabulary import PieceType, Vocabulary
