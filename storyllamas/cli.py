@@ -48,8 +48,7 @@ Without --count, --prompts and --out, a story is printed while it is generated. 
 stories are generated in batches, which is several times faster. Each story becomes a line of JSON
 with its index, seed, prompt, text (prompt included), tokens (the number of generated tokens) and
 stop. The first story has the given seed and each further story the next seed. A story depends on
-its prompt and seed only, so the same command writes the same lines. corpus.source of params.yaml
-can name the file of lines.
+its prompt and seed only, so the same command writes the same lines. The file can be a corpus, too.
 
 The environment variable SL_KERNELS forces an instruction set: scalar, or one of your processor's.
 """
@@ -78,12 +77,11 @@ Write a model of another program as a weight file. SOURCE is
 
   a checkpoint of llama2.c (version 0, 1 or 2, or ckpt.pt of its train.py) with tokenizer.bin in
   the same folder,
-  a GGUF file of architecture llama, or
-  a Hugging Face folder of a LlamaForCausalLM with safetensors, and with tokenizer.model or
-  tokenizer.json.
+  a GGUF file of architecture llama with a SentencePiece tokenizer, or
+  a Hugging Face folder of a LlamaForCausalLM with safetensors and tokenizer.model.
 
-It is an error if a weight file cannot represent the model: biases, RoPE scaling other than linear
-and llama3, other architectures.
+It is an error if a weight file cannot represent the model: biases, RoPE scaling, other
+architectures.
 """
 
 
@@ -359,7 +357,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("data/corpus/valid.txt"),
         metavar="FILE",
-        help="stories in any format of corpus.source (default: %(default)s)",
+        help="stories separated by <|endoftext|> (default: %(default)s)",
     )
     evaluate.add_argument(
         "--count",
