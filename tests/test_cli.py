@@ -28,7 +28,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> object:
-    """Run the command line; return the exit status, or the message that `sys.exit` would print."""
+    """The exit status, or the error that stands for one."""
     with pytest.raises(SystemExit) as ended:
         cli.main([str(argument) for argument in arguments])
     return ended.value.code

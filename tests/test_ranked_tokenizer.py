@@ -101,10 +101,9 @@ def test_encodes_as_tokenizers(both: Pair, text: str) -> None:
 @settings(max_examples=60)
 @given(data=st.data())
 def test_decodes_as_tokenizers(both: Pair, data: st.DataObject) -> None:
-    """Any ids but byte pieces: `tokenizers` drops a run of these if one is not a character.
+    """Any ids but byte pieces; of a run of these `tokenizers` loses all if one is no character.
 
-    Special tokens found in normalized text are left out too: `tokenizers` shows them, transformers
-    does not.
+    `tokenizers` shows special tokens that are found in normalized text; transformers does not.
     """
     visible = [
         index
@@ -279,7 +278,7 @@ def test_c_rejects_an_added_token_that_is_no_text() -> None:
 @settings(max_examples=300)
 @given(data=st.data())
 def test_any_arrays_are_rejected_or_work(data: st.DataObject) -> None:
-    """Arrays that a forged file may have; test_c_program.py runs the rest with sanitizers."""
+    """What a made-up file may hold; the sanitizers of test_c_program.py see the rest."""
     vocabulary = pair_of_bytes()
     count = len(vocabulary.pieces)
     ids = st.one_of(st.integers(0, count), st.integers(0, 2**32 - 1))
@@ -337,7 +336,7 @@ def test_the_table_of_characters_is_that_of_tokenizers() -> None:
 
 @pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "mpt", "refact", "starcoder", "command-r"])
 def test_gives_the_ids_of_llama_cpp(name: str) -> None:
-    """Compare the strings and ids of llama.cpp's own tests."""
+    """The strings and ids that llama.cpp's own tests compare."""
     gguf = pytest.importorskip("gguf")
     folder = Path(os.environ.get("LLAMA_CPP_VOCABS", "absent"))
     path = folder / f"ggml-vocab-{name}.gguf"

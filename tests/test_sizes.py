@@ -92,7 +92,7 @@ print(usage.ru_maxrss)
 
 
 def resident_bytes(*command: object) -> int:
-    """Run a command; return its peak memory in bytes."""
+    """Run a command; return the most memory that it had."""
     return int(call(sys.executable, "-I", "-S", "-c", MEASURE, *command)) * 1024
 
 
