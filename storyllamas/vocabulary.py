@@ -79,7 +79,7 @@ class Vocabulary:
         dummy_prefix: a space is added in front of the text.
         byte_fallback: a character that no piece covers becomes its UTF-8 bytes.
         adds_bos: a prompt gets the piece that begins a story in front.
-        kind: how pieces merge. The attributes below are for `BPE` and `BYTE_LEVEL` only.
+        kind: how pieces merge. What follows is for `BPE` and `BYTE_LEVEL`.
         merges: [merges, 2] ids of neighbours that merge, by rank.
         added: [added tokens, 2] id and `Added` flags, sorted by id.
         pre_tokenizer: how a text is split into words.
