@@ -224,10 +224,10 @@ def _check_is_text(path: Path, chunk: bytes) -> None:
         raise UserError(f"{path} is not text in UTF-8: convert it, or name a file of stories")
 
 
-def _normalized(raw_stories: Iterable[bytes], counts: ReadCounts) -> Iterator[bytes]:
-    """Yield the stories that are not empty by the rules of the module, and count them."""
-    for raw in raw_stories:
-        story = _normalize(raw, counts)
+def _normalized(raw: Iterable[bytes], counts: ReadCounts) -> Iterator[bytes]:
+    """Apply the rules of the module; yield and count the stories that are not empty."""
+    for each in raw:
+        story = _normalize(each, counts)
         if story:
             counts.stories += 1
             counts.text_bytes += len(story)
