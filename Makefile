@@ -124,7 +124,7 @@ bench-pretokenize: $(VENV)/installed-bench ## measure the stage pretokenize on 2
 	$(BIN)/python -m bench.pretokenize $(if $(CORPUS),"$$CORPUS")
 
 fuzz-tokenizer: $(VENV)/installed-dev ## compare the tokenizer with SentencePiece on random texts: MINUTES=
-	$(BIN)/python -m bench.fuzz_tokenizer --minutes $(MINUTES)
+	$(BIN)/python tests/fuzz/tokenizer.py --minutes $(MINUTES)
 
 fuzz: $(VENV)/installed-dev ## fuzz the weight-file reader (with clang) and the tokenizer: SECONDS=
 	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)

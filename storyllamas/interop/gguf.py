@@ -1,7 +1,7 @@
 """GGUF: the format of llama.cpp, Ollama and LM Studio, written and read with the `gguf` package.
 
-The architecture is `llama`, with a SentencePiece vocabulary. As in StoryLlamas, rotary positions
-rotate pairs of neighbouring channels. Norms are always float32.
+The architecture is `llama`, with a SentencePiece tokenizer or one of `gguf_bpe.py`. As in
+StoryLlamas, rotary positions rotate pairs of neighbouring channels. Norms are always float32.
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -28,7 +28,8 @@ from storyllamas.interop.model import (
     parts,
     stack,
 )
-from storyllamas.interop.sentencepiece import check, package
+from storyllamas.interop.packages import package
+from storyllamas.interop.vocabulary_check import check
 from storyllamas.slm.quantize import Float32
 from storyllamas.vocabulary import PieceType, PreTokenizer, TokenizerKind, Vocabulary
 
@@ -110,17 +111,19 @@ def write(model: InteropModel, folder: Path, type_name: str) -> None:
             size = math.prod(shape) // block * block_bytes
             theirs = external_name(name, PARTS, "blk")
             writer.add_tensor_info(theirs, shape, np.dtype(np.float32), size, kind)
-        freqs = rope.freqs(model.config)
-        if freqs is not None:
-            single = gguf.GGMLQuantizationType.F32
-            writer.add_tensor_info(rope.FREQS, freqs.shape, freqs.dtype, freqs.nbytes, single)
+        divisors = rope.divisors(model.config)
+        if divisors is not None:
+            writer.add_tensor_info(
+                *(rope.DIVISORS, divisors.shape, divisors.dtype, divisors.nbytes),
+                gguf.GGMLQuantizationType.F32,
+            )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, kind in types.items():
             writer.write_tensor_data(_quantized(gguf, name, model.part(name), kind))
-        if freqs is not None:
-            writer.write_tensor_data(freqs)
+        if divisors is not None:
+            writer.write_tensor_data(divisors)
     finally:
         writer.close()
     (folder / "Modelfile").write_text(MODELFILE.format(context=model.config.context))
@@ -204,10 +207,10 @@ def read(path: Path) -> InteropModel:
         external_name(name, PARTS, "blk"): each.shape for name, each in parts(config).items()
     }
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    freqs = None
-    if found.pop(rope.FREQS, None) is not None:
-        freqs = np.asarray(tensors[rope.FREQS].data, np.float32).reshape(-1)
-    config = rope.from_gguf(where, config, values, freqs)
+    divisors = None
+    if found.pop(rope.DIVISORS, None) is not None:
+        divisors = np.asarray(tensors[rope.DIVISORS].data, np.float32).reshape(-1)
+    config = rope.from_gguf(where, config, values, divisors)
     check_tensors(where, expected, found)
 
     def part(name: str) -> RowReader:

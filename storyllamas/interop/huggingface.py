@@ -29,7 +29,8 @@ from storyllamas.interop.model import (
     parts,
     stack,
 )
-from storyllamas.interop.sentencepiece import MERGEABLE, SPACE, to_sentencepiece
+from storyllamas.interop.sentencepiece import SPACE, to_sentencepiece
+from storyllamas.interop.vocabulary_check import MERGEABLE
 from storyllamas.rounding import shortest_float32
 from storyllamas.slm.quantize import Float32
 from storyllamas.slm.weight_file import Rows

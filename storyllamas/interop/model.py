@@ -63,7 +63,8 @@ class InteropModel:
         config: its shape.
         vocabulary: its tokenizer.
         tensor: returns a tensor by its name in `config.tensor_shapes`, or reads its rows on demand.
-        about: facts about the training, laid out as a checkpoint's config.json; empty if unknown.
+        about: facts about the training, with the keys of a trained model's config.json; empty if
+            unknown.
     """
 
     config: ModelConfig
@@ -237,19 +238,19 @@ def open_model(path: str | os.PathLike[str]) -> InteropModel:
 
 
 def _open_checkpoint(folder: Path) -> InteropModel:
-    again = "train the model again with `dvc repro`"
+    remedy = "train the model again with `dvc repro`"
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config, digest = ModelConfig(**about["model"]), about["tokenizer_sha256"]
     except OSError as error:
         raise UserError(f"{folder}/config.json cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"config.json in {folder} is damaged ({error!r}): {again}") from None
+        raise UserError(f"config.json in {folder} is damaged ({error!r}): {remedy}") from None
     path = folder / "model.safetensors"
     tensors = TensorFiles([path])
     check_tensors(str(path), tensor_shapes(config), tensors.shapes)
     candidates = [folder / "tokenizer.model", folder.parent / "tokenizer.model"]
     pieces = tokenizer.load(next((each for each in candidates if each.exists()), candidates[-1]))
     if digest != pieces.digest.hex():
-        raise UserError(f"checkpoint {folder} was trained with another tokenizer: {again}")
+        raise UserError(f"checkpoint {folder} was trained with another tokenizer: {remedy}")
     return InteropModel(config, pieces.vocabulary(), tensors.read, about)

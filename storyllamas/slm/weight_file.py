@@ -32,8 +32,8 @@ a head, as in Meta's release.
 
 The checksum is `Checksum` over the whole file, with zeros in place of the checksum itself.
 
-Versions: whatever changes the meaning of a byte raises the version. A reader takes its own version
-and version 2, in which all that is new in version 3 is zero; it rejects every other one.
+Versions: a change of the meaning of any byte raises the version. Readers accept version 3, and
+version 2, which has zeros in place of what version 3 adds. They reject all other versions.
 """
 
 from __future__ import annotations

@@ -318,9 +318,22 @@ def test_checkpoints_of_other_people(shared: Path) -> None:
     assert tokenizer.encode("a☃b")[2] == characters.unk_id
 
 
-def test_text_is_not_a_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("Once upon a time there was a llama. " * 9)
-    with pytest.raises(UserError, match=r"a\.txt is not a llama2\.c checkpoint, a GGUF file or"):
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"Once upon a time",
+        b"Once upon a time there was a llama. " * 9,
+        struct.pack("<7i", 33, 64, 2, 4, 4, 300, 32) + bytes(1000),  # 4 heads do not divide 33
+        struct.pack("<Q", 120) + b'{"__metadata__": {"format": "pt"}}' + bytes(99),  # safetensors
+    ],
+)
+def test_a_file_of_another_kind_is_rejected_with_the_kinds_that_can_be_imported(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    kinds = r"llama2\.c checkpoint \(\.bin or ckpt\.pt\), a GGUF file or a Hugging Face folder"
+    with pytest.raises(UserError, match=rf"a\.txt cannot be imported: give a {kinds}$"):
         open_external(tmp_path / "a.txt")
 
 
