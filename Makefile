@@ -34,7 +34,9 @@ endif
 export CORPUS
 
 # run-c: only the options that you give are passed; the program has defaults for the others.
-ifeq ($(origin MODEL),undefined)
+ifneq ($(origin MODEL),undefined)
+HAS_MODEL := yes
+else
 MODEL := models/$(SIZE)/export/f32.slm
 endif
 PROMPT ?= Once upon a time
@@ -99,8 +101,8 @@ interop: $(VENV)/installed-interop ## compare exports with transformers, llama.c
 	$(BIN)/python -m pytest tests/interop
 	$(BIN)/python tests/interop/table.py
 
-bench: $(PEERS)/installed ## compare the C engine with others and with the machine's limits: SIZES=, ROUNDS=, ENGINES=, LLAMA2C=
-	$(PEERS)/bin/python -m bench --sizes $(SIZES) --rounds $(ROUNDS) $(if $(ENGINES),--engines $(ENGINES))
+bench: $(PEERS)/installed ## compare the C engine with others and with the machine's limits: SIZES= or MODEL=, ROUNDS=, ENGINES=, LLAMA2C=
+	$(PEERS)/bin/python -m bench $(if $(HAS_MODEL),--model "$$MODEL",--sizes $(SIZES)) --rounds $(ROUNDS) $(if $(ENGINES),--engines $(ENGINES))
 
 bench-kernels: $(VENV)/installed ## compare each kernel with the machine's limits: SIZES=
 	$(BIN)/python -m bench.kernels --sizes $(SIZES)
@@ -122,7 +124,7 @@ bench-pretokenize: $(VENV)/installed ## measure the stage pretokenize on 2 GB: C
 	$(BIN)/python -m bench.pretokenize $(if $(CORPUS),"$$CORPUS")
 
 fuzz-tokenizer: $(VENV)/installed-dev ## compare the tokenizer with SentencePiece on random texts: MINUTES=
-	$(BIN)/python -m bench.fuzz_tokenizer --minutes $(MINUTES)
+	$(BIN)/python tests/fuzz/tokenizer.py --minutes $(MINUTES)
 
 fuzz: $(VENV)/installed-dev ## fuzz the weight-file reader (with clang) and the tokenizer: SECONDS=
 	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)

@@ -194,10 +194,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from itertools import islice
 
     from storyllamas import evaluation
-    from storyllamas.corpus import formats
+    from storyllamas.corpus import formats as corpus_formats
 
     engine = _open(arguments)
-    stories = list(islice(formats.read(arguments.stories), arguments.count))
+    stories = list(islice(corpus_formats.read(arguments.stories), arguments.count))
     result = dataclasses.asdict(evaluation.score(engine, stories))
     if arguments.json:
         print(json.dumps(result, indent=2))

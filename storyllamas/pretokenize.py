@@ -23,13 +23,14 @@ from rich.progress import (
 from storyllamas import token_file, tokenizer
 from storyllamas.corpus import files
 from storyllamas.engine.tokenizer import FastTokenizer
+from storyllamas.tokenizer.base import Tokenizer
 
 _SHARD_BYTES = 1 << 20
 _SHARDS_AHEAD = 2
 
 
 class Shard(NamedTuple):
-    """The framed stories of a span of the corpus.
+    """The encoded stories of a span of the corpus, each between BOS and EOS.
 
     Attributes:
         corpus_bytes: the length of the span.
@@ -43,9 +44,9 @@ class Shard(NamedTuple):
 
 
 class Encoder:
-    """Frame and encode stories; any number of threads may share it."""
+    """An encoder of stories between BOS and EOS, which any number of threads may share."""
 
-    def __init__(self, trained: tokenizer.Tokenizer) -> None:
+    def __init__(self, trained: Tokenizer) -> None:
         """Take a tokenizer that has BOS and EOS."""
         self._fast = FastTokenizer.of(trained.vocabulary())
         self._bos_id, self._eos_id = trained.bos_id, trained.eos_id
@@ -115,7 +116,7 @@ def pretokenize(
             total += shard.counts
             progress.advance(task, shard.corpus_bytes)
         if total.stories == 0:
-            raise files.empty(source)
+            raise files.no_stories(source)
     return total
 
 

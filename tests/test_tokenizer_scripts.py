@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 from storyllamas import tokenizer
+from storyllamas.tokenizer.base import ImpossibleVocabularyError
 from storyllamas.corpus import files
 
 FRUITS = ["pear grape apple plum cherry"] * 50
@@ -58,7 +59,7 @@ def test_reserved_characters_are_counted(tmp_path: Path) -> None:
 def test_coverage_allows_fewer_pieces_than_characters() -> None:
     common = "".join(chr(0x4E00 + i) for i in range(20))
     stories = [common * 20 + chr(0x5000 + i) for i in range(100)]
-    with pytest.raises(tokenizer.ImpossibleVocabularyError, match="character_coverage"):
+    with pytest.raises(ImpossibleVocabularyError, match="character_coverage"):
         tokenizer.train(stories, 300)
     trained = tokenizer.from_bytes(tokenizer.train(stories, 300, character_coverage=0.99))
     assert set(common) <= pieces_of(trained)
