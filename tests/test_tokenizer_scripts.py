@@ -12,14 +12,15 @@ import pytest
 from conftest import ROOT
 
 from storyllamas import tokenizer
-from storyllamas.tokenizer.base import ImpossibleVocabularyError
 from storyllamas.corpus import files
+from storyllamas.tokenizer.base import ImpossibleVocabularyError
+from storyllamas.tokenizer.sentencepiece import SentencePieceTokenizer
 
 FRUITS = ["pear grape apple plum cherry"] * 50
 RESERVED = "▅"
 
 
-def pieces_of(trained: tokenizer.Tokenizer) -> set[str]:
+def pieces_of(trained: SentencePieceTokenizer) -> set[str]:
     return {trained.processor.id_to_piece(index) for index in range(trained.vocab_size)}
 
 
