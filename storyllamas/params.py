@@ -283,7 +283,7 @@ def parse(raw: object) -> Params:
                 f"{section}.kv_heads is {size.kv_heads}: use a divisor of heads ({size.heads})"
             )
     _check_group_sizes(file.export.group_size)
-    _check_tokenizer(file.tokenizer)
+    _check_tokenizer(file.tokenizer, file.export.formats)
     recipes = {
         (name, model): _merge_recipe(file, name, model)
         for name in file.recipes
@@ -349,8 +349,17 @@ def _check_key(name: str, key: str, table: Mapping[str, object], table_name: str
         raise UserError(f"{name} is {_show(key)}: use one of {', '.join(table)} ({table_name})")
 
 
-def _check_tokenizer(chosen: Tokenizer) -> None:
-    if chosen.kind == "byte_level" and chosen.character_coverage < 1:
+def _check_tokenizer(chosen: Tokenizer, formats: Collection[str]) -> None:
+    """Check what one kind of tokenizer does not have, before anything is trained with it."""
+    if chosen.kind == "sentencepiece":
+        return
+    for name in formats:
+        if FORMATS[name].module == "llama2c":
+            raise UserError(
+                f"export.formats has {name} and tokenizer.kind is byte_level: llama2.c has "
+                "SentencePiece tokenizers only, so remove one of the two"
+            )
+    if chosen.character_coverage < 1:
         raise UserError(
             f"tokenizer.character_coverage is {chosen.character_coverage}: use 1.0, since "
             "tokenizer.kind is byte_level, which spells every character in bytes"

@@ -105,11 +105,13 @@ def test_wrong_values_are_named(raw: dict[str, Any], path: str, value: object, n
     assert "\n" not in str(rejected.value)
 
 
-def test_byte_level_pieces_cover_every_character(raw: dict[str, Any]) -> None:
+def test_what_a_byte_level_tokenizer_does_not_have(raw: dict[str, Any]) -> None:
     raw = edited(raw, "tokenizer/kind", "byte_level")
     assert params.parse(raw).tokenizer.kind == "byte_level"
     with pytest.raises(UserError, match=r"character_coverage is 0\.9: use 1\.0, since tokenizer"):
         params.parse(edited(raw, "tokenizer/character_coverage", 0.9))
+    with pytest.raises(UserError, match=r"export\.formats has llama2c-q8 and tokenizer\.kind is"):
+        params.parse(edited(raw, "export/formats", ["hf", "llama2c-q8"]))
 
 
 def test_every_key_is_needed(raw: dict[str, Any]) -> None:

@@ -226,6 +226,8 @@ def test_token_ids_of_real_stories(
     export_model(trained, name, tmp_path / name)
     weight_file.write(tmp_path / "model.slm", trained.config, trained.vocabulary, trained.tensor)
     ours, other = Engine(tmp_path / "model.slm"), runtime(tmp_path / name)
+    if trained.vocabulary.kind == TokenizerKind.BYTE_LEVEL:
+        allowed = 1000  # slow
     for file in ("TinyStories-valid.txt", "TinyStories-train.txt"):
         for story in islice(files.read(tinystories / file), allowed):
             assert other.encode(story) == [ours.bos_id, *ours.encode(story)], repr(story)
