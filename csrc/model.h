@@ -1,5 +1,4 @@
-/* model.h: a model in memory. Its arrays are parts of the weight file, which is mapped or copied.
- */
+/* model.h: a model in memory. Its arrays are in the weight file, which is mapped or copied. */
 
 #ifndef STORYLLAMAS_MODEL_H
 #define STORYLLAMAS_MODEL_H

@@ -177,8 +177,7 @@ static size_t filter(const sl_kernels *kernels, const sl_options *options, const
                      size_t count, double total, const sl_sampler *sampler) {
     const double top_p = (double)options->top_p, min_p = (double)options->min_p;
     double floor = options->top_k ? 0 : min_p, target = top_p * total;
-    /* Without top_k, few tokens become candidates: those of too low a weight are skipped at once.
-     */
+    /* Without top_k, tokens of too low a weight need not become candidates. */
     if (!options->top_k && top_p < 1) {
         /* All tokens below this weight together have less than 1 - top_p of the total. */
         const double negligible = (1 - top_p) * total / (double)count;
