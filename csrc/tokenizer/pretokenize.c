@@ -5,7 +5,7 @@
  *     Llama 3  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}
  *              | ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
  *
- * A function returns the end of a match of one or two alternatives. One matches at any character. */
+ * Each function returns the end of a match of one or two of them. One matches at any character. */
 
 #include "pretokenize.h"
 
