@@ -1,14 +1,14 @@
 /* transformer.c: the Llama 3 architecture (Llama Team 2024, arXiv:2407.21783).
  *
- * For tokens x[n][dim]:
+ * x is the residual stream of a token, and W a matrix of the weight file:
  *
- *     x = embedding[ids]
+ *     x = embedding[id]
  *     for each layer:
- *         q, k, v = qkv RMSNorm(x)
- *         x = x + output attention(rotary(q), rotary(k), v)
- *         gate, up = gate_up RMSNorm(x)
- *         x = x + down (SiLU(gate) * up)
- *     logits = classifier RMSNorm(x)
+ *         q, k, v = W_qkv · RMSNorm(x)
+ *         x = x + W_output · attention(rotary(q), rotary(k), v)
+ *         gate, up = W_gate_up · RMSNorm(x)
+ *         x = x + W_down · (SiLU(gate) * up)
+ *     logits = W_classifier · RMSNorm(x)
  *
  * sl_transformer at the end of the file has the same steps; read it first. Each step is a parallel
  * loop: over the tiles of a matrix, over sequences and heads in attention, over tokens in the rest.
