@@ -1,4 +1,4 @@
-/* generate.c: generates sequences, one or a batch. */
+/* generate.c: generates a sequence or a batch of them. */
 
 #include <inttypes.h>
 #include <string.h>
@@ -15,8 +15,8 @@ static int reject_long_prompt(size_t count, uint32_t context) {
                    count, context);
 }
 
-/* Make a session usable whose step was cut off by a fork: forget its sequences, which may be half
- * done. Returns whether that was so. */
+/* Return whether a fork cut off a step of this session. If so, discard its sequences, which may be
+ * incomplete, so that the session is usable again. */
 static bool recover(sl_session *s) {
     if (!s->is_in_step) return false;
     for (size_t i = 0; i < s->slot_count; i++) sl_sequence_reset(&s->sequences[i]);
@@ -32,7 +32,7 @@ static sl_sequence *find_sequence(sl_session *s, size_t slot) {
     return NULL;
 }
 
-/* Start a reset sequence whose ids[count] are in place. */
+/* Start a sequence that is reset and already has its prompt in ids[count]. */
 static void start(sl_session *s, sl_sequence *sequence, size_t count, const sl_options *options) {
     sequence->options = *options;
     sequence->stop = SL_RUNNING;
@@ -40,7 +40,7 @@ static void start(sl_session *s, sl_sequence *sequence, size_t count, const sl_o
     sequence->prompt_count = sequence->id_count = count;
     sequence->is_started = true;
     sl_random_seed(&sequence->random, options->seed);
-    for (size_t i = 0; i < count; i++) /* the generated text continues that of the prompt */
+    for (size_t i = 0; i < count; i++) /* decode the prompt: the generated text continues it */
         sl_decoder_next(&sequence->decoder, &s->model->tokenizer, sequence->ids[i], sequence->text);
 }
 
@@ -95,8 +95,8 @@ static bool needs_token(sl_sequence *sequence, const sl_info *info) {
     return !sequence->stop;
 }
 
-/* Run a forward pass with the new tokens of sequences[count], as many as fit in it; there is at
- * least one token. Sequences whose tokens are all through the model get logits. */
+/* Run a forward pass with as many new tokens of sequences[count] as fit in it, at least one. Each
+ * sequence that has no new tokens left then gets logits. */
 static void forward(sl_session *s, sl_sequence *const *sequences, size_t count) {
     sl_segment segments[SL_MAX_SLOTS];
     size_t segment_count = 0, room = s->rows;
@@ -148,8 +148,8 @@ static void append(const sl_model *model, sl_sequence *sequence, sl_piece *piece
         sl_decoder_next(&sequence->decoder, &model->tokenizer, piece->id, sequence->text);
 }
 
-/* Remove the sequences that have logits from sequences[*count] and generate their next token.
- * pieces[slot_count] are those of the session. */
+/* Generate the next token of each sequence that has logits, and remove these sequences from
+ * sequences[*count]. pieces[slot_count] are those of the session. */
 static int generate_ready(sl_session *s, sl_sequence **sequences, size_t *count, sl_piece *pieces) {
     sl_sequence *ready[SL_MAX_SLOTS];
     size_t ready_count = 0, waiting_count = 0;
@@ -176,7 +176,7 @@ static int generate_ready(sl_session *s, sl_sequence **sequences, size_t *count,
     return status;
 }
 
-/* Generate the next token of the first `count` slots. After an error all others have theirs. */
+/* Generate the next token of the first `count` slots. If one fails, the others still get theirs. */
 static int generate_all(sl_session *s, size_t count, sl_piece *pieces) {
     sl_sequence *waiting[SL_MAX_SLOTS];
     size_t waiting_count = 0;

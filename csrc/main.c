@@ -246,7 +246,7 @@ static command parse(int argc, char **argv) {
     for (int option; (option = getopt_long(argc, argv, shorts, longs, NULL)) != -1;) {
         if (option == ':') fail("%s needs a value; --help lists the options", argv[optind - 1]);
         if (option == '?' && optopt < MAX_TOKENS &&
-            !strchr(shorts, optopt)) /* may stand within "-nx" */
+            !strchr(shorts, optopt)) /* it may be within "-nx" */
             fail("-%c is not an option; --help lists the options", optopt);
         if (option == '?') fail("%s is not an option; --help lists the options", argv[optind - 1]);
         parse_option(&c, option, optarg);

@@ -1,11 +1,11 @@
-/* model.h: a model in memory. Its arrays lie in the weight file, which is mapped or copied. */
+/* model.h: a model in memory. Its arrays are in the weight file, which is mapped or copied. */
 
 #ifndef STORYLLAMAS_MODEL_H
 #define STORYLLAMAS_MODEL_H
 
-#include "huge_pages.h"
 #include "kernels/kernels.h"
 #include "matrix.h"
+#include "migration.h"
 #include "storyllamas.h"
 #include "tokenizer/tokenizer.h"
 

@@ -56,7 +56,7 @@ typedef struct {
 } header;
 
 _Static_assert(sizeof(header) == HEADER_BYTES, "the header has no padding");
-_Static_assert(offsetof(header, checksum) == 24, "the checksum stands at byte 24");
+_Static_assert(offsetof(header, checksum) == 24, "the checksum is at byte 24");
 
 static int reject(const char *path, const char *reason) {
     return sl_fail(SL_ERROR_FORMAT, "weight file %s is damaged: %s; export it again", path, reason);

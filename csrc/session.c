@@ -11,7 +11,8 @@
 
 enum { ALIGNMENT = 64, HUGE_FROM_BYTES = 1 << 22 };
 
-/* Allocates arrays from one block of memory. A first round with base NULL computes its size. */
+/* Allocates arrays from one block of memory. A first round, with base NULL, computes the size of
+ * the block. */
 typedef struct {
     uint8_t *base;
     size_t used;

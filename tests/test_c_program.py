@@ -1,4 +1,4 @@
-"""The C program at its command line, and the library under sanitizers on files that lie."""
+"""The C program on its command line, and the library under sanitizers on damaged files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `make -C csrc` fills: the program, itself and C tests with sanitizers."""
+    """Build the program and the library, and the program and the C tests with sanitizers."""
     folder = tmp_path_factory.mktemp("build")
     command = ["make", "-C", ROOT / "csrc", f"BUILD={folder}", "CFLAGS=-O3 -Werror"]
     for target in ("run", "lib", "sanitized", "raced"):
@@ -45,7 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["run", "sanitized/run"])
 def run(request: pytest.FixtureRequest, build: Path) -> Run:
-    """Runs the program, plain and sanitized, on arguments."""
+    """Return a function that runs the program on arguments, plain and sanitized."""
 
     def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
         command = [str(build / request.param), *map(os.fsencode, map(str, arguments))]
@@ -60,18 +60,18 @@ def numbers(text: str) -> list[int]:
     return [int(number) for number in text.split()]
 
 
-# ---- Telling -------------------------------------------------------------------------------------
+# ---- Generating ----------------------------------------------------------------------------------
 
 
-def test_a_story_is_the_librarys(run: Run, model: Path) -> None:
+def test_the_program_generates_the_story_of_the_library(run: Run, model: Path) -> None:
     story = Engine(model).generate("ab a", temperature=0.9, top_p=0.8, seed=3, max_tokens=50)
     text = "".join(story)
     options = ["--temperature", "0.9", "--top-p", "0.8", "--seed", 3, "--max-tokens", 50]
-    told = run(model, *options, "ab a")
-    assert (told.returncode, told.stdout) == (0, f"ab a{text}\n")
-    assert told.stderr.startswith(f"{story.tokens} tokens after a prompt of {story.prompt_tokens}")
-    assert told.stderr.endswith(f"stopped at {story.stop}\n")
-    assert run("--prompt", "ab a", model, *options).stdout == told.stdout
+    done = run(model, *options, "ab a")
+    assert (done.returncode, done.stdout) == (0, f"ab a{text}\n")
+    assert done.stderr.startswith(f"{story.tokens} tokens after a prompt of {story.prompt_tokens}")
+    assert done.stderr.endswith(f"stopped at {story.stop}\n")
+    assert run("--prompt", "ab a", model, *options).stdout == done.stdout
     ids = [BOS, *Engine(model).encode("ab a"), *story.ids]
     assert numbers(run(model, *options, "--ids", "ab a").stdout) == ids
 
@@ -95,40 +95,40 @@ def test_every_option_reaches_the_sampler(run: Run, model: Path) -> None:
     assert "".join(expected)
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     given.append("--ignore-eos")
-    told = run(model, *(text.replace("_", "-") for text in given), "--ids", "b")
-    assert numbers(told.stdout)[expected.prompt_tokens :] == expected.ids
+    done = run(model, *(text.replace("_", "-") for text in given), "--ids", "b")
+    assert numbers(done.stdout)[expected.prompt_tokens :] == expected.ids
 
 
 def test_stops_and_empty_prompts(run: Run, tmp_path: Path) -> None:
     words = [word_id(0), word_id(1), word_id(2)]
     path = engine_files.write_sequence(tmp_path / "m.slm", [BOS, *words, EOS])
     for prompt in ([], [""], ["--prompt", ""]):
-        told = run(path, *prompt)
-        assert (told.stdout, told.stderr.split()[-1]) == ("abab\n", "eos")
+        done = run(path, *prompt)
+        assert (done.stdout, done.stderr.split()[-1]) == ("abab\n", "eos")
     assert run(path, "--max-tokens", 1).stderr.split()[-1] == "max_tokens"
     small = engine_files.write_sequence(tmp_path / "n.slm", [BOS, *words, EOS], context=3)
     assert run(small).stderr.split()[-1] == "context"
 
 
 def test_help(run: Run) -> None:
-    told = run("--help")
-    assert (told.returncode, told.stderr) == (0, "")
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
     for name, value in DEFAULTS.items():
         shown = rf"--{name.replace('_', '-')} [A-Z].*?\(({value:g})\)"
         if name == "ignore_eos":
             shown = "--ignore-eos "
-        option = re.search(shown, told.stdout, re.S)
+        option = re.search(shown, done.stdout, re.S)
         assert option
         assert "--" not in option[0][2:]
-    assert all(len(line) <= 96 for line in told.stdout.splitlines())
+    assert all(len(line) <= 96 for line in done.stdout.splitlines())
 
 
 def test_info(run: Run, model: Path, tmp_path: Path) -> None:
-    told = dict(line.split(maxsplit=1) for line in run(model, "--info").stdout.splitlines())
+    info = dict(line.split(maxsplit=1) for line in run(model, "--info").stdout.splitlines())
     config = small_config(context=120)
-    assert told["parameters"] == str(config.parameters)
-    assert (told["dim"], told["layers"], told["context"]) == ("24", "2", "120")
-    assert told["weights"] == "f32"
+    assert info["parameters"] == str(config.parameters)
+    assert (info["dim"], info["layers"], info["context"]) == ("24", "2", "120")
+    assert info["weights"] == "f32"
     tensors = engine_files.random_tensors(config)
     sizes = {"q4": 16}
     q4 = engine_files.write(tmp_path / "q4.slm", config, tensors, None, "q4", sizes)
@@ -144,13 +144,13 @@ def test_bench(run: Run, model: Path) -> None:
     assert min(float(line.split()[-2]) for line in (prompt, story)) > 0
 
 
-# ---- Refusals ------------------------------------------------------------------------------------
+# ---- Invalid arguments ---------------------------------------------------------------------------
 
 WHOLE = "and must be a whole number from"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         (["--max-tokens", "0"], f'--max-tokens is "0" {WHOLE} 1 to 2147483647'),
         (["--max-tokens", "-5"], f'--max-tokens is "-5" {WHOLE} 1 to 2147483647'),
@@ -185,41 +185,41 @@ WHOLE = "and must be a whole number from"
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
-def test_arguments_out_of_range(run: Run, model: Path, arguments: list[str], sentence: str) -> None:
-    told = run(model, *arguments)
-    assert told.returncode == 1
-    assert told.stdout == ""
-    assert told.stderr.startswith(f"error: {sentence}")
-    assert told.stderr.count("\n") == 1
+def test_arguments_out_of_range(run: Run, model: Path, arguments: list[str], message: str) -> None:
+    done = run(model, *arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
 
 
 def test_no_arguments(run: Run) -> None:
-    told = run()
-    assert told.returncode == 1
-    assert told.stderr.startswith("error: no weight file is given: run MODEL.slm [PROMPT]")
+    done = run()
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no weight file is given: run MODEL.slm [PROMPT]")
 
 
 def test_a_prompt_that_is_not_utf8(build: Path, model: Path) -> None:
     for program in ("run", "sanitized/run"):
         command = [build / program, model, b"caf\xe9 au lait"]
-        told = subprocess.run(command, capture_output=True, check=False)
-        assert (told.returncode, told.stdout) == (1, b"")
-        assert told.stderr == b"error: the text is not valid UTF-8 at byte 3 (0xe9)\n"
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr == b"error: the text is not valid UTF-8 at byte 3 (0xe9)\n"
 
 
-def test_a_full_disk(run: Run, model: Path, build: Path) -> None:
+def test_a_full_disk(model: Path, build: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")
     with open("/dev/full", "w") as full:  # noqa: PTH123
         command = [build / "run", model, "a"]
-        told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert told.returncode == 1
-    assert told.stderr == "error: standard output cannot be written: No space left on device\n"
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output cannot be written: No space left on device\n"
 
 
-# ---- Files ---------------------------------------------------------------------------------------
+# ---- Damaged files -------------------------------------------------------------------------------
 
-FIELDS = {  # offset and format of what the header holds
+FIELDS = {  # offset and format of each field of the header
     "version": (8, "I"), "header_bytes": (12, "I"), "file_bytes": (16, "Q"),
     "dim": (32, "I"), "layers": (36, "I"), "heads": (40, "I"), "kv_heads": (44, "I"),
     "head_dim": (48, "I"), "hidden": (52, "I"), "context": (56, "I"), "vocab_size": (60, "I"),
@@ -247,7 +247,7 @@ def with_field(data: bytes, name: str, value: float) -> bytes:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A good file of each weight type."""
+    """Return an undamaged file of each weight type."""
     folder = tmp_path_factory.mktemp("files")
     config = small_config(tied=False)
     tensors = engine_files.random_tensors(config)
@@ -258,7 +258,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def open_files(build: Path, folder: Path, contents: list[bytes]) -> list[str]:
-    """What the sanitized library says of each file."""
+    """Open files with the sanitized library; return "ok" or the error message of each."""
     paths = [folder / f"{index}.slm" for index in range(len(contents))]
     for path, data in zip(paths, contents, strict=True):
         path.write_bytes(data)
@@ -267,15 +267,15 @@ def open_files(build: Path, folder: Path, contents: list[bytes]) -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     noise = [line for line in done.stderr.splitlines() if "WARNING: AddressSanitizer" not in line]
     assert done.returncode == 0, "\n".join(noise[:60])
-    told = done.stdout.splitlines()
-    assert len(told) == len(contents)
-    return [line.replace(str(path), "FILE") for line, path in zip(told, paths, strict=True)]
+    messages = done.stdout.splitlines()
+    assert len(messages) == len(contents)
+    return [line.replace(str(path), "FILE") for line, path in zip(messages, paths, strict=True)]
 
 
-def test_each_lie_has_its_sentence(build: Path, files: dict[str, bytes], tmp_path: Path) -> None:
-    """What stands behind the checksum is checked too: every one of these has a good checksum."""
+def test_each_damage_has_its_message(build: Path, files: dict[str, bytes], tmp_path: Path) -> None:
+    """Most of these files have a valid checksum, so that the checks after it are tested too."""
     good, q8, q4 = files["f32"], files["q8"], files["q4"]
-    lies = [
+    damaged = [
         (good, "ok"),
         (q8, "ok"),
         (q4, "ok"),
@@ -354,23 +354,23 @@ def test_each_lie_has_its_sentence(build: Path, files: dict[str, bytes], tmp_pat
         (changed(with_field(with_field(good, "flags", 0), "unk_id", -1), TYPES, "B", 3),
          "has neither an unknown piece nor byte fallback"),
     ]  # fmt: skip
-    told = open_files(build, tmp_path, [data for data, _ in lies])
+    messages = open_files(build, tmp_path, [data for data, _ in damaged])
     wrong = [
-        (expected, sentence)
-        for (_, expected), sentence in zip(lies, told, strict=True)
-        if expected not in sentence or (sentence != "ok" and "FILE" not in sentence)
+        (expected, message)
+        for (_, expected), message in zip(damaged, messages, strict=True)
+        if expected not in message or (message != "ok" and "FILE" not in message)
     ]
     assert wrong == []
 
 
 def mutated(good: bytes, source: random.Random) -> bytes:
-    """The file cut, or with some fields, words or bits changed, under a good checksum."""
+    """Cut the file, or change some fields, words or bits, and give it a valid checksum."""
     data = bytearray(good)
     if source.random() < 0.1:
         return engine_files.sealed(data[: source.randrange(len(data))])
     for _ in range(source.choice([1, 1, 2, 4])):
-        what = source.random()
-        if what < 0.4:
+        change = source.random()
+        if change < 0.4:
             place, kind = FIELDS[source.choice(list(FIELDS))]
             size = struct.calcsize(kind)
             value = int.from_bytes(data[place : place + size], "little")
@@ -378,7 +378,7 @@ def mutated(good: bytes, source: random.Random) -> bytes:
             extreme = [0, 1, 2, 3, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1]
             other = source.choice(near + extreme) % 2 ** (8 * size)
             data[place : place + size] = other.to_bytes(size, "little")
-        elif what < 0.8:
+        elif change < 0.8:
             place = source.randrange(256, TEXT + 2000) & ~3
             data[place : place + 4] = struct.pack("<I", source.choice([0, 255, 2**31, 2**32 - 1]))
         else:
@@ -387,28 +387,28 @@ def mutated(good: bytes, source: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("kind", GROUP_SIZES)
-def test_no_file_misleads_the_library(
+def test_random_damage_is_rejected_or_harmless(
     build: Path, files: dict[str, bytes], tmp_path: Path, kind: str
 ) -> None:
     source = random.Random(7)
     contents = [mutated(files[kind], source) for _ in range(600)]
-    told = open_files(build, tmp_path, contents)
-    accepted = sum(sentence == "ok" for sentence in told)
+    messages = open_files(build, tmp_path, contents)
+    accepted = sum(message == "ok" for message in messages)
     assert 60 < accepted < 500  # some changes are harmless: a weight, a score, an epsilon
-    assert len(set(told)) > 30
+    assert len(set(messages)) > 30
 
 
-def test_files_that_are_none(run: Run, tmp_path: Path) -> None:
-    def refused(path: Path) -> str:
-        told = run(path, "a")
-        assert (told.returncode, told.stdout) == (1, "")
-        assert told.stderr.count("\n") == 1
-        return told.stderr.removeprefix("error: ").strip()
+def test_paths_without_a_weight_file(run: Run, tmp_path: Path) -> None:
+    def error_of(path: Path) -> str:
+        done = run(path, "a")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.count("\n") == 1
+        return done.stderr.removeprefix("error: ").strip()
 
     missing = tmp_path / "missing.slm"
-    assert refused(missing) == f"weight file {missing} does not exist: run `dvc repro` first"
+    assert error_of(missing) == f"weight file {missing} does not exist: run `dvc repro` first"
     assert (
-        refused(tmp_path)
+        error_of(tmp_path)
         == f"weight file {tmp_path} is not a regular file: give the path of a .slm file"
     )
     old = tmp_path / "stories.bin"
@@ -416,17 +416,17 @@ def test_files_that_are_none(run: Run, tmp_path: Path) -> None:
     hint = (
         f"{old} is a llama2.c checkpoint: import it with `storyllamas import {old} --out model.slm`"
     )
-    assert refused(old) == hint
+    assert error_of(old) == hint
     old.write_bytes(struct.pack("<7i", 288, 768, 6, 6, 6, -32000, 256) + bytes(4000))
-    assert refused(old) == hint
+    assert error_of(old) == hint
     old.write_bytes(b"24ka" + struct.pack("<8i", 2, 288, 768, 6, 6, 6, 32000, 256) + bytes(4000))
-    assert refused(old) == hint
+    assert error_of(old) == hint
 
 
 # ---- The library ---------------------------------------------------------------------------------
 
 
-def test_the_headers_example_tells_a_story(build: Path, model: Path, tmp_path: Path) -> None:
+def test_the_headers_example_generates_a_story(build: Path, model: Path, tmp_path: Path) -> None:
     header = (ROOT / "csrc" / "storyllamas.h").read_text()
     lines = [line[7:] for line in header.split("*/")[0].splitlines() if line[:7].strip() == "*"]
     example = "\n".join(lines).replace('"model.slm"', "argv[1]")
@@ -438,9 +438,9 @@ def test_the_headers_example_tells_a_story(build: Path, model: Path, tmp_path: P
     compiler = [os.environ.get("CC", "cc"), "-std=c11", "-Wall", "-Wextra", "-Werror"]
     where = [f"-I{ROOT / 'csrc'}", f"-L{build}", "-lstoryllamas", f"-Wl,-rpath,{build}"]
     subprocess.run([*compiler, source, "-o", tmp_path / "example", *where], check=True)
-    told = subprocess.run([tmp_path / "example", model], capture_output=True, check=True)
+    done = subprocess.run([tmp_path / "example", model], capture_output=True, check=True)
     prompt = "Once upon a time"
-    assert told.stdout.decode() == "".join(Engine(model).generate(prompt, seed=7))
+    assert done.stdout.decode() == "".join(Engine(model).generate(prompt, seed=7))
 
 
 def test_the_library_exports_its_header_and_nothing_else(build: Path) -> None:
@@ -478,10 +478,10 @@ sl_matmul_quantized *sl_matmul_of(const sl_kernels *kernels, uint32_t type) {
 @pytest.mark.skipif("avx2" not in kernel_sets(), reason="the emulation needs AVX2")
 @pytest.mark.parametrize("name", ["avx512", "avxvnni"])
 def test_emulated_kernels_are_their_definitions(tmp_path: Path, name: str) -> None:
-    """Many processors lack an instruction set, so its kernels run on others in their place."""
+    """Emulate instruction sets that many processors lack, so that their kernels are tested."""
     csrc, tests = ROOT / "csrc", ROOT / "tests" / "c"
     for path in (csrc / "kernels").glob("avx*.c"):
-        # With its pragmas the compiler would use the instructions by itself.
+        # With the pragmas, the compiler would use the instructions elsewhere too.
         pragmas = r"#ifdef __clang__\n#pragma clang attribute.*?#endif\n"
         source = re.sub(pragmas, "", path.read_text(), flags=re.DOTALL)
         (tmp_path / path.name).write_text(source.replace(",avxvnni", ""))
@@ -514,7 +514,7 @@ def test_a_thread_pool_processes_every_item_once_and_is_autotuned(
 
 @pytest.fixture(scope="module")
 def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that is moved onto huge pages while it tells."""
+    """Write a model that migrates to huge pages while it generates."""
     config = small_config(dim=128, vocab_size=18000, context=120)
     path = tmp_path_factory.mktemp("large") / "m.slm"
     return engine_files.write(path, config, engine_files.random_tensors(config, 1))
@@ -529,11 +529,11 @@ def test_threads_do_not_race(build: Path, name: str, request: pytest.FixtureRequ
     assert "WARNING" not in done.stderr
 
 
-def test_a_model_that_is_moved_tells_the_same(run: Run, large_model: Path) -> None:
-    for tokens in (1, 5, 100):  # it closes while it is moved, or after
-        told = [run(large_model, "-n", tokens, "--pages", p) for p in ("auto", "shared", "huge")]
-        assert [done.returncode for done in told] == [0, 0, 0], told[0].stderr
-        assert len({done.stdout for done in told}) == 1
+def test_migration_to_huge_pages_changes_no_story(run: Run, large_model: Path) -> None:
+    for tokens in (1, 5, 100):  # the program ends before, during or after the migration
+        runs = [run(large_model, "-n", tokens, "--pages", p) for p in ("auto", "shared", "huge")]
+        assert [done.returncode for done in runs] == [0, 0, 0], runs[0].stderr
+        assert len({done.stdout for done in runs}) == 1
 
 
 def test_valgrind(build: Path, model: Path) -> None:

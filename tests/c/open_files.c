@@ -1,4 +1,4 @@
-/* open_files.c: opens each weight file and, if that succeeds, calls all of the library on it.
+/* open_files.c: opens each weight file and, if that succeeds, uses all of the library on it.
  *
  * usage: open_files FILE… Prints a line for each file: "ok" or the error message. */
 
@@ -16,20 +16,21 @@ static uint32_t integer(uint32_t below) {
     return (state >> 8) % below;
 }
 
-/* Encode and decode random bytes and letters. Every buffer has exactly the size that is passed. */
+/* Encode and decode random bytes and letters. Each buffer has exactly the size that the call is
+ * given, so that the sanitizer reports any access behind it. */
 static void use_text(const sl_model *model) {
     const sl_tokenizer *tokenizer = sl_model_tokenizer(model);
     sl_word_cache *caches[2] = {NULL};
     if (sl_word_cache_new(&caches[1], tokenizer)) return;
     for (int round = 0; round < 20; round++) {
         const size_t length = integer(40);
-        char *text = malloc(length + 1), *back = malloc(16 * length + 64);
+        char *text = malloc(length), *back = malloc(16 * length + 64);
         const int is_letters = (int)integer(2);
         sl_word_cache *cache = caches[integer(2)];
         for (size_t i = 0; i < length; i++)
             text[i] = is_letters ? "ab \n"[integer(4)] : (char)integer(256);
         size_t capacity = integer(80), count, back_length;
-        int32_t *ids = malloc((capacity + 1) * sizeof *ids);
+        int32_t *ids = malloc(capacity * sizeof *ids);
         const int status = sl_encode(tokenizer, cache, text, length, ids, capacity, &count);
         if (!status && sl_decode(tokenizer, ids, count, back, 16 * length + 64, &back_length))
             abort();

@@ -1,7 +1,7 @@
 /* weight_file.c: a libFuzzer target that opens its input as a weight file and uses all of it.
  *
- * The mutator repairs what almost no random change would keep: the length and the checksum. So the
- * fuzzer reaches what is checked after them. Most of its changes are to fields of the header. */
+ * The mutator corrects the length and the checksum, which almost any random change makes wrong. So
+ * the fuzzer reaches the checks after them. Most of its changes are to fields of the header. */
 
 #define _GNU_SOURCE /* memfd_create */
 
@@ -23,7 +23,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /* ---- The mutator ----------------------------------------------------------------------------- */
 
-/* Set the length and the checksum to what the reader expects. */
+/* Set the length and the checksum to the values that the reader expects. */
 static void repair(uint8_t *data, size_t size) {
     const uint64_t bytes = size;
     uint64_t digest = 0;
@@ -35,7 +35,7 @@ static void repair(uint8_t *data, size_t size) {
     memcpy(data + CHECKSUM_AT, &digest, sizeof digest);
 }
 
-/* Change one field of 32 bits a little, or to a value that is likely to be a limit. */
+/* Change one field of 32 bits slightly, or to a value that is likely to be a limit. */
 static void change_field(uint8_t *data, size_t end, uint32_t random) {
     static const uint32_t limits[] = {0,       1,       2,       3,         64,
                                       1 << 14, 1 << 17, 1 << 20, INT32_MAX, UINT32_MAX};
@@ -88,7 +88,7 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
 
 /* ---- Using a model --------------------------------------------------------------------------- */
 
-/* Encode and decode a text, with and without the cache, which must not change the ids. */
+/* Encode a text with and without the cache, which must give the same ids, and decode it. */
 static void use_text(const sl_tokenizer *tokenizer, const char *text, size_t length) {
     const size_t capacity = 3 * (length + 1);
     int32_t *ids = malloc(capacity * sizeof *ids), *cached = malloc(capacity * sizeof *ids);
