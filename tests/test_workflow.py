@@ -247,8 +247,8 @@ def test_sizes_and_sweeps_leave_the_workspace_as_it_was(
 
 
 def test_a_killed_repro_resumes_to_the_same_files(workspace: Workspace) -> None:
-    workspace.edit(r"^  steps:.*$", "  steps: 1500")
-    workspace.edit(r"^  eval_every:.*$", "  eval_every: 500")
+    workspace.edit(r"^  steps:.*$", "  steps: 800")
+    workspace.edit(r"^  eval_every:.*$", "  eval_every: 400")
     workspace.run("dvc", "repro", "export")
     unbroken = workspace.exported()
     workspace.run("git", "checkout", "-q", "HEAD", "--", "dvc.lock", "metrics")
