@@ -53,12 +53,16 @@ class Conversation:
             note: is called with a sentence for the user when old turns are dropped.
             **options: as for `Engine.generate`. max_tokens is of one reply; None: as many as it
                 takes. The seed is that of the first reply; each further reply has the next one.
+
+        Raises:
+            UserError: an option is out of its range.
         """
         self._engine = engine
         self._renderer = renderer
         self._note = note
         self._options = options
         self._sequence = CachedSequence(engine)
+        self._sequence.check_options(**options)
         self._turns = count()
         self.messages: list[Message] = []
         if system is not None:

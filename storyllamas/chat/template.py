@@ -151,23 +151,23 @@ def render(
 # ---- The program ---------------------------------------------------------------------------------
 
 
-def _describe(error: BaseException) -> str:
+def _describe(error: BaseException, memory: int) -> str:
     if isinstance(error, jinja2.TemplateSyntaxError):
         return f"line {error.lineno}: {error.message}"
     if isinstance(error, MemoryError):
-        return f"it needs more than {MAX_MEMORY >> 20} MiB of memory"
+        return f"it needs more than {memory >> 20} MiB of memory"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return str(error) or type(error).__name__
 
 
-def _answer(request: dict[str, Any]) -> dict[str, str]:
+def _answer(request: dict[str, Any], memory: int) -> dict[str, str]:
     try:
         return {"text": render(**request)}
     except RejectedError as error:
         return {"rejected": str(error)}
     except Exception as error:
-        return {"error": _describe(error)}
+        return {"error": _describe(error, memory)}
 
 
 def _limit_memory(memory: int) -> None:
@@ -191,7 +191,7 @@ def _serve(seconds: int, memory: int) -> None:
     _limit_memory(memory)
     for line in sys.stdin:
         _limit_time(seconds)
-        print(json.dumps(_answer(json.loads(line))), flush=True)
+        print(json.dumps(_answer(json.loads(line), memory)), flush=True)
 
 
 if __name__ == "__main__":

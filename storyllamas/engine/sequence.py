@@ -24,10 +24,19 @@ class CachedSequence:
 
     def __init__(self, engine: Engine) -> None:
         """Make a session with an empty cache."""
+        self._engine = engine
         self._session = engine._new_session(1)
         self.ids: list[int] = []
         self.reused = 0
         self.stop = ""
+
+    def check_options(self, **options: float | None) -> None:
+        """Check options before there is a prompt.
+
+        Raises:
+            UserError: an option is out of its range.
+        """
+        self._engine._checked(make_options(options))
 
     def generate(
         self,
@@ -56,7 +65,8 @@ class CachedSequence:
         kept, piece = ffi.new("size_t *"), ffi.new("sl_piece *")
         self.stop = ""
         first = _common(self.ids, prompt) + STEP
-        for end in chain(range(first, len(array), STEP), [len(array)]):
+        fits = len(array) <= self._engine.context  # otherwise the old sequence stays
+        for end in chain(range(first, len(array), STEP) if fits else (), [len(array)]):
             pointer = ids_pointer(array)
             check(lib.sl_continue_ids(self._session, pointer, end, ffi.addressof(chosen), kept))
             self.ids = array[:end].tolist()
