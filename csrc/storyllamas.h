@@ -388,11 +388,11 @@ SL_API int sl_start(sl_session *session, const char *prompt, size_t length,
 SL_API int sl_start_ids(sl_session *session, const int32_t *ids, size_t count,
                         const sl_options *options);
 
-/* Start a sequence as sl_start_ids does, with the same result, but faster: the ids with which the
- * sequence in slot 0 begins, too, stay in the key-value cache and are not computed again. This is
- * for a conversation, whose ids begin with those of the turns before. *kept is set to the number of
- * ids that stayed; kept may be NULL. After an error the old sequence is still there, unless its
- * logits were not finite. */
+/* Start a sequence as sl_start_ids does, with the same result, but faster: ids that the sequence in
+ * slot 0 also begins with stay in the key-value cache and are not computed again. Use it for a
+ * conversation, where the ids begin with those of the turns before. The call sets *kept to the
+ * number of ids that stayed; kept may be NULL. After an error the old sequence is still there, but
+ * not after SL_ERROR_NUMBER. */
 SL_API int sl_continue_ids(sl_session *session, const int32_t *ids, size_t count,
                            const sl_options *options, size_t *kept);
 

@@ -13,6 +13,16 @@ MAX_BYTES = 1 << 26
 """More than any context holds; a device could send bytes without an end."""
 
 
+def check_standard_input() -> None:
+    """Check that standard input is open.
+
+    Raises:
+        UserError: it is closed.
+    """
+    if sys.stdin is None:
+        raise UserError("standard input is closed: connect it to a file, pipe or terminal")
+
+
 def read(source: str) -> str:
     """Return the text of a file, without one line break at its end.
 
@@ -25,6 +35,7 @@ def read(source: str) -> str:
     name = "standard input" if source == STANDARD_INPUT else source
     try:
         if source == STANDARD_INPUT:
+            check_standard_input()
             data = sys.stdin.buffer.read(MAX_BYTES + 1)
         else:
             with Path(source).open("rb") as file:

@@ -532,3 +532,21 @@ def test_a_seed_for_generate(chat_file: Path, capsys: pytest.CaptureFixture[str]
     errors = capsys.readouterr().err.splitlines()
     seeds = [int(line.removeprefix("seed ")) for line in errors if line.startswith("seed ")]
     assert len(set(seeds)) == 2
+
+
+# ---- A real model --------------------------------------------------------------------------------
+
+
+def test_the_conversation_in_the_docs_is_true(tmp_path: Path) -> None:
+    """Set STORYLLAMAS_SMOLLM2 to the GGUF file of SmolLM2-135M-Instruct."""
+    source = os.environ.get("STORYLLAMAS_SMOLLM2")
+    if not source:
+        pytest.skip("set STORYLLAMAS_SMOLLM2 to the GGUF file of SmolLM2-135M-Instruct")
+    page = (ROOT / "docs" / "chat.md").read_text()
+    shown = page.partition("```console\n")[2].partition("```")[0]
+    lines = [line.removeprefix("> ") for line in shown.splitlines() if line.startswith("> ")]
+    replies = [line for line in shown.splitlines() if not line.startswith("> ")]
+    assert run("import", source, "--out", tmp_path / "m.slm", "--type", "q8").returncode == 0
+    text = "".join(f"{line}\n" for line in lines).encode()
+    done = run("chat", tmp_path / "m.slm", "--temperature", 0, text=text)
+    assert (done.stdout.decode().splitlines(), done.stderr) == (replies, b"")

@@ -12,6 +12,7 @@ from storyllamas.chat.conversation import Conversation, special_tokens
 from storyllamas.chat.renderer import Renderer
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
+from storyllamas.prompts import check_standard_input
 
 PROMPT = "> "
 
@@ -40,6 +41,7 @@ def chat(engine: Engine, path: Path, system: str | None, options: dict[str, floa
             f"{path} has no chat template, so it is no model for conversations: use "
             "`storyllamas generate`, or import a model that has one"
         )
+    check_standard_input()
     with Renderer(path, engine.chat_template, special_tokens(engine)) as renderer:
         conversation = Conversation(engine, renderer, system=system, note=_note, **options)
         facts = {"max_tokens": options.get("max_tokens"), "context": engine.context}
