@@ -9,32 +9,34 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The value of `model`, with or without quotes.
 SIZE := $(shell sed -n 's/^model: *["'"'"']*\([^"'"'"' \#]*\).*/\1/p' params.yaml)
 
-# bench and sizes: keys of `sizes` in params.yaml. bench: rounds of measurements.
+# bench*, sizes: keys of `sizes` in params.yaml. bench, bench-train: rounds of measurements.
 SIZES ?= 2m 7m 30m
 ROUNDS ?= 5
 PEERS := build/bench/peers
 
-# train-distributed: number of processes on this machine.
+# train-distributed: number of training processes on this machine.
 NPROC ?= 2
 
 # sweep: learning rates.
 RATES ?= 1e-3 2e-3 4e-3 8e-3
 
-# fuzz-tokenizer and fuzz: minutes that it runs, seconds that each fuzzer runs.
+# fuzz-tokenizer: minutes that it runs. fuzz: seconds that each of its fuzzers runs.
 MINUTES ?= 60
 SECONDS ?= 60
 
-# interop and bench: the folder of a llama2.c checkout, optional. $(abspath) splits at spaces.
+# interop, bench, bench-train: the folder of a llama2.c checkout, optional. $(abspath) splits at spaces.
 ifdef LLAMA2C
 override LLAMA2C := $(if $(filter /%,$(firstword $(LLAMA2C))),,$(CURDIR)/)$(value LLAMA2C)
 export LLAMA2C
 endif
 
-# bench-*: a corpus, optional.
+# bench-learning, bench-tokenizer, bench-pretokenize: a corpus, optional.
 export CORPUS
 
-# run-c: passes on what you give; the rest is the program's default.
-ifeq ($(origin MODEL),undefined)
+# run-c: only the options that you give are passed; the program has defaults for the others.
+ifneq ($(origin MODEL),undefined)
+HAS_MODEL := yes
+else
 MODEL := models/$(SIZE)/export/f32.slm
 endif
 PROMPT ?= Once upon a time
@@ -58,32 +60,32 @@ help: ## list the targets
 	@echo
 	@echo "  make run-c PROMPT=\"One day\" SEED=7 TEMPERATURE=0.8 TOP_P=0.9 MAX_TOKENS=256 MODEL=FILE"
 
-setup: $(VENV)/installed ## install the package, the engine and their requirements into .venv
+setup: $(VENV)/installed ## install the package and the C engine into .venv
 
-story: setup ## train the model of params.yaml (minutes the first time) and generate a story
+story: setup ## train the model that params.yaml names (minutes the first time) and print a story
 	$(BIN)/dvc repro
 	@echo
 	@$(MAKE) --no-print-directory run-c
 
-train-distributed: setup ## train the model of params.yaml in several processes: NPROC=
+train-distributed: setup ## train the model that params.yaml names in several processes: NPROC=
 	$(BIN)/python -m storyllamas.experiments.dvc exp run \
 		-S model=$(SIZE) -S compute.processes=$(NPROC) train@$(SIZE)
 
 engine: ## build the C program csrc/build/run
 	@$(MAKE) --no-print-directory -C csrc
 
-run-c: engine ## generate a story with the C program
+run-c: engine ## print a story with the C program (options: see below)
 	@csrc/build/run "$$MODEL" $(SETTINGS) --prompt "$$PROMPT"
 
 sizes: setup ## train each size as an experiment and compare them: SIZES=, RECIPE=, STEPS=
 	@$(BIN)/python -m storyllamas.experiments.run sizes --sizes $(SIZES) \
 		$(if $(RECIPE),--recipe $(RECIPE)) $(if $(STEPS),--steps $(STEPS))
 
-sweep: setup ## train with each learning rate as an experiment, rank them: RATES=, SIZE=, RECIPE=, STEPS=
+sweep: setup ## train with each learning rate as an experiment and rank them: RATES=, SIZE=, RECIPE=, STEPS=
 	@$(BIN)/python -m storyllamas.experiments.run sweep --sizes $(SIZE) --rates $(RATES) \
 		$(if $(RECIPE),--recipe $(RECIPE)) $(if $(STEPS),--steps $(STEPS))
 
-plots: setup ## plot the loss of each trained size: metrics/losses.png
+plots: setup ## plot the losses of all runs so far: metrics/losses.png
 	$(BIN)/python -m storyllamas.experiments.losses
 
 corpus: setup ## print and plot statistics of the corpus: metrics/corpus.png
@@ -92,20 +94,20 @@ corpus: setup ## print and plot statistics of the corpus: metrics/corpus.png
 vocab-table: setup ## compare vocabulary sizes on the corpus: metrics/vocabulary.*
 	$(BIN)/python -m storyllamas.corpus_stats.vocab_table
 
-test: $(VENV)/installed-dev ## install the requirements of the tests and run them all
+test: $(VENV)/installed-dev ## run all tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 interop: $(VENV)/installed-interop ## compare exports with transformers, llama.cpp and, with LLAMA2C=FOLDER, llama2.c
 	$(BIN)/python -m pytest tests/interop
 	$(BIN)/python tests/interop/table.py
 
-bench: $(PEERS)/installed ## measure the engine, other engines and the limits of the machine: SIZES=, ROUNDS=, ENGINES=, LLAMA2C=
-	$(PEERS)/bin/python -m bench --sizes $(SIZES) --rounds $(ROUNDS) $(if $(ENGINES),--engines $(ENGINES))
+bench: $(PEERS)/installed ## compare the C engine with others and with the machine's limits: SIZES= or MODEL=, ROUNDS=, ENGINES=, LLAMA2C=
+	$(PEERS)/bin/python -m bench $(if $(HAS_MODEL),--model "$$MODEL",--sizes $(SIZES)) --rounds $(ROUNDS) $(if $(ENGINES),--engines $(ENGINES))
 
-bench-kernels: $(VENV)/installed ## measure each kernel and compare it with the limits of the machine: SIZES=
+bench-kernels: $(VENV)/installed ## compare each kernel with the machine's limits: SIZES=
 	$(BIN)/python -m bench.kernels --sizes $(SIZES)
 
-bench-train: setup ## measure training, a plain PyTorch loop and the peak of the machine: SIZES=, ROUNDS=, RECIPES=
+bench-train: setup ## compare training with plain loops and with the machine's peak: SIZES=, ROUNDS=, RECIPES=, LLAMA2C=
 	$(BIN)/python -m bench.train --sizes $(SIZES) --rounds $(ROUNDS) $(if $(RECIPES),--recipes $(RECIPES))
 
 bench-learning: setup ## compare the losses of recipes after the same number of tokens (hours): TOKENS=, SEEDS=, CORPUS=
@@ -115,14 +117,14 @@ bench-learning: setup ## compare the losses of recipes after the same number of 
 bench-quality: setup ## measure bits per byte of q8 and q4 by group size
 	$(BIN)/python -m bench.quality
 
-bench-tokenizer: $(VENV)/installed-bench ## measure the tokenizer, SentencePiece and HF tokenizers: CORPUS=
+bench-tokenizer: $(VENV)/installed-bench ## compare the tokenizer with SentencePiece and Hugging Face's: CORPUS=
 	$(BIN)/python -m bench.tokenizer $(if $(CORPUS),"$$CORPUS")
 
 bench-pretokenize: $(VENV)/installed-bench ## measure the stage pretokenize on 2 GB: CORPUS=
 	$(BIN)/python -m bench.pretokenize $(if $(CORPUS),"$$CORPUS")
 
 fuzz-tokenizer: $(VENV)/installed-dev ## compare the tokenizer with SentencePiece on random texts: MINUTES=
-	$(BIN)/python -m bench.fuzz_tokenizer --minutes $(MINUTES)
+	$(BIN)/python tests/fuzz/tokenizer.py --minutes $(MINUTES)
 
 fuzz: $(VENV)/installed-dev ## fuzz the weight-file reader (with clang) and the tokenizer: SECONDS=
 	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)

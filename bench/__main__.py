@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from bench import engines, index, limits, measure, models, processor, report
@@ -13,31 +14,34 @@ from bench.models import Model
 from storyllamas.errors import UserError, exit_on_user_error
 
 
-def run(found: list[Engine], sizes: Sequence[str], rounds: int) -> report.Results:
-    """Measure one size after the other.
+def run(
+    found: list[Engine], sizes: Mapping[str, Callable[[set[str]], Model]], rounds: int
+) -> report.Results:
+    """Measure one model after the other.
 
     Args:
         found: the engines, missing ones included.
-        sizes: keys of `sizes` in params.yaml.
+        sizes: for each name of a model, what exports it in some formats.
         rounds: measurements of each engine.
     """
     print("measuring the limits of the machine", flush=True)
     results = report.Results(
         limits.Machine(limits.measured()), found, {}, {}, {}, start=[], memory=[], rounds=rounds
     )
-    for size in sizes:
+    for size, prepare in sizes.items():
         print(f"{size}: exporting", flush=True)
         there = [engine for engine in found if not engine.missing]
         formats = {engine.format for engine in there}.union(*(engine.needs for engine in there))
-        results.models[size] = model = models.prepare(size, formats)
+        results.models[size] = model = prepare(formats)
         add_fallbacks(found, model)
         there = [e for e in found if not e.missing and e.format not in model.failures]
         print(f"{size}: comparing greedy sequences", flush=True)
         results.greedy[size] = measure.greedy(model, there)
         print(f"{size}: measuring {rounds} rounds", flush=True)
         results.cells[size] = measure.measure(model, there, rounds)
-    results.memory = measure.start(results.models[sizes[0]], rounds)
-    results.start = measure.start(results.models[sizes[-1]], rounds)
+    smallest, *_, largest = [*results.models.values()] * 2
+    results.memory = measure.start(smallest, rounds)
+    results.start = measure.start(largest, rounds)
     return results
 
 
@@ -79,11 +83,16 @@ def main() -> None:
     parser.add_argument(
         "--sizes", nargs="+", default=["2m", "7m", "30m"], help="keys of `sizes` in params.yaml"
     )
+    parser.add_argument(
+        "--model", type=Path, help="a model to measure instead of sizes, see storyllamas import"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each engine")
     parser.add_argument(
         "--engines", nargs="+", default=[], help=f"programs to compare with {OURS} (default: all)"
     )
-    parser.add_argument("--out", type=Path, default=index.RESULTS, help="folder of the results")
+    parser.add_argument(
+        "--out", type=Path, help=f"folder of the results (default: {index.RESULTS.name})"
+    )
     parser.add_argument(
         "--name",
         default=processor.slug(processor.title()),
@@ -93,10 +102,16 @@ def main() -> None:
     if arguments.rounds < 1:
         raise UserError(f"--rounds is {arguments.rounds}: give 1 or more")
     found = select(engines.available(), arguments.engines)
-    results = run(found, arguments.sizes, arguments.rounds)
-    path = arguments.out / f"{arguments.name}.md"
+    out, name = arguments.out or index.RESULTS, arguments.name
+    chosen = {size: partial(models.prepare, size) for size in arguments.sizes}
+    if arguments.model:
+        stem = arguments.model.stem
+        chosen = {stem: partial(models.prepare_imported, arguments.model)}
+        out, name = arguments.out or index.RESULTS / "models", f"{stem}-{name}"
+    results = run(found, chosen, arguments.rounds)
+    path = out / f"{name}.md"
     report.write(results, path)
-    index.write(arguments.out)
+    index.write(out)
     print(path.read_text(encoding="utf-8"))
     if errors := report.errors(results):
         sys.exit(f"error: {'; '.join(errors)}")

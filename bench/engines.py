@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench import build, processor
 from storyllamas.errors import UserError
-from storyllamas.slm.encoding import GROUP_SIZES
+from storyllamas.slm.encoding import SPECS
 
 OURS = "StoryLlamas"
 AUTO = 0
@@ -69,13 +69,12 @@ def thread_counts() -> tuple[int, ...]:
 
 def _ours() -> list[Engine]:
     program = build.engine_worker()
-    bits = {"f32": 32, "q8": 8, "q4": 4}
     return [
         Engine(
-            *(OURS, name, name, bits[name], (*thread_counts(), AUTO)),
+            *(OURS, kind.label, kind.label, spec.bits, (*thread_counts(), AUTO)),
             lambda path, threads: [str(program), str(path.with_suffix(".slm")), str(threads)],
         )
-        for name in GROUP_SIZES
+        for kind, spec in SPECS.items()
     ]
 
 

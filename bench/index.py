@@ -54,7 +54,7 @@ def markdown(engine_pages: Sequence[Page], training_pages: Sequence[Page]) -> st
         parts += [
             "## Training",
             f"Tokens a second of {OURS}; in brackets the speed-up over a plain (naive) PyTorch "
-            "loop.",
+            "loop. Windows are the sequences of a step, as long as the context of the model.",
             _training_table(training_pages),
         ]
     return "\n\n".join(parts) + "\n"

@@ -15,11 +15,11 @@ from bench.models import shape
 from bench.report import table
 from storyllamas.config import ModelConfig, tensor_shapes
 from storyllamas.errors import exit_on_user_error
-from storyllamas.slm.encoding import Encoding, storage
+from storyllamas.slm.encoding import GROUP_SIZES, Encoding, storage
 from storyllamas.slm.tiles import tensor_bytes
 
-TYPES = ("f32", "q8", "q4")
 ROWS = (1, 8, 32)
+"""Rows of activations that each matrix is multiplied by."""
 
 
 class Matrix(NamedTuple):
@@ -57,7 +57,7 @@ def matrix_table(program: Path, machine: Machine, config: ModelConfig, weight_ty
     rows = [
         row
         for matrix in matrices(config, weight_type)
-        if matrix.encoding.type.name.lower() == weight_type
+        if matrix.encoding.type.label == weight_type
         for row in _matrix_rows(program, machine, weight_type, matrix)
     ]
     return table(["matrix", "kernels", *(f"{n} row{'s' * (n > 1)}" for n in ROWS)], rows)
@@ -113,7 +113,7 @@ def main() -> None:
     )
     for size in sizes:
         config = shape(size)
-        for weight_type in TYPES:
+        for weight_type in GROUP_SIZES:
             text = matrix_table(program, machine, config, weight_type)
             print(f"{size}, {weight_type}\n\n{text}\n", flush=True)
         print(f"{size}, without weights\n\n{vector_table(program, config)}\n", flush=True)

@@ -1,4 +1,4 @@
-"""Limits of this machine, and the least time for a token that follows from them.
+"""Limits of this machine, and the minimum time for a token that follows from them.
 
 One sequence is bound by memory: each token reads all weights, and the keys and values of all
 earlier positions. The tokens of a prompt or a batch share each weight that is read; enough of them
@@ -17,12 +17,13 @@ from bench import build
 from bench.worker import exit_reason
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
+from storyllamas.slm.encoding import GROUP_SIZES
 
-CACHE_BYTES = {"f32": 4, "q8": 2, "q4": 2}
-"""Bytes of an element of the engine's key-value cache, by weight type."""
-
-ARITHMETIC = {"f32": "f32", "q8": "int8", "q4": "int8"}
+ARITHMETIC = {label: "int8" if size else "f32" for label, size in GROUP_SIZES.items()}
 """Number type in which the engine multiplies, by weight type."""
+
+CACHE_BYTES = {label: 2 if size else 4 for label, size in GROUP_SIZES.items()}
+"""Bytes of an element of the engine's key-value cache, by weight type: f16 if it has scales."""
 
 
 def measured() -> dict[str, Any]:
@@ -95,7 +96,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Limit:
-    """The least time of a model on a machine.
+    """The minimum time of a model on a machine.
 
     Attributes:
         machine: limits of the machine.

@@ -26,7 +26,12 @@ from bench.worker import Worker, WorkerError
 from storyllamas.errors import UserError
 
 EOS = 2
-PROMPT = 128
+SEQUENCE, LONG_SEQUENCE = 255, 127
+PROMPT, LONG_PROMPT = 128, 512
+LONG_CONTEXT = 1024
+"""From this context on, a model is measured with a longer prompt, and with shorter sequences, since
+it is larger."""
+
 BATCH = 32
 BATCH_STEPS = 127
 ENOUGH_SECONDS = 0.15
@@ -101,17 +106,27 @@ class Cell:
 
 
 def sequence_steps(model: Model) -> int:
-    """Return the number of tokens that fill the context after BOS."""
-    return model.config.context - 1
+    """Return the number of tokens of one sequence after BOS; the context has room for them."""
+    if model.config.context >= LONG_CONTEXT:
+        return LONG_SEQUENCE
+    return min(model.config.context - 1, SEQUENCE)
+
+
+def prompt_tokens(model: Model) -> int:
+    """Return the number of tokens of a prompt; the context has room for them."""
+    if model.config.context >= LONG_CONTEXT:
+        return LONG_PROMPT
+    return min(model.config.context - 1, PROMPT)
 
 
 def tasks(model: Model) -> list[Task]:
     """Return the tasks that a model is measured at."""
-    steps = sequence_steps(model)
+    steps, prompt = sequence_steps(model), prompt_tokens(model)
+    in_batch = min(steps, BATCH_STEPS)
     return [
         Task("story", f"story {steps}", "story 16 0", steps),
-        Task("prompt", f"prompt {PROMPT}", f"prompt {PROMPT} 0", PROMPT),
-        Task(*("batch", f"batch {BATCH} {BATCH_STEPS}", f"batch {BATCH} 2 0"), BATCH * BATCH_STEPS),
+        Task("prompt", f"prompt {prompt}", f"prompt {prompt} 0", prompt),
+        Task(*("batch", f"batch {BATCH} {in_batch}", f"batch {BATCH} 2 0"), BATCH * in_batch),
     ]
 
 

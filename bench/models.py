@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from string import ascii_letters, digits
@@ -18,10 +20,11 @@ from bench.worker import exit_reason
 from storyllamas import params
 from storyllamas.config import ModelConfig, tensor_shapes
 from storyllamas.errors import UserError
-from storyllamas.interop.formats import export_model
+from storyllamas.interop.formats import export_model, open_external
 from storyllamas.interop.model import InteropModel, open_model
+from storyllamas.interop.quantization import suited_storage
 from storyllamas.slm import weight_file
-from storyllamas.slm.encoding import GROUP_SIZES, storage
+from storyllamas.slm.encoding import GROUP_SIZES, Storage, storage
 from storyllamas.vocabulary import PieceType, Vocabulary
 
 SEED = 1
@@ -38,7 +41,7 @@ class Model:
     """A model and its exported files.
 
     Attributes:
-        size: name in params.yaml.
+        size: name in params.yaml, or of an imported model.
         config: shape.
         about: origin of the weights.
         folder: of the files FORMAT.slm or FORMAT/… of each format.
@@ -78,10 +81,33 @@ def prepare(size: str, formats: set[str]) -> Model:
     else:
         source, about = _random_source(shape(size)), f"random weights of seed {SEED}"
     model = Model(size, source.config, about, BUILD / "models" / size)
+    return _export_all(model, source, formats, storage)
+
+
+def prepare_imported(path: Path, formats: set[str]) -> Model:
+    """Export an imported model in each of `formats`.
+
+    Args:
+        path: a weight file, or a model that `storyllamas import` reads.
+        formats: see `prepare`.
+    """
+    is_weight_file = path.suffix == ".slm"
+    source = open_model(path) if is_weight_file else open_external(path)
+    about = f"trained, imported from {path.name}"
+    model = Model(path.stem, source.config, about, BUILD / "models" / path.stem)
+    return _export_all(model, source, formats, partial(suited_storage, source.config))
+
+
+def _export_all(
+    model: Model,
+    source: InteropModel,
+    formats: set[str],
+    storage_of: Callable[[str], Storage],
+) -> Model:
     # CTranslate2 formats come last: they are converted from hf.
     for name in sorted(formats, key=lambda name: (name.startswith("ct2-"), name)):
         try:
-            _export(source, name, model.folder)
+            _export(source, name, model.folder, storage_of)
         except UserError as error:
             if name in GROUP_SIZES:
                 raise
@@ -95,10 +121,13 @@ def shape(size: str) -> ModelConfig:
     return params.parse(raw | {"model": size}).model_config()
 
 
-def _export(source: InteropModel, name: str, folder: Path) -> None:
+def _export(
+    source: InteropModel, name: str, folder: Path, storage_of: Callable[[str], Storage]
+) -> None:
     if name in GROUP_SIZES:
         path = folder / f"{name}.slm"
-        weight_file.write(path, source.config, source.vocabulary, source.tensor, storage(name))
+        how = storage_of(name)
+        weight_file.write(path, source.config, source.vocabulary, source.tensor, how)
     elif name.startswith("ct2-"):
         _convert_to_ctranslate2(folder / "hf", folder / name, name.removeprefix("ct2-"))
     else:

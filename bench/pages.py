@@ -70,7 +70,7 @@ class Page:
         return value(found[1]) if found else 0.0
 
     def speed_up(self, task: str, weights: str, size: str) -> str:
-        """Return the speed-up over the faster peer as it stands in the page, or ""."""
+        """Return the speed-up over the faster peer as the page has it, or ""."""
         for row in self.tables.get(SPEED_UP, []):
             if (row["task"], row["weights"]) == (TASKS[task], weights):
                 return row.get(size, "")

@@ -28,7 +28,7 @@ INSTRUCTION_SETS = {
 
 @cache
 def name() -> str:
-    """Return the name of the processor, or its architecture if the system does not tell it."""
+    """Return the name of the processor, or its architecture if the system has no name for it."""
     return (
         _field("model name")
         or first_line("sysctl", "-n", "machdep.cpu.brand_string")
@@ -45,8 +45,8 @@ def flags() -> frozenset[str]:
 def instruction_set() -> str:
     """Return the best of `INSTRUCTION_SETS`, or "" if it is not known.
 
-    Clouds give processors of different generations the same name, such as "AMD EPYC". The
-    instruction set tells them apart.
+    Clouds give processors of different generations the same name, such as "AMD EPYC", but their
+    instruction sets differ.
     """
     return next((set for flag, set in INSTRUCTION_SETS.items() if flag in flags()), "")
 

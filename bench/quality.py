@@ -79,7 +79,7 @@ def rows(
 
 
 def _name(encoding: Encoding) -> str:
-    name = encoding.type.name.lower()
+    name = encoding.type.label
     return f"{name}, {encoding.group_size}" if encoding.group_size else name
 
 

@@ -16,12 +16,12 @@ from bench.measure import (
     BATCH,
     BATCH_STEPS,
     NOISE,
-    PROMPT,
     REPEAT_FACTOR,
     ROW_SECONDS,
     Cell,
     Greedy,
     Start,
+    prompt_tokens,
     sequence_steps,
 )
 from bench.models import Model
@@ -29,7 +29,7 @@ from storyllamas.atomic import write_text
 
 TASKS = {
     "story": "One sequence",
-    "prompt": f"Prompt of {PROMPT} tokens",
+    "prompt": "Prompt",
     "batch": f"{BATCH} sequences (batched)",
 }
 PEERS = ("llama.cpp", "llama2.c")
@@ -85,9 +85,9 @@ class Results:
             self.machine, model.config, weight_type, model.weight_bytes(weight_type), threads
         )
         if task == "prompt":
-            return PROMPT / limit.prompt(PROMPT)
+            return prompt_tokens(model) / limit.prompt(prompt_tokens(model))
         if task == "batch":
-            return BATCH / limit.batch(BATCH, BATCH_STEPS)
+            return BATCH / limit.batch(BATCH, min(sequence_steps(model), BATCH_STEPS))
         return 1 / limit.sequence(sequence_steps(model))
 
 
@@ -138,7 +138,9 @@ def _head(results: Results, figure: str) -> str:
         f"- One sequence: {sequence_steps(largest)} tokens after BOS, temperature 1, top-p 0.9, "
         "EOS ignored. CTranslate2 is also measured greedily, because its sampling takes longer "
         "than a small model",
-        f"- {BATCH} sequences: {BATCH_STEPS} tokens each; the other engines with all threads only",
+        f"- Prompt: {prompt_tokens(largest)} tokens",
+        f"- {BATCH} sequences: {min(BATCH_STEPS, sequence_steps(largest))} tokens each; "
+        "the other engines with all threads only",
         "- Several figures in a cell: "
         + " / ".join(str(threads) for threads in _counts(results))
         + f" threads; for {OURS} also the automatic number of threads",

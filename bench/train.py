@@ -35,10 +35,10 @@ from storyllamas.params import Params
 from storyllamas.training import device, process_env
 
 BATCH = 16
-"""Windows a step at which all sizes are measured, besides those of the recipes."""
+"""Windows a step with which all sizes are measured, in addition to those of the recipes."""
 
 ROUND_SECONDS = 1.0
-"""Least time of a round of a loop."""
+"""Minimum time of a round of a loop."""
 
 RANDOM_TOKENS = 1 << 20
 

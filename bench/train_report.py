@@ -139,6 +139,7 @@ def markdown(measured: Sequence[Measured], title: str, machine: str) -> str:
         "mask, separate matrices, nothing fused or compiled, default settings",
         "- Utilization counts 6 operations for each weight of a matrix, and 12 for each layer, "
         "query channel and position of the context",
+        "- Windows are sequences as long as the context of the model",
         "- 2 × 8 windows a step: two forward and backward passes of 8 windows each. The recipes "
         "with this batch size are in brackets",
         "- Start: seconds before the first step, imports and compilation included",

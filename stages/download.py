@@ -26,15 +26,17 @@ def main() -> None:
         files.write(train, cleaner.train(split.train))
     parts = {"train": cleaner.train_counts, "valid": cleaner.valid_counts}
     read = {"empty": split.counts.empty, "invalid_bytes": split.counts.invalid_bytes}
-    write_json("metrics/corpus.json", {part: asdict(met) for part, met in parts.items()} | read)
-    for part, met in parts.items():
-        print(f"{part}: {met.stories:,} stories, {met.text_bytes:,} bytes of text")
+    write_json(
+        "metrics/corpus.json", {part: asdict(counts) for part, counts in parts.items()} | read
+    )
+    for part, counts in parts.items():
+        print(f"{part}: {counts.stories:,} stories, {counts.text_bytes:,} bytes of text")
         _print_counts(
             {
-                "repaired": met.repaired,
-                "dropped: too short": met.short,
-                "dropped: also in valid": met.train_valid_overlap,
-                "dropped: came before": met.duplicates,
+                "repaired": counts.repaired,
+                "dropped: too short": counts.short,
+                "dropped: also in valid": counts.train_valid_overlap,
+                "dropped: repeated": counts.duplicates,
             }
         )
     _print_counts(

@@ -20,12 +20,12 @@ from storyllamas.training.trained_model import load_model
 def main() -> None:
     """Write metrics/eval.json and metrics/samples.md."""
     chosen = params.load()
-    how, generation = chosen.evaluation, chosen.generation
+    settings, generation = chosen.evaluation, chosen.generation
     folder = Path("models") / chosen.model
     weight_files = sorted((folder / "export").glob("*.slm"))
     if not weight_files:
         raise UserError(f"{folder}/export has no weight file: run `dvc repro export`")
-    stories = list(islice(files.read("data/corpus/valid.txt"), how.stories))
+    stories = list(islice(files.read("data/corpus/valid.txt"), settings.stories))
     model, _ = load_model(folder)
     report: dict[str, Any] = {"size": chosen.model, "stories": len(stories)}
     engines = {path.stem: Engine(path) for path in weight_files}
@@ -33,19 +33,19 @@ def main() -> None:
         report[name] = {
             **asdict(evaluation.score(engine, stories)),
             "bytes": engine.info["file_bytes"],
-            "tokens_per_second": integer(evaluation.engine_speed(engine, how.speed_tokens)),
+            "tokens_per_second": integer(evaluation.engine_speed(engine, settings.speed_tokens)),
         }
         print(f"{name}: {report[name]['loss']:.4f} nats per token", flush=True)
     # The exact weights are best for parity and samples; without f32, take any other type.
     engine = engines.get("f32") or next(iter(engines.values()))
-    compared = stories[: how.parity_stories]
-    report["parity"] = asdict(evaluation.parity(engine, model, compared, how.prompts))
-    speed = evaluation.pytorch_speed(model, [engine.bos_id], how.speed_tokens)
+    compared = stories[: settings.parity_stories]
+    report["parity"] = asdict(evaluation.parity(engine, model, compared, settings.prompts))
+    speed = evaluation.pytorch_speed(model, [engine.bos_id], settings.speed_tokens)
     report["pytorch"] = {"tokens_per_second": integer(speed)}
-    samples = evaluation.sample(engine, [""] * how.samples, generation, chosen.seed)
+    samples = evaluation.sample(engine, [""] * settings.samples, generation, chosen.seed)
     report["samples"] = asdict(evaluation.sample_metrics(samples))
-    shown = evaluation.sample(engine, how.prompts, generation, chosen.seed)
-    page = evaluation.samples_page(chosen.model, how.prompts, shown, chosen.seed)
+    shown = evaluation.sample(engine, settings.prompts, generation, chosen.seed)
+    page = evaluation.samples_page(chosen.model, settings.prompts, shown, chosen.seed)
     write_text("metrics/samples.md", page)
     write_json("metrics/eval.json", six_digits(report))
 

@@ -15,11 +15,13 @@ def main() -> None:
     workdir.remove_finished_runs()  # DVC has noted the result of training
     chosen = params.load()
     model = Path("models") / chosen.model
-    how, windows = chosen.export, chosen.export.calibration_sequences
+    settings = chosen.export
+    windows = settings.calibration_sequences
     digest = tokenizer.load("models/tokenizer.model").digest
     text = token_file.read("data/tokens/train.bin", digest) if windows else None
     folder = model / "export"
-    for path in export(model, folder, how.types, how.group_size, how.formats, text, windows):
+    kinds = (settings.types, settings.group_size, settings.formats)
+    for path in export(model, folder, *kinds, text, windows):
         print(f"{path}: {path.stat().st_size:,} bytes")
 
 

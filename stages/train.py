@@ -14,7 +14,7 @@ from storyllamas import params, token_file
 from storyllamas.atomic import write_json
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.training import device, distributed
-from storyllamas.training.launch import launch, started
+from storyllamas.training.launch import is_rank, launch
 from storyllamas.training.loop import Job, training_run
 from storyllamas.training.metrics import train_json
 from storyllamas.training.trained_model import save_model
@@ -25,7 +25,7 @@ def main() -> None:
     """Train in this process, or in several processes that run this stage."""
     chosen = params.load()
     processes = chosen.compute.processes
-    if processes > 1 and not started():
+    if processes > 1 and not is_rank():
         distributed.micro_batch(chosen.recipe, chosen.size.context, processes)
         launch(processes, ["-m", "stages.train"], PARENT)
         return

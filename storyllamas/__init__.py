@@ -1,4 +1,4 @@
-"""StoryLlamas: train small Llama 3 models on TinyStories and sample them in pure C."""
+"""StoryLlamas: train small Llama 3 models on children's stories and run them in pure C."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ __all__ = ["Engine", "UserError"]
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use, so that what does not sample stories does not load the C engine."""
+    """Import on first use, so that a program without `Engine` does not load the C engine."""
     if name == "Engine":
         from storyllamas.engine.engine import Engine
 

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from storyllamas.engine.engine import Engine
 
 DESCRIPTION = """\
-Generate stories with a small Llama model, run by the C engine.
+Generate stories with a small Llama model, and convert models from and to other programs.
 
-Models are flat weight files (.slm). `dvc repro` writes them to models/SIZE/export/. The default
-model is the float32 file of the size that params.yaml names.
+A model is a weight file (.slm), which the C engine runs. `dvc repro` writes weight files to
+models/SIZE/export/. The default is the float32 file of the size that params.yaml names.
 """
 
 EPILOG = """\
@@ -50,13 +50,13 @@ Generate a story, or many.
 Without --count, --prompts and --out, a story is printed while it is generated. With any of them,
 stories are generated in batches, which is several times faster. Each story becomes a line of JSON
 with its index, seed, prompt, text (prompt included), tokens (the number of generated tokens) and
-stop. The first story has the given seed and each further story the next seed. A story depends on
-its prompt and seed only, so the same command writes the same lines. The file can be a corpus, too.
+stop. The first story has the given seed and each further story the next seed. A story does not
+depend on its batch, so the same command writes the same lines. The file can be used as a corpus.
 
 A prompt of - is read from standard input. One line break at the end of a prompt that is read from
 a file or from standard input does not count.
 
-The environment variable SL_KERNELS forces an instruction set: scalar, or one of your processor's.
+The environment variable SL_KERNELS selects an instruction set, for example scalar.
 """
 
 CHAT = """\
@@ -92,11 +92,14 @@ Write a model of another program as a weight file. SOURCE is
 
   a checkpoint of llama2.c (version 0, 1 or 2, or ckpt.pt of its train.py) with tokenizer.bin in
   the same folder,
-  a GGUF file of architecture llama with a SentencePiece tokenizer, or
-  a Hugging Face folder of a LlamaForCausalLM with safetensors and tokenizer.model.
+  a GGUF file of architecture llama, also a quantized one, or
+  a Hugging Face folder of a LlamaForCausalLM with safetensors and tokenizer.model or
+  tokenizer.json.
 
-It is an error if a weight file cannot represent the model: biases, RoPE scaling, other
-architectures.
+The weight file keeps the chat template, which `storyllamas chat` uses.
+
+It is an error if a weight file cannot represent the model: biases, RoPE scaling other than linear
+and llama3, tokenizers other than BPE, other architectures.
 """
 
 
@@ -249,10 +252,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from itertools import islice
 
     from storyllamas import evaluation
-    from storyllamas.corpus import formats
+    from storyllamas.corpus import formats as corpus_formats
 
     engine = _open(arguments)
-    stories = list(islice(formats.read(arguments.stories), arguments.count))
+    stories = list(islice(corpus_formats.read(arguments.stories), arguments.count))
     result = dataclasses.asdict(evaluation.score(engine, stories))
     if arguments.json:
         print(json.dumps(result, indent=2))
@@ -352,14 +355,14 @@ def _add_engine(sub: argparse.ArgumentParser) -> None:
         choices=["auto", "shared", "huge"],
         default="auto",
         help="shared maps the file, huge copies it to huge pages (faster for large files), auto "
-        "maps it and copies a large file in the background (default: %(default)s)",
+        "maps it and copies a large file while it generates (default: %(default)s)",
     )
 
 
 def _group_sizes() -> str:
     """Describe the group sizes of each weight type that has scales."""
     return "; ".join(
-        f"in {kind.label} a multiple of {spec.group_multiple} (default: {spec.group_size})"
+        f"in {kind.label} a multiple of {spec.group_multiple} (default: at most {spec.group_size})"
         for kind, spec in SPECS.items()
         if spec.group_multiple
     )
@@ -440,7 +443,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("data/corpus/valid.txt"),
         metavar="FILE",
-        help="stories separated by <|endoftext|> (default: %(default)s)",
+        help="file of stories, in any format of a corpus (default: %(default)s)",
     )
     evaluate.add_argument(
         "--count",
@@ -477,7 +480,10 @@ def _parser() -> argparse.ArgumentParser:
         "--picture", type=Path, metavar="FILE", help="also plot the statistics as a PNG"
     )
     corpus.add_argument(
-        "--separator", default="auto", help="as corpus.separator of params.yaml (default: auto)"
+        "--separator",
+        default="auto",
+        help="line, blank_line, a string, or auto, as corpus.separator of params.yaml (default: "
+        "%(default)s)",
     )
     corpus.add_argument("--json", action="store_true", help="print JSON")
 
@@ -507,8 +513,7 @@ def _parser() -> argparse.ArgumentParser:
         "--group-size",
         type=_positive,
         metavar="N",
-        help=f"weights that share a scale: {_group_sizes()}; without it, the import chooses the "
-        "size that makes the file smallest",
+        help=f"weights that share a scale: {_group_sizes()}; the default suits the model's widths",
     )
     importing.add_argument(
         "--calibrate",

@@ -1,6 +1,6 @@
 """The shape of a model, for model.py, the weight file and the C engine.
 
-The sizes themselves, such as 2m, stand in params.yaml.
+params.yaml has the sizes, such as 2m.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 ROPE_SCALINGS = ("none", "linear", "llama3")
-"""In the order of their numbers in the weight file."""
+"""The kinds of RoPE scaling; the weight file stores the index."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class ModelConfig:
         rope_theta: base of the rotary frequencies.
         norm_eps: added to the mean square inside RMSNorm.
         tied: the classifier is the embedding.
-        rope_scaling: how rotary frequencies are scaled for a longer context than that of the
-            training: `none`, `linear` (all divided by `rope_factor`) or `llama3` (those whose
-            wavelength is long). Without it the four fields that follow are 0.
-        rope_factor: what frequencies are divided by.
-        rope_low_freq_factor: `llama3` divides frequencies whose wavelength is above
-            `rope_original_context` divided by this.
-        rope_high_freq_factor: `llama3` leaves those below `rope_original_context` divided by this,
-            and interpolates in between.
-        rope_original_context: context of the training.
+        rope_scaling: how rotary frequencies are scaled, so that the context can be longer than in
+            training: `none`, `linear` (all are divided by `rope_factor`) or `llama3` (low ones
+            are). The next four fields are 0 if they are not used.
+        rope_factor: divisor of the frequencies.
+        rope_low_freq_factor: `llama3` divides a frequency if its wavelength is above
+            `rope_original_context` / `rope_low_freq_factor`.
+        rope_high_freq_factor: `llama3` keeps a frequency if its wavelength is below
+            `rope_original_context` / `rope_high_freq_factor`, and interpolates in between.
+        rope_original_context: context in training, before the scaling.
     """
 
     dim: int
@@ -58,17 +58,18 @@ class ModelConfig:
 
     @property
     def rope_problem(self) -> str:
-        """The first impossible field of the RoPE scaling as a sentence; empty if there is none."""
+        """A sentence about the first impossible field of the RoPE scaling, or ''."""
         low, high = self.rope_low_freq_factor, self.rope_high_freq_factor
         rest = (low, high, self.rope_original_context)
         if self.rope_scaling not in ROPE_SCALINGS:
-            return f"rope_scaling is {self.rope_scaling!r}: only {', '.join(ROPE_SCALINGS)} can be"
+            return f"rope_scaling is {self.rope_scaling!r}: use one of {', '.join(ROPE_SCALINGS)}"
         if self.rope_scaling == "none":
-            return "rope_factor without rope_scaling" if any((self.rope_factor, *rest)) else ""
+            is_unused = not any((self.rope_factor, *rest))
+            return "" if is_unused else "rope_scaling is 'none' and a field of a scaling is not 0"
         if not 0 < self.rope_factor < math.inf:
             return f"rope_factor is {self.rope_factor} and must be above 0"
         if self.rope_scaling == "linear":
-            return "rope_low_freq_factor is not of linear scaling" if any(rest) else ""
+            return "rope_scaling is 'linear' and a field of llama3 is not 0" if any(rest) else ""
         if not (0 < low < high < math.inf and self.rope_original_context > 0):
             return (
                 f"rope_low_freq_factor, rope_high_freq_factor and rope_original_context are "

@@ -22,12 +22,12 @@ def exit_on_user_error(main: Callable[P, object]) -> Callable[P, NoReturn]:
     """Wrap an entry point so that it ends with an exit status instead of a traceback.
 
     A `UserError` or `OSError` becomes `error: …` on stderr and status 1. Ctrl-C becomes status 130.
-    No character of the output is an error in any terminal.
+    A character that the terminal's encoding lacks is printed as a question mark.
     """
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> NoReturn:
-        _replace_what_the_terminal_lacks()
+        _replace_unencodable()
         try:
             main(*args, **kwargs)
         except UserError as error:
@@ -42,7 +42,7 @@ def exit_on_user_error(main: Callable[P, object]) -> Callable[P, NoReturn]:
     return wrapped
 
 
-def _replace_what_the_terminal_lacks() -> None:
+def _replace_unencodable() -> None:
     """Print characters that the encoding of the terminal lacks as question marks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":

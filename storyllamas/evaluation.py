@@ -24,6 +24,7 @@ from storyllamas.model import Llama
 from storyllamas.params import Generation
 
 SPEED_RUNS = 5
+"""Number of stories in a measurement of the engine's speed."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ def score(engine: Engine, stories: Sequence[str]) -> Score:
     if min(engine.bos_id, engine.eos_id) < 0:
         raise UserError("the model has no BOS or no EOS piece: evaluate a model that has both")
     with ThreadPoolExecutor(2) as pool:
-        each = list(pool.map(lambda story: _log_probabilities(engine, story), stories))
-    loss = -sum(every.sum() for every, _ in each) / sum(len(every) for every, _ in each)
+        scored = list(pool.map(lambda story: _log_probabilities(engine, story), stories))
+    loss = -sum(logs.sum() for logs, _ in scored) / sum(len(logs) for logs, _ in scored)
     text_bytes = sum(len(story.encode()) for story in stories)
-    nats = -sum(every[is_text].sum() for every, is_text in each)
+    nats = -sum(logs[is_text].sum() for logs, is_text in scored)
     return Score(float(loss), math.exp(loss), bits_per_byte(float(nats), text_bytes))
 
 
@@ -67,8 +68,8 @@ def _log_probabilities(
     Both are [tokens].
     """
     ids = [engine.bos_id, *engine.encode(story), engine.eos_id]
-    every = np.concatenate([engine.score(window) for window in _windows(ids, engine.context)])
-    return every, np.array(ids[1:]) != engine.eos_id
+    logs = np.concatenate([engine.score(window) for window in _windows(ids, engine.context)])
+    return logs, np.array(ids[1:]) != engine.eos_id
 
 
 def _windows(ids: list[int], context: int) -> Iterator[list[int]]:
@@ -120,15 +121,15 @@ def greedy(model: Llama, prompt: list[int], ends: tuple[int, ...]) -> list[int]:
 
 
 def engine_speed(engine: Engine, tokens: int) -> float:
-    """Return tokens per second of sampled stories of at most `tokens`; the median of several."""
+    """Return the median tokens per second of `SPEED_RUNS` stories of at most `tokens` tokens."""
 
-    def one(seed: int) -> float:
+    def story_speed(seed: int) -> float:
         begun = time.perf_counter()
         story = engine.generate("", temperature=1.0, seed=seed, max_tokens=tokens)
         _exhaust(story)
         return story.tokens / (time.perf_counter() - begun)
 
-    return statistics.median(one(seed) for seed in range(SPEED_RUNS))
+    return statistics.median(story_speed(seed) for seed in range(SPEED_RUNS))
 
 
 def _exhaust(story: Iterable[str]) -> None:

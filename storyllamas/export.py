@@ -48,11 +48,11 @@ def export(
     for name in types:
         path = folder / f"{name}.slm"
         moments = {}
-        how = storage(name, group_sizes)
-        if text and how.layers.type.spec.calibrated:
+        stored = storage(name, group_sizes)
+        if text and stored.layers.type.spec.calibrated:
             ids, _ = text.first_windows(windows, source.config.context)
             moments = input_moments(source.config, source.tensor, ids)
-        weight_file.write(path, source.config, source.vocabulary, source.tensor, how, moments)
+        weight_file.write(path, source.config, source.vocabulary, source.tensor, stored, moments)
         paths.append(path)
     for name in formats:
         paths += export_model(source, name, folder / name)

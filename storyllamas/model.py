@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from storyllamas.config import ModelConfig
 
-# Queries in one block of scores on CPUs.
 ATTENTION_BLOCK = 128
+"""Number of queries whose scores are stored at a time, on CPUs."""
 
 
 class RMSNorm(nn.Module):
@@ -33,11 +33,12 @@ class RMSNorm(nn.Module):
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
-    """Radians a position of every pair: [E / 2] in float64.
+    """Return the angle by which each pair turns per position, in radians: [E / 2] in float64.
 
-    Pair i turns by rope_theta^(-2i / E) (Su et al. 2021, arXiv:2104.09864). Llama 3.1 divides those
-    by a factor that turn less than `rope_low_freq_factor` times over the original context, and
-    leaves those as they are that turn more than `rope_high_freq_factor` times.
+    Pair i turns by rope_theta^(-2i / E) (Su et al. 2021, arXiv:2104.09864). Llama 3.1 divides the
+    frequency of a pair that turns less than `rope_low_freq_factor` times over the original context
+    by `rope_factor`. It keeps the frequency of a pair that turns more than `rope_high_freq_factor`
+    times, and interpolates in between.
     """
     pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
     frequencies = config.rope_theta ** -(pairs / config.head_dim)
@@ -53,7 +54,7 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
 
 
 def rotary_table(config: ModelConfig) -> Tensor:
-    """Cosine and sine of every position and pair: [context, E / 2, 2]."""
+    """Return the cosine and sine of every position and pair: [context, E / 2, 2]."""
     frequencies = rotary_frequencies(config)
     angles = torch.outer(torch.arange(config.context, dtype=torch.float64), frequencies)
     return torch.stack([angles.cos(), angles.sin()], dim=-1).float()
@@ -84,8 +85,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         seen = first + queries.shape[2]
         products = (queries @ k[:, :, :seen].transpose(-1, -2)).float()  # [B, H, block, seen]
         future = torch.full(products.shape[-2:], -math.inf, device=q.device).triu(1 + first)
-        shares = (products * q.shape[-1] ** -0.5 + future).softmax(-1)
-        mixed.append(torch.matmul(shares.to(v.dtype), v[:, :, :seen]))
+        weights = (products * q.shape[-1] ** -0.5 + future).softmax(-1)
+        mixed.append(torch.matmul(weights.to(v.dtype), v[:, :, :seen]))
     return torch.cat(mixed, dim=2)
 
 

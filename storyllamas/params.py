@@ -27,7 +27,7 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 def _one_of(names: Collection[str]) -> AfterValidator:
-    """Accept the names only; they stand in another module's table."""
+    """Accept only `names`, the keys of another module's table."""
 
     def check(value: str) -> str:
         if value not in names:
@@ -42,7 +42,7 @@ _strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True, config=_strict)
 class Clean:
-    """What to repair and drop between the source and the corpus files."""
+    """Settings of the cleaning between the source and the corpus files."""
 
     repair_encoding: bool
     min_words: Annotated[int, Field(ge=0)]

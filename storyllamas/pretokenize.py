@@ -29,7 +29,7 @@ _SHARDS_AHEAD = 2
 
 
 class Shard(NamedTuple):
-    """The framed stories of a span of the corpus.
+    """The encoded stories of a span of the corpus, each between BOS and EOS.
 
     Attributes:
         corpus_bytes: the length of the span.
@@ -43,7 +43,7 @@ class Shard(NamedTuple):
 
 
 class Encoder:
-    """Frame and encode stories; any number of threads may share it."""
+    """An encoder of stories between BOS and EOS, which any number of threads may share."""
 
     def __init__(self, trained: tokenizer.Tokenizer) -> None:
         """Take a tokenizer that has BOS and EOS."""
@@ -115,7 +115,7 @@ def pretokenize(
             total += shard.counts
             progress.advance(task, shard.corpus_bytes)
         if total.stories == 0:
-            raise files.empty(source)
+            raise files.no_stories(source)
     return total
 
 

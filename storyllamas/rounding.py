@@ -1,4 +1,4 @@
-"""All rounding of numbers for people, JSON and `dvc diff`."""
+"""Rounding of the numbers that metrics, logs, tables and progress bars show."""
 
 from __future__ import annotations
 

@@ -200,44 +200,44 @@ def read(path: str | os.PathLike[str], digest: bytes | None = None) -> TokenFile
         UserError: the file is missing, damaged, of another version, or of another tokenizer.
     """
     source = Path(path)
-    again = "run `dvc repro pretokenize`"
+    remedy = "run `dvc repro pretokenize`"
     try:
         with open_regular(source) as file:
             header = file.read(HEADER_BYTES)
             size = file.seek(0, os.SEEK_END)
     except FileNotFoundError:
-        raise UserError(f"{source} does not exist: {again}") from None
+        raise UserError(f"{source} does not exist: {remedy}") from None
     if len(header) < HEADER_BYTES or not header.startswith(MAGIC):
-        raise UserError(f"{source} is not a token file: {again}")
+        raise UserError(f"{source} is not a token file: {remedy}")
     fields = HEADER.unpack_from(header)
     _, version, vocab_size, count, stories, text_bytes, made_with, checksum = fields
     if version != VERSION:
         raise UserError(
-            f"{source} has version {version} and this program reads version {VERSION}: {again}"
+            f"{source} has version {version} and this program reads version {VERSION}: {remedy}"
         )
     expected = HEADER_BYTES + 2 * count + -2 * count % ALIGNMENT
     if size != expected:
-        raise UserError(f"{source} is {size} bytes long and its header says {expected}: {again}")
+        raise UserError(f"{source} is {size} bytes long and its header says {expected}: {remedy}")
     if digest is not None and digest != made_with:
-        raise UserError(f"{source} was made with another tokenizer: {again}")
+        raise UserError(f"{source} was made with another tokenizer: {remedy}")
     if count == 0:
         raise UserError(f"{source} has no tokens: give a corpus with stories")
-    _verify(source, header, checksum, again)
+    _verify(source, header, checksum, remedy)
     tokens = np.memmap(source, "<u2", "r", offset=HEADER_BYTES, shape=(count,))
     if tokens.max() >= vocab_size:
         raise UserError(
-            f"{source} has token {tokens.max()} and a vocabulary of {vocab_size} pieces: {again}"
+            f"{source} has token {tokens.max()} and a vocabulary of {vocab_size} pieces: {remedy}"
         )
     return TokenFile(source, tokens, vocab_size, stories, text_bytes, made_with)
 
 
-def _verify(source: Path, header: bytes, expected: int, again: str) -> None:
+def _verify(source: Path, header: bytes, expected: int, remedy: str) -> None:
     checksum = Checksum()
     data = np.memmap(source, np.uint8, "r")
     checksum.update(data[HEADER_BYTES:].data)
     checksum.update(header[:CHECKSUM_OFFSET] + bytes(8) + header[CHECKSUM_OFFSET + 8 :])
     if checksum.digest() != expected:
-        raise UserError(f"{source} is damaged (its checksum does not match): {again}")
+        raise UserError(f"{source} is damaged (its checksum does not match): {remedy}")
 
 
 @functools.lru_cache(maxsize=2)

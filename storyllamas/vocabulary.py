@@ -83,14 +83,14 @@ class Vocabulary:
             chat; rising.
         chat_template: the text of a conversation as a Jinja template; empty: there is none.
         kind: how pieces merge. What follows is for `BPE` and `BYTE_LEVEL`.
-        merges: [merges, 2] ids of neighbours that merge, the first merge first.
-        added: [added tokens, 2] id and `Added` flags, by rising id.
-        pre_tokenizer: what cuts a text into words.
-        strip: what decoding leaves out.
-        metaspace: spaces become U+2581 after added tokens are found, and the dummy prefix stands
-            before every text between these that does not begin with a space.
-        prefix_first: the dummy prefix stands only where the whole text begins.
-        fuse_unk: unknown neighbours are one unknown piece.
+        merges: [merges, 2] ids of neighbours that merge, by rank.
+        added: [added tokens, 2] id and `Added` flags, sorted by id.
+        pre_tokenizer: how a text is split into words.
+        strip: the spaces that decoding drops.
+        metaspace: spaces become U+2581 after added tokens are found, and the dummy prefix is added
+            to each text between two of them that does not begin with a space.
+        prefix_first: the dummy prefix is added to the start of the whole text only.
+        fuse_unk: consecutive unknown characters become one unknown piece.
         ignore_merges: a word that is a piece is not merged.
     """
 

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and settings that all tests share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ settings.load_profile("project")
 
 @pytest.fixture(scope="session")
 def tinystories() -> Path:
-    """The folder of real TinyStories text, or a skip where there is none."""
+    """Return the folder of real TinyStories text; skip the test without it."""
     default = ROOT.parent / "shared" / "data" / "tinystories"
     folder = Path(os.environ.get("STORYLLAMAS_TINYSTORIES", default))
     if not (folder / "TinyStories-train.txt").is_file():
@@ -32,7 +32,7 @@ def tinystories() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Return the folder of shared test files beside the checkout; skip the test without it."""
+    """Return the folder of shared test files next to the checkout; skip the test without it."""
     folder = Path(os.environ.get("STORYLLAMAS_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
         pytest.skip("set STORYLLAMAS_SHARED to a folder with cases and checkpoints")
@@ -41,13 +41,13 @@ def shared() -> Path:
 
 @pytest.fixture
 def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the runs of a test are kept, those of its processes too."""
+    """Return the folder where this test and its processes keep their runs."""
     monkeypatch.setenv("STORYLLAMAS_STATE", str(tmp_path / "state"))
     return tmp_path / "state"
 
 
 def wait_until_stopped(pid: int) -> None:
-    """Return once the process has stopped itself; an error if it ends instead."""
+    """Wait until the process has stopped itself; raise an error if it ends instead."""
     deadline = time.monotonic() + PATIENCE
     while (status := psutil.Process(pid).status()) != psutil.STATUS_STOPPED:
         assert status != psutil.STATUS_ZOMBIE, "it has ended"

@@ -100,7 +100,7 @@ ALL_BYTES = ("gpt2", "gpt2 prefix", "llama3", "smollm")
 
 
 def train(kind: str, added: bool = True) -> Tokenizer:
-    """A tokenizer of a kind; nothing in it depends on the machine."""
+    """Train a tokenizer of a kind; nothing in it depends on the machine."""
     made: Tokenizer = KINDS[kind]()
     if kind == "metaspace decoder":
         made.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
@@ -133,13 +133,13 @@ class Pair:
     ours: FastTokenizer
 
     def ids(self, text: str, special: bool = False) -> list[int]:
-        """The ids of the reference."""
+        """Return the ids of the reference."""
         self.theirs.encode_special_tokens = not special
         found: list[int] = self.theirs.encode(text, add_special_tokens=False).ids
         return found
 
     def hidden(self) -> set[int]:
-        """The ids that have no text."""
+        """Return the ids that have no text."""
         return {int(index) for index, flags in self.vocabulary.added if flags & Added.SPECIAL}
 
 

@@ -15,7 +15,7 @@ from storyllamas.atomic import write_text
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.params import Compute
 from storyllamas.training.distributed import joined
-from storyllamas.training.launch import launch, started
+from storyllamas.training.launch import is_rank, launch
 from storyllamas.training.loop import training_run
 
 PARENT = os.getppid()
@@ -29,7 +29,7 @@ def main() -> None:
     (each job trains in folder/NAME), and optionally a step of rank 0 for `stop_after`.
     """
     folder, processes, jobs = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
-    if processes > 1 and not started():
+    if processes > 1 and not is_rank():
         launch(processes, sys.argv, PARENT)
         return
     with joined(Compute("cpu", "float32", 1, "never", 1, 1)) as ranks:

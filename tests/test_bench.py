@@ -305,6 +305,24 @@ def test_failed_export_does_not_end_the_run(
     assert prepared.weight_bytes("f32") > 0
 
 
+def test_imported_model_is_exported_like_a_size(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(models, "BUILD", tmp_path)
+    prepared = models.prepare_imported(model.folder / "f32.slm", {"q4", "q8"})
+    assert (prepared.size, prepared.config.dim, prepared.is_trained) == ("f32", CONFIG.dim, True)
+    assert prepared.weight_bytes("q4") < prepared.weight_bytes("q8")
+
+
+@pytest.mark.parametrize(
+    ("context", "steps", "prompt"), [(64, 63, 63), (256, 255, 128), (8192, 127, 512)]
+)
+def test_lengths_suit_the_context(model: Model, context: int, steps: int, prompt: int) -> None:
+    changed = replace(model, config=replace(model.config, context=context))
+    assert measure.sequence_steps(changed) == steps
+    assert measure.prompt_tokens(changed) == prompt
+
+
 def test_selected_engines_come_with_ours() -> None:
     found = [fake("f32", name=name) for name in (OURS, "llama.cpp", "llama2.c")]
     assert [e.name for e in command.select(found, ["llama2.c"])] == [OURS, "llama2.c"]
@@ -467,6 +485,6 @@ def test_run_with_a_crash_writes_the_page_and_the_index(
         command.main()
     assert ended.value.code == 0
     page = pages.read(tmp_path / "machine.md")
-    assert page.tables["Prompt of 128 tokens"][-1]["2m"] == "SIGILL"
+    assert page.tables["Prompt"][-1]["2m"] == "SIGILL"
     assert page.best("batch", "llama.cpp", "q8_0", "2m") > 0
     assert "](machine.md) |" in (tmp_path / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""What is known of matrices' inputs is what PyTorch multiplies them with."""
+"""The moments of a matrix's inputs equal those of PyTorch's products."""
 
 from __future__ import annotations
 

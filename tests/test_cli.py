@@ -28,7 +28,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> object:
-    """The exit status, or the error that stands for one."""
+    """Run the command; return its exit status, or its error message."""
     with pytest.raises(SystemExit) as ended:
         cli.main([str(argument) for argument in arguments])
     return ended.value.code

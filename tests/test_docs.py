@@ -60,7 +60,7 @@ class Page:
 
     @property
     def spans(self) -> list[str]:
-        """Return what the prose sets as code."""
+        """Return the code spans of the prose."""
         return re.findall(r"`([^`\n]+)`", self.prose)
 
     @property
@@ -188,13 +188,13 @@ def is_module(name: str) -> bool:
 
 
 def wrong_words(page: Page) -> Iterator[str]:
-    """Check keys of params.yaml, modules, options and identifiers that the prose sets as code."""
+    """Check keys of params.yaml, modules, options and identifiers in code spans of the prose."""
     known = words_of_the_code() | FOREIGN_WORDS
     for span in page.spans:
         name = re.split(r"[(:= ]", span)[0]
         first = name.partition(".")[0]
         if (
-            re.fullmatch(r"[a-z_]+(\.[a-z0-9_]+)+(?<!\.txt)(?<!\.bin)(?<!\.model)", name)
+            re.fullmatch(r"[a-z_]+(\.[a-z0-9_]+)+(?<!\.txt)(?<!\.bin)(?<!\.model)(?<!\.json)", name)
             and first in PARAMS
         ):
             if not has_key(name):
@@ -313,7 +313,7 @@ def wrong_commands(page: Page) -> Iterator[str]:
 
 
 def wrong_commands_in_prose(page: Page) -> Iterator[str]:
-    """Check commands as far as they go: `storyllamas export` without what it needs is fine."""
+    """Check commands that may be incomplete, such as `storyllamas export` without its arguments."""
     for span in page.spans:
         if not re.match(r"(make|dvc|storyllamas|pip|csrc/build/run|[A-Z_]+=\S+) ", span):
             continue
@@ -338,12 +338,12 @@ CHECKS = (
 
 
 def wrongs(page: Page) -> list[str]:
-    """Return what a page names that does not exist."""
+    """Return the names on a page that do not exist."""
     return [wrong for check in CHECKS for wrong in check(page)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_what_a_page_names_exists(page: Page) -> None:
+def test_names_on_a_page_exist(page: Page) -> None:
     assert wrongs(page) == []
 
 
@@ -384,7 +384,7 @@ def test_what_a_page_names_exists(page: Page) -> None:
         "```bash\npython -m bench.nothing\n```",
     ],
 )
-def test_what_does_not_exist_is_noticed(text: str) -> None:
+def test_names_that_do_not_exist_are_found(text: str) -> None:
     assert wrongs(Page(ROOT / "page.md", f"{text}\n")) != []
 
 
@@ -431,7 +431,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*command: object, folder: Path) -> str:
-    """Return the output of a command that succeeds without a word on standard error."""
+    """Return the output of a command; check that it succeeds and prints no message."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     options = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
     done = subprocess.run([*map(str, command)], check=False, **options)

@@ -1,4 +1,4 @@
-"""The C engine from Python: its numbers are PyTorch's, its draws are what the header says."""
+"""The C engine from Python: logits equal PyTorch's, and samples are as the header documents."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def shapes(draw: st.DrawFn) -> ModelConfig:
 def test_logits_are_pytorchs(
     config: ModelConfig, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Any shape, any length: within a chunk, across chunks, up to the end of the context."""
+    """Draw any shape and length: within a chunk, across chunks, up to the end of the context."""
     path = tmp_path_factory.mktemp("shape") / "m.slm"
     tensors = engine_files.random_tensors(config, data.draw(st.integers(0, 99)))
     engine = Engine(engine_files.write(path, config, tensors))
@@ -101,7 +101,7 @@ def test_logits_are_pytorchs(
 def test_quantized_logits_are_its_weights_on_rounded_activations(
     config: ModelConfig, how: Storage, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Only rounding is not PyTorch's: activations to 8 bits, keys and values to float16."""
+    """PyTorch with activations rounded to 8 bits, keys and values to float16, gives the same."""
     path = tmp_path_factory.mktemp("quantized") / "m.slm"
     tensors = engine_files.random_tensors(config, seed)
     engine_files.write(path, config, tensors, None, how)
@@ -114,7 +114,7 @@ def test_quantized_logits_are_its_weights_on_rounded_activations(
 
 
 def test_greedy_stories_are_pytorchs(tmp_path: Path) -> None:
-    """Every generated token, and the end, has the largest logit of PyTorch."""
+    """Every generated token, EOS included, has PyTorch's largest logit."""
     config = small_config(context=60, vocab_size=300, tied=False)
     lengths = []
     for seed in range(20):
@@ -143,7 +143,7 @@ def test_score_of_unlikely_tokens_is_finite(tmp_path: Path) -> None:
 
 
 def random_shares(seed: int) -> Iterator[float]:
-    """The documented generator: xoshiro256** on four numbers of splitmix64."""
+    """Yield the numbers of the documented generator: xoshiro256** on four of splitmix64."""
     mask = 2**64 - 1
     state = []
     for _ in range(4):
@@ -206,7 +206,7 @@ RULES: list[dict[str, float]] = [
 
 @pytest.fixture(scope="module")
 def spread(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, npt.NDArray[np.float64]]:
-    """A model that always has the same uneven logits, several of them equal."""
+    """Return a model whose logits are always the same, uneven, and partly equal."""
     row = np.random.default_rng(3).normal(0, 2, VOCAB_SIZE).round(1).astype(np.float32)
     row[[BOS, EOS]] = -50
     path = tmp_path_factory.mktemp("spread") / "m.slm"
@@ -218,7 +218,7 @@ def spread(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, npt.NDArra
 def test_draws_are_those_of_the_header(
     spread: tuple[Engine, npt.NDArray[np.float64]], rules: dict[str, float]
 ) -> None:
-    """Token for token what NumPy's filters and the documented generator give."""
+    """Each token is the one that NumPy's filters and the documented generator give."""
     engine, logits = spread
     ids, probabilities = filtered(logits, **rules)  # type: ignore[arg-type]
     ends = np.cumsum(probabilities)
@@ -398,7 +398,7 @@ def test_closing_early_frees_the_session_for_the_next_story(small: Engine) -> No
 
 
 def test_stories_side_by_side(small: Engine) -> None:
-    """Interleaved in one thread, and each in its own, stories are what they are alone."""
+    """Stories interleaved in one thread, or each in its own, equal those generated one by one."""
     alone = [generate_story(small, temperature=1, seed=seed).ids for seed in range(8)]
     stories = [small.generate("", temperature=1, seed=seed) for seed in range(8)]
     running = list(stories)

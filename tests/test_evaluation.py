@@ -1,4 +1,4 @@
-"""What evaluation reports, against PyTorch's own cross-entropy and against counting by hand."""
+"""Metrics of the evaluation, compared with PyTorch's cross-entropy and with counting by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HOW = Generation(temperature=1.0, top_p=0.9, max_tokens=12)
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Llama]:
-    """The same random model in C and in PyTorch."""
+    """Return the same random model in C and in PyTorch."""
     config = engine_files.small_config()
     tensors = engine_files.random_tensors(config)
     path = tmp_path_factory.mktemp("evaluation") / "m.slm"

@@ -191,7 +191,7 @@ ODD = [
 
 
 def sentence(raw: dict[str, Any]) -> str:
-    """Return the error, or ''."""
+    """Return the message of the error, or ''."""
     try:
         params.parse(raw)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""From text to token files: against SentencePiece alone, for any number of threads, as stages."""
+"""From text to token files: compared with SentencePiece, on several threads, and as stages."""
 
 from __future__ import annotations
 

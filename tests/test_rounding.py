@@ -1,3 +1,5 @@
+"""Rounding of numbers for metrics, logs and tables."""
+
 from __future__ import annotations
 
 from storyllamas.rounding import six_digits

@@ -21,7 +21,7 @@ DIGEST = bytes(range(32))
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A token file of two stories."""
+    """Return a token file of two stories."""
     path = tmp_path / "train.bin"
     with token_file.write(path, 4096, DIGEST) as writer:
         writer.append(np.array([1, 300, 4095, 2], np.uint16), stories=1, text_bytes=9)
@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def numbered(length: int) -> TokenFile:
-    """A file whose every token is its own position."""
+    """Return a file in which each token is its own position."""
     return TokenFile(Path("numbered"), np.arange(length, dtype=np.uint16), 65536, 1, 1, DIGEST)
 
 
@@ -174,7 +174,7 @@ def test_order_is_the_same_on_every_machine() -> None:
     assert inputs[:, 0].tolist() == [543, 243, 343, 843, 143, 743]
 
 
-def test_first_windows_lie_side_by_side() -> None:
+def test_first_windows_are_adjacent() -> None:
     inputs, targets = numbered(100).first_windows(3, 20)
     assert inputs.tolist() == np.arange(60).reshape(3, 20).tolist()
     assert (targets == inputs + 1).all()

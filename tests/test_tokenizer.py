@@ -96,7 +96,7 @@ def test_decoding_gives_the_text_back(trained: Tokenizer, text: str) -> None:
     assert trained.decode(trained.encode(text)) == text.replace("\u2581", " ")
 
 
-def test_special_and_byte_pieces_stand_where_llama_has_them(
+def test_special_and_byte_pieces_have_the_ids_of_llama(
     trained: Tokenizer, vocabulary: Vocabulary
 ) -> None:
     assert (trained.vocab_size, trained.bos_id, trained.eos_id) == (400, 1, 2)
@@ -111,7 +111,7 @@ def test_special_and_byte_pieces_stand_where_llama_has_them(
     assert len(vocabulary.scores) == 400
 
 
-def test_a_line_break_is_a_byte_and_digits_stand_alone(
+def test_a_line_break_is_a_byte_and_each_digit_is_a_piece(
     trained: Tokenizer, vocabulary: Vocabulary
 ) -> None:
     assert 3 + ord("\n") in trained.encode("Tom\nMia")
@@ -150,7 +150,7 @@ def test_threads_change_nothing_that_is_learned(
 
     monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", with_threads)
     other = tokenizer.train(STORIES, 400)
-    assert other != model  # the number stands in it
+    assert other != model  # the model stores the number
     expected, found = (Tokenizer(each).vocabulary() for each in (model, other))
     assert found.pieces == expected.pieces
     assert found.scores.tolist() == expected.scores.tolist()

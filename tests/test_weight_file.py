@@ -95,7 +95,7 @@ def test_round_trip(
 
 
 def check_rounded(exact: np.ndarray, rounded: np.ndarray, encoding: Encoding) -> None:
-    """Each group is integers of the type's bits times a bfloat16, and near what it was."""
+    """Check that each group is integers times a bfloat16, and near the weights."""
     for start in range(0, exact.shape[1], encoding.group_size):
         group = exact[:, start : start + encoding.group_size]
         difference = np.abs(rounded[:, start : start + encoding.group_size] - group)
@@ -180,7 +180,7 @@ def test_q4_fitted_to_inputs_makes_the_product_s_error_small(columns: int, group
 
 
 def test_q4_fitted_to_independent_inputs_is_plain_q4() -> None:
-    """Nothing can be made up for, and every column counts alike."""
+    """No column can compensate for the error of another, and all count equally."""
     weight = np.random.default_rng(5).standard_normal((16, 64)).astype(np.float32)
     plain = quantize.quantize_q4(weight, 32)
     for moments in (3 * np.eye(64, dtype=np.float32), np.zeros((64, 64), np.float32)):
@@ -215,7 +215,7 @@ def test_q4_does_not_depend_on_the_size_of_weights() -> None:
         assert (scaled == np.ldexp(scales, power)).all()
 
 
-def test_tiles_lie_as_documented() -> None:
+def test_tiles_are_as_documented() -> None:
     weight = np.arange(17 * 5, dtype=np.float32).reshape(17, 5)
     f32 = np.frombuffer(tiles.pack(weight, Encoding(WeightType.F32, 0)), "<f4").reshape(2, 5, 16)
     assert f32[0, 3, 7] == weight[7, 3]
@@ -224,7 +224,7 @@ def test_tiles_lie_as_documented() -> None:
 
 
 @pytest.mark.parametrize(("kind", "bits"), [(WeightType.Q8, 8), (WeightType.Q4, 4)])
-def test_quantized_tiles_lie_as_documented(kind: WeightType, bits: int) -> None:
+def test_quantized_tiles_are_as_documented(kind: WeightType, bits: int) -> None:
     """Read weight by weight: 21 rows in two tiles, 37 columns in three groups of 16."""
     weight = np.random.default_rng(2).standard_normal((21, 37)).astype(np.float32)
     data = np.frombuffer(tiles.pack(weight, Encoding(kind, 16)), np.uint8)
@@ -330,7 +330,7 @@ def test_another_version_is_rejected_by_number(tmp_path: Path) -> None:
 
 @settings(max_examples=150)
 @given(field=st.integers(5, 27), value=st.integers(-(2**31), 2**63 - 1))
-def test_a_header_that_lies_is_rejected_though_its_checksum_holds(
+def test_a_wrong_header_with_a_right_checksum_is_rejected(
     tmp_path_factory: pytest.TempPathFactory, field: int, value: int
 ) -> None:
     path = tmp_path_factory.mktemp("lies") / "model.slm"

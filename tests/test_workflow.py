@@ -116,7 +116,7 @@ class Workspace:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace in which the chain has run and is committed."""
+    """Return a workspace in which all stages have run and the results are committed."""
     space = Workspace(tmp_path_factory.mktemp("workspace"))
     space.run("dvc", "repro")
     space.commit("run")

@@ -51,7 +51,7 @@ DIGEST = bytes(range(32))
 
 
 def make_checkpoint(step: int, size: int = 1000) -> Checkpoint:
-    """Return a checkpoint from whose values a test can tell the step."""
+    """Return a checkpoint whose values depend on the step."""
     tensors = {"x": torch.full((size,), float(step)), "y": torch.tensor(float(step))}
     return Checkpoint(step, tensors, {"step": step, "loss": 1 / 3})
 

@@ -8,7 +8,7 @@
 
 #include "../worker.h"
 
-enum { CONTEXT = 256 };
+enum { CONTEXT = 1024, BATCH = 512 };
 
 static struct llama_model *model;
 static struct llama_context *single;  /* one sequence */
@@ -22,8 +22,8 @@ static void ignore_log(enum ggml_log_level level, const char *text, void *data) 
 static struct llama_context *new_context(int sequences, enum ggml_type cache) {
     struct llama_context_params params = llama_context_default_params();
     params.n_ctx = (uint32_t)(CONTEXT * sequences);
-    params.n_batch = CONTEXT;
-    params.n_ubatch = CONTEXT;
+    params.n_batch = BATCH;
+    params.n_ubatch = BATCH;
     params.n_seq_max = (uint32_t)sequences;
     params.n_threads = params.n_threads_batch = thread_count;
     params.type_k = params.type_v = cache;

@@ -82,18 +82,18 @@ def read_bytes(
     start, end = span or (0, None)
     with open_binary(Path(path)) as file:
         file.seek(start)
-        yield from _cleaned(pieces(Path(path), file, end), counts)
+        yield from _normalized(raw_stories(Path(path), file, end), counts)
     if span is None and counts.stories == before:
-        raise empty(path)
+        raise no_stories(path)
 
 
-def stories(pieces: Iterable[bytes], counts: ReadCounts) -> Iterator[str]:
+def stories(raw: Iterable[bytes], counts: ReadCounts) -> Iterator[str]:
     """Decode, trim and count the raw bytes of stories, and yield the stories that are not empty."""
-    for story in _cleaned(pieces, counts):
+    for story in _normalized(raw, counts):
         yield story.decode()
 
 
-def empty(path: str | os.PathLike[str]) -> UserError:
+def no_stories(path: str | os.PathLike[str]) -> UserError:
     """Return the error for a file without a story."""
     return UserError(f"{path} is empty: put stories in it, separated by {SEPARATOR.decode()}")
 
@@ -145,13 +145,13 @@ def sample(path: str | os.PathLike[str], size: int) -> Iterator[str]:
             yield story
 
 
-def pieces(
+def raw_stories(
     path: Path,
     file: BinaryIO,
     end: int | None = None,
     separator: bytes | re.Pattern[bytes] = SEPARATOR,
 ) -> Iterator[bytes]:
-    """Yield the raw bytes between separators; a blank rest after the last separator is dropped.
+    """Yield the raw bytes of each story; whitespace after the last separator is dropped.
 
     Args:
         path: the file's name, for messages.
@@ -176,7 +176,7 @@ def pieces(
 
 
 def chunks(path: Path, file: BinaryIO, end: int | None = None) -> Iterator[bytes]:
-    """Yield the bytes of a file in chunks, as `pieces` reads them.
+    """Yield the bytes of a file in chunks, as `raw_stories` reads them.
 
     Raises:
         UserError: the file is not text.
@@ -224,9 +224,10 @@ def _check_is_text(path: Path, chunk: bytes) -> None:
         raise UserError(f"{path} is not text in UTF-8: convert it, or name a file of stories")
 
 
-def _cleaned(pieces: Iterable[bytes], counts: ReadCounts) -> Iterator[bytes]:
-    for raw in pieces:
-        story = _clean(raw, counts)
+def _normalized(raw: Iterable[bytes], counts: ReadCounts) -> Iterator[bytes]:
+    """Apply the rules of the module; yield and count the stories that are not empty."""
+    for each in raw:
+        story = _normalize(each, counts)
         if story:
             counts.stories += 1
             counts.text_bytes += len(story)
@@ -235,7 +236,7 @@ def _cleaned(pieces: Iterable[bytes], counts: ReadCounts) -> Iterator[bytes]:
             counts.empty += 1
 
 
-def _clean(raw: bytes, counts: ReadCounts) -> bytes:
+def _normalize(raw: bytes, counts: ReadCounts) -> bytes:
     if raw.isascii() and b"\r" not in raw and b"\0" not in raw:
         return raw.strip(_ASCII_AROUND)  # a shortcut for most stories, ten times as fast
     try:

@@ -20,8 +20,8 @@ def fingerprint(story: str) -> int:
 class Fingerprints:
     """A set of fingerprints: an open-addressing hash table, at most two thirds full.
 
-    A fingerprint takes 12 to 24 bytes, and half as much again while the table grows. The two
-    million stories of TinyStories take 32 MiB.
+    A fingerprint takes 12 to 24 bytes, and 1.5 times that while the table grows. The two million
+    stories of TinyStories take 32 MiB.
     """
 
     def __init__(self) -> None:

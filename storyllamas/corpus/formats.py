@@ -65,9 +65,9 @@ def read(
     path = Path(path)
     counts = ReadCounts() if counts is None else counts
     before = counts.stories
-    yield from files.stories(_pieces(path, separator), counts)
+    yield from files.stories(_raw_stories(path, separator), counts)
     if counts.stories == before:
-        raise files.empty(path)
+        raise files.no_stories(path)
 
 
 def layout(path: Path) -> separators.Layout | None:
@@ -88,7 +88,7 @@ def _kind(path: Path) -> str:
     return Path(name.removesuffix(".gz").removesuffix(".zst")).suffix
 
 
-def _pieces(path: Path, separator: str) -> Iterator[bytes]:
+def _raw_stories(path: Path, separator: str) -> Iterator[bytes]:
     """Yield the raw bytes of each story."""
     if separator == AUTO:
         found = layout(path)
@@ -101,7 +101,7 @@ def _pieces(path: Path, separator: str) -> Iterator[bytes]:
             if read_records := _RECORDS.get(_kind(path)):
                 yield from _split(read_records(path, file))
             else:
-                yield from files.pieces(path, file, separator=separators.parse(separator))
+                yield from files.raw_stories(path, file, separator=separators.parse(separator))
 
 
 def _split(texts: Iterator[bytes]) -> Iterator[bytes]:

@@ -51,7 +51,7 @@ def split(corpus: Corpus, seed: int) -> Split:
         folder = workdir.root() / "downloads"
         train, valid = tinystories.download(corpus.edition, folder, corpus.mirror)
         return _pair([train], [valid], AUTO)
-    source = home(corpus.source)
+    source = expand_home(corpus.source)
     if source.is_dir():
         pair = _find_pair(source, corpus.edition)
         return (
@@ -78,7 +78,7 @@ def parts(path: Path, edition: str = "v1", separator: str = AUTO) -> dict[str, I
     Raises:
         UserError: there are no stories; partly raised while reading.
     """
-    path = home(path)
+    path = expand_home(path)
     pair = _find_pair(path, edition) if path.is_dir() else None
     if pair:
         split = _pair(*pair, separator)
@@ -87,7 +87,7 @@ def parts(path: Path, edition: str = "v1", separator: str = AUTO) -> dict[str, I
     return {path.name: _read(_separated(paths, separator), ReadCounts())}
 
 
-def home(path: str | Path) -> Path:
+def expand_home(path: str | Path) -> Path:
     """Replace ~ at the start of a path by the home folder.
 
     Raises:
@@ -97,7 +97,7 @@ def home(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise UserError(
-            f"{path} begins with ~, but there is no home folder: write it out"
+            f"{path} begins with ~, but there is no home folder: give the path without ~"
         ) from None
 
 
@@ -115,10 +115,10 @@ def _read(separated: list[tuple[Path, str]], counts: ReadCounts) -> Iterator[str
 
 
 def _separated(paths: list[Path], separator: str) -> list[tuple[Path, str]]:
-    """Return each file with its separator, and print on stderr what was guessed.
+    """Return each file with its separator, and print a guess to stderr.
 
-    A text file without a separator is split by its layout if it is alone; among other files it is
-    one story.
+    A single text file without a separator is split by its layout; one of several files is one
+    story.
     """
     if separator != AUTO:
         return [(path, separator) for path in paths]

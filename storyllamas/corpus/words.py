@@ -30,7 +30,7 @@ _RANGES = (
 
 
 def _classes() -> tuple[str, str]:
-    """Return the characters that begin a word of their own, and the marks that continue one."""
+    """Return the characters that are words by themselves, and the marks that continue them."""
     bases: list[str] = []
     marks: list[str] = []
     for first, last in _RANGES[:-1]:
@@ -58,7 +58,7 @@ def split(text: str) -> list[str]:
 
 
 def count(text: str) -> int:
-    """Count the words of a text; punctuation alone is no word in scripts without spaces."""
+    """Count the words of a text; in scripts without spaces, punctuation is not a word."""
     if not has_unspaced(text):
         return len(text.split())
     return sum(any(character.isalnum() for character in word) for word in split(text))

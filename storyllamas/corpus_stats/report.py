@@ -19,6 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from storyllamas.corpus_stats.stats import CharacterCount, CorpusStats, LengthStats, PartStats
+from storyllamas.rounding import integer
 
 _BAR = 40
 _STORIES_BETWEEN_UPDATES = 500
@@ -118,7 +119,7 @@ def _histogram(name: str, lengths: LengthStats) -> Table:
 
 def _bar(share: float) -> str:
     """Draw a bar that is `_BAR` characters wide for a share of 1."""
-    whole, eighths = divmod(round(share * _BAR * 8), 8)
+    whole, eighths = divmod(integer(share * _BAR * 8), 8)
     return "█" * whole + _EIGHTHS[eighths].strip()
 
 

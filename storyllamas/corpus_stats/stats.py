@@ -15,6 +15,7 @@ from storyllamas.corpus.cleaning import repaired
 from storyllamas.corpus.fingerprints import Fingerprints, fingerprint
 from storyllamas.corpus.words import beginning, split
 from storyllamas.corpus_stats.counters import BoundedCounter, LengthCounter
+from storyllamas.rounding import decimals
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 COVERED = (0.5, 0.9, 0.99)
@@ -235,7 +236,7 @@ def _name(character: str) -> str:
 
 def _measured(lengths: LengthCounter) -> LengthStats:
     return LengthStats(
-        mean=round(lengths.total / lengths.count, 2),
+        mean=decimals(lengths.total / lengths.count, 2),
         quantiles={f"{share:g}": lengths.quantile(share) for share in QUANTILES},
         histogram=lengths.histogram(_BINS),
     )

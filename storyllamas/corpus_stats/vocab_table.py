@@ -20,6 +20,7 @@ from storyllamas.atomic import write_json
 from storyllamas.config import ModelConfig
 from storyllamas.corpus import files
 from storyllamas.errors import UserError, exit_on_user_error
+from storyllamas.rounding import decimals
 
 SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 REPORT = Path("metrics/vocabulary.json")
@@ -88,13 +89,17 @@ def _row(
     rate = tokenizer.bytes_per_token(tokenizer.Tokenizer(model), held_out)
     tokens = sum(len(story.encode()) for story in held_out) / rate
     return Row(
-        vocab_size, shares, round(rate, 4), round(tokens / len(held_out), 1), round(seconds, 2)
+        vocab_size=vocab_size,
+        embedding_share=shares,
+        bytes_per_token=decimals(rate, 4),
+        tokens_per_story=decimals(tokens / len(held_out), 1),
+        seconds=decimals(seconds, 2),
     )
 
 
 def _embedding_share(model: ModelConfig, vocab_size: int) -> float:
     total = replace(model, vocab_size=vocab_size).parameters
-    return round(1 - replace(model, vocab_size=0).parameters / total, 4)
+    return decimals(1 - replace(model, vocab_size=0).parameters / total, 4)
 
 
 def show(rows: Sequence[Row], chosen: int, console: Console) -> None:

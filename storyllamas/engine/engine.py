@@ -216,7 +216,7 @@ class Engine:
         return story.ids
 
     def encode(self, text: str) -> list[int]:
-        """Encode a text as SentencePiece does, without BOS and EOS."""
+        """Encode a text, without BOS and EOS."""
         return self.tokenizer.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -83,8 +83,8 @@ class FastTokenizer:
 
         Args:
             text: any text.
-            special: a control piece or special token spelt out in the text becomes its id; such a
-                text must come from somebody whom you trust.
+            special: a control piece or special token that is spelt out in the text becomes its id;
+                use it only for text that you trust.
         """
         data = utf8(text)
         capacity = 3 * (len(data) + 1)

@@ -1,13 +1,14 @@
 """GGUF: the format of llama.cpp, Ollama and LM Studio, written and read with the `gguf` package.
 
-The architecture is `llama`, with a SentencePiece vocabulary. As in StoryLlamas, rotary positions
-rotate pairs of neighbouring channels. Norms are always float32.
+The architecture is `llama`, with a SentencePiece tokenizer or one of `gguf_bpe.py`. As in
+StoryLlamas, rotary positions rotate pairs of neighbouring channels. Norms are always float32.
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +21,15 @@ from storyllamas.interop import chat_folder, gguf_bpe, rope
 from storyllamas.interop.model import (
     InteropModel,
     Part,
+    RowReader,
     check_tensors,
     external_name,
     make_config,
     parts,
     stack,
 )
-from storyllamas.interop.sentencepiece import check, package
+from storyllamas.interop.packages import package
+from storyllamas.interop.vocabulary_check import check
 from storyllamas.slm.quantize import Float32
 from storyllamas.vocabulary import PieceType, PreTokenizer, TokenizerKind, Vocabulary
 
@@ -115,17 +118,19 @@ def write(model: InteropModel, folder: Path, type_name: str) -> None:
             size = math.prod(shape) // block * block_bytes
             theirs = external_name(name, PARTS, "blk")
             writer.add_tensor_info(theirs, shape, np.dtype(np.float32), size, kind)
-        freqs = rope.freqs(model.config)
-        if freqs is not None:
-            single = gguf.GGMLQuantizationType.F32
-            writer.add_tensor_info(rope.FREQS, freqs.shape, freqs.dtype, freqs.nbytes, single)
+        divisors = rope.divisors(model.config)
+        if divisors is not None:
+            writer.add_tensor_info(
+                *(rope.DIVISORS, divisors.shape, divisors.dtype, divisors.nbytes),
+                gguf.GGMLQuantizationType.F32,
+            )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, kind in types.items():
             writer.write_tensor_data(_quantized(gguf, name, model.part(name), kind))
-        if freqs is not None:
-            writer.write_tensor_data(freqs)
+        if divisors is not None:
+            writer.write_tensor_data(divisors)
     finally:
         writer.close()
     template = "" if model.vocabulary.chat_template else PLAIN
@@ -212,7 +217,7 @@ def read(path: Path) -> InteropModel:
     reader = _open(gguf, path)
     where = str(path)
     try:
-        values = {name: field.contents() for name, field in reader.fields.items()}
+        values = {name: reader.fields.pop(name).contents() for name in list(reader.fields)}
     except (ValueError, IndexError) as error:
         raise UserError(f"a field of {path} is damaged: {error}") from None
     found = {
@@ -225,39 +230,70 @@ def read(path: Path) -> InteropModel:
         external_name(name, PARTS, "blk"): each.shape for name, each in parts(config).items()
     }
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    freqs = None
-    if found.pop(rope.FREQS, None) is not None:
-        freqs = np.asarray(tensors[rope.FREQS].data, np.float32).reshape(-1)
-    config = rope.from_gguf(where, config, values, freqs)
+    divisors = None
+    if found.pop(rope.DIVISORS, None) is not None:
+        divisors = np.asarray(tensors[rope.DIVISORS].data, np.float32).reshape(-1)
+    config = rope.from_gguf(where, config, values, divisors)
     check_tensors(where, expected, found)
 
-    def part(name: str) -> Float32:
-        tensor = tensors[external_name(name, PARTS, "blk")]
-        try:
-            value: Float32 = gguf.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError:
-            raise UserError(
-                f"tensor {tensor.name} in {where} has type {tensor.tensor_type.name}, which the "
-                "gguf package cannot convert: use another quantization"
-            ) from None
-        return value.astype(np.float32).reshape(parts(config)[name].shape)
+    def part(name: str) -> RowReader:
+        tensor, shape = tensors[external_name(name, PARTS, "blk")], parts(config)[name].shape
+
+        def read_rows(rows: slice) -> Float32:
+            try:
+                value: Float32 = gguf.dequantize(tensor.data[rows], tensor.tensor_type)
+            except NotImplementedError:
+                raise UserError(
+                    f"tensor {tensor.name} in {where} has type {tensor.tensor_type.name}, which "
+                    "the gguf package cannot convert: use another quantization"
+                ) from None
+            _release(reader.data)
+            return value.astype(np.float32).reshape(-1, *shape[1:])
+
+        return RowReader(shape, read_rows)
 
     vocabulary = _with_chat(where, values, _vocabulary(where, values))
     return InteropModel(config, vocabulary, stack(config, part))
 
 
+def _release(data: Any) -> None:
+    """Take the pages of a mapped file that were read out of this process's memory."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        data.base.madvise(mmap.MADV_DONTNEED)
+
+
 def _open(gguf: Any, path: Path) -> Any:
     """Open a file with the package's reader, which on its own does not notice a file cut short."""
+    array, string = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING
 
     class Reader(gguf.GGUFReader):  # type: ignore[misc]
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
-            end = offset + np.dtype(dtype).itemsize * int(count)
+            self._check(offset, offset + np.dtype(dtype).itemsize * int(count))
+            return super()._get(offset, dtype, count, override_order)
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            """Read an array of strings in a third of the memory that the package takes."""
+            kinds = [array, self._get(orig_offs, np.uint32)[0]] if raw_type == array else []
+            if self.byte_order != "I" or kinds != [array, string]:
+                return super()._get_field_parts(orig_offs, raw_type)
+            count = self._get(orig_offs + 4, np.uint64)
+            data, texts, position = np.asarray(self.data), [], orig_offs + 12
+            for _ in range(count[0]):
+                self._check(position, position + 8)
+                start = position + 8
+                position = start + int.from_bytes(data[position:start], "little")
+                self._check(start, position)
+                texts.append(data[start:position])
+            first = [kinds[1], count]
+            indices = range(len(first), len(first) + len(texts))
+            return position - orig_offs, [*first, *texts], list(indices), [array, string]
+
+        def _check(self, start: int, end: int) -> None:
             if end > len(self.data):
                 raise UserError(
                     f"{path} is cut short or damaged: it has {len(self.data)} bytes, and a value "
-                    f"at byte {offset} ends at {end}"
+                    f"at byte {start} ends at {end}"
                 )
-            return super()._get(offset, dtype, count, override_order)
 
     try:
         reader = Reader(path)

@@ -30,13 +30,18 @@ PRE = {
     "starcoder": PreTokenizer.SMOLLM,
     "command-r": PreTokenizer.SMOLLM,
 }
-"""The pre-tokenizers; of several names the first is written."""
+"""The pre-tokenizer of each name; `write` takes the first name of a pre-tokenizer."""
 
 ADDED = (PieceType.CONTROL, PieceType.USER_DEFINED)
+"""The types of added tokens."""
 
 
 def read(where: str, values: Mapping[str, Any]) -> Vocabulary:
-    """The tokenizer in the fields of a GGUF file, without the ids of BOS, EOS and padding.
+    """Return the tokenizer of a GGUF file, without the ids of BOS, EOS and padding.
+
+    Args:
+        where: the file, for messages.
+        values: its fields.
 
     Raises:
         UserError: a field is missing or damaged, or the pre-tokenizer is not one of `PRE`.
@@ -44,11 +49,12 @@ def read(where: str, values: Mapping[str, Any]) -> Vocabulary:
     pre = values.get(f"{PREFIX}pre")
     if pre not in PRE:
         raise UserError(
-            f"{PREFIX}pre in {where} is {pre!r}, which cannot be represented: {', '.join(PRE)} can"
+            f"{PREFIX}pre in {where} is {pre!r}, which cannot be imported; these names can: "
+            f"{', '.join(PRE)}"
         )
     for name in ("tokens", "token_type", "merges"):
         if PREFIX + name not in values:
-            raise UserError(f"{where} does not say {PREFIX}{name}")
+            raise UserError(f"{where} has no {PREFIX}{name}: it is damaged or has no tokenizer")
     try:
         return _read(where, values, PRE[pre])
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -91,13 +97,13 @@ def _read(where: str, values: Mapping[str, Any], pre: PreTokenizer) -> Vocabular
 
 
 def _merges(where: str, texts: list[str], merges: list[str]) -> Any:
-    """The ids of merges; of one that is there twice the first counts, as in llama.cpp."""
+    """Return the ids of merges, [merges, 2]; a repeated one has its first rank, as in llama.cpp."""
     ids = {text: index for index, text in enumerate(texts)}
     found: dict[tuple[int, int], None] = {}
     for merge in merges:
         left, _, right = merge.partition(" ")
         if left not in ids or right not in ids or left + right not in ids:
-            raise UserError(f"the merge {merge!r} in {where} is not one of pieces")
+            raise UserError(f"the merge {merge!r} in {where} names a piece that the file lacks")
         found.setdefault((ids[left], ids[right]))
     return pairs(list(found))
 

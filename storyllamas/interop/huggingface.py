@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,18 @@ from storyllamas.interop import chat_folder, model_card, rope, safetensors_file,
 from storyllamas.interop import tokenizer_json as tj
 from storyllamas.interop.model import (
     InteropModel,
+    RowReader,
     check_tensors,
     external_name,
     make_config,
     parts,
     stack,
 )
-from storyllamas.interop.sentencepiece import MERGEABLE, SPACE, to_sentencepiece
+from storyllamas.interop.sentencepiece import SPACE, to_sentencepiece
+from storyllamas.interop.vocabulary_check import MERGEABLE
 from storyllamas.rounding import shortest_float32
 from storyllamas.slm.quantize import Float32
+from storyllamas.slm.weight_file import Rows
 from storyllamas.vocabulary import PieceType, TokenizerKind, Vocabulary
 
 PARTS = {
@@ -80,7 +84,8 @@ REQUIRED = {
 DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 """Tables in old checkpoints that are ignored, since they follow from rope_theta."""
 
-Permute = Callable[[Float32, int], Float32]
+ROTATED = ("attention.query.weight", "attention.key.weight")
+"""The ends of the names of parts whose rows transformers stores in another order."""
 
 
 def to_halves(matrix: Float32, head_dim: int) -> Float32:
@@ -103,11 +108,6 @@ def to_neighbours(matrix: Float32, head_dim: int) -> Float32:
     halves = matrix.reshape(-1, 2, head_dim // 2, matrix.shape[1])
     pairs: Float32 = halves.swapaxes(1, 2).reshape(matrix.shape)
     return pairs
-
-
-def _permuted(name: str, part: Float32, head_dim: int, permute: Permute) -> Float32:
-    is_rotated = name.endswith(("attention.query.weight", "attention.key.weight"))
-    return permute(part, head_dim) if is_rotated else part
 
 
 # ---- Export --------------------------------------------------------------------------------------
@@ -140,7 +140,8 @@ def write(model: InteropModel, folder: Path) -> None:
     shapes = {theirs: parts(config)[ours].shape for theirs, ours in names.items()}
 
     def read(name: str) -> Float32:
-        return _permuted(names[name], model.part(names[name]), config.head_dim, to_halves)
+        part = model.part(names[name])
+        return to_halves(part, config.head_dim) if names[name].endswith(ROTATED) else part
 
     with (folder / "model.safetensors").open("wb") as file:
         for block in safetensors_file.blocks(shapes, read):
@@ -340,10 +341,12 @@ def read(folder: Path) -> InteropModel:
             )
     check_tensors(str(folder), expected, found)
 
-    def part(name: str) -> Float32:
+    def part(name: str) -> Rows:
         theirs = external_name(name, PARTS, LAYERS)
-        value = tensors.read(aliases.get(theirs, theirs))
-        return _permuted(name, value, config.head_dim, to_neighbours)
+        stored = aliases.get(theirs, theirs)
+        if name.endswith(ROTATED):
+            return to_neighbours(tensors.read(stored), config.head_dim)
+        return RowReader(parts(config)[name].shape, partial(tensors.read, stored))
 
     vocabulary = tokenizer_folder.read(folder, values, config.vocab_size)
     vocabulary = chat_folder.read(folder, values, vocabulary)

@@ -28,16 +28,11 @@ import numpy.typing as npt
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop.model import InteropModel, make_config, parts, stack
-from storyllamas.interop.sentencepiece import (
-    BYTE_PIECES,
-    SPACE,
-    byte_piece,
-    check,
-    from_sentencepiece,
-)
+from storyllamas.interop.sentencepiece import SPACE, from_sentencepiece
+from storyllamas.interop.vocabulary_check import BYTE_PIECES, byte_piece, check
 from storyllamas.slm.limits import MAXIMA
 from storyllamas.slm.quantize import Float32, to_integers
-from storyllamas.vocabulary import PieceType, Vocabulary
+from storyllamas.vocabulary import PieceType, TokenizerKind, Vocabulary
 
 MAGIC = 0x616B3432  # "ak42"
 DIMENSIONS = struct.Struct("<7i")
@@ -61,7 +56,7 @@ KEYS = {
 
 
 def _layout(config: ModelConfig, version: int) -> list[str]:
-    """Return the names of the parts in the order of the file; `ROTARY` stands for a table."""
+    """Return the names of the parts in the order of the file; `ROTARY` is the two tables."""
 
     def each(*kinds: str) -> list[str]:
         return [f"layers.{i}.{kind}.weight" for kind in kinds for i in range(config.layers)]
@@ -105,11 +100,13 @@ def _check_representable(config: ModelConfig, vocabulary: Vocabulary) -> None:
     first_bytes = vocabulary.pieces[FIRST_BYTE : FIRST_BYTE + 256]
     problems = {
         f"rope_theta is {config.rope_theta:g} and must be 10000": config.rope_theta != ROPE_THETA,
+        f"rope_scaling is {config.rope_scaling} and must be none": config.rope_scaling != "none",
         f"norm_eps is {config.norm_eps:g} and must be 1e-05": np.float32(config.norm_eps)
         != np.float32(NORM_EPS),
         f"heads * head_dim is {width} and must be dim, {config.dim}": width != config.dim,
         f"unk_id, bos_id and eos_id are {special} and must be (0, 1, 2)": special
         != (UNK_ID, BOS_ID, EOS_ID),
+        "its tokenizer is not SentencePiece's": vocabulary.kind != TokenizerKind.SENTENCEPIECE,
         "its tokenizer has no byte pieces at 3 … 258": first_bytes
         != [byte_piece(byte) for byte in range(256)],
         "its tokenizer adds no space before a text": not vocabulary.dummy_prefix,
@@ -201,7 +198,7 @@ def read(path: Path, tokenizer: Path | None = None) -> InteropModel:
         raise UserError(
             f"{path} has {len(data)} bytes and its header requires {end} "
             f"(version {header.version}, dim {config.dim}, {config.layers} layers, "
-            f"vocab_size {config.vocab_size}): it is {what}, or not a llama2.c checkpoint"
+            f"vocab_size {config.vocab_size}): it is {what}, or no llama2.c checkpoint"
         )
 
     def part(name: str) -> Float32:
@@ -224,17 +221,18 @@ def _floats(data: npt.NDArray[np.uint8]) -> Float32:
 
 
 def _map(path: Path) -> npt.NDArray[np.uint8]:
+    if path.stat().st_size == 0:
+        raise _not_a_checkpoint(path)
     try:
         return np.memmap(path, np.uint8, "r")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read: {reason}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _read_header(path: Path, data: npt.NDArray[np.uint8]) -> _Header:
     start = data[:HEADER_BYTES].tobytes()
     if len(start) < DIMENSIONS.size:
-        raise UserError(f"{path} has {len(start)} bytes: a llama2.c checkpoint has at least 28")
+        raise _not_a_checkpoint(path)
     version, offset, group_size = 0, 0, 0
     if int.from_bytes(start[:4], "little") == MAGIC:
         if len(start) < HEADER_BYTES:
@@ -252,11 +250,13 @@ def _read_header(path: Path, data: npt.NDArray[np.uint8]) -> _Header:
     if version == 0 and any(
         not 0 < values[theirs] <= MAXIMA[ours] for ours, theirs in list(KEYS.items())[:7]
     ):
-        raise UserError(f"{path} is not a llama2.c checkpoint, a GGUF file or a weight file")
+        raise _not_a_checkpoint(path)
     if values["n_heads"] < 1 or values["dim"] % values["n_heads"]:
+        if version == 0:
+            raise _not_a_checkpoint(path)
         raise UserError(
             f"n_heads in {path} is {values['n_heads']} and must divide dim ({values['dim']}): "
-            "the file is damaged or not a llama2.c checkpoint"
+            "the file is damaged"
         )
     values["dim / n_heads"] = values["dim"] // values["n_heads"]
     config = make_config(str(path), KEYS | {"tied": "tied"}, values)
@@ -265,6 +265,14 @@ def _read_header(path: Path, data: npt.NDArray[np.uint8]) -> _Header:
     else:
         _check_group_size(path, config, group_size)
     return _Header(version, config, group_size, length)
+
+
+def _not_a_checkpoint(path: Path) -> UserError:
+    """Return the error for a file of no known format; version 0 has no magic number to check."""
+    return UserError(
+        f"{path} cannot be imported: give a llama2.c checkpoint (.bin or ckpt.pt), a GGUF file or "
+        "a Hugging Face folder"
+    )
 
 
 def _check_group_size(path: Path, config: ModelConfig, group_size: int) -> None:

@@ -33,6 +33,7 @@ from storyllamas.interop.safetensors_file import TensorFiles
 from storyllamas.slm import weight_file
 from storyllamas.slm.limits import MAX_DIMENSION, MAXIMA
 from storyllamas.slm.quantize import Float32
+from storyllamas.slm.weight_file import Rows
 from storyllamas.vocabulary import Vocabulary
 
 OPTIONAL = ("rope_theta", "norm_eps", "tied")
@@ -61,19 +62,37 @@ class InteropModel:
     Attributes:
         config: its shape.
         vocabulary: its tokenizer.
-        tensor: reads a float32 tensor by its name in `config.tensor_shapes`.
-        about: facts about the training, laid out as a checkpoint's config.json; empty if unknown.
+        tensor: returns a tensor by its name in `config.tensor_shapes`, or reads its rows on demand.
+        about: facts about the training, with the keys of a trained model's config.json; empty if
+            unknown.
     """
 
     config: ModelConfig
     vocabulary: Vocabulary
-    tensor: Callable[[str], Float32]
+    tensor: Callable[[str], Rows]
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def part(self, name: str) -> Float32:
         """Read a part by its name, in float32."""
         part = parts(self.config)[name]
         return self.tensor(part.tensor)[part.start : part.start + part.shape[0]]
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """A tensor whose rows are read on demand.
+
+    Attributes:
+        shape: shape of the tensor.
+        read: reads some rows, in float32.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[slice], Float32]
+
+    def __getitem__(self, rows: slice, /) -> Float32:
+        """Read some rows."""
+        return self.read(rows)
 
 
 @functools.lru_cache
@@ -94,12 +113,12 @@ def parts(config: ModelConfig) -> Mapping[str, Part]:
     return found
 
 
-def stack(config: ModelConfig, part: Callable[[str], Float32]) -> Callable[[str], Float32]:
+def stack(config: ModelConfig, part: Callable[[str], Rows]) -> Callable[[str], Rows]:
     """Turn a function that reads parts into one that reads the weight file's stacked tensors."""
 
-    def tensor(name: str) -> Float32:
+    def tensor(name: str) -> Rows:
         found = [part(each) for each, place in parts(config).items() if place.tensor == name]
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        return found[0] if len(found) == 1 else np.concatenate([each[:] for each in found])
 
     return tensor
 
@@ -219,19 +238,19 @@ def open_model(path: str | os.PathLike[str]) -> InteropModel:
 
 
 def _open_checkpoint(folder: Path) -> InteropModel:
-    again = "train the model again with `dvc repro`"
+    remedy = "train the model again with `dvc repro`"
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config, digest = ModelConfig(**about["model"]), about["tokenizer_sha256"]
     except OSError as error:
         raise UserError(f"{folder}/config.json cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"config.json in {folder} is damaged ({error!r}): {again}") from None
+        raise UserError(f"config.json in {folder} is damaged ({error!r}): {remedy}") from None
     path = folder / "model.safetensors"
     tensors = TensorFiles([path])
     check_tensors(str(path), tensor_shapes(config), tensors.shapes)
     candidates = [folder / "tokenizer.model", folder.parent / "tokenizer.model"]
     pieces = tokenizer.load(next((each for each in candidates if each.exists()), candidates[-1]))
     if digest != pieces.digest.hex():
-        raise UserError(f"checkpoint {folder} was trained with another tokenizer: {again}")
+        raise UserError(f"checkpoint {folder} was trained with another tokenizer: {remedy}")
     return InteropModel(config, pieces.vocabulary(), tensors.read, about)

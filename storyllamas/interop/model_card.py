@@ -49,7 +49,7 @@ def text(model: InteropModel) -> str:
     title = f"# StoryLlama {about.get('size', '')}".strip()
     sections = [
         FRONT.format(datasets=datasets),
-        f"{title}\n\nA Llama of {model.config.parameters:,} parameters that tells children's "
+        f"{title}\n\nA Llama of {model.config.parameters:,} parameters that generates children's "
         "stories, trained with StoryLlamas.\n",
         USE,
         _table("Shape", vars(model.config)),

@@ -1,6 +1,7 @@
 """Scaled rotary frequencies in other formats: `linear`, and `llama3` as in Llama 3.1.
 
-GGUF writes the second as a tensor, rope_freqs.weight, of what each frequency is divided by.
+GGUF stores `linear` in fields, and `llama3` as a tensor of divisors, rope_freqs.weight: one for the
+frequency of each pair.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.slm.quantize import Float32
 
-FREQS = "rope_freqs.weight"
-
+DIVISORS = "rope_freqs.weight"
+"""GGUF's name of the tensor of divisors."""
 GGUF_KEYS = (
     "llama.rope.scaling.type",
     "llama.rope.scaling.factor",
@@ -36,13 +37,20 @@ HUGGINGFACE = {
 }
 
 USED = {"none": 0, "linear": 1, "llama3": 4}
-"""The number of fields of `HUGGINGFACE` that each kind of scaling uses."""
+"""The number of fields of `HUGGINGFACE` that each kind of scaling uses, the first ones."""
 
 TOLERANCE = 1e-5
+"""Largest relative difference between the divisors of a file and those of fitted fields."""
 
 
-def checked(where: str, config: ModelConfig, scaling: str, **fields: Any) -> ModelConfig:
+def with_scaling(where: str, config: ModelConfig, scaling: str, **fields: Any) -> ModelConfig:
     """Return the config with scaled frequencies.
+
+    Args:
+        where: the file, for messages.
+        config: the model's shape without scaling.
+        scaling: `linear` or `llama3`.
+        **fields: fields of `ModelConfig`, as the file has them.
 
     Raises:
         UserError: a field is missing or impossible.
@@ -78,7 +86,8 @@ def from_huggingface(where: str, config: ModelConfig, rope: Mapping[str, Any]) -
             "can be imported"
         )
     names = list(HUGGINGFACE)[: USED[kind]]
-    return checked(where, config, kind, **{name: rope.get(HUGGINGFACE[name]) for name in names})
+    fields = {name: rope.get(HUGGINGFACE[name]) for name in names}
+    return with_scaling(where, config, kind, **fields)
 
 
 def to_huggingface(config: ModelConfig) -> dict[str, Any]:
@@ -98,8 +107,8 @@ def frequencies(config: ModelConfig) -> npt.NDArray[np.float64]:
     return found
 
 
-def freqs(config: ModelConfig) -> Float32 | None:
-    """Return rope_freqs.weight, [head_dim / 2], of `llama3`; None for other kinds."""
+def divisors(config: ModelConfig) -> Float32 | None:
+    """Return the divisors of `llama3`, [head_dim / 2]; None for other kinds."""
     if config.rope_scaling != "llama3":
         return None
     low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
@@ -109,7 +118,7 @@ def freqs(config: ModelConfig) -> Float32 | None:
 
 
 def from_gguf(
-    where: str, config: ModelConfig, values: Mapping[str, Any], found: Float32 | None
+    where: str, config: ModelConfig, values: Mapping[str, Any], stored: Float32 | None
 ) -> ModelConfig:
     """Return the config with the scaling of a GGUF file.
 
@@ -117,7 +126,7 @@ def from_gguf(
         where: the file, for messages.
         config: the model's shape without scaling.
         values: the file's fields.
-        found: rope_freqs.weight, if the file has it.
+        stored: rope_freqs.weight, if the file has it.
 
     Raises:
         UserError: the scaling is of another kind than `linear` and `llama3`.
@@ -129,27 +138,28 @@ def from_gguf(
             f"llama.rope.scaling.type in {where} is {kind!r}: only 'linear' can be imported"
         )
     if factor not in (0.0, 1.0) and (kind == "linear" or "llama.rope.scale_linear" in values):
-        if found is not None:
+        if stored is not None:
             raise UserError(f"{where} scales its rotary positions twice, which cannot be imported")
-        return checked(where, config, "linear", rope_factor=factor)
-    return config if found is None else _llama3(where, config, found)
+        return with_scaling(where, config, "linear", rope_factor=factor)
+    return config if stored is None else _fit_llama3(where, config, stored)
 
 
-def _llama3(where: str, config: ModelConfig, found: Float32) -> ModelConfig:
-    """Find the fields of `llama3` that give the factors of a file.
+def _fit_llama3(where: str, config: ModelConfig, stored: Float32) -> ModelConfig:
+    """Find fields of `llama3` that give the divisors of a file.
 
-    Between the limits the share of a frequency that is kept is a linear function of it. Any fields
-    that give the same factors are as good, so the lower limit is taken as 1.
+    Try those of Llama 3.1 first. Otherwise fit a line: `llama3` interpolates between a kept and a
+    divided frequency linearly in the frequency. Many fields give the same divisors, so the lower
+    limit is taken as 1.
     """
-    if found.shape != (config.head_dim // 2,) or not np.isfinite(found).all():
-        raise UserError(f"{FREQS} in {where} does not have a number for each pair of a head")
-    factor = float(found.max())
-    if (found == 1).all():
+    if stored.shape != (config.head_dim // 2,) or not np.isfinite(stored).all():
+        raise UserError(f"{DIVISORS} in {where} does not have a number for each pair of a head")
+    factor = float(stored.max())
+    if (stored == 1).all():
         return config
     candidates = [(1.0, 4.0, 8192)]
-    between = (found > 1) & (found < factor)
+    between = (stored > 1) & (stored < factor)
     if between.sum() >= 2 and factor > 1:
-        kept = (1 / found[between].astype(np.float64) - 1 / factor) / (1 - 1 / factor)
+        kept = (1 / stored[between].astype(np.float64) - 1 / factor) / (1 - 1 / factor)
         slope, intercept = np.polyfit(frequencies(config)[between], kept, 1)
         if intercept < 0:
             high = 1 - 1 / intercept
@@ -164,14 +174,17 @@ def _llama3(where: str, config: ModelConfig, found: Float32) -> ModelConfig:
             rope_high_freq_factor=float(high),
             rope_original_context=int(context),
         )
-        factors = None if fitted.rope_problem else freqs(fitted)
-        if factors is not None and np.allclose(factors, found, rtol=TOLERANCE, atol=0):
+        computed = None if fitted.rope_problem else divisors(fitted)
+        if computed is not None and np.allclose(computed, stored, rtol=TOLERANCE, atol=0):
             return fitted
-    raise UserError(f"{FREQS} in {where} is not that of Llama 3.1, which alone can be imported")
+    raise UserError(
+        f"{DIVISORS} in {where} is not that of Llama 3.1: no other scaling by a tensor can be "
+        "imported"
+    )
 
 
 def add_to_gguf(writer: Any, config: ModelConfig) -> None:
-    """Add the fields of a scaling to a GGUF writer; `freqs` is a tensor of its own."""
+    """Add the fields of linear scaling to a GGUF writer; `divisors` has those of `llama3`."""
     if config.rope_scaling == "linear":
         writer.add_string("llama.rope.scaling.type", "linear")
         writer.add_float32("llama.rope.scaling.factor", config.rope_factor)

@@ -42,9 +42,9 @@ class TensorFiles:
                 self._files[name] = file
                 self.shapes[name] = tuple(file.get_slice(name).get_shape())
 
-    def read(self, name: str) -> Float32:
-        """Read a tensor by its name, converted to float32."""
-        value: Float32 = self._files[name].get_tensor(name).float().numpy()
+    def read(self, name: str, rows: slice = slice(None)) -> Float32:
+        """Read a tensor, or some of its rows, by its name, converted to float32."""
+        value: Float32 = self._files[name].get_slice(name)[rows].float().numpy()
         return value
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a folder that transformers loads: tokenizer.model, or tokenizer.json alone."""
+"""The tokenizer of a Hugging Face folder: tokenizer.model, or tokenizer.json if that is missing."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _optional(path: Path) -> dict[str, Any]:
 def _special_ids(
     vocabulary: Vocabulary, settings: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, int]:
-    """Ids of BOS, EOS and padding: of the tokenizer if it names them, else of the model."""
+    """Return the ids of BOS, EOS and padding from the tokenizer's settings, else config.json."""
     added = {vocabulary.pieces[index]: int(index) for index in vocabulary.added[:, 0]}
     found = {}
     for role in ("bos", "eos", "pad"):
@@ -96,7 +96,7 @@ def _templates(processor: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _first_special(processor: Any) -> int | None:
-    """Return the id that a post-processor puts in front, -1 for none; None: it has no template."""
+    """Return the id that a post-processor adds in front, -1 for none; None: it has no template."""
     for template in _templates(processor):
         first: Mapping[str, Any] = next(iter(template.get("single") or []), {})
         name = first.get("SpecialToken", {}).get("id")

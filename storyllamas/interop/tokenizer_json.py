@@ -1,8 +1,8 @@
 """tokenizer.json: byte-pair encodings as the `tokenizers` package of Hugging Face writes them.
 
-What LlamaTokenizer and LlamaTokenizerFast write, in all their conventions for spaces, and
-byte-level ones with the pre-tokenizers of GPT-2, Llama 3 and SmolLM. The package itself is not
-needed.
+It reads and writes those of LlamaTokenizer and LlamaTokenizerFast, with each of their conventions
+for spaces, and byte-level ones with the pre-tokenizers of GPT-2, Llama 3 and SmolLM, without the
+package. huggingface.py writes a SentencePiece tokenizer as a tokenizer.json.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """The character that byte-level pieces write for each byte, as GPT-2 chose them."""
+    """Return the character that byte-level pieces write for each byte, as GPT-2 chose them."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
     alphabet = {byte: chr(byte) for byte in shown}
@@ -72,21 +72,21 @@ BYTES = {character: byte for byte, character in ALPHABET.items()}
 
 
 def spell(piece: bytes) -> str:
-    """A byte-level piece in the alphabet for bytes."""
+    """Write a byte-level piece in the alphabet for bytes."""
     return "".join(ALPHABET[byte] for byte in piece)
 
 
 def unspell(text: str) -> bytes | None:
-    """The bytes of a piece in the alphabet for bytes; None if a character is none of it."""
+    """Return the bytes of a piece in the alphabet for bytes; None if a character is not in it."""
     values = [BYTES.get(character) for character in text]
     return None if None in values else bytes(value for value in values if value is not None)
 
 
-# ---- The rules -----------------------------------------------------------------------------------
+# ---- Components as rules -------------------------------------------------------------------------
 
 
 def _steps(component: Json | None, part: str) -> list[dict[str, Any]]:
-    """A normalizer, pre-tokenizer or decoder as a list of steps, sequences flattened."""
+    """Return the steps of a normalizer, pre-tokenizer or decoder, with sequences flattened."""
     if component is None:
         return []
     if component.get("type") == "Sequence":
@@ -109,7 +109,7 @@ class _Rules:
 def _reject(where: str, part: str, steps: Iterable[Json]) -> UserError:
     names = ", ".join(str(step.get("type")) for step in steps) or "none"
     return UserError(
-        f"the {part} of the tokenizer in {where} ({names}) cannot be represented: these can: "
+        f"the {part} of the tokenizer in {where} ({names}) cannot be represented: only these can, "
         f"{SUPPORTED}"
     )
 
@@ -140,7 +140,7 @@ def _byte_level(where: str, data: Json, pre: list[dict[str, Any]]) -> _Rules:
 
 
 def _before_bytes(step: Json, regex: bool) -> PreTokenizer | None:
-    """The pre-tokenizer that a step makes of ByteLevel, if it is one that we have."""
+    """Return the pre-tokenizer of a step followed by ByteLevel; None if it is not supported."""
     if step.get("type") == "Digits" and regex and step.get("individual_digits"):
         return PreTokenizer.SMOLLM
     if step.get("type") == "Split" and not regex and not step.get("invert"):
@@ -178,7 +178,7 @@ def _characters(where: str, data: Json, pre: list[dict[str, Any]]) -> _Rules:
 
 
 def _scheme(metaspace: Json) -> str:
-    """When a Metaspace puts a space in front; older files say `add_prefix_space`."""
+    """Return when a Metaspace adds a space in front; older files have `add_prefix_space`."""
     always = "always" if metaspace.get("add_prefix_space", True) else "never"
     return str(metaspace.get("prepend_scheme", always))
 
@@ -194,11 +194,11 @@ def _strip(where: str, decoder: list[dict[str, Any]]) -> Strip:
     raise _reject(where, "decoder", decoder)
 
 
-# ---- In ------------------------------------------------------------------------------------------
+# ---- Import --------------------------------------------------------------------------------------
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
         UserError: it is missing or damaged.
@@ -215,7 +215,11 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def from_json(where: str, data: Json) -> Vocabulary:
-    """The tokenizer of a tokenizer.json, without the ids of BOS, EOS and padding.
+    """Return the tokenizer of a tokenizer.json, without the ids of BOS, EOS and padding.
+
+    Args:
+        where: the file, for messages.
+        data: its content.
 
     Raises:
         UserError: it is damaged, or has a rule that cannot be represented.
@@ -234,7 +238,7 @@ def _from_json(where: str, data: Json) -> Vocabulary:
         if model.get(name):
             raise UserError(
                 f"{name} of the tokenizer in {where} is {model[name]!r}, which cannot be "
-                "represented: only none can"
+                "represented: it must be null"
             )
     rules = _rules(where, data)
     ids: dict[str, int] = model["vocab"]
@@ -285,7 +289,7 @@ class _Table:
         return (text.encode(), PieceType.UNUSED) if found is None else (found, PieceType.NORMAL)
 
     def _put(self, index: int, piece: bytes, kind: PieceType) -> None:
-        """Put a piece at an id; ids before it that nothing has become pieces without text."""
+        """Put a piece at an id; free ids before it become pieces without text."""
         if not 0 <= index < 1 << 20:
             raise UserError(f"the tokenizer in {self.where} has an id {index}, which is too high")
         for hole in range(len(self.pieces), index + 1):
@@ -298,7 +302,7 @@ class _Table:
         self.pieces[index], self.types[index] = piece, kind
 
     def add(self, tokens: Iterable[Json]) -> None:
-        """Take over the added tokens, which come by rising id."""
+        """Add the added tokens, sorted by id."""
         for token in tokens:
             index, text = int(token["id"]), str(token["content"])
             flags = Added(0)
@@ -321,24 +325,24 @@ class _Table:
             return Added.APART
         if self.pieces[index] != text.encode():
             raise UserError(
-                f"the added token {text!r} in {self.where} spells other bytes as a piece, which "
+                f"the added token {text!r} in {self.where} is also a piece of other bytes, which "
                 "cannot be represented"
             )
         return Added(0)
 
 
 def hole_piece(index: int) -> bytes:
-    """The text of an id that no piece has; no text is cut into such a word."""
+    """Return the text of the piece of a free id, which no text is encoded to."""
     return b"<no piece %d>" % index
 
 
 def pairs(rows: list[tuple[int, int]]) -> npt.NDArray[np.uint32]:
-    """Merges or added tokens as an array [count, 2]."""
+    """Return merges or added tokens as an array [count, 2]."""
     return np.array(rows, np.uint32) if rows else no_pairs()
 
 
 def _merges(where: str, ids: Mapping[str, int], merges: Iterable[Any]) -> npt.NDArray[np.uint32]:
-    """The ids of merges; of one that is there twice the last counts."""
+    """Return the ids of merges [merges, 2]; a repeated merge has its last rank."""
     found: dict[tuple[int, int], None] = {}
     for merge in merges:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
@@ -353,11 +357,11 @@ def _merges(where: str, ids: Mapping[str, int], merges: Iterable[Any]) -> npt.ND
     return pairs(list(found))
 
 
-# ---- Out -----------------------------------------------------------------------------------------
+# ---- Export --------------------------------------------------------------------------------------
 
 
 def to_json(vocabulary: Vocabulary) -> dict[str, Any]:
-    """The normalizer, pre-tokenizer, decoder, added tokens and model of a tokenizer.json."""
+    """Return the normalizer, pre-tokenizer, decoder, added tokens and model of a tokenizer.json."""
     texts = [piece_text(vocabulary, index) for index in range(len(vocabulary.pieces))]
     apart = {int(index) for index, flags in vocabulary.added if flags & Added.APART}
     unk = vocabulary.unk_id
@@ -384,7 +388,7 @@ def to_json(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def piece_text(vocabulary: Vocabulary, index: int) -> str:
-    """A piece as tokenizer.json and GGUF write it."""
+    """Return a piece as tokenizer.json and GGUF write it."""
     piece = vocabulary.pieces[index]
     plain = vocabulary.kind == TokenizerKind.BPE or vocabulary.types[index] == PieceType.UNUSED
     if plain or index in vocabulary.added[:, 0]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from storyllamas.config import ModelConfig, tensor_shapes
-from storyllamas.model import Llama
+from storyllamas.config import ModelConfig
+from storyllamas.model import Block, RMSNorm, rotary_table
 from storyllamas.slm.quantize import Float32
+from storyllamas.slm.weight_file import Rows, row_blocks
 
 EMBEDDING_SHARE = 0.3
 """Added to the moments of a tied embedding for every column, as a share of their mean: its rows
@@ -22,36 +24,68 @@ _BATCH = 8  # windows in one forward pass
 
 @torch.no_grad()
 def input_moments(
-    config: ModelConfig, tensor: Callable[[str], Float32], windows: npt.NDArray[np.int64]
+    config: ModelConfig, tensor: Callable[[str], Rows], windows: npt.NDArray[np.int64]
 ) -> dict[str, Float32]:
     """Return the mean of x xᵀ over the inputs x of each matrix, on a text.
 
+    One layer is in memory at a time, with the hidden states of the whole text.
+
     Args:
         config: the model's shape.
-        tensor: returns the float32 tensor of a name in `tensor_shapes`.
+        tensor: returns the tensor of a name in `tensor_shapes`, or reads its rows on demand.
         windows: ids of the text, [windows, tokens].
 
     Returns:
         [columns, columns] for every matrix by its name, without an embedding that is not tied.
     """
-    model = Llama(config)
-    model.load_state_dict({name: torch.tensor(tensor(name)) for name in tensor_shapes(config)})
-    model.eval()
+    table = rotary_table(config)[: windows.shape[1]]
+    embedded = torch.from_numpy(_embed(tensor("embedding.weight"), windows))
+    hidden = list(torch.split(embedded, _BATCH))  # [batch, tokens, dim] each
     sums: dict[str, Tensor] = {}
-
-    def add(name: str, x: Tensor) -> None:
-        flat = x.flatten(0, -2)
-        sums[name] = sums.get(name, torch.zeros(())) + flat.T @ flat
-
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name != "classifier":
-            weight = f"{name}.weight"
-            module.register_forward_pre_hook(lambda _, x, weight=weight: add(weight, x[0]))
+    for layer in range(config.layers):
+        block = _load(Block, f"layers.{layer}", tensor, config, 0.0)
+        _add_inputs(block, f"layers.{layer}", sums)
+        hidden = [block(x, table) for x in hidden]
+    norm = _load(RMSNorm, "norm", tensor, config.dim, config.norm_eps)
     classifier = "embedding.weight" if config.tied else "classifier.weight"
-    model.norm.register_forward_hook(lambda _, x, y: add(classifier, y))
-    for start in range(0, len(windows), _BATCH):
-        model(torch.from_numpy(windows[start : start + _BATCH]))
+    for x in hidden:
+        _add(sums, classifier, norm(x))
     if config.tied:
         share = EMBEDDING_SHARE * sums[classifier].diagonal().mean()
         sums[classifier] += share * torch.eye(config.dim)
-    return {name: (total / windows.size).numpy() for name, total in sums.items()}
+    return {name: total.div_(windows.size).numpy() for name, total in sums.items()}
+
+
+def _embed(embedding: Rows, windows: npt.NDArray[np.int64]) -> Float32:
+    """Return the embeddings [windows, tokens, dim] of ids [windows, tokens]."""
+    embedded = np.empty((*windows.shape, embedding.shape[1]), np.float32)
+    start = 0
+    for rows in row_blocks(embedding):
+        is_here = (windows >= start) & (windows < start + len(rows))
+        embedded[is_here] = rows[windows[is_here] - start]
+        start += len(rows)
+    return embedded
+
+
+def _load(
+    kind: Callable[..., nn.Module], name: str, tensor: Callable[[str], Rows], *arguments: Any
+) -> nn.Module:
+    """Make a module of the model and read its weights."""
+    with torch.device("meta"):
+        module = kind(*arguments)
+    weights = {each: torch.tensor(tensor(f"{name}.{each}")[:]) for each in module.state_dict()}
+    module.load_state_dict(weights, assign=True)
+    return module.eval()
+
+
+def _add_inputs(block: nn.Module, name: str, sums: dict[str, Tensor]) -> None:
+    """Add the inputs of the matrices of a layer to the sums whenever the layer is computed."""
+    for each, module in block.named_modules():
+        if isinstance(module, nn.Linear):
+            weight = f"{name}.{each}.weight"
+            module.register_forward_pre_hook(lambda _, x, weight=weight: _add(sums, weight, x[0]))
+
+
+def _add(sums: dict[str, Tensor], name: str, x: Tensor) -> None:
+    flat = x.flatten(0, -2)
+    sums[name] = sums.get(name, torch.zeros(())) + flat.T @ flat

@@ -1,7 +1,7 @@
 """Weight types, group sizes, and how a weight file stores its matrices.
 
 To add a weight type, add it to `WeightType` and `SPECS`, and to the C engine's table of types
-(csrc/matrix.c). The command line and params.yaml accept what stands here.
+(csrc/matrix.c). The command line and params.yaml accept every type of `SPECS`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from storyllamas.slm.tiles import ALIGNMENT
 MAGIC = b"\x89SLM\r\n\x1a\n"
 VERSION = 3
 OLDEST_VERSION = 2
-"""All that version 3 adds is zero in version 2."""
+"""A file of version 2 has zeros in all fields and flags that version 3 adds."""
 
 HEADER_BYTES = 256
 
@@ -109,7 +109,7 @@ class Header(NamedTuple):
         )
 
     def storage(self) -> Storage:
-        """Return how the matrices are stored; the header must be free of contradictions."""
+        """Return how the matrices are stored, if `contradiction` finds none."""
         return Storage(
             layers=Encoding(WeightType(self.weight_type), self.group_size),
             embedding=Encoding(WeightType(self.embedding_type), self.embedding_group_size),
@@ -137,7 +137,8 @@ class Header(NamedTuple):
             return "only one of its weight types is f32"
         if self.flags & ~FLAGS:
             return "it has an unknown flag"
-        if self.version == OLDEST_VERSION and (self.flags >= METASPACE or any(self[28:])):
+        new_fields = self[self._fields.index("tokenizer_kind") :]
+        if self.version == OLDEST_VERSION and (self.flags >= METASPACE or any(new_fields)):
             return "its version is 2 and it has fields of version 3"
         if self.rope_scaling >= len(ROPE_SCALINGS):
             return "its rope_scaling is unknown"

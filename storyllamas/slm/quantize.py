@@ -152,7 +152,7 @@ def _quantize_gptq(weight: Float32, group_size: int, moments: Float32) -> tuple[
 def _inverse_factor(moments: Float32) -> npt.NDArray[np.float64]:
     """Return the upper Cholesky factor of the inverse of the moments.
 
-    Row c says how the later columns compensate for an error in column c.
+    Row c has the factors by which later columns compensate for an error in column c.
     """
     mean = float(moments.diagonal().mean(dtype=np.float64))
     damped = moments + np.eye(len(moments)) * (_DAMPING * mean or 1.0)

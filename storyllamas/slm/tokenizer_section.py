@@ -38,7 +38,7 @@ def flags(vocabulary: Vocabulary) -> int:
 
 
 def fields(vocabulary: Vocabulary) -> tuple[int, int, int, int, int]:
-    """The header's tokenizer_kind, pre_tokenizer, strip, merge_count and added_count."""
+    """Return the header's tokenizer_kind, pre_tokenizer, strip, merge_count and added_count."""
     return (
         *(vocabulary.kind, vocabulary.pre_tokenizer, vocabulary.strip),
         *(len(vocabulary.merges), len(vocabulary.added)),
@@ -46,7 +46,7 @@ def fields(vocabulary: Vocabulary) -> tuple[int, int, int, int, int]:
 
 
 def pack(vocabulary: Vocabulary) -> bytes:
-    """The section's bytes."""
+    """Return the bytes of the section."""
     scored = vocabulary.kind == TokenizerKind.SENTENCEPIECE
     offsets = np.cumsum([0] + [len(piece) for piece in vocabulary.pieces], dtype=np.uint32)
     return b"".join(
@@ -82,7 +82,11 @@ def _misfit(found: Vocabulary) -> str:
 
 
 def unpack(header: Header, section: UInt8) -> Vocabulary:
-    """The tokenizer in a section.
+    """Read the tokenizer in a section.
+
+    Args:
+        header: the header of the file.
+        section: the bytes of the section.
 
     Raises:
         DamagedTokenizerError: the section contradicts itself or the header.
@@ -104,7 +108,8 @@ def unpack(header: Header, section: UInt8) -> Vocabulary:
     types = parts[4].copy()
     if not (np.isin(types, list(PieceType)).all() and np.isfinite(scores).all()):
         raise DamagedTokenizerError("its tokenizer has a piece of no known type or score")
-    if not all(-1 <= special < count for special in header[17:21]):
+    special_ids = (header.unk_id, header.bos_id, header.eos_id, header.pad_id)
+    if not all(-1 <= special < count for special in special_ids):
         raise DamagedTokenizerError("a special piece is not in its tokenizer")
     if (merges >= count).any() or (added[:, 0] >= count).any():
         raise DamagedTokenizerError("its tokenizer names a piece that is not there")

@@ -34,20 +34,20 @@ a head, as in Meta's release.
 
 The checksum is `Checksum` over the whole file, with zeros in place of the checksum itself.
 
-Versions: whatever changes the meaning of a byte raises the version. A reader takes its own version
-and version 2, in which all that is new in version 3 is zero; it rejects every other one.
+Versions: a change of the meaning of any byte raises the version. Readers accept version 3, and
+version 2, which has zeros in place of what version 3 adds. They reject all other versions.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -69,8 +69,30 @@ from storyllamas.slm.header import (
     Header,
 )
 from storyllamas.slm.quantize import Float32
-from storyllamas.slm.tiles import ALIGNMENT, UInt8, pack, round_up, tensor_bytes, unpack
+from storyllamas.slm.tiles import (
+    ALIGNMENT,
+    TILE_ROWS,
+    UInt8,
+    pack,
+    round_up,
+    tensor_bytes,
+    unpack,
+)
 from storyllamas.vocabulary import Vocabulary
+
+BLOCK_WEIGHTS = 1 << 20
+"""Weights that `write` holds in memory at a time: 4 MB in float32."""
+
+
+class Rows(Protocol):
+    """A float32 tensor, [rows, columns] or [columns], or what reads its rows on demand."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole tensor."""
+
+    def __getitem__(self, rows: slice, /) -> Float32:
+        """Return some rows."""
 
 
 def _aligned_bytes(shapes: dict[str, tuple[int, ...]], storage: Storage) -> dict[str, int]:
@@ -88,10 +110,18 @@ class _Writer:
         self._file = file
         self._checksum = Checksum()
 
-    def section(self, data: bytes) -> None:
-        padded = data + bytes(-len(data) % ALIGNMENT)
-        self._checksum.update(padded)
-        self._file.write(padded)
+    def section(self, blocks: Iterable[bytes]) -> None:
+        rest = b""
+        for block in blocks:
+            data = rest + block
+            whole = len(data) - len(data) % ALIGNMENT
+            self._add(data[:whole])
+            rest = data[whole:]
+        self._add(rest + bytes(-len(rest) % ALIGNMENT))
+
+    def _add(self, data: bytes) -> None:
+        self._checksum.update(data)
+        self._file.write(data)
 
     def finish(self) -> None:
         self._file.seek(CHECKSUM_OFFSET)
@@ -102,17 +132,17 @@ def write(
     path: str | os.PathLike[str],
     config: ModelConfig,
     vocabulary: Vocabulary,
-    tensor: Callable[[str], Float32],
+    tensor: Callable[[str], Rows],
     storage: Storage = F32,
     moments: Mapping[str, Float32] = MappingProxyType({}),
 ) -> None:
-    """Write a weight file, one tensor in memory at a time; the file appears only when complete.
+    """Write a weight file, a block of rows in memory at a time; it appears only when complete.
 
     Args:
         path: the file.
         config: the model's shape.
         vocabulary: its tokenizer, of `config.vocab_size` pieces.
-        tensor: returns the float32 tensor of a name in `tensor_shapes`.
+        tensor: returns the tensor of a name in `tensor_shapes`, or reads its rows on demand.
         storage: how to store the matrices.
         moments: the moments of the inputs of matrices, by name, for types that are calibrated
             (see calibration.py).
@@ -152,19 +182,33 @@ def write(
     )
     with atomic_file(path, seekable=True) as file:
         writer = _Writer(file)
-        writer.section(header.ljust(HEADER_BYTES, b"\0"))
-        writer.section(tokenizer)
-        writer.section(chat)
+        writer.section([header.ljust(HEADER_BYTES, b"\0")])
+        writer.section([tokenizer])
+        writer.section([chat])
         for name, shape in shapes.items():
             value = tensor(name)
             if value.shape != shape:
                 raise UserError(f"tensor {name} has shape {value.shape}: the model needs {shape}")
-            if not np.isfinite(value).all():
-                raise UserError(
-                    f"tensor {name} has a weight that is not finite: train the model again"
-                )
-            writer.section(pack(value, storage.of(name), moments.get(name)))
+            writer.section(
+                pack(_finite(name, rows), storage.of(name), moments.get(name))
+                for rows in row_blocks(value)
+            )
         writer.finish()
+
+
+def row_blocks(value: Rows) -> Iterator[Float32]:
+    """Yield a tensor in blocks of whole tiles, at most `BLOCK_WEIGHTS` weights each."""
+    each = BLOCK_WEIGHTS
+    if len(value.shape) == 2:
+        each = max(TILE_ROWS, each // value.shape[1] // TILE_ROWS * TILE_ROWS)
+    for start in range(0, value.shape[0], each):
+        yield value[start : start + each]
+
+
+def _finite(name: str, rows: Float32) -> Float32:
+    if not np.isfinite(rows).all():
+        raise UserError(f"tensor {name} has a weight that is not finite: train the model again")
+    return rows
 
 
 @dataclass(frozen=True)

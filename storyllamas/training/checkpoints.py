@@ -135,7 +135,8 @@ class CheckpointFolder:
 class CheckpointSaver:
     """Saves checkpoints of a run at intervals.
 
-    A disk that refuses one does not stop the run, which may finish without, or find room later.
+    A disk that refuses a checkpoint does not stop the run: it may finish without one, or save one
+    later.
 
     Attributes:
         step: step of the newest checkpoint; 0: there is none.

@@ -41,7 +41,7 @@ def training_loss(model: Llama, device: Device, micro_batch: int) -> Loss:
     print("compiling the training step", flush=True)
     if device.name == "cpu":
         _check_compiler()
-    # In the strides of a batch's windows, since each memory layout needs a compilation of its own.
+    # With the strides of a batch's windows: PyTorch compiles again for another memory layout.
     windows = np.zeros((micro_batch, model.config.context + 1), np.int64)
     tokens, targets = (
         torch.from_numpy(part).to(device.name) for part in (windows[:, :-1], windows[:, 1:])
@@ -74,8 +74,8 @@ def _set_paths() -> None:
     """Let PyTorch keep compiled code for later runs, and build in paths that a shell would split.
 
     PyTorch does not quote its build folder and its library folder in the compiler's command line.
-    If the build folder would need quotes, PyTorch uses its own, a temporary one. A symbolic link
-    that needs none stands for the library folder.
+    If the build folder would need quotes, leave PyTorch's default, a temporary folder. If the
+    library folder would, give PyTorch a symbolic link to it whose path needs none.
     """
     folder = build_folder()
     if not _needs_quotes(folder):
@@ -94,7 +94,7 @@ def _set_paths() -> None:
 
 
 def build_folder() -> Path:
-    """Return the folder of compiled code, in which a second run of a shape finds that of the first.
+    """Return the folder of compiled code, which later runs of the same shape use again.
 
     It is in the state folder. DVC's temporary workspaces, in .dvc/tmp, share that of their project.
     """

@@ -87,7 +87,7 @@ def _should_compile(compute: Compute, name: str, flops: float) -> bool:
 
 
 def computes_in_bfloat16(name: str) -> bool:
-    """Return whether the device (cpu, cuda or mps) multiplies bfloat16 natively, hence faster."""
+    """Return whether a device (cpu, cuda or mps) multiplies bfloat16 natively, which is faster."""
     if name == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if name == "cpu":

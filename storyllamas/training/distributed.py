@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from storyllamas.errors import UserError
 from storyllamas.params import Compute, Recipe
 from storyllamas.training.compiled import Loss
-from storyllamas.training.launch import EXIT_RANK_LOST, RESUME_HINT, launched
+from storyllamas.training.launch import EXIT_RANK_LOST, RESUME_HINT, is_launched
 
 T = TypeVar("T")
 
@@ -132,10 +132,10 @@ class Ranks:
 
 
 def micro_batch(recipe: Recipe, context: int, ranks: int) -> int:
-    """Return the windows of a micro-batch with which each rank computes equally many.
+    """Return the size of a micro-batch, in windows, with which all ranks take equally many.
 
     It is the recipe's, or a smaller one that gives the same result. With dropout, whose mask
-    depends on the micro-batch, only the recipe's does.
+    depends on the micro-batch, only the recipe's size gives the same result.
 
     Args:
         recipe: hyperparameters.
@@ -192,7 +192,7 @@ def joined(compute: Compute) -> Iterator[Ranks]:
         raise
     except Exception as error:
         if _is_rank_lost(error):
-            if local == 0 and not launched():
+            if local == 0 and not is_launched():
                 print(f"error: another rank has ended: {RESUME_HINT}", file=sys.stderr, flush=True)
             raise SystemExit(EXIT_RANK_LOST) from None
         print(f"rank {rank} failed: solve that, then {RESUME_HINT}", file=sys.stderr, flush=True)

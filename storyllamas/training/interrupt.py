@@ -1,4 +1,4 @@
-"""Stopping a run in order: on Ctrl-C or a termination signal, or when its parent has ended."""
+"""Stopping a run cleanly: on Ctrl-C or a termination signal, or when its parent has ended."""
 
 from __future__ import annotations
 

@@ -30,12 +30,12 @@ RESUME_HINT = (
 _RUN_ID = "storyllamas"
 
 
-def started() -> bool:
+def is_rank() -> bool:
     """Return whether torchrun or `launch` started this process as a rank."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Return whether `launch` started this process as a rank."""
     return os.environ.get("TORCHELASTIC_RUN_ID") == _RUN_ID
 
@@ -43,10 +43,10 @@ def launched() -> bool:
 def forget_single_thread() -> None:
     """Undo torchrun's OMP_NUM_THREADS=1 for several ranks; call it before importing torch.
 
-    A rank cannot tell it from the user's own OMP_NUM_THREADS=1: `compute.threads` overrides both.
+    A rank cannot know whether the user set OMP_NUM_THREADS=1; `compute.threads` overrides it.
     """
     several = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1
-    if several and not launched() and os.environ.get("OMP_NUM_THREADS") == "1":
+    if several and not is_launched() and os.environ.get("OMP_NUM_THREADS") == "1":
         del os.environ["OMP_NUM_THREADS"]
 
 

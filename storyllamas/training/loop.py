@@ -130,7 +130,8 @@ def training_run(
     Args:
         job: what to train.
         logs: folder of steps.csv and validation.csv, which grow during the run.
-        checkpoint_seconds: least time between two checkpoints, in seconds; 0: one after each step.
+        checkpoint_seconds: minimum time between two checkpoints, in seconds; 0: one after each
+            step.
         parent: id of the process that waits for this one; if that is DVC or torchrun and it ends,
             stop.
         ranks: the processes that train together; None: only this one.
@@ -425,7 +426,7 @@ class Trainer:
 def _dropout_seed(seed: int, step: int, first: int) -> int:
     """Return the seed of dropout in the micro-batch from row `first` of a step's batch on.
 
-    PyTorch's CPU generator uses 32 bits of a seed: mix all three values into as many.
+    PyTorch's CPU generator uses 32 bits of a seed: mix all three values into 32 bits.
     """
     return int(np.random.SeedSequence([seed, step, first]).generate_state(1)[0])
 

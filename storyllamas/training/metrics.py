@@ -15,7 +15,7 @@ import torch
 
 from storyllamas.bits_per_byte import framed_bits_per_byte
 from storyllamas.config import ModelConfig
-from storyllamas.rounding import six_digits
+from storyllamas.rounding import decimals, integer, six_digits
 from storyllamas.training.csv_log import Row
 from storyllamas.training.device import Device
 from storyllamas.training.schedule import learning_rate
@@ -84,7 +84,7 @@ def final_costs(trainer: Trainer) -> dict[str, Any]:
     """Return the time and memory of a finished run, which differ between any two runs."""
     return {
         **costs(trainer.job.config, trainer.tokens_seen, trainer.seconds),
-        "seconds_in_checkpoints": round(trainer.seconds_in_checkpoints, 2),
+        "seconds_in_checkpoints": decimals(trainer.seconds_in_checkpoints, 2),
         "peak_memory_bytes": trainer.peak_memory_bytes,
     }
 
@@ -95,8 +95,8 @@ def costs(config: ModelConfig, tokens: int, seconds: float) -> dict[str, Any]:
     The seconds include validations and checkpoints; the operations do not.
     """
     return {
-        "seconds": round(seconds, 1),
-        "tokens_per_second": round(tokens / seconds),
+        "seconds": decimals(seconds, 1),
+        "tokens_per_second": integer(tokens / seconds),
         "flops_per_second": six_digits(tokens * config.training_flops / seconds),
     }
 
@@ -125,7 +125,7 @@ def matmul_utilization(
     peak = processes * matmul_peak(device.name, device.precision)
     return {
         "peak_flops_per_second": six_digits(peak),
-        "matmul_utilization": round(flops_per_second / peak, 4),
+        "matmul_utilization": decimals(flops_per_second / peak, 4),
     }
 
 

@@ -9,9 +9,9 @@ import sys
 def variables() -> dict[str, str]:
     """Return the variables to set; none that the user has set.
 
-    On Linux, glibc then asks for huge pages, so that large activations cost fewer page faults, and
-    threads of GNU OpenMP spin for some tens of microseconds, not milliseconds, before they sleep:
-    where another program uses a core, training is twice as fast.
+    On Linux, they let glibc request huge pages, so that large activations cause fewer page faults.
+    They let threads of GNU OpenMP spin for tens of microseconds, not milliseconds, before they
+    sleep, which makes training twice as fast where another program uses a core.
     """
     if sys.platform != "linux":
         return {}

@@ -10,6 +10,7 @@ from datetime import timedelta
 from rich import progress as bars
 from rich.console import Console
 
+from storyllamas.rounding import integer
 from storyllamas.training.metrics import memory_bytes
 
 RECENT_STEPS = 50
@@ -59,7 +60,7 @@ class Progress:
         self._recent.append((now, step))
         started, first = self._recent[0]
         seconds = (now - started) / (step - first)
-        left = timedelta(seconds=round(seconds * (self._steps - step)))
+        left = timedelta(seconds=integer(seconds * (self._steps - step)))
         validation = "" if self._validation is None else f"  validation {self._validation:.3f}"
         values = (
             f"loss {loss:.3f}{validation}  {left} left  "

@@ -49,7 +49,7 @@ def main() -> None:
     found = arguments.folder / "found"
     found.mkdir(parents=True, exist_ok=True)
     minutes = ["--minutes", str(arguments.seconds / 60)]
-    commands: list[list[str]] = [[sys.executable, "-m", "bench.fuzz_tokenizer", *minutes]]
+    commands: list[list[str]] = [[sys.executable, "tests/fuzz/tokenizer.py", *minutes]]
     if program := build(arguments.folder):
         time = [f"-max_total_time={arguments.seconds}", "-print_final_stats=1"]
         where = [f"-artifact_prefix={arguments.folder}/", str(found), str(CORPUS)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +247,27 @@ def test_weights_above_the_range_of_the_type(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"embedding\.weight has a weight of .* use f32 or bf16"):
         export_model(large_source, "gguf-f16", tmp_path / "out")
     export_model(large_source, "gguf-bf16", tmp_path / "out")
+
+
+IMPORT = """
+import resource, sys
+from storyllamas.cli import main
+idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    main()
+finally:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(peak - idle, file=sys.stderr)
+"""
+
+
+def test_an_import_holds_a_few_rows_at_a_time(tmp_path: Path) -> None:
+    config = make_config(layers=1, dim=4096, vocab_size=8000)
+    source = make_source(config)
+    export_model(source, "gguf-q8_0", tmp_path)
+    path, out = tmp_path / "model.gguf", tmp_path / "model.slm"
+    command = [sys.executable, "-c", IMPORT, "import", str(path), "--out", str(out), "--type", "q8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    kilobytes = int(done.stderr.splitlines()[-1])
+    # The embedding takes 131 MB in float32 and 35 MB in the file.
+    assert 1024 * kilobytes < 1.2 * path.stat().st_size + (16 << 20)

@@ -80,7 +80,7 @@ def test_a_tied_classifier_may_be_stored_twice(tmp_path: Path) -> None:
         open_external(tmp_path)
 
 
-def test_tied_weights_may_be_stored_as_the_classifier_alone(tmp_path: Path) -> None:
+def test_tied_weights_may_be_stored_as_the_classifier_only(tmp_path: Path) -> None:
     source = make_source(make_config())
     export_model(source, "hf", tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -222,7 +222,7 @@ def test_tokenizers_that_are_rejected(
         open_external(model)
 
 
-def test_user_defined_pieces_stay_at_home(tmp_path: Path) -> None:
+def test_user_defined_pieces_cannot_be_exported(tmp_path: Path) -> None:
     source = make_source(make_config())
     types = source.vocabulary.types.copy()
     types[-1] = PieceType.USER_DEFINED

@@ -22,7 +22,7 @@ from storyllamas.interop import llama2c, llama2c_training
 from storyllamas.interop.formats import export_model, import_model, open_external
 from storyllamas.interop.model import InteropModel, external_name, parts
 from storyllamas.slm import weight_file
-from storyllamas.vocabulary import PieceType, Vocabulary
+from storyllamas.vocabulary import PieceType, TokenizerKind, Vocabulary
 
 
 def floats(*arrays: np.ndarray) -> bytes:
@@ -169,6 +169,7 @@ def test_tokenizer_bin(tmp_path: Path) -> None:
     ("changes", "sentence"),
     [
         ({"rope_theta": 500000.0}, "rope_theta is 500000 and must be 10000"),
+        ({"rope_scaling": "linear", "rope_factor": 2.0}, "rope_scaling is linear and must be none"),
         ({"norm_eps": 1e-6}, "norm_eps is 1e-06 and must be 1e-05"),
         ({"head_dim": 16}, r"heads \* head_dim is 64 and must be dim, 32"),
     ],
@@ -197,6 +198,7 @@ def changed(vocabulary: Vocabulary, **changes: object) -> Vocabulary:
             lambda v: changed(v, types=np.where(v.types == 1, PieceType.USER_DEFINED, v.types)),
             "user-defined",
         ),
+        (lambda v: changed(v, kind=TokenizerKind.BPE), "is not SentencePiece's"),
     ],
 )
 def test_tokenizers_that_it_cannot_represent(tmp_path: Path, change, sentence: str) -> None:
@@ -316,9 +318,22 @@ def test_checkpoints_of_other_people(shared: Path) -> None:
     assert tokenizer.encode("a☃b")[2] == characters.unk_id
 
 
-def test_text_is_not_a_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("Once upon a time there was a llama. " * 9)
-    with pytest.raises(UserError, match=r"a\.txt is not a llama2\.c checkpoint, a GGUF file or"):
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"Once upon a time",
+        b"Once upon a time there was a llama. " * 9,
+        struct.pack("<7i", 33, 64, 2, 4, 4, 300, 32) + bytes(1000),  # 4 heads do not divide 33
+        struct.pack("<Q", 120) + b'{"__metadata__": {"format": "pt"}}' + bytes(99),  # safetensors
+    ],
+)
+def test_a_file_of_another_kind_is_rejected_with_the_kinds_that_can_be_imported(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    kinds = r"llama2\.c checkpoint \(\.bin or ckpt\.pt\), a GGUF file or a Hugging Face folder"
+    with pytest.raises(UserError, match=rf"a\.txt cannot be imported: give a {kinds}$"):
         open_external(tmp_path / "a.txt")
 
 

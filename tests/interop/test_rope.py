@@ -59,7 +59,7 @@ def test_goes_through_gguf(name: str, tmp_path: Path) -> None:
     found = gguf.read(tmp_path / "model.gguf").config
     assert found.rope_scaling == model.config.rope_scaling
     assert found.rope_factor == model.config.rope_factor
-    theirs, ours = rope.freqs(found), rope.freqs(model.config)
+    theirs, ours = rope.divisors(found), rope.divisors(model.config)
     if ours is not None and theirs is not None:
         assert np.allclose(theirs, ours, rtol=1e-5, atol=0)
 

@@ -189,7 +189,7 @@ def first_difference(
     texts: list[str],
     drawn: list[list[int]],
 ) -> str:
-    """Return the first difference in encoding texts or decoding ids, or ""."""
+    """Return the first difference in encoding `texts` or decoding `drawn` ids, or ""."""
     expected = theirs.encode(texts, num_threads=1)
     for text, ids in zip(texts, expected, strict=True):
         if ours.encode(text) != ids:
@@ -223,23 +223,23 @@ def run_round(seed: int) -> tuple[int, str]:
 def main() -> None:
     """Run rounds until the time is up."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.fuzz_tokenizer", description=(__doc__ or "").splitlines()[0]
+        prog="python tests/fuzz/tokenizer.py", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--minutes", type=float, default=1, help="least time of the run")
+    parser.add_argument("--minutes", type=float, default=1, help="minimum time of the run")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first round")
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
-    seed, texts, vocabularies, said = arguments.seed, 0, 0, time.monotonic()
+    seed, texts, vocabularies, printed_at = arguments.seed, 0, 0, time.monotonic()
     while time.monotonic() < end:
         compared, found = run_round(seed)
         if found:
             sys.exit(f"error: seed {seed} differs from SentencePiece: {found}")
         seed, texts, vocabularies = seed + 1, texts + compared, vocabularies + bool(compared)
-        if time.monotonic() - said > 60:
-            said = time.monotonic()
+        if time.monotonic() - printed_at > 60:
+            printed_at = time.monotonic()
             print(f"{vocabularies:,} vocabularies, {texts:,} texts: no difference", flush=True)
-    print(f"{vocabularies:,} vocabularies, {texts:,} texts, seeds {arguments.seed} … {seed - 1}: "
-          "no difference")  # fmt: skip
+    seeds = f"seeds {arguments.seed} … {seed - 1}"
+    print(f"{vocabularies:,} vocabularies, {texts:,} texts, {seeds}: no difference")
 
 
 if __name__ == "__main__":
