@@ -11,6 +11,7 @@
 #include "model.h"
 #include "model_limits.h"
 #include "pages.h"
+#include "tokenizer/utf8.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "weight files are little-endian and mapped as they are"
