@@ -95,7 +95,7 @@ vocab-table: setup ## compare vocabulary sizes on the corpus: metrics/vocabulary
 	$(BIN)/python -m storyllamas.corpus_stats.vocab_table
 
 test: $(VENV)/installed-dev ## run all tests
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 interop: $(VENV)/installed-interop ## compare exports with transformers, llama.cpp and, with LLAMA2C=FOLDER, llama2.c
 	$(BIN)/python -m pytest tests/interop

@@ -159,7 +159,7 @@ typedef struct {
     size_t n;
     float *x, *y, *z;
     sl_quantized quantized;
-    size_t result; /* is used, so that the compiler keeps the calls */
+    size_t result; /* of argmax and select: makes the compiler keep the calls */
 } vectors;
 
 static void quantize(void *data, size_t call) {

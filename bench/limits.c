@@ -109,7 +109,7 @@ static double bandwidth(const char *buffer, size_t bytes, int threads) {
     return best;
 }
 
-/* Return a filled buffer on huge or on small pages, or NULL if the system cannot choose. */
+/* Return a filled buffer on huge or on small pages, or NULL if the system has no huge pages. */
 static char *new_buffer(size_t bytes, int huge) {
     const size_t alignment = 2 * megabyte;
     char *memory =
@@ -154,7 +154,7 @@ static void compute(void *data) {
     c->operations = c->peak->run();
 }
 
-/* Return the operations per second of so many threads. */
+/* Return the operations per second of all threads together. */
 static double operations(const peak *measured, int threads) {
     computation computations[MAX_THREADS];
     void *data[MAX_THREADS];

@@ -14,9 +14,9 @@
 
 enum { ROUNDS = 1 << 21, SUMS = 12 };
 
-/* Define a loop over step(sum, a, b), which does so many operations. The sums do not wait for each
- * other. The empty assembly hides the values from the compiler, so it neither merges equal sums nor
- * removes unused ones. */
+/* Define a loop over step(sum, a, b), which does `operations` operations. The sums do not wait for
+ * each other. The empty assembly hides the values from the compiler, so it neither merges equal
+ * sums nor removes unused ones. */
 #define LOOP(name, input, result, operations, step)                                                \
     static double name(void) {                                                                     \
         result sums[SUMS] = {0};                                                                   \

@@ -11,7 +11,7 @@
  *     greedy STEPS                  generate the most probable ids    {"ids": [5, 17]}
  *     about                         describe the engine               {"about": "version 1"}
  *
- * If the engine cannot do what is asked the answer is {}. THREADS 0 lets the engine choose.
+ * If the engine cannot do a request the answer is {}. THREADS 0 lets the engine choose.
  * Sampling has temperature 1 and top-p 0.9, and continues after EOS. peers/worker.py is the same in
  * Python. */
 

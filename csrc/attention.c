@@ -1,9 +1,16 @@
 /* attention.c: the key-value cache, rotary position embedding, and attention.
  *
+ * A query head q attends to the keys K and values V of its key-value head at all positions up to
+ * its own (Vaswani et al. 2017, arXiv:1706.03762):
+ *
+ *     attention(q) = softmax(K q / sqrt(head_dim)) V
+ *
+ * heads / kv_heads query heads share a key-value head (Ainslie et al. 2023, arXiv:2305.13245).
+ *
  * The cache of a key-value head is two matrices in the kernels' tiles. Keys have a row for each
- * position, so scores are the keys times a query. Values are transposed, with a column for each
- * position, so the result is the values times the softmax of the scores. In memory the heads of a
- * layer lie side by side, so the filled part of the cache is contiguous, whatever the context:
+ * position: K times a query gives the scores. Values are transposed, with a column for each
+ * position: they are multiplied by the softmax of the scores. The heads of a layer are neighbours
+ * in memory, so that the filled part of the cache is contiguous at any context:
  *
  *   keys    [layers][tiles of 16 positions][kv_heads][head_dim][16]
  *   values  [layers][positions][kv_heads][head_dim in whole tiles]
@@ -57,7 +64,7 @@ size_t sl_values_bytes(const sl_model *model) {
     return sl_size_multiply(model->info.layers, layer);
 }
 
-/* Return where the matrices of a key-value head start. */
+/* Return the start of a key-value head's matrix of keys, and of values. */
 static uint8_t *keys_of(const sl_model *model, const sl_kv_cache *cache, size_t layer,
                         size_t head) {
     const sl_info *info = &model->info;
@@ -72,7 +79,7 @@ static uint8_t *values_of(const sl_model *model, const sl_kv_cache *cache, size_
     return cache->values + first * element_bytes(model);
 }
 
-/* Read a byte of each cache line of rows[count][bytes], which are `stride` bytes apart. */
+/* Read a byte of each cache line of rows[count][bytes]; rows are `stride` bytes apart. */
 static void load_lines(const uint8_t *rows, size_t count, size_t stride, size_t bytes) {
     enum { LINE = 64 };
     for (size_t row = 0; row < count; row++)
@@ -90,7 +97,7 @@ void sl_prefetch_cache(const sl_model *model, const sl_kv_cache *cache, size_t l
                heads * sl_padded_rows(info->head_dim) * element);
 }
 
-/* Return the index of an element in the matrices of a head. */
+/* Return the index of element d of a position in the matrix of keys, and of values. */
 static size_t key_at(const sl_info *info, size_t position, size_t d) {
     return position / SL_TILE_ROWS * key_stride(info) + d * SL_TILE_ROWS + position % SL_TILE_ROWS;
 }
@@ -118,10 +125,10 @@ static void store_f16(const sl_model *model, const sl_attention_scratch *scratch
 
 /* ---- Rotary position embedding --------------------------------------------------------------- */
 
-/* Return by how much pair i / 2 is rotated at position 1: 1 / rope_theta^(i / head_dim) (Su et al.
- * 2021, arXiv:2104.09864), scaled for a long context. Llama 3.1 divides the frequency by
- * rope_factor if the pair turns less than low_freq_factor times over the original context, leaves
- * it if it turns more than high_freq_factor times, and interpolates in between. */
+/* Return the angle per position of pair (i, i + 1): rope_theta^(-i / head_dim) (Su et al. 2021,
+ * arXiv:2104.09864), scaled for a long context. Llama 3.1 divides the frequency by rope_factor if
+ * the pair turns less than low_freq_factor times over the original context, leaves it if it turns
+ * more than high_freq_factor times, and interpolates in between. */
 static double rotary_frequency(const sl_info *info, size_t i) {
     const double frequency = pow(info->rope_theta, -(double)i / info->head_dim);
     if (info->rope_scaling == SL_ROPE_NONE) return frequency;
@@ -130,8 +137,8 @@ static double rotary_frequency(const sl_info *info, size_t i) {
     const double pi = 3.14159265358979323846;
     const double low = info->rope_low_freq_factor, high = info->rope_high_freq_factor;
     const double turns = info->rope_original_context * frequency / (2 * pi);
-    const double kept = fmin(fmax((turns - low) / (high - low), 0), 1);
-    return (1 - kept) * scaled + kept * frequency;
+    const double unscaled_share = fmin(fmax((turns - low) / (high - low), 0), 1);
+    return (1 - unscaled_share) * scaled + unscaled_share * frequency;
 }
 
 void sl_fill_rotary(const sl_info *info, float *table, size_t first, size_t end) {
@@ -160,8 +167,8 @@ static void multiply(const sl_model *model, float *y, size_t y_stride, const voi
                                    columns, x, x_stride, n);
 }
 
-/* Replace the first `positions` scores by the numerators of their softmax and fill up to `end` with
- * zeros. Returns the denominator. */
+/* Replace scores[positions] by the numerators of softmax(scores / sqrt(head_dim)), and set the
+ * scores up to `end` to zero. Returns the denominator. */
 static float softmax(const sl_model *model, float *scores, size_t positions, size_t end) {
     const float largest = scores[model->kernels->argmax(scores, positions)];
     memset(scores + positions, 0, (end - positions) * sizeof *scores);
@@ -169,8 +176,8 @@ static float softmax(const sl_model *model, float *scores, size_t positions, siz
                                         1.0f / sqrtf((float)model->info.head_dim));
 }
 
-/* Attend with one query head and tokens first … first + n - 1 of those that follow the cache's
- * position; n is at most SL_MAX_QUERIES. queries, stride and output are those of token `first`. */
+/* Compute attention for one query head and tokens first … first + n - 1 after the cache's position;
+ * n is at most SL_MAX_QUERIES. queries[n][stride] and `output` start at token `first`. */
 static void attend_queries(const sl_model *model, const sl_kv_cache *cache, const void *keys,
                            const void *values, size_t first, size_t n, const float *queries,
                            size_t stride, float *output, const sl_attention_scratch *scratch) {
@@ -179,10 +186,13 @@ static void attend_queries(const sl_model *model, const sl_kv_cache *cache, cons
     const size_t scores_stride = sl_padded_rows(info->context);
     const size_t position = cache->position + first, positions = position + n;
     float sums[SL_MAX_QUERIES];
+    /* scores = K q, for all positions. */
     multiply(model, scratch->scores, scores_stride, keys, key_stride(info), SL_TILE_ROWS, positions,
              head_dim, queries, stride, n);
-    for (size_t i = 0; i < n; i++) /* causal: token i sees its own position and those before */
+    /* Softmax. It is causal: token i attends to its own position and those before. */
+    for (size_t i = 0; i < n; i++)
         sums[i] = softmax(model, scratch->scores + i * scores_stride, position + i + 1, positions);
+    /* output = softmax(scores) V. */
     multiply(model, scratch->output, output_stride, values, SL_TILE_ROWS, value_stride(info),
              head_dim, positions, scratch->scores, scores_stride, n);
     for (size_t i = 0; i < n; i++) {
@@ -193,6 +203,25 @@ static void attend_queries(const sl_model *model, const sl_kv_cache *cache, cons
     }
 }
 
+/* Rotate the key of a token, and its queries that share the key. Store the key and the value in the
+ * cache. qkv holds all of the token's queries, keys and values. */
+static void rotate_and_store(const sl_model *model, void *keys, void *values, size_t kv_head,
+                             size_t position, const float *rotary, float *qkv,
+                             const sl_attention_scratch *scratch) {
+    const sl_info *info = &model->info;
+    const size_t head_dim = info->head_dim, sharing = info->heads / info->kv_heads;
+    const float *angles = rotary + position * head_dim;
+    float *queries = qkv + kv_head * sharing * head_dim;
+    float *key = qkv + (info->heads + kv_head) * head_dim;
+    const float *value = key + info->kv_heads * head_dim;
+    model->kernels->rotate(queries, sharing, head_dim, angles);
+    model->kernels->rotate(key, 1, head_dim, angles);
+    if (sl_cache_is_f16(model))
+        store_f16(model, scratch, keys, values, position, key, value);
+    else
+        store_f32(info, keys, values, position, key, value);
+}
+
 void sl_attend(const sl_model *model, const sl_kv_cache *cache, size_t layer, size_t kv_head,
                size_t count, const float *rotary, float *qkv, size_t qkv_stride, float *output,
                const sl_attention_scratch *scratch) {
@@ -201,19 +230,9 @@ void sl_attend(const sl_model *model, const sl_kv_cache *cache, size_t layer, si
     const size_t first_head = kv_head * sharing;
     void *keys = keys_of(model, cache, layer, kv_head);
     void *values = values_of(model, cache, layer, kv_head);
-    for (size_t i = 0; i < count; i++) {
-        const size_t position = cache->position + i;
-        const float *table = rotary + position * head_dim;
-        float *queries = qkv + i * qkv_stride + first_head * head_dim;
-        float *key = qkv + i * qkv_stride + (info->heads + kv_head) * head_dim;
-        const float *value = key + info->kv_heads * head_dim;
-        model->kernels->rotate(queries, sharing, head_dim, table);
-        model->kernels->rotate(key, 1, head_dim, table);
-        if (sl_cache_is_f16(model))
-            store_f16(model, scratch, keys, values, position, key, value);
-        else
-            store_f32(info, keys, values, position, key, value);
-    }
+    for (size_t i = 0; i < count; i++)
+        rotate_and_store(model, keys, values, kv_head, cache->position + i, rotary,
+                         qkv + i * qkv_stride, scratch);
     for (size_t h = first_head; h < first_head + sharing; h++)
         for (size_t i = 0; i < count; i += SL_MAX_QUERIES) {
             const size_t left = count - i, n = left < SL_MAX_QUERIES ? left : SL_MAX_QUERIES;

@@ -14,15 +14,15 @@ typedef struct {
     size_t position; /* tokens in the cache */
 } sl_kv_cache;
 
-/* Return whether the cache is f16 instead of f32. It is for quantized models. */
+/* Return whether the cache is f16, as for quantized models, and not f32. */
 bool sl_cache_is_f16(const sl_model *model);
 
 /* Return the bytes of a cache's keys, and of its values; SL_TOO_LARGE if they do not fit size_t. */
 size_t sl_keys_bytes(const sl_model *model);
 size_t sl_values_bytes(const sl_model *model);
 
-/* Load the part of a layer's cache that key-value heads first … end - 1 have filled, one cache line
- * after the other. Memory is fastest if many lines are requested in a row before any is used. */
+/* Prefetch the filled part of a layer's cache, for key-value heads first … end - 1. Memory is
+ * fastest if many cache lines are requested in a row before any is used. */
 void sl_prefetch_cache(const sl_model *model, const sl_kv_cache *cache, size_t layer, size_t first,
                        size_t end);
 
@@ -39,10 +39,10 @@ typedef struct {
 enum { SL_MAX_QUERIES = 8 }; /* tokens whose queries are computed together */
 
 /* Compute causal grouped-query attention for one key-value head and the `count` tokens that follow
- * those in the cache. Their keys and values are written to the cache; its position stays. The
- * rotary table is filled for their positions.
- * qkv[count][qkv_stride] holds queries, keys and values before the rotation, which happens in
- * place. The query heads that share the key-value head write output[count][heads * head_dim]. */
+ * those in the cache. qkv[count][qkv_stride] holds their queries, keys and values; the call rotates
+ * them in place and appends keys and values to the cache, but leaves its position unchanged. It
+ * writes the part of output[count][heads * head_dim] of the query heads that share the key-value
+ * head. The rotary table must be filled for the tokens' positions. */
 void sl_attend(const sl_model *model, const sl_kv_cache *cache, size_t layer, size_t kv_head,
                size_t count, const float *rotary, float *qkv, size_t qkv_stride, float *output,
                const sl_attention_scratch *scratch);

@@ -8,11 +8,11 @@
 
 enum {
     WARM_UP = 1, /* steps that are not timed: threads wake up, caches change owners */
-    TIMED = 3,   /* steps that are timed, of either kind */
+    TIMED = 3,   /* timed steps of each kind: with the pool, with one thread */
     HALF = WARM_UP + TIMED,
     TRIAL = 2 * HALF,
-    CYCLE = 40 *
-        HALF, /* long enough that a trial costs little, even if one kind is twice as slow */
+    /* Long enough that a trial costs little, even if one kind is twice as slow. */
+    CYCLE = 40 * HALF,
 };
 
 static int64_t nanoseconds(void) {

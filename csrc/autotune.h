@@ -1,6 +1,6 @@
 /* autotune.h: measures whether the thread pool is faster than one thread.
  *
- * The answer depends on what else the machine is doing, so it is measured again and again. */
+ * The answer depends on the load of the machine, so it is measured regularly. */
 
 #ifndef STORYLLAMAS_AUTOTUNE_H
 #define STORYLLAMAS_AUTOTUNE_H
@@ -12,7 +12,7 @@
  * is_single to the more likely answer, which is tried first. */
 typedef struct {
     bool is_single;   /* one thread is faster, as far as is known */
-    uint32_t step;    /* within a cycle, which begins with a trial of both */
+    uint32_t step;    /* within a cycle; a cycle begins with a trial of both */
     int64_t spent[2]; /* nanoseconds of the trial: with the pool, with one thread */
     int64_t start;    /* of the current step, in nanoseconds */
 } sl_autotune;

@@ -1,4 +1,4 @@
-/* checksum.h: the checksum of a weight file (defined in storyllamas.h).
+/* checksum.h: the checksum of a weight file, which storyllamas.h defines.
  *
  * The checksums of the parts of a file combine to the checksum of the file, so several threads can
  * compute it. */
@@ -26,7 +26,7 @@ void sl_checksum_combine(sl_checksum *sum, const sl_checksum *next, size_t bytes
  * zero. bytes is the length of the data. */
 void sl_checksum_clear_word(sl_checksum *sum, size_t word, uint64_t value, size_t bytes);
 
-/* Fold the state to the number that stands in the file. */
+/* Return the number that the weight file stores. */
 uint64_t sl_checksum_digest(const sl_checksum *sum);
 
 #endif

@@ -1,4 +1,4 @@
-/* forward.c: a forward pass through the model, and the checks before and after it. */
+/* forward.c: runs a forward pass on the thread pool or on one thread, and checks ids and logits. */
 
 #include "forward.h"
 
@@ -46,7 +46,7 @@ void sl_forward(sl_session *session, const sl_segment *segments, size_t count) {
 }
 
 int sl_check_logits(const float *logits, size_t count) {
-    uint32_t found = 0; /* an exponent of ones: infinity or NaN */
+    uint32_t found = 0; /* 1: an exponent has only ones, so the logit is infinity or NaN */
     for (size_t i = 0; i < count; i++) {
         uint32_t bits;
         memcpy(&bits, logits + i, sizeof bits);

@@ -1,17 +1,18 @@
-/* forward.h: a forward pass through the model, and the checks before and after it. */
+/* forward.h: runs a forward pass on the thread pool or on one thread, and checks ids and logits. */
 
 #ifndef STORYLLAMAS_FORWARD_H
 #define STORYLLAMAS_FORWARD_H
 
 #include "transformer.h"
 
-/* Check that ids[count] are in the vocabulary; others are SL_ERROR_ARGUMENT. */
+/* Check that ids[count] are in the vocabulary; if one is not, return SL_ERROR_ARGUMENT. */
 int sl_check_ids(const sl_model *model, const int32_t *ids, size_t count);
 
-/* Run sl_transformer on the thread pool or on one thread, whichever is faster. */
+/* Fill the rotary table and run sl_transformer, on the thread pool or on one thread, whichever is
+ * faster. */
 void sl_forward(sl_session *session, const sl_segment *segments, size_t count);
 
-/* Check that logits[count] are finite; others are SL_ERROR_NUMBER. */
+/* Check that logits[count] are finite; if one is not, return SL_ERROR_NUMBER. */
 int sl_check_logits(const float *logits, size_t count);
 
 #endif

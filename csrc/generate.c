@@ -1,4 +1,4 @@
-/* generate.c: generates sequences, one or a batch. */
+/* generate.c: generates a sequence or a batch of them. */
 
 #include <inttypes.h>
 #include <string.h>
@@ -15,8 +15,8 @@ static int reject_long_prompt(size_t count, uint32_t context) {
                    count, context);
 }
 
-/* Make a session usable whose step was cut off by a fork: forget its sequences, which may be half
- * done. Returns whether that was so. */
+/* Return whether a fork cut off a step of this session. If so, discard its sequences, which may be
+ * incomplete, so that the session is usable again. */
 static bool recover(sl_session *s) {
     if (!s->is_in_step) return false;
     for (size_t i = 0; i < s->slot_count; i++) sl_sequence_reset(&s->sequences[i]);
@@ -32,7 +32,7 @@ static sl_sequence *find_sequence(sl_session *s, size_t slot) {
     return NULL;
 }
 
-/* Start a reset sequence whose ids[count] are in place. */
+/* Start a sequence that is reset and already has its prompt in ids[count]. */
 static void start(sl_session *s, sl_sequence *sequence, size_t count, const sl_options *options) {
     sequence->options = *options;
     sequence->stop = SL_RUNNING;
@@ -40,12 +40,24 @@ static void start(sl_session *s, sl_sequence *sequence, size_t count, const sl_o
     sequence->prompt_count = sequence->id_count = count;
     sequence->is_started = true;
     sl_random_seed(&sequence->random, options->seed);
-    for (size_t i = 0; i < count; i++) /* the generated text continues that of the prompt */
+    for (size_t i = 0; i < count; i++) /* decode the prompt: the generated text continues it */
         sl_decoder_next(&sequence->decoder, &s->model->tokenizer, sequence->ids[i], sequence->text);
 }
 
-int sl_start_slot_ids(sl_session *s, size_t slot, const int32_t *ids, size_t count,
-                      const sl_options *options) {
+/* Return how many of ids[count] the cache of a sequence already begins with. The last id does not
+ * count: it has to go through the model for its logits. */
+static size_t count_cached(const sl_sequence *sequence, const int32_t *ids, size_t count) {
+    const size_t cached = sequence->is_started ? sequence->cache.position : 0;
+    const size_t max = cached < count ? cached : count - 1;
+    size_t same = 0;
+    while (same < max && sequence->ids[same] == ids[same]) same++;
+    return same;
+}
+
+/* Start a sequence with ids[count] in a slot. It keeps what its cache holds of these ids, and
+ * counts them in *kept, unless kept is NULL. */
+static int start_ids(sl_session *s, size_t slot, const int32_t *ids, size_t count,
+                     const sl_options *options, size_t *kept) {
     const uint32_t context = s->model->info.context;
     sl_sequence *sequence = find_sequence(s, slot);
     if (!sequence) return SL_ERROR_ARGUMENT;
@@ -55,10 +67,18 @@ int sl_start_slot_ids(sl_session *s, size_t slot, const int32_t *ids, size_t cou
         return sl_fail(SL_ERROR_ARGUMENT, "the prompt has no tokens: give at least one");
     if (count > context) return reject_long_prompt(count, context);
     if ((status = sl_check_ids(s->model, ids, count))) return status;
+    const size_t cached = kept ? count_cached(sequence, ids, count) : 0;
     sl_sequence_reset(sequence);
+    sequence->cache.position = cached;
     memcpy(sequence->ids, ids, count * sizeof *ids);
     start(s, sequence, count, options);
+    if (kept) *kept = cached;
     return SL_OK;
+}
+
+int sl_start_slot_ids(sl_session *s, size_t slot, const int32_t *ids, size_t count,
+                      const sl_options *options) {
+    return start_ids(s, slot, ids, count, options, NULL);
 }
 
 int sl_start_slot(sl_session *s, size_t slot, const char *prompt, size_t length,
@@ -95,8 +115,8 @@ static bool needs_token(sl_sequence *sequence, const sl_info *info) {
     return !sequence->stop;
 }
 
-/* Run a forward pass with the new tokens of sequences[count], as many as fit in it; there is at
- * least one token. Sequences whose tokens are all through the model get logits. */
+/* Run a forward pass with as many new tokens of sequences[count] as fit in it, at least one. Each
+ * sequence that has no new tokens left then gets logits. */
 static void forward(sl_session *s, sl_sequence *const *sequences, size_t count) {
     sl_segment segments[SL_MAX_SLOTS];
     size_t segment_count = 0, room = s->rows;
@@ -134,12 +154,18 @@ static void sample(void *context, size_t first, size_t end, size_t thread) {
     }
 }
 
+static bool ends_sequence(const sl_model *model, int32_t id) {
+    for (size_t i = 0; i < model->extra_eos_count; i++)
+        if ((int32_t)model->extra_eos_ids[i] == id) return true;
+    return id == model->info.eos_id;
+}
+
 /* Append the sampled token to its sequence, unless it ends the sequence, and fill in the piece. */
 static void append(const sl_model *model, sl_sequence *sequence, sl_piece *piece) {
     const sl_info *info = &model->info;
     piece->id = sequence->next_id;
     if (!sequence->options.ignore_eos) {
-        if (piece->id == info->eos_id) sequence->stop = SL_STOP_EOS;
+        if (ends_sequence(model, piece->id)) sequence->stop = SL_STOP_EOS;
         if (piece->id == info->bos_id) sequence->stop = SL_STOP_BOS;
         if (sequence->stop) return;
     }
@@ -148,8 +174,8 @@ static void append(const sl_model *model, sl_sequence *sequence, sl_piece *piece
         sl_decoder_next(&sequence->decoder, &model->tokenizer, piece->id, sequence->text);
 }
 
-/* Remove the sequences that have logits from sequences[*count] and generate their next token.
- * pieces[slot_count] are those of the session. */
+/* Generate the next token of each sequence that has logits, and remove these sequences from
+ * sequences[*count]. pieces[slot_count] are those of the session. */
 static int generate_ready(sl_session *s, sl_sequence **sequences, size_t *count, sl_piece *pieces) {
     sl_sequence *ready[SL_MAX_SLOTS];
     size_t ready_count = 0, waiting_count = 0;
@@ -176,7 +202,7 @@ static int generate_ready(sl_session *s, sl_sequence **sequences, size_t *count,
     return status;
 }
 
-/* Generate the next token of the first `count` slots. After an error all others have theirs. */
+/* Generate the next token of the first `count` slots. If one fails, the others still get theirs. */
 static int generate_all(sl_session *s, size_t count, sl_piece *pieces) {
     sl_sequence *waiting[SL_MAX_SLOTS];
     size_t waiting_count = 0;
@@ -238,6 +264,13 @@ int sl_start(sl_session *s, const char *prompt, size_t length, const sl_options 
 
 int sl_start_ids(sl_session *s, const int32_t *ids, size_t count, const sl_options *options) {
     const int status = sl_start_slot_ids(s, 0, ids, count, options);
+    return status ? status : prefill(s);
+}
+
+int sl_continue_ids(sl_session *s, const int32_t *ids, size_t count, const sl_options *options,
+                    size_t *kept) {
+    size_t cached;
+    const int status = start_ids(s, 0, ids, count, options, kept ? kept : &cached);
     return status ? status : prefill(s);
 }
 

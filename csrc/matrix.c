@@ -1,4 +1,4 @@
-/* matrix.c: a matrix of the weight file, and what the weight types are. */
+/* matrix.c: a matrix of the weight file, of any weight type. */
 
 #include "matrix.h"
 

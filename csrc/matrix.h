@@ -1,4 +1,4 @@
-/* matrix.h: a matrix of the weight file, and what the weight types are. */
+/* matrix.h: a matrix of the weight file, of any weight type. */
 
 #ifndef STORYLLAMAS_MATRIX_H
 #define STORYLLAMAS_MATRIX_H
@@ -20,8 +20,8 @@ static inline bool sl_is_quantized(uint32_t type) {
     return type != SL_F32;
 }
 
-/* Return the number that a group size must be a multiple of: the columns whose weights of one row
- * stand next to each other. The type is quantized. */
+/* Return the number that a group size of a quantized type must be a multiple of: the columns whose
+ * weights share four bytes of a row. */
 uint32_t sl_group_multiple(uint32_t type);
 
 /* Return the groups in a row of a quantized matrix. */

@@ -24,7 +24,7 @@ enum { HUGE_PAGE = 1 << 21 };
 /* ---- Memory ---------------------------------------------------------------------------------- */
 
 void *sl_pages_new(size_t bytes, bool huge) {
-    /* Reserve room for the alignment, then return what lies before and after to the system. */
+    /* Reserve room for the alignment, then return the unused parts at both ends to the system. */
     const size_t extra = huge ? HUGE_PAGE : 0, page = (size_t)sysconf(_SC_PAGESIZE);
     const size_t reserved = sl_size_add(bytes, extra);
     if (reserved == SL_TOO_LARGE) return NULL;
@@ -40,6 +40,17 @@ void *sl_pages_new(size_t bytes, bool huge) {
     madvise(memory + before, bytes, MADV_HUGEPAGE);
 #endif
     return memory + before;
+}
+
+void sl_pages_make_small(void *start, size_t bytes) {
+#ifdef MADV_NOHUGEPAGE
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t before = -(uintptr_t)start & (page - 1);
+    if (bytes >= before + page)
+        madvise((uint8_t *)start + before, (bytes - before) / page * page, MADV_NOHUGEPAGE);
+#else
+    (void)start, (void)bytes;
+#endif
 }
 
 void sl_pages_free(void *pages, size_t bytes) {
@@ -148,7 +159,7 @@ int sl_pages_open(const char *path, int32_t kind, void **pages, size_t *bytes, s
     if (kind < SL_PAGES_AUTO || kind > SL_PAGES_HUGE)
         return sl_fail(SL_ERROR_ARGUMENT, "pages is %" PRId32 " and must be one of SL_PAGES_…",
                        kind);
-    /* O_NONBLOCK: to open a FIFO must not wait for a writer. Regular files ignore it. */
+    /* With O_NONBLOCK, opening a FIFO does not wait for a writer. Regular files ignore it. */
     const int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (file < 0 && errno == ENOENT)
         return sl_fail(SL_ERROR_FILE, "weight file %s does not exist: run `dvc repro` first", path);

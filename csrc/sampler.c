@@ -54,7 +54,7 @@ static int reject_integer(const char *name, int32_t value, const char *range) {
     return sl_fail(SL_ERROR_ARGUMENT, "%s is %" PRId32 " and must be %s", name, value, range);
 }
 
-/* Each condition states what is allowed, because every comparison with NaN is false. */
+/* Each condition is negated, so that NaN is rejected: every comparison with NaN is false. */
 int sl_check_options(const sl_options *o) {
     if (!(o->temperature >= 0 && o->temperature <= 1000))
         return reject_real("temperature", o->temperature, "0 (greedy) to 1000");
@@ -74,12 +74,13 @@ int sl_check_options(const sl_options *o) {
 
 /* ---- Sampling -------------------------------------------------------------------------------- */
 
-/* The result stays finite; the following steps rely on that. */
+/* Apply the penalty to a logit. The result stays finite, as the next steps need. */
 static float penalized(float logit, float penalty) {
     const float changed = logit > 0 ? logit / penalty : logit * penalty;
     return fmaxf(fminf(changed, FLT_MAX), -FLT_MAX);
 }
 
+/* Apply the penalty once to each token that occurs in recent[count]. */
 static void penalize(const sl_options *options, float *logits, const int32_t *recent, size_t count,
                      uint8_t *marks) {
     for (size_t i = 0; i < count; i++) {
@@ -101,8 +102,8 @@ static void swap(sl_candidate *a, sl_candidate *b) {
     *b = first;
 }
 
-/* Partition candidates[count] around the middle one: those that come before it move to the front,
- * it follows them. Returns its new index and sets *weight to the total weight before it. */
+/* Partition candidates[count] around the middle one: move those that come before it to the front,
+ * and it behind them. Returns its new index and sets *weight to the total weight before it. */
 static size_t partition(sl_candidate *candidates, size_t count, double *weight) {
     sl_candidate *last = &candidates[count - 1];
     size_t before = 0;
@@ -118,8 +119,8 @@ static size_t partition(sl_candidate *candidates, size_t count, double *weight) 
 }
 
 /* Move the most probable candidates to the front: the fewest that together have the weight
- * `target`, but at least one and at most `max`. Returns how many; the least probable of them stands
- * last. This is quickselect (Hoare 1961) by weight. */
+ * `target`, but at least one and at most `max`. Returns their number; the least probable of them is
+ * the last. This is quickselect (Hoare 1961) by weight. */
 static size_t take(sl_candidate *candidates, size_t count, size_t max, double target) {
     size_t first = 0, end = count;
     while (end - first > 1) {
@@ -144,7 +145,8 @@ static double weight_of(const sl_candidate *candidates, size_t count) {
     return sum;
 }
 
-/* Make candidates of the tokens whose weight is at least `floor`, by id. Returns how many. */
+/* Make candidates of the tokens whose weight is at least `floor`, sorted by id. Returns their
+ * number. */
 static size_t gather(const sl_kernels *kernels, const float *weights, size_t count, float floor,
                      const sl_sampler *sampler) {
     const size_t kept = kernels->select(sampler->indices, weights, count, floor);
@@ -161,50 +163,52 @@ static float round_down(double x) {
     return (double)nearest > x ? nextafterf(nearest, 0) : nearest;
 }
 
-/* Keep the candidates whose weight is at least `floor`; the most probable weighs 1. */
-static size_t drop_light(sl_candidate *candidates, size_t count, double floor) {
+/* Move the candidates whose weight is at least `floor` to the front. Returns their number. */
+static size_t keep_above(sl_candidate *candidates, size_t count, double floor) {
     size_t kept = 0;
     for (size_t i = 0; i < count; i++)
         if ((double)candidates[i].weight >= floor) swap(&candidates[i], &candidates[kept++]);
     return kept;
 }
 
-/* Apply top_k, top_p and min_p to tokens with weights[count], whose sum is `total`; the most
- * probable weighs 1. Returns how many candidates are left, in no order. */
+/* Apply steps 3 to 5 of sl_options to tokens with weights[count], whose sum is `total` and whose
+ * largest is 1. Returns the number of candidates that remain, in no order. */
 static size_t filter(const sl_kernels *kernels, const sl_options *options, const float *weights,
                      size_t count, double total, const sl_sampler *sampler) {
     const double top_p = (double)options->top_p, min_p = (double)options->min_p;
     double floor = options->top_k ? 0 : min_p, target = top_p * total;
+    /* Without top_k, tokens of too low a weight need not become candidates. */
     if (!options->top_k && top_p < 1) {
-        /* Lighter tokens cannot matter: together they have less than 1 - top_p of the total. */
+        /* All tokens below this weight together have less than 1 - top_p of the total. */
         const double negligible = (1 - top_p) * total / (double)count;
         if (negligible > floor) floor = negligible;
     }
     sl_candidate *candidates = sampler->candidates;
     size_t kept = gather(kernels, weights, count, round_down(floor), sampler);
-    if (options->top_k) {
+    if (options->top_k) { /* 3. top_k */
         kept = take(candidates, kept, (size_t)options->top_k, INFINITY);
-        target = top_p * weight_of(candidates, kept); /* of what top_k leaves */
+        target = top_p * weight_of(candidates, kept);
     }
-    if (top_p < 1) kept = take(candidates, kept, kept, target);
-    return min_p > 0 ? drop_light(candidates, kept, min_p) : kept;
+    if (top_p < 1) kept = take(candidates, kept, kept, target); /* 4. top_p */
+    /* 5. min_p */
+    return min_p > 0 ? keep_above(candidates, kept, min_p) : kept;
 }
 
-/* Lay the candidates end to end, each as long as its weight, and return the one at this fraction of
- * the total length. */
+/* Return the first candidate, in the order of sl_options, at which the running sum of the weights
+ * exceeds this fraction of their total. */
 static int32_t draw(const sl_options *options, sl_candidate *candidates, size_t count,
                     double fraction) {
-    const double distance = fraction * weight_of(candidates, count);
+    const double threshold = fraction * weight_of(candidates, count);
     if (options->top_k || options->top_p < 1 || options->min_p > 0) {
-        const size_t taken = take(candidates, count, count, nextafter(distance, INFINITY));
+        const size_t taken = take(candidates, count, count, nextafter(threshold, INFINITY));
         return candidates[taken - 1].id;
     }
-    double end = 0;
+    double sum = 0;
     for (size_t i = 0; i < count; i++) {
-        end += (double)candidates[i].weight;
-        if (distance < end) return candidates[i].id;
+        sum += (double)candidates[i].weight;
+        if (sum > threshold) return candidates[i].id;
     }
-    return candidates[count - 1].id; /* rounding can lead past the end */
+    return candidates[count - 1].id; /* rounding can leave the threshold above the sum */
 }
 
 int32_t sl_sample(const sl_kernels *kernels, const sl_options *options, sl_random *random,
@@ -212,12 +216,13 @@ int32_t sl_sample(const sl_kernels *kernels, const sl_options *options, sl_rando
                   const sl_sampler *sampler) {
     const size_t window = (size_t)options->repetition_window;
     const size_t seen = window < recent_count ? window : recent_count;
-    if (options->repetition_penalty != 1)
+    if (options->repetition_penalty != 1) /* 1. repetition_penalty */
         penalize(options, logits, recent + recent_count - seen, seen, sampler->marks);
     const size_t best = kernels->argmax(logits, count);
-    if (options->temperature == 0) return (int32_t)best;
+    if (options->temperature == 0) return (int32_t)best; /* 2. temperature: greedy, or softmax */
     const float scale = fminf(1.0f / options->temperature, FLT_MAX);
     const float total = kernels->exponentials(logits, logits, count, logits[best], scale);
+    /* 3. top_k, 4. top_p, 5. min_p, then the draw. */
     const size_t kept = filter(kernels, options, logits, count, (double)total, sampler);
     return draw(options, sampler->candidates, kept, random_fraction(random));
 }

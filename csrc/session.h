@@ -8,14 +8,14 @@
 #include "sampler.h"
 #include "thread_pool.h"
 
-/* A sequence of tokens, its key-value cache, and how it is generated. */
+/* A sequence of tokens, with its key-value cache and the state of sampling and decoding. */
 typedef struct {
     sl_kv_cache cache;
     sl_options options;
     sl_random random;
     sl_sampler sampler;
     sl_decoder decoder;
-    int32_t *ids; /* [context]; those from cache.position on have not been through the model */
+    int32_t *ids; /* [context]; the model has processed those before cache.position */
     size_t id_count;
     size_t prompt_count;
     float *logits;   /* after the last id; NULL: not computed yet */
@@ -26,8 +26,7 @@ typedef struct {
     char *text;       /* [sl_decoder_bound] */
 } sl_sequence;
 
-/* The tokens that go through the model at once are at most this many or the number of slots,
- * whichever is larger. */
+/* A forward pass has at most this many tokens, or a token for each slot if there are more slots. */
 enum { SL_CHUNK_TOKENS = 128 };
 
 struct sl_session {
@@ -35,7 +34,7 @@ struct sl_session {
     sl_thread_pool *pool;    /* NULL: one thread; see sl_session_pool */
     sl_autotune autotune[2]; /* of forward passes of one token, of several */
     size_t threads;
-    size_t rows;  /* tokens that go through the model at once */
+    size_t rows;  /* the largest number of tokens of a forward pass */
     void *memory; /* [memory_bytes] holds every array below */
     size_t memory_bytes;
 
@@ -48,7 +47,7 @@ struct sl_session {
     float *input;             /* [widest input of a matrix] */
     float *qkv;               /* [rows of qkv] */
     float *gate_up;           /* [rows of gate_up] */
-    float *output;            /* [dim] what attention or feed-forward adds to x */
+    float *output;            /* [dim] the output of attention or feed-forward, added to x */
     float *logits;            /* [vocab_size] */
     int8_t *quantized_values; /* [widest input of a matrix, in whole groups] */
     float *quantized_scales;  /* [groups of that] */
@@ -64,7 +63,7 @@ struct sl_session {
  * it once for each use of the session, not for each loop. */
 sl_thread_pool *sl_session_pool(sl_session *session);
 
-/* Forget a sequence. Its slot is idle then. */
+/* Discard the sequence in a slot; the slot becomes idle. */
 void sl_sequence_reset(sl_sequence *sequence);
 
 /* Return the number of floats between two rows of session->logits. */

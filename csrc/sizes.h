@@ -1,4 +1,4 @@
-/* sizes.h: sizes of memory. A size that does not fit size_t becomes SL_TOO_LARGE and stays that. */
+/* sizes.h: sizes of memory. Any sum or product that does not fit size_t is SL_TOO_LARGE. */
 
 #ifndef STORYLLAMAS_SIZES_H
 #define STORYLLAMAS_SIZES_H

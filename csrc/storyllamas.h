@@ -65,7 +65,7 @@ extern "C" {
 /* The defaults of sl_session_options: one slot, an automatic number of threads. */
 #define SL_SESSION_OPTIONS_DEFAULTS {.threads = 0, .slots = 1}
 
-/* The Python package declares what stands between "cffi: begin" and "cffi: end". */
+/* The Python package reads the declarations between "cffi: begin" and "cffi: end". */
 /* cffi: begin */
 
 typedef struct sl_model sl_model;
@@ -95,9 +95,13 @@ enum { SL_F32 = 0, SL_Q8, SL_Q4, SL_TYPE_COUNT };
 /* Return "f32", "q8" or "q4", or NULL if there is no such weight type. */
 SL_API const char *sl_type_name(uint32_t type);
 
-/* How rotary frequencies are scaled for a longer context than that of the training: not at all, all
- * divided by a factor, or those of long wavelengths as in Llama 3.1. */
-enum { SL_ROPE_NONE = 0, SL_ROPE_LINEAR, SL_ROPE_LLAMA3, SL_ROPE_SCALINGS };
+/* Scaling of the rotary frequencies, for a longer context than that of the training. */
+enum {
+    SL_ROPE_NONE = 0,
+    SL_ROPE_LINEAR, /* all frequencies are divided by rope_factor */
+    SL_ROPE_LLAMA3, /* only low frequencies are divided, as in Llama 3.1 */
+    SL_ROPE_SCALINGS
+};
 
 typedef struct {
     uint32_t dim;      /* width of the residual stream */
@@ -120,9 +124,9 @@ typedef struct {
     int32_t pad_id;                /* -1: there is none */
     uint32_t tied;                 /* 1: the classifier is the embedding */
     uint32_t adds_bos;             /* 1: a prompt gets BOS in front */
-    uint32_t rope_scaling;         /* one of SL_ROPE_…; what follows is 0 for SL_ROPE_NONE */
+    uint32_t rope_scaling;         /* one of SL_ROPE_…; for SL_ROPE_NONE the next four are 0 */
     float rope_factor;             /* frequencies are divided by it */
-    float rope_low_freq_factor;    /* of SL_ROPE_LLAMA3, see attention.c; 0 for SL_ROPE_LINEAR */
+    float rope_low_freq_factor;    /* for SL_ROPE_LLAMA3, see attention.c; 0 for SL_ROPE_LINEAR */
     float rope_high_freq_factor;
     uint32_t rope_original_context;
     uint64_t parameters;
@@ -130,7 +134,7 @@ typedef struct {
     const char *kernels; /* name of the instruction set in use, such as "scalar" */
 } sl_info;
 
-/* Where the weights lie in memory. Huge pages make generating up to 1.4 times faster if the file is
+/* The memory pages of the weights. Huge pages make generating up to 1.4 times faster if the file is
  * larger than the processor's caches, but each process then has its own copy of the file. */
 enum {
     SL_PAGES_AUTO = 0, /* mapped; a file of 8 MB or more moves to huge pages after a few tokens */
@@ -144,8 +148,8 @@ typedef struct {
 } sl_model_options;
 
 /* Open a weight file and check everything in it. options may be NULL for the defaults. Nobody may
- * write to the file while it is open, except with SL_PAGES_HUGE; to replace it by renaming another
- * file is safe. */
+ * write to the file while it is open, except with SL_PAGES_HUGE. You may replace it by renaming
+ * another file. */
 SL_API int sl_model_open(sl_model **model, const char *path, const sl_model_options *options);
 
 /* Return the name of an instruction set that this processor runs, the fastest at index 0, or NULL
@@ -155,39 +159,46 @@ SL_API const char *sl_kernels_name(size_t index);
 /* NULL is a no-op. */
 SL_API void sl_model_close(sl_model *model);
 
-/* Return what is known about a model. It is valid as long as the model. */
+/* Return the shape, types and token ids of a model. The result is valid as long as the model. */
 SL_API const sl_info *sl_model_info(const sl_model *model);
+
+/* Return the chat template of a model, in the language of Jinja, and its length in bytes. It is
+ * valid UTF-8 without a final NUL, and valid as long as the model. NULL: there is none. */
+SL_API const char *sl_chat_template(const sl_model *model, size_t *length);
+
+/* Return the ids besides eos_id that end a sequence, such as that of the token that ends a turn of
+ * a chat, and their number. They rise, and are valid as long as the model. */
+SL_API const uint32_t *sl_extra_eos_ids(const sl_model *model, size_t *count);
 
 /* ---- Text and tokens ------------------------------------------------------------------------- */
 
-/* Return the tokenizer of a model. It is valid as long as the model; do not close it. */
+/* Return the tokenizer of a model. It is valid as long as the model. Do not close it. */
 SL_API const sl_tokenizer *sl_model_tokenizer(const sl_model *model);
 
-/* Kinds of byte-pair encoding. The last two merge by rank, as a Hugging Face tokenizer.json says.
- */
+/* Kinds of byte-pair encoding. The last two merge by rank, as Hugging Face's tokenizer.json. */
 enum {
-    SL_SENTENCEPIECE = 0, /* any neighbours whose joint text is a piece merge, by score */
-    SL_BPE,               /* of characters, U+2581 for a space */
-    SL_BYTE_LEVEL,        /* of bytes */
+    SL_SENTENCEPIECE = 0, /* neighbours that form a piece merge, the highest score first */
+    SL_BPE,               /* characters merge; U+2581 replaces a space */
+    SL_BYTE_LEVEL,        /* bytes merge */
     SL_TOKENIZER_KINDS
 };
 
-/* How a text is cut into words that no merge crosses. The regular expressions of the last three
- * stand in tokenizer/pretokenize.c. */
+/* Pre-tokenizers cut a text into words. No merge crosses the end of a word.
+ * tokenizer/pretokenize.c has the regular expressions of the last three. */
 enum {
-    SL_PRE_NONE = 0, /* not at all */
-    SL_PRE_SPACES,   /* before every space; SL_BPE only, as are the next for SL_BYTE_LEVEL */
-    SL_PRE_GPT2,
+    SL_PRE_NONE = 0, /* the text is one word */
+    SL_PRE_SPACES,   /* a word begins at every space; only for SL_BPE */
+    SL_PRE_GPT2,     /* only for SL_BYTE_LEVEL, as the next two are */
     SL_PRE_LLAMA3,
     SL_PRE_SMOLLM,
     SL_PRE_TOKENIZERS
 };
 
-/* What decoding leaves out of the text of SL_BPE ids. */
+/* Spaces that decoding removes from the text of SL_BPE ids. */
 enum {
     SL_STRIP_NONE = 0,
-    SL_STRIP_SPACE, /* a space at its beginning */
-    SL_STRIP_FIRST, /* every space of its first piece */
+    SL_STRIP_SPACE, /* one space at the beginning of the text */
+    SL_STRIP_FIRST, /* every space of the first piece */
     SL_STRIPS
 };
 
@@ -197,14 +208,14 @@ typedef struct {
     uint32_t right;
 } sl_merge_pair;
 
-/* What an added token is like. */
+/* Flags of an added token. */
 enum {
     SL_ADDED_SPECIAL = 1 << 0,     /* only sl_encode_special finds it in a text */
-    SL_ADDED_LSTRIP = 1 << 1,      /* takes in the whitespace before it */
-    SL_ADDED_RSTRIP = 1 << 2,      /* takes in the whitespace behind it */
+    SL_ADDED_LSTRIP = 1 << 1,      /* the match includes the whitespace before it */
+    SL_ADDED_RSTRIP = 1 << 2,      /* the match includes the whitespace after it */
     SL_ADDED_NORMALIZED = 1 << 3,  /* is searched for after spaces have become U+2581 */
-    SL_ADDED_SINGLE_WORD = 1 << 4, /* counts only between characters that are not \w */
-    SL_ADDED_APART = 1 << 5,       /* no text merges to it */
+    SL_ADDED_SINGLE_WORD = 1 << 4, /* is found only where no neighbouring character is \w */
+    SL_ADDED_APART = 1 << 5,       /* only a match in a text gives its id, never a merge */
     SL_ADDED_FLAGS = (1 << 6) - 1
 };
 
@@ -231,16 +242,17 @@ typedef struct {
     int32_t kind;          /* SL_SENTENCEPIECE, SL_BPE or SL_BYTE_LEVEL */
     int32_t pre_tokenizer; /* one of SL_PRE_… */
     int32_t strip;         /* one of SL_STRIP_… */
-    /* 1: spaces become U+2581 after added tokens are found; a dummy prefix stands in front of every
-     * text between these, unless that begins with a space. 0: before, and always. */
+    /* When a text is normalized: when it gets the dummy prefix and its spaces become U+2581.
+     * 1: after all added tokens are found, each text between them; a text that begins with a space
+     * gets no prefix. 0: before normalized added tokens are found; every text gets the prefix. */
     int32_t metaspace;
-    int32_t prefix_first;  /* 1: the dummy prefix stands only where the whole text begins */
-    int32_t fuse_unk;      /* 1: unknown neighbours are one unknown piece */
+    int32_t prefix_first;  /* 1: only the beginning of the whole text gets the dummy prefix */
+    int32_t fuse_unk;      /* 1: neighbouring unknown pieces become one */
     int32_t ignore_merges; /* 1: a word that is a piece is not merged */
     uint32_t merge_count;
     const sl_merge_pair *merges; /* [merge_count] */
     uint32_t added_count;
-    const sl_added_token *added; /* [added_count], by rising id */
+    const sl_added_token *added; /* [added_count], sorted by id */
 } sl_vocabulary;
 
 /* Make a tokenizer without a model. The call checks the arrays and copies them. Any number of
@@ -258,26 +270,30 @@ SL_API int sl_word_cache_new(sl_word_cache **cache, const sl_tokenizer *tokenize
 /* NULL is a no-op. */
 SL_API void sl_word_cache_free(sl_word_cache *cache);
 
+/* Return a piece as the vocabulary spells it, such as "<s>", and its length in bytes. It has no
+ * final NUL, and is valid as long as the tokenizer. NULL: the id is not in the vocabulary. */
+SL_API const char *sl_token_text(const sl_tokenizer *tokenizer, int32_t id, size_t *length);
+
 /* Encode a text: write the ids that SentencePiece or, for the other kinds, the tokenizers library
  * of Hugging Face gives it, without BOS and EOS.
  *
  * text[length] is UTF-8, at most 2^30 bytes, and may contain NUL bytes. An empty text has no ids.
- * A control piece or special token that is spelt out in the text, such as "<s>", is plain text;
- * other added tokens are found. cache may be NULL. The call sets *count to the number of ids. If
+ * A control piece or special token written in the text, such as "<s>", is plain text; other added
+ * tokens are found. cache may be NULL. The call sets *count to the number of ids. If
  * that exceeds capacity it writes the first ids and fails with SL_ERROR_ARGUMENT.
  * 3 * (length + 1) ids are always enough. The contents of ids[] after the last id are undefined.
  * The time is linear in the text, and O(n log n) in a word of n bytes. */
 SL_API int sl_encode(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
                      size_t length, int32_t *ids, size_t capacity, size_t *count);
 
-/* Encode a text whose author you trust, such as a chat template: a control piece or special token
- * that is spelt out in it becomes its id. All else is as in sl_encode. */
+/* Encode a text whose author you trust, such as a chat template. As sl_encode, but a control
+ * piece or special token written in the text becomes its id. */
 SL_API int sl_encode_special(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
                              size_t length, int32_t *ids, size_t capacity, size_t *count);
 
-/* Encode many stories, one after the other. Story i is text[offsets[i] … offsets[i + 1] - 1], for i
- * below stories. Each story's ids stand between bos_id and eos_id, unless these are negative.
- * 3 * bytes + 5 * stories ids are always enough. All else is as in sl_encode. */
+/* Encode many stories into one array of ids. Story i is text[offsets[i] … offsets[i + 1] - 1], for
+ * i below stories. bos_id comes before each story's ids and eos_id after them, unless negative.
+ * 3 * bytes + 5 * stories ids are always enough. Otherwise as sl_encode. */
 SL_API int sl_encode_stories(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
                              const uint64_t *offsets, size_t stories, int32_t bos_id,
                              int32_t eos_id, int32_t *ids, size_t capacity, size_t *count);
@@ -285,34 +301,34 @@ SL_API int sl_encode_stories(const sl_tokenizer *tokenizer, sl_word_cache *cache
 /* Decode ids[count]: write their text as valid UTF-8, without a final NUL.
  *
  * A control piece has no text. The unknown piece of SL_SENTENCEPIECE is " \u2047 ". Byte pieces
- * form characters; a byte that is part of no character becomes U+FFFD, and bytes of SL_BYTE_LEVEL
- * that begin a character which does not follow become one U+FFFD together. A space that the
- * tokenizer put in front of the text is left out. The call sets *length to the number of bytes. If
- * that exceeds capacity it fails with SL_ERROR_ARGUMENT. The contents of text[] after the last byte
- * are undefined. */
+ * form characters; a byte that is part of no character becomes U+FFFD. For SL_BYTE_LEVEL, the bytes
+ * of an incomplete character become one U+FFFD. The dummy prefix is removed. The call sets *length
+ * to the number of bytes. If that exceeds capacity it fails with SL_ERROR_ARGUMENT. The contents of
+ * text[] after the last byte are undefined. */
 SL_API int sl_decode(const sl_tokenizer *tokenizer, const int32_t *ids, size_t count, char *text,
                      size_t capacity, size_t *length);
 
 /* ---- Generating ------------------------------------------------------------------------------ */
 
-/* How to sample the next token. The steps apply in this order, each to what the last one left:
+/* Options of sampling the next token. The steps apply in this order, each to the tokens that remain
+ * after the step before:
  *
  *   1. repetition_penalty: among the tokens that occur in the last repetition_window positions,
  *      prompt included, a positive logit is divided by the penalty and any other is multiplied by
  *      it (Keskar et al. 2019, arXiv:1909.05858);
- *   2. temperature: the logits are divided by it, and softmax turns them to probabilities. At 0 the
+ *   2. temperature: the logits are divided by it; softmax turns them into probabilities. At 0 the
  *      token with the largest logit is taken, the lowest id among equals, and steps 3 to 5 are
  *      skipped;
- *   3. top_k: the k most probable tokens stay, among equals those of lower id;
- *   4. top_p: of these, the fewest most probable tokens stay that together have at least the
- *      fraction p of the probability (Holtzman et al. 2020, arXiv:1904.09751);
+ *   3. top_k: the k most probable tokens remain, among equals those of lower id;
+ *   4. top_p: the most probable tokens remain, as few as have at least the fraction p of the
+ *      remaining probability together (Holtzman et al. 2020, arXiv:1904.09751);
  *   5. min_p: tokens less probable than min_p times the most probable one are removed
  *      (Nguyen et al. 2024, arXiv:2407.01082).
  *
- * Then one token is drawn. The tokens that are left are laid end to end, each as long as it is
- * probable. Their order is from the most to the least probable, the lower id first among equals, if
- * top_k, top_p or min_p is on, and by id if none is. The token at u times the total length is
- * taken. u = (x >> 11) / 2^53, where x is the next number of xoshiro256** (Blackman & Vigna 2018,
+ * Then one of the remaining tokens is drawn. If top_k, top_p or min_p is on they are sorted from
+ * the most to the least probable, the lower id first among equals; else by id. The result is the
+ * first token at which the running sum of probabilities exceeds u times their total.
+ * u = (x >> 11) / 2^53, where x is the next number of xoshiro256** (Blackman & Vigna 2018,
  * arXiv:1805.01407). The generator's four words of state are the first four numbers of splitmix64
  * started at the seed. Each token uses one number, or none at temperature 0. */
 typedef struct {
@@ -329,7 +345,7 @@ typedef struct {
 
 enum {
     SL_RUNNING = 0,
-    SL_STOP_EOS,        /* the model generated EOS: the story ends */
+    SL_STOP_EOS,        /* the model generated EOS or one of sl_extra_eos_ids: the story ends */
     SL_STOP_BOS,        /* the model generated BOS: another story begins */
     SL_STOP_MAX_TOKENS, /* options.max_tokens tokens are generated */
     SL_STOP_CONTEXT,    /* the sequence fills the context */
@@ -354,10 +370,10 @@ enum { SL_MAX_SLOTS = 256 };
 
 /* None of these changes what is generated. */
 typedef struct {
-    /* Size of the thread pool, the calling thread included, 1 … 64; 0: automatic. The session
-     * measures whether the pool is faster than one thread, and uses what is. */
+    /* Size of the thread pool, with the calling thread counted, 1 … 64; 0: automatic. The session
+     * measures whether the pool or one thread is faster, and uses the faster one. */
     uint32_t threads;
-    uint32_t slots; /* sequences that are generated as a batch; 1 … SL_MAX_SLOTS */
+    uint32_t slots; /* largest number of sequences in a batch, 1 … SL_MAX_SLOTS */
 } sl_session_options;
 
 /* Make a session. options may be NULL for the defaults. */
@@ -376,11 +392,20 @@ SL_API int sl_start(sl_session *session, const char *prompt, size_t length,
 SL_API int sl_start_ids(sl_session *session, const int32_t *ids, size_t count,
                         const sl_options *options);
 
-/* Generate the next token. Once the sequence has stopped, calls repeat the stop, without text. */
+/* Start a sequence as sl_start_ids does, with the same result, but faster: ids that the sequence in
+ * slot 0 also begins with stay in the key-value cache and are not computed again. Use it for a
+ * conversation, where the ids begin with those of the turns before. The call sets *kept to the
+ * number of ids that stayed; kept may be NULL. After an error the old sequence is still there, but
+ * not after SL_ERROR_NUMBER. */
+SL_API int sl_continue_ids(sl_session *session, const int32_t *ids, size_t count,
+                           const sl_options *options, size_t *kept);
+
+/* Generate the next token. After the sequence has stopped, a call returns the same stop again, with
+ * an empty text. */
 SL_API int sl_next(sl_session *session, sl_piece *piece);
 
-/* Return the number of tokens in the prompt, and in the sequence so far: prompt and generated
- * tokens, without the EOS that ended it. */
+/* Return the number of tokens in the prompt, and in the whole sequence so far: prompt and generated
+ * tokens, without a final EOS. */
 SL_API size_t sl_prompt_tokens(const sl_session *session);
 SL_API size_t sl_sequence_tokens(const sl_session *session);
 
@@ -402,7 +427,7 @@ SL_API int sl_generate(sl_session *session, const char *prompt, size_t length,
  *
  * The functions without a slot argument, such as sl_start and sl_next, use slot 0. */
 
-/* Start a sequence in a slot, 0 … slots - 1. It replaces the sequence that is there. The next step
+/* Start a sequence in a slot, 0 … slots - 1. It replaces the sequence in the slot. The next step
  * puts its prompt through the model. Errors are those of sl_start. */
 SL_API int sl_start_slot(sl_session *session, size_t slot, const char *prompt, size_t length,
                          const sl_options *options);
@@ -411,10 +436,10 @@ SL_API int sl_start_slot(sl_session *session, size_t slot, const char *prompt, s
 SL_API int sl_start_slot_ids(sl_session *session, size_t slot, const int32_t *ids, size_t count,
                              const sl_options *options);
 
-/* Generate the next token in every slot: pieces[slots] are what sl_next would give each. The stop
- * of a slot without a sequence is SL_IDLE. If logits are not finite the call fails with
- * SL_ERROR_NUMBER and the slot of that sequence becomes idle. The pieces of the others are valid
- * then too, and you may continue them. */
+/* Generate the next token in every slot: pieces[slots], each as from sl_next. The stop of a slot
+ * without a sequence is SL_IDLE. If the logits of a sequence are not finite the call fails with
+ * SL_ERROR_NUMBER and its slot becomes idle. The other sequences still get their pieces, and you
+ * may continue them. */
 SL_API int sl_step(sl_session *session, sl_piece *pieces);
 
 /* ---- Scoring --------------------------------------------------------------------------------- */
@@ -454,7 +479,7 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *                      weight_type is SL_F32
  *        104  u64     tokenizer_offset: 256
  *        112  u64     tokenizer_bytes: without the padding after it
- *        120  u64     tensors_offset: the end of the tokenizer, rounded up to 64
+ *        120  u64     tensors_offset: the end of the chat section, rounded up to 64
  *        128  u64     tensors_bytes: with the padding after each tensor
  *        136  u32     embedding_group_size: for embedding_type, in the range of group_size
  *        140  u32     tokenizer_kind: SL_SENTENCEPIECE, SL_BPE or SL_BYTE_LEVEL
@@ -465,7 +490,9 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *        160  u32     rope_scaling: one of SL_ROPE_…
  *        164  f32[3]  rope_factor, rope_low_freq_factor, rope_high_freq_factor
  *        176  u32     rope_original_context
- *        180  u8[76]  zero
+ *        180  u32     extra_eos_count
+ *        184  u64     chat_template_bytes: up to 2^20; 0: there is none
+ *        192  u8[64]  zero
  *
  *     tokenizer, V pieces, M merges, A added tokens; see sl_vocabulary
  *          f32 scores[V]         only for SL_SENTENCEPIECE: merge priority, the highest first
@@ -475,6 +502,10 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *          u8  types[V]          1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
  *          u8  text[offsets[V]]  UTF-8, U+2581 for a space, byte pieces spelt "<0xNN>"; the bytes
  *                                themselves for SL_BYTE_LEVEL, but for added tokens
+ *
+ *     chat, after the padding of the tokenizer; empty if both of its sizes are 0
+ *          u32 extra_eos[extra_eos_count]   rising ids, not eos_id, that end a sequence, too
+ *          u8  template[chat_template_bytes]  UTF-8, in the language of Jinja
  *
  *     tensors, in this order; [R, C] is a matrix that maps C inputs to R outputs
  *          embedding                 [vocab_size, dim]

@@ -36,7 +36,7 @@ struct sl_thread_pool {
     pthread_mutex_t mutex;
     pthread_cond_t wake;
 
-    pid_t process; /* that has the threads */
+    pid_t process; /* the process that has the threads */
     size_t threads;
     struct sl_worker {
         sl_thread_pool *pool;
@@ -145,8 +145,6 @@ void sl_parallel_for(sl_thread_pool *pool, size_t count, size_t grain, sl_task t
     await_end(pool, parts);
 }
 
-/* End the threads. A process without them must not wait for them, nor for the mutex, which one of
- * them may have held when the process was forked. */
 static void end_threads(sl_thread_pool *pool) {
     pthread_mutex_lock(&pool->mutex);
     atomic_store(&pool->is_closing, true);
@@ -180,6 +178,7 @@ bool sl_thread_pool_is_mine(const sl_thread_pool *pool) {
 
 void sl_thread_pool_free(sl_thread_pool *pool) {
     if (!pool) return;
+    /* The child of a fork has no threads to wait for, and one of them may have held the mutex. */
     if (sl_thread_pool_is_mine(pool)) end_threads(pool);
     free(pool);
 }

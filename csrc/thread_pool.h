@@ -14,12 +14,12 @@ typedef struct sl_thread_pool sl_thread_pool;
  * same number run at the same time. */
 typedef void (*sl_task)(void *context, size_t first, size_t end, size_t thread);
 
-/* Make a pool of min_threads … max_threads threads, the calling thread included, as many as the
- * system starts; at most SL_MAX_THREADS. Returns NULL if the system starts fewer than min_threads
- * or has not enough memory. */
+/* Make a pool of as many threads as the system starts, from min_threads to max_threads, with the
+ * calling thread counted; max_threads is at most SL_MAX_THREADS. Returns NULL if the system starts
+ * fewer than min_threads or has not enough memory. */
 sl_thread_pool *sl_thread_pool_new(size_t min_threads, size_t max_threads);
 
-/* Free a pool, in any process. NULL is a no-op. */
+/* Free a pool, in the process that made it or in its forked child. NULL is a no-op. */
 void sl_thread_pool_free(sl_thread_pool *pool);
 
 /* Return whether this process made the pool. The child of a fork has a copy of the pool's memory

@@ -1,28 +1,38 @@
 /* transformer.c: the Llama 3 architecture (Llama Team 2024, arXiv:2407.21783).
  *
- * Read sl_transformer at the end first: it lists the steps of a forward pass. Each step is a
- * parallel loop: over the tiles of a matrix, over sequences and heads in attention, over tokens in
- * the rest. To have fewer loops, a step that works on tokens also prepares the input of the matrix
- * that comes next: it applies RMSNorm and quantizes. */
+ * x is the residual stream of a token, and W a matrix of the weight file:
+ *
+ *     x = embedding[id]
+ *     for each layer:
+ *         q, k, v = W_qkv · RMSNorm(x)
+ *         x = x + W_output · attention(rotary(q), rotary(k), v)
+ *         gate, up = W_gate_up · RMSNorm(x)
+ *         x = x + W_down · (SiLU(gate) * up)
+ *     logits = W_classifier · RMSNorm(x)
+ *
+ * sl_transformer at the end of the file has the same steps; read it first. Each step is a parallel
+ * loop: over the tiles of a matrix, over sequences and heads in attention, over tokens in the rest.
+ * To have fewer loops, a loop over tokens also prepares the input of the next matrix: it applies
+ * RMSNorm, then quantizes. */
 
 #include "transformer.h"
 
 #include <string.h>
 
-/* A forward pass and where it is. */
+/* A forward pass and its current step. */
 typedef struct {
     sl_session *s;
     sl_thread_pool *pool; /* NULL: one thread */
     const sl_segment *segments;
     size_t segment_count;
     size_t n;                /* tokens; after the last layer, those that need logits */
-    size_t layer;            /* the current layer */
-    const float *norm;       /* the weights of RMSNorm in the current step; NULL: none */
-    const sl_matrix *matrix; /* the matrix that the current step prepares or multiplies */
-    float *result;           /* [n][padded rows] of the current product */
+    size_t layer;            /* index of the layer */
+    const float *norm;       /* weights of the RMSNorm that the step applies; NULL: none */
+    const sl_matrix *matrix; /* the matrix that the step multiplies, or whose input it prepares */
+    float *result;           /* [n][padded rows] of the step's product */
 } pass;
 
-/* ---- Steps on tokens ------------------------------------------------------------------------- */
+/* ---- Loops over tokens ----------------------------------------------------------------------- */
 
 /* Return the buffers for the quantized input of a matrix. */
 static sl_quantized quantized_input(const sl_session *s, const sl_matrix *matrix) {
@@ -35,7 +45,7 @@ static sl_quantized quantized_input(const sl_session *s, const sl_matrix *matrix
     };
 }
 
-/* Quantize token i's input[columns] if the next matrix is quantized. */
+/* Quantize token i's input[columns] if p->matrix is quantized. */
 static void quantize(const pass *p, size_t i) {
     const sl_session *s = p->s;
     if (!sl_is_quantized(p->matrix->type)) return;
@@ -48,7 +58,7 @@ static void quantize_tokens(void *context, size_t first, size_t end, size_t thre
     for (size_t i = first; i < end; i++) quantize(context, i);
 }
 
-/* input = RMSNorm(x) (Zhang & Sennrich 2019, arXiv:1910.07467) */
+/* input = RMSNorm(x) for token i (Zhang & Sennrich 2019, arXiv:1910.07467) */
 static void normalize(const pass *p, size_t i) {
     const sl_session *s = p->s;
     const sl_info *info = &s->model->info;
@@ -62,7 +72,7 @@ static void normalize_tokens(void *context, size_t first, size_t end, size_t thr
     for (size_t i = first; i < end; i++) normalize(context, i);
 }
 
-/* x = the rows of the embedding */
+/* x = embedding[ids], input = RMSNorm(x) */
 static void embed_tokens(void *context, size_t first, size_t end, size_t thread) {
     (void)thread;
     const pass *p = context;
@@ -77,7 +87,7 @@ static void embed_tokens(void *context, size_t first, size_t end, size_t thread)
         }
 }
 
-/* x = x + output */
+/* x = x + output, input = RMSNorm(x) */
 static void add_residual(void *context, size_t first, size_t end, size_t thread) {
     (void)thread;
     const pass *p = context;
@@ -89,7 +99,7 @@ static void add_residual(void *context, size_t first, size_t end, size_t thread)
     }
 }
 
-/* input = SiLU(gate) * up, the SwiGLU activation (Shazeer 2020, arXiv:2002.05202) */
+/* input = SiLU(gate) * up: the SwiGLU activation (Shazeer 2020, arXiv:2002.05202) */
 static void swiglu_tokens(void *context, size_t first, size_t end, size_t thread) {
     (void)thread;
     const pass *p = context;
@@ -101,14 +111,15 @@ static void swiglu_tokens(void *context, size_t first, size_t end, size_t thread
     }
 }
 
-/* Run a step on all tokens that prepares the input of `next`: with RMSNorm unless norm is NULL. */
+/* Run a step on all tokens. It prepares the input of the matrix `next`: it applies RMSNorm unless
+ * norm is NULL, then quantizes unless next is NULL or f32. */
 static void for_tokens(pass *p, sl_task step, const float *norm, const sl_matrix *next) {
     p->norm = norm;
     p->matrix = next;
     sl_parallel_for(p->pool, p->n, 1, step, p);
 }
 
-/* ---- Products and attention ------------------------------------------------------------------ */
+/* ---- Products of matrices -------------------------------------------------------------------- */
 
 static void multiply_tiles(void *context, size_t first, size_t end, size_t thread) {
     (void)thread;
@@ -120,7 +131,7 @@ static void multiply_tiles(void *context, size_t first, size_t end, size_t threa
                       p->result + first * SL_TILE_ROWS, sl_padded_rows(matrix->rows));
 }
 
-/* result = input times the transposed matrix, for all tokens */
+/* result[n][rows] = input[n][columns] times the transposed matrix, for all tokens */
 static void multiply(pass *p, const sl_matrix *matrix, float *result) {
     enum { GRAIN = 4 }; /* tiles that the kernels process together */
     p->matrix = matrix;
@@ -128,8 +139,10 @@ static void multiply(pass *p, const sl_matrix *matrix, float *result) {
     sl_parallel_for(p->pool, sl_padded_rows(matrix->rows) / SL_TILE_ROWS, GRAIN, multiply_tiles, p);
 }
 
-/* Return whether a layer's part of the key-value cache has left the processor's caches when its
- * turn comes again. In between, the pass reads all weights and the caches of all its sequences. */
+/* ---- Attention ------------------------------------------------------------------------------- */
+
+/* Return whether a layer's keys and values have left the processor's caches by the next pass. Until
+ * then, a pass reads all weights and the key-value caches of all its sequences. */
 static bool is_cache_evicted(const pass *p) {
     enum { EVICTING_BYTES = 24 << 20 };
     const sl_model *model = p->s->model;
@@ -137,28 +150,39 @@ static bool is_cache_evicted(const pass *p) {
     return model->info.file_bytes + p->segment_count * cache >= EVICTING_BYTES;
 }
 
-/* An item of this loop is a key-value head of a segment. */
-static void attend_heads(void *context, size_t first, size_t end, size_t thread) {
-    const pass *p = context;
+/* Compute attention for key-value heads first … end - 1 of a segment. Its first token is number
+ * `token` of the pass. */
+static void attend_segment(const pass *p, const sl_segment *segment, size_t token, size_t first,
+                           size_t end, const sl_attention_scratch *scratch) {
     const sl_session *s = p->s;
     const sl_info *info = &s->model->info;
-    const size_t stride = sl_padded_rows(s->model->layers[p->layer].qkv.rows);
-    const size_t width = (size_t)info->heads * info->head_dim, heads = info->kv_heads;
+    const sl_kv_cache *cache = &segment->sequence->cache;
+    const size_t qkv_stride = sl_padded_rows(s->model->layers[p->layer].qkv.rows);
+    float *qkv = s->qkv + token * qkv_stride;
+    float *output = s->input + token * info->heads * info->head_dim;
+    if (is_cache_evicted(p)) sl_prefetch_cache(s->model, cache, p->layer, first, end);
+    for (size_t head = first; head < end; head++)
+        sl_attend(s->model, cache, p->layer, head, segment->count, s->rotary, qkv, qkv_stride,
+                  output, scratch);
+}
+
+/* Process items first … end - 1 of the loop over segments and key-value heads: item
+ * r * kv_heads + h is head h of segment r. */
+static void attend_heads(void *context, size_t first, size_t end, size_t thread) {
+    const pass *p = context;
+    const size_t heads = p->s->model->info.kv_heads;
     size_t start = 0, token = 0; /* the first item and the first token of segment r */
-    for (size_t r = 0; r < p->segment_count; start += heads, token += p->segments[r++].count) {
-        const sl_kv_cache *cache = &p->segments[r].sequence->cache;
+    for (size_t r = 0; r < p->segment_count; r++) {
         const size_t from = first > start ? first - start : 0;
         const size_t to = end < start + heads ? end - start : heads;
-        if (end <= start || from >= to) continue;
-        if (is_cache_evicted(p)) sl_prefetch_cache(s->model, cache, p->layer, from, to);
-        for (size_t h = from; h < to; h++)
-            sl_attend(s->model, cache, p->layer, h, p->segments[r].count, s->rotary,
-                      s->qkv + token * stride, stride, s->input + token * width,
-                      &s->attention[thread]);
+        if (start < end && from < to)
+            attend_segment(p, &p->segments[r], token, from, to, &p->s->attention[thread]);
+        start += heads;
+        token += p->segments[r].count;
     }
 }
 
-/* ---- The pass -------------------------------------------------------------------------------- */
+/* ---- The forward pass ------------------------------------------------------------------------ */
 
 /* Move the tokens that need logits to the front of x. Returns how many there are. */
 static size_t gather_last(const pass *p) {
@@ -173,48 +197,51 @@ static size_t gather_last(const pass *p) {
 }
 
 void sl_transformer(sl_session *s, sl_thread_pool *pool, const sl_segment *segments, size_t count) {
-    pass pass_ = {.s = s, .pool = pool, .segments = segments, .segment_count = count};
-    pass *p = &pass_;
+    pass p = {.s = s, .pool = pool, .segments = segments, .segment_count = count};
     const sl_model *model = s->model;
     const sl_layer *layers = model->layers;
-    for (size_t r = 0; r < count; r++) p->n += segments[r].count;
+    for (size_t r = 0; r < count; r++) p.n += segments[r].count;
 
-    /* Embedding. RMSNorm before the first layer's attention. */
-    for_tokens(p, embed_tokens, layers[0].attention_norm, &layers[0].qkv);
+    /* Token embedding. RMSNorm before the first layer's attention. */
+    for_tokens(&p, embed_tokens, layers[0].attention_norm, &layers[0].qkv);
 
-    for (p->layer = 0; p->layer < model->info.layers; p->layer++) {
-        const sl_layer *layer = &layers[p->layer];
-        const bool is_last = p->layer + 1 == model->info.layers;
+    for (p.layer = 0; p.layer < model->info.layers; p.layer++) {
+        const sl_layer *layer = &layers[p.layer];
+        const bool is_last = p.layer + 1 == model->info.layers;
 
-        /* Queries, keys and values of all heads. */
-        multiply(p, &layer->qkv, s->qkv);
+        /* Attention 1: queries, keys and values of all heads. */
+        multiply(&p, &layer->qkv, s->qkv);
 
-        /* Rotary position embedding, key-value cache, grouped-query attention. */
-        sl_parallel_for(p->pool, count * model->info.kv_heads, 1, attend_heads, p);
+        /* Attention 2: rotary position embedding, key-value cache, grouped-query attention. */
+        sl_parallel_for(p.pool, count * model->info.kv_heads, 1, attend_heads, &p);
 
-        /* Output projection. */
-        for_tokens(p, quantize_tokens, NULL, &layer->output);
-        multiply(p, &layer->output, s->output);
+        /* Attention 3: output projection. */
+        for_tokens(&p, quantize_tokens, NULL, &layer->output);
+        multiply(&p, &layer->output, s->output);
 
         /* Residual connection. RMSNorm before the feed-forward network. */
-        for_tokens(p, add_residual, layer->feed_forward_norm, &layer->gate_up);
+        for_tokens(&p, add_residual, layer->feed_forward_norm, &layer->gate_up);
 
-        /* Feed-forward network: SwiGLU, then down to the width of the residual stream. */
-        multiply(p, &layer->gate_up, s->gate_up);
-        for_tokens(p, swiglu_tokens, NULL, &layer->down);
-        multiply(p, &layer->down, s->output);
+        /* Feed-forward 1: gate and up projections. */
+        multiply(&p, &layer->gate_up, s->gate_up);
+
+        /* Feed-forward 2: SwiGLU. */
+        for_tokens(&p, swiglu_tokens, NULL, &layer->down);
+
+        /* Feed-forward 3: down projection. */
+        multiply(&p, &layer->down, s->output);
 
         /* Residual connection. RMSNorm before the next layer's attention. */
         if (is_last)
-            for_tokens(p, add_residual, NULL, NULL);
+            for_tokens(&p, add_residual, NULL, NULL);
         else
-            for_tokens(p, add_residual, layer[1].attention_norm, &layer[1].qkv);
+            for_tokens(&p, add_residual, layer[1].attention_norm, &layer[1].qkv);
     }
     for (size_t r = 0; r < count; r++) segments[r].sequence->cache.position += segments[r].count;
 
     /* Final RMSNorm and classifier, only for the tokens that need logits. */
-    p->n = gather_last(p);
-    if (p->n == 0) return;
-    for_tokens(p, normalize_tokens, model->norm, &model->classifier);
-    multiply(p, &model->classifier, s->logits);
+    p.n = gather_last(&p);
+    if (p.n == 0) return;
+    for_tokens(&p, normalize_tokens, model->norm, &model->classifier);
+    multiply(&p, &model->classifier, s->logits);
 }

@@ -8,14 +8,15 @@
 /* Tokens of one sequence that go through the model together. */
 typedef struct {
     sl_sequence *sequence;
-    const int32_t *ids; /* [count], in range; they follow the tokens in the sequence's cache */
+    const int32_t *ids; /* [count] in the vocabulary; they follow the tokens in the cache */
     size_t count;
-    size_t logit_count; /* the last so many tokens need logits */
+    size_t logit_count; /* of the last tokens, which need logits */
 } sl_segment;
 
-/* Put segments[count], each of another sequence and within its context, through the model: at most
- * session->rows tokens. Their keys and values join the caches. session->logits receives the logits,
- * in the order of the segments. pool may be NULL: the calling thread computes all. */
+/* Put segments[count] through the model, at most session->rows tokens in all. Each segment is of a
+ * different sequence and fits the context. The call appends keys and values to the caches and
+ * writes session->logits, a row for each token that needs logits, in the order of the segments. If
+ * pool is NULL the calling thread computes everything. */
 void sl_transformer(sl_session *session, sl_thread_pool *pool, const sl_segment *segments,
                     size_t count);
 

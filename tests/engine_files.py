@@ -28,11 +28,11 @@ _quantized = st.one_of(
     st.builds(Encoding, st.just(WeightType.Q4), st.sampled_from([8, 24, 32, 64])),
 )
 STORAGES = st.one_of(st.just(storage("f32")), st.builds(Storage, _quantized, _quantized))
-"""How a file may store its matrices, with group sizes that do not divide their columns."""
+"""Ways to store the matrices of a file, some with group sizes that do not divide the columns."""
 
 
 def make_vocabulary(words: list[bytes] = WORDS) -> Vocabulary:
-    """Special pieces, the 256 bytes at 3 … 258, then the words; earlier words merge first."""
+    """Return special pieces, byte pieces at 3 … 258, words; earlier words merge first."""
     special = [b"<unk>", b"<s>", b"</s>"]
     bytes_ = [b"<0x%02X>" % value for value in range(256)]
     types = [PieceType.UNKNOWN, *[PieceType.CONTROL] * 2, *[PieceType.BYTE] * 256]
@@ -48,7 +48,7 @@ def word_id(index: int) -> int:
 
 
 def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, npt.NDArray[np.float32]]:
-    """Weights that make logits of about ±5 and attention that is neither flat nor one-hot."""
+    """Return weights that give logits of about ±5 and attention neither flat nor one-hot."""
     random = np.random.default_rng(seed)
     tensors = {}
     for name, shape in tensor_shapes(config).items():
@@ -79,7 +79,7 @@ def write(
 
 
 def sealed(data: bytes | bytearray) -> bytes:
-    """Return the file with a checksum that fits, if its length is one that has a checksum."""
+    """Return the file with a valid checksum, if it has whole blocks and a header."""
     data = bytearray(data)
     if len(data) >= 256 and len(data) % 64 == 0:
         data[24:32] = bytes(8)
@@ -103,7 +103,7 @@ def write_chain(
     vocabulary: Vocabulary | None = None,
     context: int = 40,
 ) -> Path:
-    """A model whose next-token logits depend on the last token only.
+    """Write a model whose next-token logits depend on the last token only.
 
     Embeddings are one-hot and the layers add nothing, so that the classifier's column of a token
     holds the logits after it (the final norm multiplies a one-hot vector by a constant).
@@ -122,7 +122,7 @@ def write_chain(
 
 
 def write_sequence(path: Path, story: list[int], context: int = 40) -> Path:
-    """A model that goes from each token of the story to the next one; no token comes twice."""
+    """Write a model that generates the story; no token may come twice in it."""
     following = dict(pairwise(story))
 
     def logits(token: int) -> npt.NDArray[np.float32]:

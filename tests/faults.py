@@ -1,6 +1,8 @@
-"""Make the system calls fail that write checkpoints and results; needs c/faults.c preloaded.
+"""Kill a process, or make a call fail, at each system call that writes checkpoints and results.
 
-Run it in a folder of its own. Each fault hits a child process, which it kills or gives an error.
+    LD_PRELOAD=faults.so python tests/faults.py FOLDER
+
+faults.so is c/faults.c. Each fault is in a child process.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ NEVER = 0
 
 
 def in_child(work: Callable[[], object], at: int, error: int = 0) -> tuple[int, int]:
-    """Work in a child with a fault at call number `at`; return its signal and its exit status.
+    """Call `work` in a child with a fault at call number `at`; return its signal and exit status.
 
     Without a fault (`NEVER`) the status is the number of calls, at most 255. The fault is SIGKILL,
     or the error number `error`.

@@ -94,7 +94,7 @@ KINDS: dict[str, Any] = {
     "split without fusing": lambda: _characters(_metaspace("never", True), None, False),
     "metaspace decoder": lambda: _characters(_metaspace("first", True), None, False),
 }
-"""One for each thing that may differ."""
+"""One for each option that may differ."""
 
 ALL_BYTES = ("gpt2", "gpt2 prefix", "llama3", "smollm")
 

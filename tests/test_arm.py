@@ -1,4 +1,4 @@
-"""The engine on ARM64, with and without the dot product, as qemu emulates it."""
+"""The engine on ARM64, emulated by qemu, with and without the dot product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The C program at its command line, and the library under sanitizers on files that lie."""
+"""The C program on its command line, and the library under sanitizers on damaged files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import engine_files
@@ -19,6 +20,8 @@ from conftest import ROOT
 from engine_files import BOS, EOS, small_config, word_id
 
 from storyllamas.engine.engine import DEFAULTS, Engine, kernel_sets
+from storyllamas.errors import UserError
+from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES
 from storyllamas.slm.limits import MAXIMA
 
@@ -27,7 +30,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `make -C csrc` fills: the program, itself and C tests with sanitizers."""
+    """Build the program and the library, and the program and the C tests with sanitizers."""
     folder = tmp_path_factory.mktemp("build")
     command = ["make", "-C", ROOT / "csrc", f"BUILD={folder}", "CFLAGS=-O3 -Werror"]
     for target in ("run", "lib", "sanitized", "raced"):
@@ -45,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["run", "sanitized/run"])
 def run(request: pytest.FixtureRequest, build: Path) -> Run:
-    """Runs the program, plain and sanitized, on arguments."""
+    """Return a function that runs the program on arguments, plain and sanitized."""
 
     def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
         command = [str(build / request.param), *map(os.fsencode, map(str, arguments))]
@@ -60,18 +63,18 @@ def numbers(text: str) -> list[int]:
     return [int(number) for number in text.split()]
 
 
-# ---- Telling -------------------------------------------------------------------------------------
+# ---- Generating ----------------------------------------------------------------------------------
 
 
-def test_a_story_is_the_librarys(run: Run, model: Path) -> None:
+def test_the_program_generates_the_story_of_the_library(run: Run, model: Path) -> None:
     story = Engine(model).generate("ab a", temperature=0.9, top_p=0.8, seed=3, max_tokens=50)
     text = "".join(story)
     options = ["--temperature", "0.9", "--top-p", "0.8", "--seed", 3, "--max-tokens", 50]
-    told = run(model, *options, "ab a")
-    assert (told.returncode, told.stdout) == (0, f"ab a{text}\n")
-    assert told.stderr.startswith(f"{story.tokens} tokens after a prompt of {story.prompt_tokens}")
-    assert told.stderr.endswith(f"stopped at {story.stop}\n")
-    assert run("--prompt", "ab a", model, *options).stdout == told.stdout
+    done = run(model, *options, "ab a")
+    assert (done.returncode, done.stdout) == (0, f"ab a{text}\n")
+    assert done.stderr.startswith(f"{story.tokens} tokens after a prompt of {story.prompt_tokens}")
+    assert done.stderr.endswith(f"stopped at {story.stop}\n")
+    assert run("--prompt", "ab a", model, *options).stdout == done.stdout
     ids = [BOS, *Engine(model).encode("ab a"), *story.ids]
     assert numbers(run(model, *options, "--ids", "ab a").stdout) == ids
 
@@ -88,6 +91,67 @@ def test_llama2c_options(run: Run, model: Path) -> None:
     assert numbers(whole.stdout)[-story.tokens :] == story.ids
 
 
+def test_a_prompt_from_a_file_or_standard_input(run: Run, model: Path, tmp_path: Path) -> None:
+    """One line break at its end does not count; NUL bytes and any other line breaks do."""
+    path = tmp_path / "prompt.txt"
+    for text in ("", "a\n\nb\n", "é\0a", "ab " * 30):
+        expected = run(model, "--seed", 3, "-n", 5, text).stdout if "\0" not in text else None
+        for end in ("\n", "\r\n"):
+            path.write_bytes((text + end).encode())
+            told = run(model, "-s", 3, "-n", 5, "-f", path)
+            assert told.returncode == 0, told.stderr
+            assert told.stdout.startswith(text)
+            assert expected is None or told.stdout == expected
+            for option in (["-i", "-"], ["--prompt", "-"], ["-"], ["--prompt-file", "-"]):
+                with path.open() as file:
+                    piped = run(model, "-s", 3, "-n", 5, *option, stdin=file)
+                assert (piped.returncode, piped.stdout) == (0, told.stdout)
+    ids = numbers(run(model, "--ids", "-n", 1, "-f", path).stdout)[:-1]
+    assert ids == [BOS, *Engine(model).encode("ab " * 30)]
+
+
+def test_prompt_files_that_are_rejected(run: Run, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(b"caf\xe9")
+    for arguments, sentence in (
+        (["-f", path], "the text is not valid UTF-8 at byte 3 (0xe9)"),
+        (["-f", tmp_path], f"{tmp_path} cannot be read: Is a directory"),
+        (["-f", tmp_path / "none"], f"{tmp_path}/none cannot be read: No such file or directory"),
+        (["-f", path, "a"], f'the prompt is given twice: "{path}" and "a"'),
+        (["-i", "a", "-f", path], f'the prompt is given twice: "a" and "{path}"'),
+    ):
+        told = run(model, *arguments)
+        assert (told.returncode, told.stdout) == (1, "")
+        assert told.stderr == f"error: {sentence}\n"
+    if Path("/dev/zero").exists():
+        endless = run(model, "-f", "/dev/zero").stderr
+        assert endless.startswith("error: the prompt in /dev/zero has more than 67108864 bytes")
+
+
+def test_a_random_seed_is_printed(run: Run, model: Path) -> None:
+    seeds = set()
+    for option in ("-s", "--seed"):
+        told = run(model, option, "random", "-n", 20, "a")
+        line, _ = told.stderr.splitlines()
+        seeds.add(line.removeprefix("seed "))
+        assert run(model, "--seed", line.removeprefix("seed "), "-n", 20, "a").stdout == told.stdout
+    assert len(seeds) == 2
+
+
+def test_what_llama2c_has_and_this_program_has_not(run: Run, model: Path) -> None:
+    assert run(model, *"-m generate -n 3 -i a".split()).stdout == run(model, "-n", 3, "a").stdout
+    for arguments, sentence in (
+        (["-m", "chat"], "use `storyllamas chat MODEL.slm`"),
+        (["-m", "tell"], '-m is "tell" and must be generate'),
+        (["-m", "chat", "-y", "Be kind."], "use `storyllamas chat MODEL.slm`"),
+        (["-y", "Be kind."], "use `storyllamas chat MODEL.slm --system TEXT`"),
+    ):
+        told = run(model, *arguments)
+        assert (told.returncode, told.stdout) == (1, "")
+        assert told.stderr.startswith("error: -")
+        assert told.stderr.endswith(f"{sentence}\n")
+
+
 def test_every_option_reaches_the_sampler(run: Run, model: Path) -> None:
     options = {"temperature": 1.5, "top_k": 9, "min_p": 0.05, "repetition_penalty": 1.3, "seed": 8}
     options |= {"repetition_window": 3}
@@ -95,46 +159,51 @@ def test_every_option_reaches_the_sampler(run: Run, model: Path) -> None:
     assert "".join(expected)
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     given.append("--ignore-eos")
-    told = run(model, *(text.replace("_", "-") for text in given), "--ids", "b")
-    assert numbers(told.stdout)[expected.prompt_tokens :] == expected.ids
+    done = run(model, *(text.replace("_", "-") for text in given), "--ids", "b")
+    assert numbers(done.stdout)[expected.prompt_tokens :] == expected.ids
 
 
 def test_stops_and_empty_prompts(run: Run, tmp_path: Path) -> None:
     words = [word_id(0), word_id(1), word_id(2)]
     path = engine_files.write_sequence(tmp_path / "m.slm", [BOS, *words, EOS])
     for prompt in ([], [""], ["--prompt", ""]):
-        told = run(path, *prompt)
-        assert (told.stdout, told.stderr.split()[-1]) == ("abab\n", "eos")
+        done = run(path, *prompt)
+        assert (done.stdout, done.stderr.split()[-1]) == ("abab\n", "eos")
     assert run(path, "--max-tokens", 1).stderr.split()[-1] == "max_tokens"
     small = engine_files.write_sequence(tmp_path / "n.slm", [BOS, *words, EOS], context=3)
     assert run(small).stderr.split()[-1] == "context"
 
 
 def test_help(run: Run) -> None:
-    told = run("--help")
-    assert (told.returncode, told.stderr) == (0, "")
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
     for name, value in DEFAULTS.items():
         shown = rf"--{name.replace('_', '-')} [A-Z].*?\(({value:g})\)"
         if name == "ignore_eos":
             shown = "--ignore-eos "
-        option = re.search(shown, told.stdout, re.S)
+        option = re.search(shown, done.stdout, re.S)
         assert option
         assert "--" not in option[0][2:]
-    assert all(len(line) <= 96 for line in told.stdout.splitlines())
+    assert all(len(line) <= 96 for line in done.stdout.splitlines())
 
 
 def test_info(run: Run, model: Path, tmp_path: Path) -> None:
-    told = dict(line.split(maxsplit=1) for line in run(model, "--info").stdout.splitlines())
+    info = dict(line.split(maxsplit=1) for line in run(model, "--info").stdout.splitlines())
     config = small_config(context=120)
-    assert told["parameters"] == str(config.parameters)
-    assert (told["dim"], told["layers"], told["context"]) == ("24", "2", "120")
-    assert told["weights"] == "f32"
+    assert info["parameters"] == str(config.parameters)
+    assert (info["dim"], info["layers"], info["context"]) == ("24", "2", "120")
+    assert info["weights"] == "f32"
     tensors = engine_files.random_tensors(config)
     sizes = {"q4": 16}
     q4 = engine_files.write(tmp_path / "q4.slm", config, tensors, None, "q4", sizes)
     shown = run(q4, "--info").stdout
     assert "weights       q4, a scale for 16 columns\n" in shown
     assert "embedding     q4, a scale for 16 columns\n" in shown
+    assert "template" not in shown
+    chat = with_chat(tmp_path / "chat.slm", "é {{ messages }}", (5, 9))
+    shown = run(chat, "--info").stdout
+    assert "extra eos     5 9\n" in shown
+    assert "chat template 17 bytes\n" in shown
 
 
 def test_bench(run: Run, model: Path) -> None:
@@ -144,13 +213,13 @@ def test_bench(run: Run, model: Path) -> None:
     assert min(float(line.split()[-2]) for line in (prompt, story)) > 0
 
 
-# ---- Refusals ------------------------------------------------------------------------------------
+# ---- Invalid arguments ---------------------------------------------------------------------------
 
 WHOLE = "and must be a whole number from"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         (["--max-tokens", "0"], f'--max-tokens is "0" {WHOLE} 1 to 2147483647'),
         (["--max-tokens", "-5"], f'--max-tokens is "-5" {WHOLE} 1 to 2147483647'),
@@ -185,41 +254,41 @@ WHOLE = "and must be a whole number from"
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
-def test_arguments_out_of_range(run: Run, model: Path, arguments: list[str], sentence: str) -> None:
-    told = run(model, *arguments)
-    assert told.returncode == 1
-    assert told.stdout == ""
-    assert told.stderr.startswith(f"error: {sentence}")
-    assert told.stderr.count("\n") == 1
+def test_arguments_out_of_range(run: Run, model: Path, arguments: list[str], message: str) -> None:
+    done = run(model, *arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
 
 
 def test_no_arguments(run: Run) -> None:
-    told = run()
-    assert told.returncode == 1
-    assert told.stderr.startswith("error: no weight file is given: run MODEL.slm [PROMPT]")
+    done = run()
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no weight file is given: run MODEL.slm [PROMPT]")
 
 
 def test_a_prompt_that_is_not_utf8(build: Path, model: Path) -> None:
     for program in ("run", "sanitized/run"):
         command = [build / program, model, b"caf\xe9 au lait"]
-        told = subprocess.run(command, capture_output=True, check=False)
-        assert (told.returncode, told.stdout) == (1, b"")
-        assert told.stderr == b"error: the text is not valid UTF-8 at byte 3 (0xe9)\n"
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr == b"error: the text is not valid UTF-8 at byte 3 (0xe9)\n"
 
 
-def test_a_full_disk(run: Run, model: Path, build: Path) -> None:
+def test_a_full_disk(model: Path, build: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")
     with open("/dev/full", "w") as full:  # noqa: PTH123
         command = [build / "run", model, "a"]
-        told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert told.returncode == 1
-    assert told.stderr == "error: standard output cannot be written: No space left on device\n"
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output cannot be written: No space left on device\n"
 
 
-# ---- Files ---------------------------------------------------------------------------------------
+# ---- Damaged files -------------------------------------------------------------------------------
 
-FIELDS = {  # offset and format of what the header holds
+FIELDS = {  # offset and format of each field of the header
     "version": (8, "I"), "header_bytes": (12, "I"), "file_bytes": (16, "Q"),
     "dim": (32, "I"), "layers": (36, "I"), "heads": (40, "I"), "kv_heads": (44, "I"),
     "head_dim": (48, "I"), "hidden": (52, "I"), "context": (56, "I"), "vocab_size": (60, "I"),
@@ -227,7 +296,8 @@ FIELDS = {  # offset and format of what the header holds
     "group_size": (76, "I"), "unk_id": (80, "i"), "bos_id": (84, "i"), "eos_id": (88, "i"),
     "pad_id": (92, "i"), "flags": (96, "I"), "embedding_type": (100, "I"),
     "tokenizer_offset": (104, "Q"), "tokenizer_bytes": (112, "Q"), "tensors_offset": (120, "Q"),
-    "tensors_bytes": (128, "Q"), "embedding_group_size": (136, "I"), "reserved": (200, "B"),
+    "tensors_bytes": (128, "Q"), "embedding_group_size": (136, "I"), "extra_eos_count": (180, "I"),
+    "chat_template_bytes": (184, "Q"), "reserved": (200, "B"),
 }  # fmt: skip
 SIZE = small_config().vocab_size
 SCORES, OFFSETS, TYPES = 256, 256 + 4 * SIZE, 256 + 8 * SIZE + 4
@@ -247,7 +317,7 @@ def with_field(data: bytes, name: str, value: float) -> bytes:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A good file of each weight type."""
+    """Return an undamaged file of each weight type."""
     folder = tmp_path_factory.mktemp("files")
     config = small_config(tied=False)
     tensors = engine_files.random_tensors(config)
@@ -258,7 +328,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def open_files(build: Path, folder: Path, contents: list[bytes]) -> list[str]:
-    """What the sanitized library says of each file."""
+    """Open files with the sanitized library; return "ok" or the error message of each."""
     paths = [folder / f"{index}.slm" for index in range(len(contents))]
     for path, data in zip(paths, contents, strict=True):
         path.write_bytes(data)
@@ -267,15 +337,86 @@ def open_files(build: Path, folder: Path, contents: list[bytes]) -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     noise = [line for line in done.stderr.splitlines() if "WARNING: AddressSanitizer" not in line]
     assert done.returncode == 0, "\n".join(noise[:60])
-    told = done.stdout.splitlines()
-    assert len(told) == len(contents)
-    return [line.replace(str(path), "FILE") for line, path in zip(told, paths, strict=True)]
+    messages = done.stdout.splitlines()
+    assert len(messages) == len(contents)
+    return [line.replace(str(path), "FILE") for line, path in zip(messages, paths, strict=True)]
 
 
-def test_each_lie_has_its_sentence(build: Path, files: dict[str, bytes], tmp_path: Path) -> None:
-    """What stands behind the checksum is checked too: every one of these has a good checksum."""
+def with_chat(path: Path, template: str, extra: tuple[int, ...]) -> Path:
+    """Write a weight file with a chat section."""
+    vocabulary = replace(
+        engine_files.make_vocabulary(), chat_template=template, extra_eos_ids=extra
+    )
+    config = small_config(tied=False)
+    return engine_files.write(path, config, engine_files.random_tensors(config), vocabulary)
+
+
+def test_each_damaged_chat_section_has_its_message(build: Path, tmp_path: Path) -> None:
+    template = "é {{ messages }}"
+    good = with_chat(tmp_path / "m.slm", template, (5, 9)).read_bytes()
+    at = good.index(template.encode())
+    full = with_chat(tmp_path / "m.slm", "a" * 2**20, ()).read_bytes()
+    none = with_chat(tmp_path / "m.slm", "", ()).read_bytes()
+    damaged = [
+        (good, "ok"),
+        (full, "ok"),
+        (none, "ok"),
+        (with_field(none, "version", 2), "ok"),
+        (with_chat(tmp_path / "m.slm", "", (0, SIZE - 1)).read_bytes(), "ok"),
+        (with_field(good, "chat_template_bytes", len(template.encode()) + 1), "ok"),
+        (with_field(full, "chat_template_bytes", 2**20 + 1), "its chat template is too long"),
+        (with_field(good, "chat_template_bytes", 2**64 - 1), "its chat template is too long"),
+        (with_field(good, "chat_template_bytes", 2**20), "its sections do not fit the file"),
+        (with_field(good, "extra_eos_count", 2**32 - 1), "its sections do not fit the file"),
+        (with_field(good, "chat_template_bytes", 0), "the padding between sections is not zero"),
+        (with_field(none, "chat_template_bytes", 64), "is not the end of the chat section"),
+        (with_field(good, "extra_eos_count", 1), "the padding between sections is not zero"),
+        (with_field(good, "extra_eos_count", 3), "its extra EOS ids are out of range or do not ri"),
+        (with_field(good, "version", 2), "its version is 2 and it has fields of version 3"),
+        (with_field(good, "eos_id", 9), "its extra EOS ids are out of range or do not rise"),
+        (changed(good, at - 4, "I", SIZE), "its extra EOS ids are out of range or do not rise"),
+        (changed(good, at - 4, "I", 5), "its extra EOS ids are out of range or do not rise"),
+        (changed(good, at - 8, "I", 2**31), "its extra EOS ids are out of range or do not rise"),
+        (changed(good, at + 1, "B", 0x41), "its chat template is not valid UTF-8"),
+        (changed(good, at + 30, "B", 1), "the padding between sections is not zero"),
+    ]
+    messages = open_files(build, tmp_path, [data for data, _ in damaged])
+    for (data, expected), message in zip(damaged, messages, strict=True):
+        assert expected in message
+        # Python accepts and rejects the same files; it does not check the padding.
+        path = tmp_path / "same.slm"
+        path.write_bytes(data)
+        if message == "ok" or "padding" in message:
+            weight_file.read(path)
+        else:
+            with pytest.raises(UserError, match=r"same\.slm is damaged \("):
+                weight_file.read(path)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_damaged_chat_sections_are_safe(build: Path, tmp_path: Path, seed: int) -> None:
+    source = random.Random(seed)
+    good = with_chat(tmp_path / "m.slm", "{{ messages }}" * 9, (5, 9, 60)).read_bytes()
+    start = good.index(b"{{ messages }}") - 12
+    contents = []
+    for _ in range(150):
+        data = bytearray(good)
+        for _ in range(source.choice([1, 2])):
+            if source.random() < 0.5:
+                place = source.choice([180, 184, 112, 120])
+                value = source.choice([0, 1, 2, 4, 64, 128, 2**20, 2**31, 2**32 - 1])
+                data[place : place + 4] = struct.pack("<I", value)
+            else:
+                data[source.randrange(start, start + 192)] ^= 1 << source.randrange(8)
+        contents.append(engine_files.sealed(data))
+    messages = open_files(build, tmp_path, contents)
+    assert 10 < sum(message == "ok" for message in messages) < 140
+
+
+def test_each_damage_has_its_message(build: Path, files: dict[str, bytes], tmp_path: Path) -> None:
+    """Most of these files have a valid checksum, so that the checks after it are tested too."""
     good, q8, q4 = files["f32"], files["q8"], files["q4"]
-    lies = [
+    damaged = [
         (good, "ok"),
         (q8, "ok"),
         (q4, "ok"),
@@ -330,7 +471,7 @@ def test_each_lie_has_its_sentence(build: Path, files: dict[str, bytes], tmp_pat
           for value in (2**63, 2**64 - 1, len(good))],
         (with_field(good, "tokenizer_bytes", 20), "its tokenizer is cut short"),
         (changed(good, TEXT + TEXT_BYTES, "B", 1), "padding between sections is not zero"),
-        (with_field(good, "tensors_offset", 0), "tensors_offset is not the end of the tokenizer"),
+        (with_field(good, "tensors_offset", 0), "tensors_offset is not the end of the chat sect"),
         (with_field(good, "tensors_bytes", 64), "tensors_bytes is not the size of its tensors"),
         (with_field(good, "layers", 1), "something follows its last tensor"),
         (with_field(good, "hidden", 2**20), "its sections do not fit the file"),
@@ -354,23 +495,23 @@ def test_each_lie_has_its_sentence(build: Path, files: dict[str, bytes], tmp_pat
         (changed(with_field(with_field(good, "flags", 0), "unk_id", -1), TYPES, "B", 3),
          "has neither an unknown piece nor byte fallback"),
     ]  # fmt: skip
-    told = open_files(build, tmp_path, [data for data, _ in lies])
+    messages = open_files(build, tmp_path, [data for data, _ in damaged])
     wrong = [
-        (expected, sentence)
-        for (_, expected), sentence in zip(lies, told, strict=True)
-        if expected not in sentence or (sentence != "ok" and "FILE" not in sentence)
+        (expected, message)
+        for (_, expected), message in zip(damaged, messages, strict=True)
+        if expected not in message or (message != "ok" and "FILE" not in message)
     ]
     assert wrong == []
 
 
 def mutated(good: bytes, source: random.Random) -> bytes:
-    """The file cut, or with some fields, words or bits changed, under a good checksum."""
+    """Cut the file, or change some fields, words or bits, and give it a valid checksum."""
     data = bytearray(good)
     if source.random() < 0.1:
         return engine_files.sealed(data[: source.randrange(len(data))])
     for _ in range(source.choice([1, 1, 2, 4])):
-        what = source.random()
-        if what < 0.4:
+        change = source.random()
+        if change < 0.4:
             place, kind = FIELDS[source.choice(list(FIELDS))]
             size = struct.calcsize(kind)
             value = int.from_bytes(data[place : place + size], "little")
@@ -378,7 +519,7 @@ def mutated(good: bytes, source: random.Random) -> bytes:
             extreme = [0, 1, 2, 3, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1]
             other = source.choice(near + extreme) % 2 ** (8 * size)
             data[place : place + size] = other.to_bytes(size, "little")
-        elif what < 0.8:
+        elif change < 0.8:
             place = source.randrange(256, TEXT + 2000) & ~3
             data[place : place + 4] = struct.pack("<I", source.choice([0, 255, 2**31, 2**32 - 1]))
         else:
@@ -387,28 +528,28 @@ def mutated(good: bytes, source: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("kind", GROUP_SIZES)
-def test_no_file_misleads_the_library(
+def test_random_damage_is_rejected_or_harmless(
     build: Path, files: dict[str, bytes], tmp_path: Path, kind: str
 ) -> None:
     source = random.Random(7)
     contents = [mutated(files[kind], source) for _ in range(600)]
-    told = open_files(build, tmp_path, contents)
-    accepted = sum(sentence == "ok" for sentence in told)
+    messages = open_files(build, tmp_path, contents)
+    accepted = sum(message == "ok" for message in messages)
     assert 60 < accepted < 500  # some changes are harmless: a weight, a score, an epsilon
-    assert len(set(told)) > 30
+    assert len(set(messages)) > 30
 
 
-def test_files_that_are_none(run: Run, tmp_path: Path) -> None:
-    def refused(path: Path) -> str:
-        told = run(path, "a")
-        assert (told.returncode, told.stdout) == (1, "")
-        assert told.stderr.count("\n") == 1
-        return told.stderr.removeprefix("error: ").strip()
+def test_paths_without_a_weight_file(run: Run, tmp_path: Path) -> None:
+    def error_of(path: Path) -> str:
+        done = run(path, "a")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.count("\n") == 1
+        return done.stderr.removeprefix("error: ").strip()
 
     missing = tmp_path / "missing.slm"
-    assert refused(missing) == f"weight file {missing} does not exist: run `dvc repro` first"
+    assert error_of(missing) == f"weight file {missing} does not exist: run `dvc repro` first"
     assert (
-        refused(tmp_path)
+        error_of(tmp_path)
         == f"weight file {tmp_path} is not a regular file: give the path of a .slm file"
     )
     old = tmp_path / "stories.bin"
@@ -416,17 +557,17 @@ def test_files_that_are_none(run: Run, tmp_path: Path) -> None:
     hint = (
         f"{old} is a llama2.c checkpoint: import it with `storyllamas import {old} --out model.slm`"
     )
-    assert refused(old) == hint
+    assert error_of(old) == hint
     old.write_bytes(struct.pack("<7i", 288, 768, 6, 6, 6, -32000, 256) + bytes(4000))
-    assert refused(old) == hint
+    assert error_of(old) == hint
     old.write_bytes(b"24ka" + struct.pack("<8i", 2, 288, 768, 6, 6, 6, 32000, 256) + bytes(4000))
-    assert refused(old) == hint
+    assert error_of(old) == hint
 
 
 # ---- The library ---------------------------------------------------------------------------------
 
 
-def test_the_headers_example_tells_a_story(build: Path, model: Path, tmp_path: Path) -> None:
+def test_the_headers_example_generates_a_story(build: Path, model: Path, tmp_path: Path) -> None:
     header = (ROOT / "csrc" / "storyllamas.h").read_text()
     lines = [line[7:] for line in header.split("*/")[0].splitlines() if line[:7].strip() == "*"]
     example = "\n".join(lines).replace('"model.slm"', "argv[1]")
@@ -438,9 +579,9 @@ def test_the_headers_example_tells_a_story(build: Path, model: Path, tmp_path: P
     compiler = [os.environ.get("CC", "cc"), "-std=c11", "-Wall", "-Wextra", "-Werror"]
     where = [f"-I{ROOT / 'csrc'}", f"-L{build}", "-lstoryllamas", f"-Wl,-rpath,{build}"]
     subprocess.run([*compiler, source, "-o", tmp_path / "example", *where], check=True)
-    told = subprocess.run([tmp_path / "example", model], capture_output=True, check=True)
+    done = subprocess.run([tmp_path / "example", model], capture_output=True, check=True)
     prompt = "Once upon a time"
-    assert told.stdout.decode() == "".join(Engine(model).generate(prompt, seed=7))
+    assert done.stdout.decode() == "".join(Engine(model).generate(prompt, seed=7))
 
 
 def test_the_library_exports_its_header_and_nothing_else(build: Path) -> None:
@@ -478,10 +619,10 @@ sl_matmul_quantized *sl_matmul_of(const sl_kernels *kernels, uint32_t type) {
 @pytest.mark.skipif("avx2" not in kernel_sets(), reason="the emulation needs AVX2")
 @pytest.mark.parametrize("name", ["avx512", "avxvnni"])
 def test_emulated_kernels_are_their_definitions(tmp_path: Path, name: str) -> None:
-    """Many processors lack an instruction set, so its kernels run on others in their place."""
+    """Emulate instruction sets that many processors lack, so that their kernels are tested."""
     csrc, tests = ROOT / "csrc", ROOT / "tests" / "c"
     for path in (csrc / "kernels").glob("avx*.c"):
-        # With its pragmas the compiler would use the instructions by itself.
+        # With the pragmas, the compiler would use the instructions elsewhere too.
         pragmas = r"#ifdef __clang__\n#pragma clang attribute.*?#endif\n"
         source = re.sub(pragmas, "", path.read_text(), flags=re.DOTALL)
         (tmp_path / path.name).write_text(source.replace(",avxvnni", ""))
@@ -514,7 +655,7 @@ def test_a_thread_pool_processes_every_item_once_and_is_autotuned(
 
 @pytest.fixture(scope="module")
 def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that is moved onto huge pages while it tells."""
+    """Write a model that migrates to huge pages while it generates."""
     config = small_config(dim=128, vocab_size=18000, context=120)
     path = tmp_path_factory.mktemp("large") / "m.slm"
     return engine_files.write(path, config, engine_files.random_tensors(config, 1))
@@ -529,11 +670,11 @@ def test_threads_do_not_race(build: Path, name: str, request: pytest.FixtureRequ
     assert "WARNING" not in done.stderr
 
 
-def test_a_model_that_is_moved_tells_the_same(run: Run, large_model: Path) -> None:
-    for tokens in (1, 5, 100):  # it closes while it is moved, or after
-        told = [run(large_model, "-n", tokens, "--pages", p) for p in ("auto", "shared", "huge")]
-        assert [done.returncode for done in told] == [0, 0, 0], told[0].stderr
-        assert len({done.stdout for done in told}) == 1
+def test_migration_to_huge_pages_changes_no_story(run: Run, large_model: Path) -> None:
+    for tokens in (1, 5, 100):  # the program ends before, during or after the migration
+        runs = [run(large_model, "-n", tokens, "--pages", p) for p in ("auto", "shared", "huge")]
+        assert [done.returncode for done in runs] == [0, 0, 0], runs[0].stderr
+        assert len({done.stdout for done in runs}) == 1
 
 
 def test_valgrind(build: Path, model: Path) -> None:

@@ -1,6 +1,6 @@
 """The C tokenizer gives SentencePiece's ids, on any text and any kind of vocabulary.
 
-With the cache of words, whose places fill up and change hands in the course of a test, and without.
+Each text is encoded with the word cache, whose slots fill up in the course of a test, and without.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SENTENCES = [
     "aaaa aaaaaaaa aaa abababab abab baba   three   spaces  and two",
 ] * 3  # fmt: skip
 
-# One tokenizer for each thing that may differ.
+# One tokenizer for each option that may differ.
 KINDS: dict[str, dict[str, object]] = {
     "bytes": {},
     "unknown": {"byte_fallback": False, "character_coverage": 0.98},
@@ -53,11 +53,11 @@ KINDS: dict[str, dict[str, object]] = {
 }
 
 
-# ---- SentencePiece's model file, as far as a test must change it --------------------------------
+# ---- SentencePiece's model file ------------------------------------------------------------------
 
 
 def fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Number, content and all bytes of each field of a protocol buffer."""
+    """Yield the number, the content and all bytes of each field of a protocol buffer."""
 
     def varint(at: int) -> tuple[int, int]:
         value = shift = 0
@@ -82,7 +82,7 @@ def fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def pieces(model: bytes) -> list[tuple[bytes, float, int]]:
-    """Text, score and type of every piece."""
+    """Return the text, score and type of every piece."""
     found = []
     for number, content, _ in fields(model):
         if number == 1:
@@ -197,7 +197,7 @@ def test_unused_characters_are_unknown(pair: Pair) -> None:
         pair.check(f"a{character}{character} {character}b")
 
 
-# Any text; and texts of what merges, is user-defined, unknown or spelt like a special piece.
+# Any text; and texts of parts that merge, are user-defined, unknown or look like a special piece.
 anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 MORSELS = [
     *(
@@ -262,14 +262,14 @@ def test_decodes_as_sentencepiece(pair: Pair, data: st.DataObject) -> None:
 @settings(max_examples=200)
 @given(raw=st.binary(max_size=24))
 def test_decodes_bytes_as_sentencepiece(pair: Pair, raw: bytes) -> None:
-    """Random bytes, mostly not UTF-8, spelt in byte pieces where there are any."""
+    """Random bytes, mostly not UTF-8, as byte pieces if the vocabulary has them."""
     spelt = [b"<0x%02X>" % value for value in raw]
     ids = [pair.pieces.index(piece) for piece in spelt if piece in pair.pieces]
     assert pair.ours.decode(ids) == pair.theirs.decode(ids)
 
 
 def test_every_valid_character(pair: Pair) -> None:
-    """Each code point once, in an order that puts strangers side by side."""
+    """Each code point once, in random order, so that unusual neighbours occur."""
     points = [*range(0xD800), *range(0xE000, 0x110000, 7)]
     random.Random(0).shuffle(points)
     pair.check("".join(map(chr, points)))
@@ -293,9 +293,12 @@ def test_many_stories_at_once(pair: Pair, stories: list[str], bos_id: int, eos_i
     assert ids.tolist() == expected
 
 
-def test_the_cache_with_more_words_than_places() -> None:
-    """Each word comes again after others have taken its place. All letters join, so that words are
-    whole; some are longer than what is kept, and many differ in a few bytes only."""
+def test_the_cache_with_more_words_than_slots() -> None:
+    """Each word comes again after others have replaced it in its slot.
+
+    All letters merge, so that no border divides a word. Some words are longer than those in the
+    cache, and many differ in a few bytes only.
+    """
     letters = "abcdehot"
     joined = [itertools.product(letters, repeat=length) for length in (1, 2, 4)]
     pieces = [SPACE, *(SPACE + letter for letter in letters)]
@@ -308,12 +311,12 @@ def test_the_cache_with_more_words_than_places() -> None:
     for before, after in (("", 8), ("thethet", 8), ("thethethethethe", 0)):
         words += [before + middle + "o" * after for middle in middles]
     text = " ".join(words + words)
-    assert len(ours.encode(words[-1])) == 7  # the most that are kept
+    assert len(ours.encode(words[-1])) == 7  # the largest number in the cache
     assert ours.encode(text) == encode_without_cache(ours, text)
 
 
 def test_long_texts_of_a_few_letters(pair: Pair) -> None:
-    """Of many possible merges, in many surroundings."""
+    """Texts with many possible merges."""
     draw = random.Random(0)
     for letters in ("ab", "ab ", "aeht", "the ogd", "atc\n"):
         pair.check("".join(draw.choices(letters, k=20_000)))
@@ -357,13 +360,13 @@ def test_time_grows_no_faster_than_the_text(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("length", [22, 23, 24, 25, 63, 64, 65, 1000])
-def test_words_about_as_long_as_what_is_kept(pair: Pair, length: int) -> None:
+def test_words_about_as_long_as_the_cache_keeps(pair: Pair, length: int) -> None:
     for text in ("b" * length, " " * length, "é" * (length // 2), "a " + "x" * length):
         pair.check(text)
         pair.check(f"{text} {text}")
 
 
-# ---- Refusals ------------------------------------------------------------------------------------
+# ---- Rejections ----------------------------------------------------------------------------------
 
 
 def encode_bytes(tokenizer: FastTokenizer, data: bytes, capacity: int = 100) -> int:
@@ -371,12 +374,12 @@ def encode_bytes(tokenizer: FastTokenizer, data: bytes, capacity: int = 100) -> 
     ids[capacity] = -77
     count = ffi.new("size_t *")
     status: int = lib.sl_encode(tokenizer.handle, ffi.NULL, data, len(data), ids, capacity, count)
-    assert ids[capacity] == -77  # nothing beyond the room that there is
+    assert ids[capacity] == -77  # nothing is written beyond the capacity
     return status
 
 
 def first_invalid(data: bytes) -> int | None:
-    """Offset of the first byte that is not UTF-8."""
+    """Return the offset of the first byte that is not UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError as error:
@@ -391,7 +394,7 @@ def last_error() -> str:
 @settings(max_examples=500)
 @given(data=st.one_of(st.binary(max_size=20), st.tuples(texts, st.binary(max_size=4)).map(
     lambda parts: parts[0].encode() + parts[1])))  # fmt: skip
-def test_refuses_exactly_what_is_not_utf8(pair: Pair, data: bytes) -> None:
+def test_rejects_exactly_the_bytes_that_are_not_utf8(pair: Pair, data: bytes) -> None:
     bad = first_invalid(data)
     if bad is None:
         assert encode_bytes(pair.ours, data, 3 * (len(data) + 1)) == lib.SL_OK
@@ -405,7 +408,7 @@ def test_too_little_room(pair: Pair) -> None:
     assert last_error().endswith("ids and there is room for 2")
 
 
-def test_python_refuses_half_a_surrogate_pair(pair: Pair) -> None:
+def test_python_rejects_half_a_surrogate_pair(pair: Pair) -> None:
     with pytest.raises(UserError, match=r"remove its character 2, .* half of a surrogate pair"):
         pair.ours.encode("ab\ud800")
 

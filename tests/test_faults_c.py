@@ -1,4 +1,4 @@
-"""The C engine under forks, missing threads and memory, broken weights, and files that are none."""
+"""The C engine under forks, failed system calls, broken weights and paths without a file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from storyllamas.engine.engine import Engine
 from storyllamas.engine.ffi import ffi, lib
 from storyllamas.errors import UserError
 
-LIMIT = 120  # seconds until what hangs is given up
+LIMIT = 120  # seconds after which a program that hangs is killed
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of more than 1 MB, which uses several threads."""
+    """Write a model of more than 1 MB, which uses several threads."""
     config = small_config(dim=64, hidden=640, vocab_size=3000, context=80)
     path = tmp_path_factory.mktemp("model") / "m.slm"
     engine_files.write(path, config, engine_files.random_tensors(config, 1))
@@ -104,7 +104,7 @@ def test_a_mutex_held_at_a_fork_stops_nobody(tmp_path: Path) -> None:
 
 
 def broken_model(path: Path) -> Path:
-    """Write a model: after word 0 a logit is NaN; word 1 is followed by word 2, all else by EOS."""
+    """Write a model: after word 0 a logit is NaN; word 2 follows word 1; EOS follows the others."""
     following = {word_id(1): word_id(2), word_id(2): EOS}
     size = small_config().vocab_size
     rows = np.zeros((size, size), np.float32)
@@ -146,7 +146,7 @@ def test_stories_before_the_one_that_fails_are_generated(tmp_path: Path) -> None
         next(stories)
 
 
-# ---- Files that are none, output that cannot be written ------------------------------------------
+# ---- Paths without a file, output that cannot be written -----------------------------------------
 
 
 @pytest.fixture(scope="module")

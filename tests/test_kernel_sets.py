@@ -1,4 +1,4 @@
-"""Every instruction set that this processor runs, and any number of threads: the same stories."""
+"""Every instruction set of this processor and any number of threads give the same story."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_threads_chunks_and_pages_change_no_bit(
 
 @pytest.mark.parametrize("pages", ["shared", "huge", "auto"])
 def test_large_files_are_read_and_summed_in_parts(tmp_path: Path, pages: str) -> None:
-    """By several threads, and as the writer summed them; no part is left out."""
+    """Several threads read parts; the checksum of each part counts, in its place."""
     config = engine_files.small_config(dim=128, vocab_size=9000)
     tensors = engine_files.random_tensors(config, 2)
     path = engine_files.write(tmp_path / "large.slm", config, tensors)
@@ -97,7 +97,7 @@ def test_large_files_are_read_and_summed_in_parts(tmp_path: Path, pages: str) ->
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file that is moved onto huge pages."""
+    """Write a file that migrates to huge pages."""
     config = engine_files.small_config(dim=128, vocab_size=18000)
     path = tmp_path_factory.mktemp("large") / "m.slm"
     engine_files.write(path, config, engine_files.random_tensors(config, 2))
@@ -109,9 +109,9 @@ def is_mapped(path: Path) -> bool:
     return path.as_posix() in Path("/proc/self/maps").read_text()
 
 
-def test_a_large_file_is_moved_while_it_is_read(large: Path) -> None:
+def test_a_large_file_migrates_while_it_is_read(large: Path) -> None:
     if not Path("/proc/self/maps").exists():
-        pytest.skip("only Linux moves it")
+        pytest.skip("only Linux migrates it")
     ids = [5, 300, 17999]
     expected = Engine(large, pages="shared").logits(ids)
     assert not is_mapped(large)  # closed
@@ -122,7 +122,7 @@ def test_a_large_file_is_moved_while_it_is_read(large: Path) -> None:
         was_mapped = is_mapped(large)
         assert (engine.logits(ids) == expected).all()
     assert not was_mapped
-    for passes in range(10):  # closed before the move, in it, or after
+    for passes in range(10):  # closed before, during or after the migration
         engine = Engine(large)
         for _ in range(passes):
             engine.logits(ids)
@@ -145,13 +145,13 @@ if child:
 """
 
 
-def test_a_fork_may_use_and_close_a_file_that_is_moved(large: Path) -> None:
+def test_a_fork_may_use_and_close_a_file_that_migrates(large: Path) -> None:
     for passes in (0, 4, 6):
         command = [sys.executable, "-c", FORK, large, str(passes)]
         subprocess.run(command, check=True, timeout=60)
 
 
-def test_unknown_options_are_refused(files: dict[str, Path]) -> None:
+def test_unknown_options_are_rejected(files: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=f'no kernels "mmx": use one of {", ".join(kernel_sets())}'):
         Engine(files["f32"], kernels="mmx")
     with pytest.raises(UserError, match="pages is 'large' and must be one of auto, shared, huge"):

@@ -1,4 +1,4 @@
-"""The C tokenizer gives the ids of `tokenizers` for what its tokenizer.json describes."""
+"""The C tokenizer gives the ids of `tokenizers` for every kind of tokenizer.json."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_encodes_as_tokenizers(both: Pair, text: str) -> None:
 @settings(max_examples=60)
 @given(data=st.data())
 def test_decodes_as_tokenizers(both: Pair, data: st.DataObject) -> None:
-    """Any ids but byte pieces; of a run of these `tokenizers` loses all if one is no character.
+    """Any ids but byte pieces: `tokenizers` loses a run of them if one byte is no character.
 
     `tokenizers` shows special tokens that are found in normalized text; transformers does not.
     """
@@ -123,7 +123,7 @@ def test_decodes_as_tokenizers(both: Pair, data: st.DataObject) -> None:
 
 @settings(max_examples=40)
 @given(text=texts)
-def test_decodes_what_it_encodes(both: Pair, text: str) -> None:
+def test_decodes_its_own_ids(both: Pair, text: str) -> None:
     """Characters whose bytes are spread over several pieces."""
     ids = [index for index in both.ids(text) if index not in both.hidden()]
     if both.theirs.normalizer is None or not {*ids} & {*both.vocabulary.added[:, 0].tolist()}:
@@ -131,7 +131,7 @@ def test_decodes_what_it_encodes(both: Pair, text: str) -> None:
 
 
 def test_every_valid_character(both: Pair) -> None:
-    """Each code point once, in an order that puts strangers side by side."""
+    """Each code point once, in random order, so that unusual neighbours occur."""
     points = [*range(0x800), *range(0x800, 0xD800, 11), *range(0xE000, 0x20000, 13)]
     points += range(0x20000, 0x110000, 997)
     random.Random(0).shuffle(points)
@@ -141,7 +141,7 @@ def test_every_valid_character(both: Pair) -> None:
 
 
 @pytest.mark.parametrize("length", [22, 23, 24, 25, 63, 64, 65, 96, 97, 1000])
-def test_words_about_as_long_as_what_is_kept(both: Pair, length: int) -> None:
+def test_words_about_as_long_as_the_cache_keeps(both: Pair, length: int) -> None:
     for text in ("b" * length, " " * length, "é" * (length // 2), "a " + "x" * length):
         check(both, text)
         check(both, f"{text} {text}")
@@ -196,7 +196,7 @@ def test_a_prompt_gets_bos_only_where_the_tokenizer_adds_it(tmp_path: Path) -> N
         assert Engine(path).info["adds_bos"] == adds_bos
 
 
-def test_goes_to_tokenizer_json_and_back(both: Pair) -> None:
+def test_converts_to_tokenizer_json_and_back(both: Pair) -> None:
     data = tokenizer_json.to_json(both.vocabulary)
     again = Tokenizer.from_str(json.dumps({"version": "1.0", "post_processor": None, **data}))
     for text in [*SENTENCES, *MORSELS]:
@@ -279,7 +279,7 @@ def test_c_rejects_an_added_token_that_is_no_text() -> None:
 @settings(max_examples=300)
 @given(data=st.data())
 def test_any_arrays_are_rejected_or_work(data: st.DataObject) -> None:
-    """What a made-up file may hold; the sanitizers of test_c_program.py see the rest."""
+    """Random arrays; test_c_program.py tests damaged files under sanitizers."""
     vocabulary = pair_of_bytes()
     count = len(vocabulary.pieces)
     ids = st.one_of(st.integers(0, count), st.integers(0, 2**32 - 1))

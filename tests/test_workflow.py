@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from filelock import FileLock
 from tokenizers import Tokenizer
 
 from storyllamas import params, tokenizer
@@ -47,10 +48,15 @@ def merged(values: dict, changes: dict) -> dict:
 
 
 class Workspace:
-    """A clone with small parameters, and its own commands."""
+    """A folder with the project, and its own commands."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def fill(self) -> None:
+        """Copy the project, with small parameters, and commit it."""
+        folder = self.folder
+        folder.mkdir()
         tracked = self._output("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT)
         for name in tracked.splitlines():
             if (ROOT / name).is_file() and not name.startswith(("metrics/", "bench/", "dvc.lock")):
@@ -75,11 +81,6 @@ class Workspace:
         text, count = re.subn(pattern, line, file.read_text(), flags=re.MULTILINE)
         assert count == 1, pattern
         file.write_text(text)
-
-    def reset(self) -> None:
-        """Back to the last commit and its results."""
-        self.run("git", "reset", "-q", "--hard")
-        self.run("dvc", "checkout", "-q")
 
     def run(self, *command: str, code: int = 0) -> str:
         done = subprocess.run(command, **self.options())
@@ -116,13 +117,27 @@ class Workspace:
         }
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Return a workspace in which all stages have run and the results are committed."""
-    space = Workspace(tmp_path_factory.mktemp("workspace"))
-    space.run("dvc", "repro")
-    space.commit("run")
-    return space
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run all stages once for all workers of pytest-xdist, and commit the results."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = root / "finished"
+    with FileLock(root / "finished.lock"):
+        if not folder.exists():
+            space = Workspace(root / "unfinished")
+            space.fill()
+            space.run("dvc", "repro")
+            space.commit("run")
+            space.folder.rename(folder)
+    return folder
+
+
+@pytest.fixture
+def workspace(finished: Path, tmp_path: Path) -> Workspace:
+    """Return a workspace of this test in which all stages have run."""
+    shutil.copytree(finished, tmp_path / "workspace", symlinks=True)
+    return Workspace(tmp_path / "workspace")
 
 
 def stages_that_ran(output: str) -> list[str]:
@@ -164,7 +179,6 @@ def test_a_size_can_be_changed_for_one_run(workspace: Workspace) -> None:
     output = workspace.run("dvc", "exp", "run", "-S", "shape.layers=3")
     assert stages_that_ran(output) == ["train@2m", "export", "evaluate"]
     assert workspace.read("models/2m/config.json")["model"]["layers"] == 3
-    workspace.reset()
 
 
 def test_values_that_ran_before_come_from_the_run_cache(workspace: Workspace) -> None:
@@ -177,14 +191,12 @@ def test_values_that_ran_before_come_from_the_run_cache(workspace: Workspace) ->
     assert stages_that_ran(output) == []
     assert re.findall(r"Stage '([\w@]+)' is cached", output) == stages
     assert {file: file.read_bytes() for file in before} == before
-    workspace.reset()
 
 
 def test_a_new_vocabulary_runs_everything_after_it(workspace: Workspace) -> None:
     output = workspace.run("dvc", "exp", "run", "-S", "tokenizer.vocab_size=380")
     expected = ["tokenizer", "pretokenize", "train@2m", "export", "evaluate"]
     assert stages_that_ran(output) == expected
-    workspace.reset()
 
 
 def test_a_byte_level_tokenizer_runs_everything_after_it(workspace: Workspace) -> None:
@@ -209,7 +221,6 @@ def test_a_byte_level_tokenizer_runs_everything_after_it(workspace: Workspace) -
     exported = Tokenizer.from_file(str(folder / "export/hf/tokenizer.json"))
     story = 'Once upon a time there was 1 café.\n\n"It\'s fine," said Tom.'
     assert exported.encode(story).ids == [trained.bos_id, *trained.encode(story)]
-    workspace.reset()
 
 
 def test_cleaning_clean_stories_runs_nothing_after_it(workspace: Workspace) -> None:
@@ -217,7 +228,6 @@ def test_cleaning_clean_stories_runs_nothing_after_it(workspace: Workspace) -> N
     output = workspace.run("dvc", "exp", "run", *clean)
     assert stages_that_ran(output) == ["download"]
     assert workspace.read("metrics/corpus.json")["train"]["stories"] == 400
-    workspace.reset()
 
 
 def test_queued_experiments_run_in_workspaces_of_their_own(workspace: Workspace) -> None:
@@ -229,7 +239,6 @@ def test_queued_experiments_run_in_workspaces_of_their_own(workspace: Workspace)
     workspace.run("dvc", "exp", "apply", "seven")
     assert workspace.read("metrics/train.json")["size"] == "7m"
     assert "7m" in workspace.run("dvc", "metrics", "diff", "--all")
-    workspace.reset()
 
 
 def test_sizes_and_sweeps_leave_the_workspace_as_it_was(
@@ -254,40 +263,33 @@ def test_sizes_and_sweeps_leave_the_workspace_as_it_was(
     output = experiments("sizes", "--sizes", "7m")
     assert stages_that_ran(output) == []
     assert "| 7m | quick | 4 | " in output
+    drawn = workspace.run(sys.executable, "-m", "storyllamas.experiments.losses")
+    assert drawn == "metrics/losses.png: 2m, 7m\n"
     (workspace.folder / "metrics/losses.png").unlink()
     output = experiments("sweep", "--sizes", "7m", "--rates", "3e-3")
     assert "[7m-quick-steps-4-rate-0.003]" in output
     assert "framed_bits_per_byte" in output
     assert workspace.run("git", "status", "--porcelain") == before
-    workspace.reset()
-
-
-def test_the_picture_has_every_size(workspace: Workspace) -> None:
-    output = workspace.run(sys.executable, "-m", "storyllamas.experiments.losses")
-    assert output == "metrics/losses.png: 2m, 7m\n"
-    (workspace.folder / "metrics/losses.png").unlink()
 
 
 def test_a_killed_repro_resumes_to_the_same_files(workspace: Workspace) -> None:
-    workspace.edit(r"^  steps:.*$", "  steps: 1500")
-    workspace.edit(r"^  eval_every:.*$", "  eval_every: 500")
-    workspace.run("dvc", "repro")
+    workspace.edit(r"^  steps:.*$", "  steps: 800")
+    workspace.edit(r"^  eval_every:.*$", "  eval_every: 400")
+    workspace.run("dvc", "repro", "export")
     unbroken = workspace.exported()
     workspace.run("git", "checkout", "-q", "HEAD", "--", "dvc.lock", "metrics")
     shutil.rmtree(workspace.folder / ".dvc/cache/runs")
     for _ in range(2):
-        process = subprocess.Popen(["dvc", "repro"], **workspace.options())
+        process = subprocess.Popen(["dvc", "repro", "export"], **workspace.options())
         states = workspace.folder / ".storyllamas"
         known = set(states.glob("runs/*/*.safetensors"))
         while process.poll() is None and set(states.glob("runs/*/*.safetensors")) <= known:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    output = workspace.run("dvc", "repro")
+    output = workspace.run("dvc", "repro", "export")
     assert "resuming from step" in output
     assert workspace.exported() == unbroken
-    workspace.run("git", "reset", "-q", "--hard")
-    assert workspace.run("git", "status", "--porcelain") == ""
     assert not list(workspace.folder.glob(".storyllamas/runs/*"))
 
 
@@ -298,13 +300,12 @@ def test_a_kill_before_dvc_notes_the_result_does_not_train_again(workspace: Work
     trained = (workspace.folder / "models/2m/model.safetensors").read_bytes()
     workspace.run("git", "checkout", "-q", "HEAD", "--", "dvc.lock")
     shutil.rmtree(workspace.folder / ".dvc/cache/runs")
-    output = workspace.run("dvc", "repro")
-    assert stages_that_ran(output)[-3:] == ["train@2m", "export", "evaluate"]
+    output = workspace.run("dvc", "repro", "export")
+    assert stages_that_ran(output)[-2:] == ["train@2m", "export"]
     assert "resuming from step 12 of 12" in output
     assert "step 4/12" not in output
     assert (workspace.folder / "models/2m/model.safetensors").read_bytes() == trained
     assert not list(workspace.folder.glob(".storyllamas/runs/*"))
-    workspace.reset()
 
 
 def test_a_misspelt_parameter_stops_the_run(workspace: Workspace) -> None:
@@ -312,7 +313,6 @@ def test_a_misspelt_parameter_stops_the_run(workspace: Workspace) -> None:
     output = workspace.run("dvc", "repro", code=255)
     assert "error: train.step is unknown" in output
     assert "Traceback" not in output
-    workspace.reset()
 
 
 def test_each_stage_names_the_parameters_that_it_reads() -> None:

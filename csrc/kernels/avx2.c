@@ -1,6 +1,6 @@
 /* avx2.c: kernels for x86-64 processors with AVX2, fused multiply-add and f16 conversion. The 16
- * rows of a tile are two registers of 8 lanes. avxvnni.c includes this file with HAS_VNNI: the
- * products of quantized matrices then use the 8-bit dot product. */
+ * rows of a tile are two registers of 8 lanes. avxvnni.c defines HAS_VNNI and includes this file:
+ * the products of quantized matrices then use the 8-bit dot product. */
 
 #include "sets.h"
 
@@ -24,7 +24,7 @@
 
 enum { LANES = 8, PARTS = ROWS / LANES, BLOCK_MAX = 6, FLOAT_ROWS = 6 };
 
-/* ---- Registers, for tiles.h ------------------------------------------------------------------ */
+/* ---- Registers, for matmul.h ----------------------------------------------------------------- */
 
 typedef __m256 vector;
 typedef __m256i integers;
@@ -79,7 +79,7 @@ INLINE __m256i repeat_four(const void *bytes) {
 /* vpdpbusd multiplies unsigned bytes by signed ones, so the weights keep their bias. */
 enum { Q8_BIAS = 128 };
 
-/* A single row of x prefetches the next tiles, see below. */
+/* A single row of x prefetches the next tiles, as in the dot_q8 below. */
 INLINE void dot_q8(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    const int8_t *x, size_t width, size_t group_size, size_t n) {
     for (size_t c = 0; c < group_size; c += 4)
@@ -92,7 +92,8 @@ INLINE void dot_q8(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_
         }
 }
 
-/* Add the products of weights with the columns at x, and of upper weights with the next four. */
+/* Add the products of the low four bits with the first four columns, and of the high ones with the
+ * next four. */
 INLINE __m256i add_dot_q4(__m256i sum, __m256i low, __m256i high, __m256i first, __m256i second) {
     return _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(sum, low, first), high, second);
 }
@@ -106,8 +107,7 @@ INLINE __m256i add_pairs(__m256i sums) {
     return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
 }
 
-/* Multiply four columns of 8 rows. The product of two signed bytes is that of one's magnitude and
- * the other with its sign changed if the first is negative.
+/* Multiply four columns of 8 rows: first * second = |first| * (sign(first) second).
  *
  * vpmaddubsw multiplies unsigned bytes by signed ones and saturates the sum of two products at
  * 2^15 - 1. Two products of at most 128 * 127 fit. Those of weights up to 255, with their bias,
@@ -116,11 +116,11 @@ INLINE __m256i multiply_signed(__m256i magnitudes, __m256i first, __m256i second
     return add_pairs(_mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(second, first)));
 }
 
-/* The magnitudes are those of the weights, for several rows of x, or those of a single row of x,
- * for several tiles.
+/* Several rows of x share the magnitudes of the weights. A single row of x shares its magnitudes
+ * among several tiles.
  *
- * A single row of x leaves no time to wait for weights. So each line prefetches the same line of
- * the next tiles, to the cache level that was measured to be fastest. */
+ * With a single row of x the speed is that of loading weights. So each line prefetches the same
+ * line of the next tiles, to the cache level that is fastest by measurement. */
 INLINE void dot_q8(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    const int8_t *x, size_t width, size_t group_size, size_t n) {
     const __m256i bias = _mm256_set1_epi8((char)0x80);
@@ -172,9 +172,9 @@ INLINE void dot_q4(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_
         }
 }
 
-#include "tiles.h"
+#include "matmul.h"
 
-/* ---- Vectors --------------------------------------------------------------------------------- */
+/* ---- Lanes ----------------------------------------------------------------------------------- */
 
 /* Return a mask of the first n lanes, or of all lanes if n is 8 or more. */
 INLINE __m256i lanes(size_t n) {
@@ -218,6 +218,8 @@ INLINE __m128i narrow_signed(__m256i x) {
     return _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
 }
 
+/* ---- Quantization of activations ------------------------------------------------------------- */
+
 /* Return the largest |x|, or NaN if there is one. Positive floats have the same order as their bits
  * compared as integers. */
 INLINE float largest_magnitude(const float *x, size_t n) {
@@ -232,6 +234,7 @@ INLINE float largest_magnitude(const float *x, size_t n) {
     return _mm_cvtss_f32(_mm_castsi128_ps(four));
 }
 
+/* values = round(x * inverse); returns the sum of values */
 INLINE int32_t quantize_group(int8_t *values, size_t group_size, const float *x, size_t width,
                               float inverse) {
     __m256i sum = _mm256_setzero_si256();
@@ -249,6 +252,9 @@ INLINE int32_t quantize_group(int8_t *values, size_t group_size, const float *x,
 
 #include "quantize.h"
 
+/* ---- Conversion to f16 ----------------------------------------------------------------------- */
+
+/* y = x rounded to f16 */
 static void to_f16(uint16_t *y, const float *x, size_t n) {
     const __m256 max = _mm256_set1_ps(SL_F16_MAX), min = _mm256_set1_ps(-SL_F16_MAX);
     for (size_t i = 0; i < n; i += LANES) {
@@ -261,6 +267,9 @@ static void to_f16(uint16_t *y, const float *x, size_t n) {
     }
 }
 
+/* ---- RMSNorm, rotary position embedding, SwiGLU ---------------------------------------------- */
+
+/* y = x / sqrt(mean(x²) + eps) * weight */
 static void rmsnorm(float *y, const float *x, const float *weight, size_t n, float eps) {
     __m256 squares = _mm256_setzero_ps();
     for (size_t i = 0; i < n; i += LANES) {
@@ -273,7 +282,8 @@ static void rmsnorm(float *y, const float *x, const float *weight, size_t n, flo
               _mm256_mul_ps(_mm256_mul_ps(load(x + i, n - i), scale), load(weight + i, n - i)));
 }
 
-/* In each pair, even lanes become x * cosine - swapped x * sine, odd lanes the sum of these. */
+/* (even, odd) = (even * cosine - odd * sine, odd * cosine + even * sine): each lane times the
+ * cosine, minus or plus its neighbour times the sine. */
 static void rotate(float *x, size_t heads, size_t head_dim, const float *table) {
     for (size_t h = 0; h < heads; h++, x += head_dim)
         for (size_t i = 0; i < head_dim; i += LANES) {
@@ -309,16 +319,19 @@ INLINE __m256 exponential(__m256 x) {
     return _mm256_mul_ps(p, power_of_2(_mm256_sub_epi32(whole, half)));
 }
 
+/* y = gate / (1 + exp(-gate)) * up */
 static void swiglu(float *y, const float *gate, const float *up, size_t n) {
     const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
     for (size_t i = 0; i < n; i += LANES) {
         const __m256 g = load(gate + i, n - i);
-        /* Where exp(-gate) would exceed exp(88) silu is within 1e-36 of 0, so 88 will do. */
+        /* -gate is limited to 88, as exp needs. Above that, silu is within 1e-36 of 0 anyway. */
         const __m256 negative = _mm256_min_ps(_mm256_set1_ps(EXP_MAX), _mm256_xor_ps(g, sign));
         const __m256 silu = _mm256_div_ps(g, _mm256_add_ps(one, exponential(negative)));
         store(y + i, n - i, _mm256_mul_ps(silu, load(up + i, n - i)));
     }
 }
+
+/* ---- Softmax and sampling -------------------------------------------------------------------- */
 
 /* Return a bit mask of the lanes of x[n] for which `x relation number` is true. */
 #define COMPARE(x, n, relation, number)                                                            \
@@ -339,6 +352,7 @@ static size_t argmax(const float *x, size_t n) {
     return 0;
 }
 
+/* y = exp((x - shift) * scale); the sum of y is the denominator of softmax */
 static float exponentials(float *y, const float *x, size_t n, float shift, float scale) {
     __m256 sum = _mm256_setzero_ps();
     for (size_t i = 0; i < n; i += LANES) {

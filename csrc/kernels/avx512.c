@@ -1,8 +1,8 @@
 /* avx512.c: kernels for x86-64 processors with AVX-512 and its 8-bit dot product, VNNI.
  *
  * The 16 rows of a tile are the 16 lanes of a register, so no sum ever crosses lanes. A block is
- * usually one tile times some rows of x, so memory is read in order. Sums of floats have two
- * chains, the even and the odd columns, in every block. An addition of one chain hides the latency
+ * usually one tile times some rows of x, so memory is read in order. Every sum of floats is added
+ * in two chains, the even and the odd columns, so that an addition of one chain hides the latency
  * of the other. */
 
 #include "sets.h"
@@ -25,7 +25,7 @@
 #include "blocks.h"
 #include "exponential.h"
 
-enum { CHAINS = 2, BLOCK_MAX = 8 }; /* BLOCK_MAX: of tiles times rows of x in a block */
+enum { CHAINS = 2, BLOCK_MAX = 8 }; /* BLOCK_MAX: largest number of tiles times rows in a block */
 
 /* Call BLOCK(tile, i, rows) until all of tile_count tiles are multiplied with n rows of x. */
 #define FOR_TILES(BLOCK, tile_count, n)                                                            \
@@ -45,6 +45,7 @@ enum { CHAINS = 2, BLOCK_MAX = 8 }; /* BLOCK_MAX: of tiles times rows of x in a 
 
 /* ---- Matrices of f32 and f16 ----------------------------------------------------------------- */
 
+/* Compute a block of one tile and n rows i of x: sum[i] = Σ_c w[c] x[i][c] */
 INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t column_stride,
                       size_t columns, const float *x, size_t x_stride, size_t n) {
     __m512 sum[BLOCK_MAX][CHAINS];
@@ -77,7 +78,8 @@ INLINE __m512 load_f16(const uint16_t *x) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)x));
 }
 
-/* A single row of x is multiplied with several tiles, whose sums do not wait for each other. */
+/* Compute a block of f16 weights, as block_f32. A single row of x is multiplied with several tiles,
+ * whose sums do not wait for each other. */
 INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
                       size_t column_stride, size_t tiles, size_t columns, const float *x,
                       size_t x_stride, size_t n) {
@@ -139,9 +141,9 @@ INLINE void prefetch(const uint8_t *at, bool is_first) {
         _mm_prefetch((const char *)at, _MM_HINT_T1);
 }
 
-/* Add the products of a group of q8 weights, in tiles that are tile_bytes apart, with
- * x[n][x_stride] to dot[tiles * n]. A single sum would wait for itself, so it is computed as the
- * sum of several; integers allow any order. */
+/* Add dot products to dot[tiles * n]: those of a group of q8 weights, in tiles that are tile_bytes
+ * apart, with x[n][x_stride]. Each addition to a single sum would wait for the last one, so it is
+ * computed as four sums; the order of integer additions does not matter. */
 INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    size_t group_size, const int8_t *x, size_t x_stride, size_t n) {
     enum { SUMS = 4 };
@@ -162,9 +164,10 @@ INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
         }
 }
 
-/* The same for q4 weights. The upper four bits of each byte stand for 16 times their value, until
- * the end. A single row of x leaves no time to wait for weights, so each line prefetches the same
- * line of the next tiles: to the first-level cache if they fill less than half of it. */
+/* The same for q4 weights. The upper four bits of a byte are multiplied in place, as 16 times their
+ * value, and their sum is divided by 16 at the end. With a single row of x the speed is that of
+ * loading weights, so each line prefetches the same line of the next tiles: to the first-level
+ * cache if they fill less than half of it. */
 INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    size_t group_size, const int8_t *x, size_t x_stride, size_t n) {
     enum { HALF_OF_L1_BYTES = 1 << 14 };
@@ -187,7 +190,11 @@ INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
         _mm512_add_epi32(dot[a], _mm512_srai_epi32(upper[a], 4));
 }
 
-/* Multiply some tiles with rows `row` … row + n - 1 of q. */
+/* Compute a block of some tiles t and rows i = row … row + n - 1 of q. The stored weights are w +
+ * bias, so for each group g
+ *
+ *     dot = Σ_c (w[t][c] + bias) x[i][c] - bias Σ_c x[i][c]
+ *     sum[t][i] += dot * scale[t][g] * x_scale[i][g] */
 INLINE void block_quantized(weight_bits bits, float *y, size_t y_stride, const uint8_t *start,
                             size_t tile_bytes, size_t tiles, const sl_quantized *q, size_t row,
                             size_t n) {
@@ -228,8 +235,8 @@ INLINE void prefetch_part(const uint8_t *start, size_t bytes, size_t part, size_
         prefetch(at, false);
 }
 
-/* Multiply blocks of four tiles, which share the load of activations, and two rows, which share the
- * load of weights. Meanwhile the next four tiles are prefetched. */
+/* Compute y in blocks of four tiles, which share loads of activations, and two rows, which share
+ * loads of weights. At the same time prefetch the next four tiles. */
 INLINE void matmul_quantized(weight_bits bits, float *y, size_t y_stride, const uint8_t *tiles,
                              size_t tile_bytes, size_t tile_count, const sl_quantized *x,
                              size_t n) {
@@ -253,8 +260,8 @@ INLINE void matmul_quantized(weight_bits bits, float *y, size_t y_stride, const 
                             i, 1);
 }
 
-/* With few rows the speed is that of memory, which is fastest if tiles are read one after the
- * other. */
+/* With few rows the speed is that of memory, which is fastest if it is read in order: a tile at a
+ * time. */
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     const size_t tile_bytes = sl_tile_bytes(8, x->groups, x->group_size);
@@ -274,12 +281,14 @@ static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t ti
     matmul_quantized(Q4, y, y_stride, tiles, tile_bytes, tile_count, x, n);
 }
 
-/* ---- Vectors --------------------------------------------------------------------------------- */
+/* ---- Lanes ----------------------------------------------------------------------------------- */
 
 /* Return a mask of the lanes for x[i] to x[n - 1], at most 16. */
 INLINE __mmask16 lanes(size_t i, size_t n) {
     return (__mmask16)(n - i >= ROWS ? 0xffffu : (1u << (n - i)) - 1);
 }
+
+/* ---- Quantization of activations ------------------------------------------------------------- */
 
 /* Return the largest |x|, or NaN if there is one. Positive floats have the same order as their bits
  * compared as integers. */
@@ -295,6 +304,7 @@ INLINE float largest_magnitude(const float *x, size_t n) {
     return largest;
 }
 
+/* values = round(x * inverse); returns the sum of values */
 INLINE int32_t quantize_group(int8_t *values, size_t group_size, const float *x, size_t width,
                               float inverse) {
     __m512i sum = _mm512_setzero_si512();
@@ -311,6 +321,9 @@ INLINE int32_t quantize_group(int8_t *values, size_t group_size, const float *x,
 
 #include "quantize.h"
 
+/* ---- Conversion to f16 ----------------------------------------------------------------------- */
+
+/* y = x rounded to f16 */
 static void to_f16(uint16_t *y, const float *x, size_t n) {
     const __m512 max = _mm512_set1_ps(SL_F16_MAX), min = _mm512_set1_ps(-SL_F16_MAX);
     for (size_t i = 0; i < n; i += ROWS) {
@@ -322,6 +335,9 @@ static void to_f16(uint16_t *y, const float *x, size_t n) {
     }
 }
 
+/* ---- RMSNorm, rotary position embedding, SwiGLU ---------------------------------------------- */
+
+/* y = x / sqrt(mean(x²) + eps) * weight */
 static void rmsnorm(float *y, const float *x, const float *weight, size_t n, float eps) {
     __m512 squares = _mm512_setzero_ps();
     for (size_t i = 0; i < n; i += ROWS) {
@@ -338,7 +354,8 @@ static void rmsnorm(float *y, const float *x, const float *weight, size_t n, flo
     }
 }
 
-/* In each pair, even lanes become x * cosine - swapped x * sine, odd lanes the sum of these. */
+/* (even, odd) = (even * cosine - odd * sine, odd * cosine + even * sine): each lane times the
+ * cosine, minus or plus its neighbour times the sine. */
 static void rotate(float *x, size_t heads, size_t head_dim, const float *table) {
     for (size_t h = 0; h < heads; h++, x += head_dim)
         for (size_t i = 0; i < head_dim; i += ROWS) {
@@ -367,18 +384,21 @@ INLINE __m512 exponential(__m512 x) {
     return _mm512_scalef_ps(_mm512_add_ps(p, _mm512_set1_ps(1.0f)), k);
 }
 
+/* y = gate / (1 + exp(-gate)) * up */
 static void swiglu(float *y, const float *gate, const float *up, size_t n) {
     const __m512 one = _mm512_set1_ps(1.0f), sign = _mm512_set1_ps(-0.0f);
     for (size_t i = 0; i < n; i += ROWS) {
         const __mmask16 mask = lanes(i, n);
         const __m512 g = _mm512_maskz_loadu_ps(mask, gate + i);
-        /* Where exp(-gate) would exceed exp(88) silu is within 1e-36 of 0, so 88 will do. */
+        /* -gate is limited to 88, as exp needs. Above that, silu is within 1e-36 of 0 anyway. */
         const __m512 negative = _mm512_min_ps(_mm512_set1_ps(EXP_MAX), _mm512_xor_ps(g, sign));
         const __m512 silu = _mm512_div_ps(g, _mm512_add_ps(one, exponential(negative)));
         _mm512_mask_storeu_ps(y + i, mask,
                               _mm512_mul_ps(silu, _mm512_maskz_loadu_ps(mask, up + i)));
     }
 }
+
+/* ---- Softmax and sampling -------------------------------------------------------------------- */
 
 static size_t argmax(const float *x, size_t n) {
     __m512 max = _mm512_set1_ps(-INFINITY);
@@ -394,6 +414,7 @@ static size_t argmax(const float *x, size_t n) {
     return 0;
 }
 
+/* y = exp((x - shift) * scale); the sum of y is the denominator of softmax */
 static float exponentials(float *y, const float *x, size_t n, float shift, float scale) {
     __m512 sum = _mm512_setzero_ps();
     for (size_t i = 0; i < n; i += ROWS) {

@@ -1,4 +1,4 @@
-/* blocks.h: splits a product of matrices into blocks whose sums stay in registers.
+/* blocks.h: divides a product of matrices into blocks whose sums stay in registers.
  *
  * A block is a few tiles times a few rows of x. The size of a block is a constant at its call, so
  * the compiler unrolls its loops. Each sum adds the columns in the same order in every block. */
@@ -12,7 +12,7 @@
 
 enum { ROWS = SL_TILE_ROWS };
 
-/* A weight type, as the bits of a weight. */
+/* Types of the elements of a matrix, as bits of an element. */
 typedef enum { Q4 = 4, Q8 = 8, F16 = 16, F32 = 32 } weight_bits;
 
 #define INLINE static inline __attribute__((always_inline))
@@ -31,9 +31,9 @@ static inline size_t sl_block_rows(size_t n, size_t together) {
 }
 
 /* Call BLOCK(tile, tiles, i, rows) until all of tile_count tiles are multiplied with n rows of x.
- * If there are enough rows, `together` rows, or 4, share the load of a weight. A single row takes
- * up to 4 tiles, whose sums do not wait for each other. All rows are multiplied with 4 tiles before
- * the next 4, so the tiles stay in the second-level cache meanwhile. */
+ * A block of `together` rows, or of 4, loads each weight once for all its rows. A block of a single
+ * row has up to 4 tiles, whose sums do not wait for each other. All rows are multiplied with 4
+ * tiles before the next 4, so these tiles stay in the second-level cache. */
 #define FOR_BLOCKS(BLOCK, tile_count, n, together)                                                 \
     for (size_t tile = 0, tiles_; tile < (tile_count); tile += tiles_) {                           \
         const size_t left = (tile_count) - tile;                                                   \

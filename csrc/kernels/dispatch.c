@@ -15,7 +15,8 @@ enum { MAX_SETS = 8 };
 static const sl_kernels *available[MAX_SETS];
 
 #ifdef SL_X86
-/* The instructions that convert between f16 and f32. Not every compiler has a name for them. */
+/* Return whether the processor converts between f16 and f32. Not every compiler's
+ * __builtin_cpu_supports has a name for that. */
 static bool has_f16(void) {
     unsigned eax, ebx, ecx, edx;
     return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && ecx & bit_F16C;

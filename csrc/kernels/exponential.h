@@ -1,4 +1,4 @@
-/* exponential.h: the constants of exp(x) in vectors.
+/* exponential.h: the constants for exp(x) in vectors.
  *
  * x = k ln 2 + r with an integer k and |r| at most half of ln 2. k ln 2 is subtracted in two parts,
  * which keeps r exact. Then exp(x) = 2^k (1 + r + r² p(r)), where p is the rest of the Taylor

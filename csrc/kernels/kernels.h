@@ -1,9 +1,9 @@
 /* kernels.h: the arithmetic of a forward pass, as a table of functions for each instruction set.
  *
  * Strides and sizes count elements. Matrices are stored in tiles of 16 rows (see storyllamas.h), so
- * every product has its rows rounded up to whole tiles. A call may pass a part of a matrix's tiles:
- * threads that share a matrix do. The product of a tile and a row of x is bit-identical, whichever
- * other tiles and rows are passed with them. */
+ * a product has its rows rounded up to whole tiles. A call may multiply some of a matrix's tiles,
+ * so that threads can share a matrix. The product of a tile and a row of x is bit-identical in any
+ * call, whatever other tiles and rows the call has. */
 
 #ifndef STORYLLAMAS_KERNELS_H
 #define STORYLLAMAS_KERNELS_H
@@ -27,7 +27,7 @@ static inline size_t sl_scale_bytes(size_t groups) {
     return (groups * SL_TILE_ROWS * sizeof(uint16_t) + 63) / 64 * 64;
 }
 
-/* Return the bytes of a tile whose weights have so many bits. */
+/* Return the bytes of a tile whose weights have `bits` bits. */
 static inline size_t sl_tile_bytes(size_t bits, size_t groups, size_t group_size) {
     return sl_scale_bytes(groups) + groups * group_size * (SL_TILE_ROWS * bits / 8);
 }
@@ -57,7 +57,8 @@ typedef struct {
 
 #define SL_F16_MAX 65504.0f
 
-/* y[n][16 tiles] = x[n] times the transposed matrix of quantized tiles. */
+/* y[n][16 tiles] = x[n] times the transposed matrix of quantized tiles: the sum over groups of
+ * scale * x_scale * Σ weight * x, with an integer sum Σ over the columns of the group. */
 typedef void sl_matmul_quantized(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                                  const sl_quantized *x, size_t n);
 
@@ -103,13 +104,13 @@ typedef struct {
      * relative error of each y is below 3e-7. y may be x. */
     float (*exponentials)(float *y, const float *x, size_t n, float shift, float scale);
 
-    /* Write the indices of those weights[n] that are at least `floor`, in order, and return how
-     * many there are. indices has room for n + 16. */
+    /* Write the indices of all weights[n] that are at least `floor`, in rising order, and return
+     * their number. indices has room for n + 16. */
     size_t (*select)(int32_t *indices, const float *weights, size_t n, float floor);
 } sl_kernels;
 
-/* Return the kernel sets that are built and that this processor runs, the fastest first, ended by
- * NULL. The last one is the scalar set, the reference. */
+/* Return the kernel sets that this processor runs, the fastest first, then NULL. The last set is
+ * the scalar one, the reference. */
 const sl_kernels *const *sl_kernels_available(void);
 
 /* Return the set of this name, the fastest if name is NULL, or NULL if there is no such set. */

@@ -19,7 +19,7 @@
 
 enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 4, FLOAT_ROWS = 4, Q8_BIAS = 0 };
 
-/* ---- Registers, for tiles.h ------------------------------------------------------------------ */
+/* ---- Registers, for matmul.h ----------------------------------------------------------------- */
 
 typedef float32x4_t vector;
 typedef int32x4_t integers;
@@ -64,8 +64,8 @@ INLINE int32x4_t add_dot(int32x4_t sum, int8x16_t weights, const int8_t *x) {
     return vdotq_lane_s32(sum, weights, vcreate_s8(four), 0);
 }
 
-/* The instruction multiplies signed bytes, so the weights of q8 lose their bias of 128. Those of q4
- * keep their bias of 8. */
+/* The instruction multiplies signed bytes, so the bias of 128 is first removed from q8 weights. q4
+ * weights keep their bias of 8, because they are positive bytes. */
 INLINE void dot_q8(int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes,
                    size_t tiles, const int8_t *x, size_t width, size_t group_size, size_t n) {
     const uint8x16_t bias = vdupq_n_u8(0x80);
@@ -95,9 +95,9 @@ INLINE void dot_q4(int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t til
         }
 }
 
-#include "tiles.h"
+#include "matmul.h"
 
-/* ---- Vectors --------------------------------------------------------------------------------- */
+/* ---- Lanes ----------------------------------------------------------------------------------- */
 
 /* Load 4 numbers of x[n]; if n is below 4, zeros follow. */
 INLINE float32x4_t load(const float *x, size_t n) {
@@ -121,6 +121,8 @@ INLINE float32x4_t choose(size_t n, float32x4_t x, float32x4_t other) {
     return vbslq_f32(vcltq_u32(lane, vdupq_n_u32(n < LANES ? (uint32_t)n : LANES)), x, other);
 }
 
+/* ---- Quantization of activations ------------------------------------------------------------- */
+
 /* Return the largest |x|, or NaN if there is one. Positive floats have the same order as their bits
  * compared as integers. */
 INLINE float largest_magnitude(const float *x, size_t n) {
@@ -130,6 +132,7 @@ INLINE float largest_magnitude(const float *x, size_t n) {
     return vgetq_lane_f32(vreinterpretq_f32_u32(vdupq_n_u32(vmaxvq_u32(max))), 0);
 }
 
+/* values = round(x * inverse); returns the sum of values */
 INLINE int32_t quantize_group(int8_t *values, size_t group_size, const float *x, size_t width,
                               float inverse) {
     int32x4_t sum = vdupq_n_s32(0);
@@ -146,6 +149,9 @@ INLINE int32_t quantize_group(int8_t *values, size_t group_size, const float *x,
 
 #include "quantize.h"
 
+/* ---- Conversion to f16 ----------------------------------------------------------------------- */
+
+/* y = x rounded to f16 */
 static void to_f16(uint16_t *y, const float *x, size_t n) {
     const float32x4_t max = vdupq_n_f32(SL_F16_MAX), min = vdupq_n_f32(-SL_F16_MAX);
     for (size_t i = 0; i < n; i += LANES) {
@@ -155,6 +161,9 @@ static void to_f16(uint16_t *y, const float *x, size_t n) {
     }
 }
 
+/* ---- RMSNorm, rotary position embedding, SwiGLU ---------------------------------------------- */
+
+/* y = x / sqrt(mean(x²) + eps) * weight */
 static void rmsnorm(float *y, const float *x, const float *weight, size_t n, float eps) {
     float32x4_t squares = vdupq_n_f32(0);
     for (size_t i = 0; i < n; i += LANES) {
@@ -167,7 +176,8 @@ static void rmsnorm(float *y, const float *x, const float *weight, size_t n, flo
               vmulq_f32(vmulq_n_f32(load(x + i, n - i), scale), load(weight + i, n - i)));
 }
 
-/* In each pair, even lanes become x * cosine - swapped x * sine, odd lanes the sum of these. */
+/* (even, odd) = (even * cosine - odd * sine, odd * cosine + even * sine): each lane times the
+ * cosine, minus or plus its neighbour times the sine. */
 static void rotate(float *x, size_t heads, size_t head_dim, const float *table) {
     const float32x4_t signs = {-1, 1, -1, 1};
     for (size_t h = 0; h < heads; h++, x += head_dim)
@@ -204,15 +214,18 @@ INLINE float32x4_t exponential(float32x4_t x) {
     return vmulq_f32(p, power_of_2(vsubq_s32(whole, half)));
 }
 
+/* y = gate / (1 + exp(-gate)) * up */
 static void swiglu(float *y, const float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i += LANES) {
         const float32x4_t g = load(gate + i, n - i);
-        /* Where exp(-gate) would exceed exp(88) silu is within 1e-36 of 0, so 88 will do. */
+        /* -gate is limited to 88, as exp needs. Above that, silu is within 1e-36 of 0 anyway. */
         const float32x4_t e = exponential(vminq_f32(vdupq_n_f32(EXP_MAX), vnegq_f32(g)));
         const float32x4_t silu = vdivq_f32(g, vaddq_f32(vdupq_n_f32(1), e));
         store(y + i, n - i, vmulq_f32(silu, load(up + i, n - i)));
     }
 }
+
+/* ---- Softmax and sampling -------------------------------------------------------------------- */
 
 /* Return whether a comparison is true in any lane. */
 INLINE int any(uint32x4_t lanes) {
@@ -230,6 +243,7 @@ static size_t argmax(const float *x, size_t n) {
     return i;
 }
 
+/* y = exp((x - shift) * scale); the sum of y is the denominator of softmax */
 static float exponentials(float *y, const float *x, size_t n, float shift, float scale) {
     float32x4_t sum = vdupq_n_f32(0);
     for (size_t i = 0; i < n; i += LANES) {

@@ -1,4 +1,5 @@
-/* quantize.h: the kernel that quantizes activations. The including file first defines:
+/* quantize.h: the kernel that quantizes activations, for every set. A set includes this file after
+ * it has defined:
  *
  *     float largest_magnitude(x, n)
  *         Return the largest |x|, or NaN if there is one.
@@ -15,6 +16,7 @@
 
 #include "kernels.h"
 
+/* For each group: scale = largest |x| / 127, value = round(x / scale). */
 static void quantize(const sl_quantized *q, size_t i, const float *x, size_t columns) {
     int8_t *values = q->values + i * q->groups * q->group_size;
     for (size_t g = 0; g < q->groups; g++, values += q->group_size) {

@@ -16,6 +16,9 @@ typedef uint16_t ushort4 __attribute__((vector_size(8)));
 
 enum { ROWS = SL_TILE_ROWS, VECTORS = ROWS / 4 };
 
+/* ---- Products of matrices -------------------------------------------------------------------- */
+
+/* y[i] = Σ_c w[c] x[i][c], for the 16 rows of each tile */
 static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
                        size_t column_stride, size_t tile_count, size_t columns, const float *x,
                        size_t x_stride, size_t n) {
@@ -33,8 +36,8 @@ static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t til
     }
 }
 
-/* Convert four f16 numbers to floats. Their bits move to where a float has them. A product then
- * corrects the bias of the exponent, and makes subnormal numbers normal. */
+/* Convert four f16 numbers to floats: shift the bits to where a float has them, then multiply to
+ * correct the bias of the exponent. The product also makes subnormal numbers normal. */
 static inline float4 load_f16(const uint16_t *x) {
     const float4 rebias = {0x1p112f, 0x1p112f, 0x1p112f, 0x1p112f};
     ushort4 half;
@@ -60,14 +63,14 @@ static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t 
     }
 }
 
-/* Return the same two 16-bit numbers in every lane. */
+/* Return two 16-bit numbers, the same in every lane. */
 static int4 repeat_pair(int8_t low, int8_t high) {
     const int32_t pair = (int32_t)((uint16_t)low | (uint32_t)(uint16_t)high << 16);
     return (int4){pair, pair, pair, pair};
 }
 
-/* Multiply 16-bit numbers and add the two products in each lane. The numbers are unsigned bytes and
- * signed bytes, so their products fit in 16 bits. */
+/* Multiply 16-bit numbers and add the two products in each lane. a has unsigned bytes and b signed
+ * ones, so their products fit in 16 bits. */
 static int4 dot_pairs(int4 a, int4 b) {
     const int4 products = (int4)((short8)a * (short8)b);
     return ((products << 16) >> 16) + (products >> 16);
@@ -117,11 +120,16 @@ static inline void add_scaled(float4 sum[VECTORS], const int4 dot[VECTORS], cons
 typedef void dot_group(int4 dot[VECTORS], const uint8_t *weights, const int8_t *q,
                        size_t group_size);
 
-/* The product for any quantized weight type: dot_of computes dot products of a group, whose weights
- * have `bias` added and take group_bytes. */
-static inline void matmul(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
-                          const sl_quantized *x, size_t n, dot_group *dot_of, int32_t bias,
-                          size_t tile_bytes, size_t group_bytes) {
+/* The product for any quantized weight type. The stored weights are w + bias, so for each group
+ *
+ *     dot = Σ_c (w[c] + bias) x[i][c] - bias Σ_c x[i][c]
+ *     y[i] += dot * scale * x_scale[i]
+ *
+ * dot_of computes the first sum. A group has group_bytes of weights. */
+static inline void matmul_quantized(float *y, size_t y_stride, const uint8_t *tiles,
+                                    size_t tile_count, const sl_quantized *x, size_t n,
+                                    dot_group *dot_of, int32_t bias, size_t tile_bytes,
+                                    size_t group_bytes) {
     for (size_t t = 0; t < tile_count; t++) {
         const sl_tile tile = sl_tile_at(tiles + t * tile_bytes, x->groups);
         for (size_t i = 0; i < n; i++) {
@@ -142,15 +150,17 @@ static inline void matmul(float *y, size_t y_stride, const uint8_t *tiles, size_
 
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    matmul(y, y_stride, tiles, tile_count, x, n, dot_q8, 128,
-           sl_tile_bytes(8, x->groups, x->group_size), ROWS * x->group_size);
+    matmul_quantized(y, y_stride, tiles, tile_count, x, n, dot_q8, 128,
+                     sl_tile_bytes(8, x->groups, x->group_size), ROWS * x->group_size);
 }
 
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    matmul(y, y_stride, tiles, tile_count, x, n, dot_q4, 8,
-           sl_tile_bytes(4, x->groups, x->group_size), ROWS * x->group_size / 2);
+    matmul_quantized(y, y_stride, tiles, tile_count, x, n, dot_q4, 8,
+                     sl_tile_bytes(4, x->groups, x->group_size), ROWS * x->group_size / 2);
 }
+
+/* ---- Quantization of activations ------------------------------------------------------------- */
 
 /* Return the largest |x|, or NaN if there is one. Positive floats have the same order as their bits
  * compared as integers. */
@@ -176,6 +186,7 @@ static int32_t nearest(float x) {
     return bits - 0x4b400000;
 }
 
+/* values = round(x * inverse); returns the sum of values */
 static int32_t quantize_group(int8_t *values, size_t group_size, const float *x, size_t width,
                               float inverse) {
     int32_t sum = 0;
@@ -189,6 +200,8 @@ static int32_t quantize_group(int8_t *values, size_t group_size, const float *x,
 }
 
 #include "quantize.h"
+
+/* ---- Conversion to f16 ----------------------------------------------------------------------- */
 
 static uint16_t nearest_f16(float x) {
     uint32_t bits;
@@ -204,6 +217,8 @@ static uint16_t nearest_f16(float x) {
 static void to_f16(uint16_t *y, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] = nearest_f16(x[i]);
 }
+
+/* ---- RMSNorm, rotary position embedding, SwiGLU ---------------------------------------------- */
 
 static void rmsnorm(float *y, const float *x, const float *weight, size_t n, float eps) {
     float sum = 0;
@@ -225,6 +240,8 @@ static void rotate(float *x, size_t heads, size_t head_dim, const float *table) 
 static void swiglu(float *y, const float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
 }
+
+/* ---- Softmax and sampling -------------------------------------------------------------------- */
 
 static size_t argmax(const float *x, size_t n) {
     size_t best = 0;

@@ -1,4 +1,4 @@
-/* sets.h: the kernel sets, and which of them are built for this family of processors. */
+/* sets.h: the kernel sets, and the conditions under which each is built. */
 
 #ifndef STORYLLAMAS_SETS_H
 #define STORYLLAMAS_SETS_H
@@ -21,8 +21,8 @@ extern const sl_kernels sl_kernels_avxvnni;
 extern const sl_kernels sl_kernels_avx512; /* with VNNI */
 extern const sl_kernels sl_kernels_neon;   /* with the dot product */
 
-/* Define the table of a set from the functions of these names in its file. The other arguments are
- * its products for quantized weight types. */
+/* Define the table of a set. Its file has a static function for each kernel, of the same name. The
+ * other arguments are the products for quantized weight types. */
 #define SL_KERNEL_SET(set, ...)                                                                    \
     const sl_kernels sl_kernels_##set = {                                                          \
         .name = #set,                                                                              \

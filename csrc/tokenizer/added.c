@@ -1,7 +1,9 @@
 /* added.c: finds added tokens in a text.
  *
- * Tokens are searched for from left to right, the longest where several begin. One that does not
- * count, such as a special token where these are plain text, still hides what it overlaps. */
+ * The search goes from left to right. Where several tokens begin, the longest one matches. If that
+ * is not accepted, such as a special token in plain text, the search continues behind it. */
+
+#include "added.h"
 
 #include <stdlib.h>
 
@@ -11,7 +13,7 @@
 
 /* ---- The matchers ---------------------------------------------------------------------------- */
 
-/* By text, a special token first among equals. */
+/* Order needles by text, a special token first among equals. */
 static int compare_needles(const void *first, const void *second) {
     const sl_needle *a = first, *b = second;
     const uint32_t shared = a->length < b->length ? a->length : b->length;
@@ -23,7 +25,7 @@ static int compare_needles(const void *first, const void *second) {
     return a->id < b->id ? -1 : 1;
 }
 
-/* Write a piece as it stands in a raw or a normalized text. Returns its length. */
+/* Write the text of a token, normalized if `normalized` is set. Returns its length. */
 static uint32_t write_needle(const sl_tokenizer *tokenizer, int32_t id, bool normalized,
                              char *out) {
     const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
@@ -45,7 +47,7 @@ static uint32_t write_needle(const sl_tokenizer *tokenizer, int32_t id, bool nor
     return (uint32_t)(out - begin);
 }
 
-/* The matcher needs memory for `count` tokens whose texts have `bytes` bytes. */
+/* Allocate a matcher for `count` tokens whose texts have `bytes` bytes. */
 static bool allocate(sl_matcher *matcher, size_t count, size_t bytes) {
     matcher->needles = calloc(count + 1, sizeof *matcher->needles);
     matcher->text = sl_allocate(sl_size_add(sl_size_add(bytes, count), 1), SL_SPACE_BYTES);
@@ -76,7 +78,7 @@ static bool index_all(sl_tokenizer *tokenizer, const sl_added_token *tokens, siz
     return true;
 }
 
-/* SentencePiece has no added tokens, and its control pieces take their place. */
+/* Index the control pieces of SentencePiece, which has no added tokens, as special tokens. */
 static bool index_controls(sl_tokenizer *tokenizer) {
     size_t count = 0;
     sl_added_token *tokens = calloc(tokenizer->vocabulary.size, sizeof *tokens);
@@ -102,8 +104,8 @@ void sl_matcher_free(sl_matcher *matcher) {
 
 /* ---- The search ------------------------------------------------------------------------------ */
 
-/* Of needles first … last - 1, which share their first `depth` bytes, return the first whose next
- * byte is at least this one. */
+/* Return the first of needles first … last - 1 whose byte number `depth` is at least this byte. All
+ * of them have the same bytes before it. */
 static uint32_t lower_bound(const sl_matcher *matcher, uint32_t first, uint32_t last,
                             uint32_t depth, uint32_t byte) {
     while (first < last) {
@@ -116,7 +118,7 @@ static uint32_t lower_bound(const sl_matcher *matcher, uint32_t first, uint32_t 
     return first;
 }
 
-/* Return the longest needle that stands at a place in the text, or NULL. */
+/* Return the longest needle that text[at …] begins with, or NULL. */
 static const sl_needle *needle_at(const sl_search *search, size_t at) {
     const sl_matcher *matcher = search->matcher;
     const sl_needle *longest = NULL;
@@ -134,32 +136,35 @@ static const sl_needle *needle_at(const sl_search *search, size_t at) {
     return longest;
 }
 
-static bool is_of(const char *character, uint32_t classes) {
+static bool has_class(const char *character, uint32_t classes) {
     return sl_unicode_range_of(sl_code_point(character)).classes & classes;
 }
 
-/* Return whether a needle counts where it stands. */
-static bool counts(const sl_search *search, const sl_needle *needle, size_t start, size_t end) {
+/* Return whether a needle at text[start … end - 1] is a match. */
+static bool is_accepted(const sl_search *search, const sl_needle *needle, size_t start,
+                        size_t end) {
     const char *text = search->text;
     if (needle->flags & SL_ADDED_SPECIAL && !search->special) return false;
     if (!(needle->flags & SL_ADDED_SINGLE_WORD)) return true;
-    if (start && is_of(text + sl_code_before(text, start), SL_WORD_CHARACTER)) return false;
-    return end == search->length || !is_of(text + end, SL_WORD_CHARACTER);
+    if (start && has_class(text + sl_code_before(text, start), SL_WORD_CHARACTER)) return false;
+    return end == search->length || !has_class(text + end, SL_WORD_CHARACTER);
 }
 
-/* Take in whitespace: on the left as far as the last match, on the right to the end of the run. */
-static sl_match stretch(sl_search *search, const sl_needle *needle, size_t start, size_t end) {
+/* Return the match of a needle, with the whitespace that belongs to it: on the left as far as the
+ * last match, on the right as far as it goes. */
+static sl_match make_match(sl_search *search, const sl_needle *needle, size_t start, size_t end) {
     const char *text = search->text;
     if (needle->flags & SL_ADDED_LSTRIP) {
         for (size_t left; start > search->done; start = left) {
             left = sl_code_before(text, start);
-            if (!is_of(text + left, SL_WHITE)) break;
+            if (!has_class(text + left, SL_WHITE)) break;
         }
-        if (start < search->done) start = search->done; /* the last match reaches beyond it */
+        if (start < search->done) start = search->done; /* the last match includes some of it */
     }
     if (needle->flags & SL_ADDED_RSTRIP) {
         if (end < search->white_end) end = search->white_end;
-        while (end < search->length && is_of(text + end, SL_WHITE)) end += sl_code_bytes(text[end]);
+        while (end < search->length && has_class(text + end, SL_WHITE))
+            end += sl_code_bytes(text[end]);
         search->white_end = end;
     }
     return (sl_match){start, end, needle->id};
@@ -171,8 +176,8 @@ bool sl_search_next(sl_search *search, sl_match *match) {
         const sl_needle *needle = NULL;
         if (search->matcher->begins[(uint8_t)search->text[at]]) needle = needle_at(search, at);
         search->at += needle ? needle->length : 1;
-        if (!needle || !counts(search, needle, at, search->at)) continue;
-        *match = stretch(search, needle, at, search->at);
+        if (!needle || !is_accepted(search, needle, at, search->at)) continue;
+        *match = make_match(search, needle, at, search->at);
         search->done = match->end;
         return true;
     }

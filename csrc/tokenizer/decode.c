@@ -1,4 +1,6 @@
-/* decode.c: turns ids into text. */
+/* decode.c: decodes ids to text. */
+
+#include "decode.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -7,15 +9,16 @@
 #include "../error.h"
 #include "../sizes.h"
 #include "tokenizer.h"
+#include "utf8.h"
 
 #define REPLACEMENT "\xef\xbf\xbd" /* U+FFFD */
-#define UNKNOWN " \xe2\x81\x87 "   /* U+2047: the unknown piece decodes to it */
+#define UNKNOWN " \xe2\x81\x87 "   /* U+2047: the text of SentencePiece's unknown piece */
 
 enum { REPLACEMENT_BYTES = 3, UNKNOWN_BYTES = 5, SHORT = 16 };
 
 /* ---- The table of decoded pieces ------------------------------------------------------------- */
 
-/* Write a piece with spaces for U+2581. */
+/* Write a piece and replace U+2581 by spaces. Returns the length. */
 static size_t write_piece(const char *piece, size_t length, char *text) {
     char *out = text;
     for (size_t i = 0; i < length;) {
@@ -48,8 +51,8 @@ static size_t write_unknown(const sl_tokenizer *tokenizer, int32_t id, char *tex
     return sl_piece_length(tokenizer, id);
 }
 
-/* Byte pieces are not decoded one by one, nor are those of SL_BYTE_LEVEL that are not valid UTF-8
- * themselves. */
+/* Write the text of a piece. Returns its length: 0 for a piece that decodes only together with
+ * others, which is a byte piece, or a piece of SL_BYTE_LEVEL that is not valid UTF-8. */
 static size_t write_decoded(const sl_tokenizer *tokenizer, int32_t id, char *text) {
     const char *piece = sl_piece_text(tokenizer, id);
     const uint32_t length = sl_piece_length(tokenizer, id);
@@ -88,7 +91,7 @@ size_t sl_decoder_bound(const sl_tokenizer *tokenizer) {
     return each * longest + sizeof(((sl_decoder *)0)->pending) * REPLACEMENT_BYTES;
 }
 
-/* Write U+FFFD, once for each of the first pending bytes or, if they are joined, once for all. */
+/* Write U+FFFD for the first pending bytes: one for each, or a single one if they are joined. */
 static size_t write_replacement(const sl_decoder *decoder, uint32_t bytes, char *text) {
     const uint32_t count = decoder->joined && bytes ? 1 : bytes;
     for (uint32_t i = 0; i < count; i++)
@@ -96,8 +99,8 @@ static size_t write_replacement(const sl_decoder *decoder, uint32_t bytes, char 
     return count * (size_t)REPLACEMENT_BYTES;
 }
 
-/* Write the characters that the pending bytes complete, and U+FFFD for bytes that cannot become
- * part of a character. Only the last byte is new, so that all before it can begin one. */
+/* Write the characters that the pending bytes complete, and U+FFFD for bytes that cannot be part of
+ * a character. Only the last byte is new; those before it are the beginning of a character. */
 static size_t write_pending(sl_decoder *decoder, char *text) {
     char *out = text;
     while (decoder->pending_count) {
@@ -134,9 +137,9 @@ static bool has_prefix(const sl_tokenizer *tokenizer, int32_t id) {
            memcmp(sl_piece_text(tokenizer, id), SL_SPACE, SL_SPACE_BYTES) == 0;
 }
 
-/* Write a piece; characters that its bytes begin or end are put together with other pieces'. */
-static size_t write_bytes(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32_t id,
-                          char *text) {
+/* Write a piece of SL_BYTE_LEVEL. Its bytes may complete a character that earlier pieces began. */
+static size_t decode_byte_level(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32_t id,
+                                char *text) {
     char *out = text;
     decoder->joined = true;
     decoder->begun = true;
@@ -147,7 +150,7 @@ static size_t write_bytes(sl_decoder *decoder, const sl_tokenizer *tokenizer, in
     return (size_t)(out - text);
 }
 
-/* Leave out of the first text what `strip` says; returns the length that is left. */
+/* Remove spaces from the first text, as the vocabulary's `strip` says. Returns the new length. */
 static size_t strip_first(const sl_tokenizer *tokenizer, int32_t id, char *text, size_t length) {
     const int32_t strip = tokenizer->vocabulary.strip;
     if (strip == SL_STRIP_NONE || length == 0) return length;
@@ -168,8 +171,8 @@ static size_t strip_first(const sl_tokenizer *tokenizer, int32_t id, char *text,
     return kept;
 }
 
-static size_t decode_scored(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32_t id,
-                            char *text) {
+static size_t decode_sentencepiece(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32_t id,
+                                   char *text) {
     const size_t pending = sl_decoder_end(decoder, text);
     if (sl_piece_type(tokenizer, id) == SL_PIECE_CONTROL) return pending;
     const uint32_t prefix = !decoder->begun && has_prefix(tokenizer, id);
@@ -179,8 +182,8 @@ static size_t decode_scored(sl_decoder *decoder, const sl_tokenizer *tokenizer, 
     return pending + length;
 }
 
-static size_t decode_ranked(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32_t id,
-                            char *text) {
+static size_t decode_bpe(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32_t id,
+                         char *text) {
     const sl_decoded piece = tokenizer->decoded[id];
     if (piece.length == 0) return 0;
     const size_t pending = sl_decoder_end(decoder, text);
@@ -199,13 +202,13 @@ size_t sl_decoder_next(sl_decoder *decoder, const sl_tokenizer *tokenizer, int32
         size_t length = write_byte(decoder, (char)byte, text);
         if (!decoder->begun && kind == SL_BPE && length)
             length = strip_first(tokenizer, id, text, length);
-        decoder->begun = true; /* the byte's text precedes all that follows */
+        decoder->begun = true; /* only the first token is stripped */
         return length;
     }
-    if (kind == SL_SENTENCEPIECE) return decode_scored(decoder, tokenizer, id, text);
-    if (type == SL_PIECE_CONTROL) return 0; /* as if it were not there */
-    if (kind == SL_BYTE_LEVEL) return write_bytes(decoder, tokenizer, id, text);
-    return decode_ranked(decoder, tokenizer, id, text);
+    if (kind == SL_SENTENCEPIECE) return decode_sentencepiece(decoder, tokenizer, id, text);
+    if (type == SL_PIECE_CONTROL) return 0; /* it does not end an incomplete character either */
+    if (kind == SL_BYTE_LEVEL) return decode_byte_level(decoder, tokenizer, id, text);
+    return decode_bpe(decoder, tokenizer, id, text);
 }
 
 /* ---- All tokens at once ---------------------------------------------------------------------- */

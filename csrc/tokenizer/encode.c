@@ -1,4 +1,12 @@
-/* encode.c: splits a text into words and encodes each. */
+/* encode.c: encodes a text.
+ *
+ * The functions put_… append the ids of a text, in these steps:
+ *
+ *   1. put_text finds the added tokens that match the text as it is;
+ *   2. put_segment finds, between these, the added tokens that match normalized text;
+ *   3. put_plain cuts the text between added tokens into words: put_pretokenized at the ends of the
+ *      pre-tokenizer's words, put_bordered at borders that no merge crosses;
+ *   4. put_word takes the ids of a word from the cache, or merges its symbols. */
 
 #include <stdlib.h>
 #include <string.h>
@@ -7,27 +15,28 @@
 #include "../sizes.h"
 #include "pretokenize.h"
 #include "tokenizer.h"
+#include "utf8.h"
 #include "word_cache.h"
 
 enum {
-    NO_ID = -2, /* no list has it as its last id */
+    NO_ID = -2, /* never the last id of a list */
     MAX_TEXT_BYTES = 1 << 30,
     MAX_WORD_IDS = SL_SPACE_BYTES * (SL_WORD_BYTES + 1) /* of a word that fits the cache */
 };
 
 /* ---- Borders between words ------------------------------------------------------------------- */
 
-/* Finds the borders that no merge crosses, one after the other. */
+/* Finds the borders that no merge crosses, in order. */
 typedef struct {
     const sl_tokenizer *tokenizer;
     const char *text;
     size_t length;
     size_t block;     /* start of the current block of 64 bytes */
-    uint64_t borders; /* bit i: a border before byte block + i that is not returned yet */
+    uint64_t borders; /* bit i: a border before byte block + i, until next_border returns it */
 } border_scan;
 
-/* Return the borders in the current block. No branch depends on the text: one misprediction for
- * each word would take as long as all the rest. */
+/* Return the borders in the current block. No branch depends on the text, because a misprediction
+ * for each word would double the time. */
 static uint64_t find_borders(const border_scan *scan) {
     const size_t left = scan->length - scan->block, count = left < 64 ? left : 64;
     uint64_t borders = 0;
@@ -59,8 +68,8 @@ static inline size_t next_border(border_scan *scan) {
 
 /* ---- Words and their ids --------------------------------------------------------------------- */
 
-/* Append the ids of a word from the cache. If there is room the whole array is copied, which is
- * faster; the ids that follow overwrite the excess. */
+/* Append the ids of a word from the cache. If there is room, copy the whole array, which is faster;
+ * the next ids overwrite the excess. */
 static inline void put_cached(sl_id_list *list, const sl_word *word) {
     if (list->count + SL_WORD_IDS <= list->capacity &&
         (word->ids[0] != list->unk_id || word->ids[0] != list->last)) {
@@ -75,10 +84,10 @@ static inline void put_cached(sl_id_list *list, const sl_word *word) {
 static int merge_word(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
                       sl_id_list *list) {
     if (tokenizer->ranks) return sl_merge_ranked(tokenizer, prefix, word, length, list);
-    return sl_merge(tokenizer, prefix, word, length, list);
+    return sl_merge_scored(tokenizer, prefix, word, length, list);
 }
 
-/* Where a text's ids go, and what else encoding needs. */
+/* The state of encoding a text. */
 typedef struct {
     const sl_tokenizer *tokenizer;
     sl_word_cache *cache; /* NULL: none */
@@ -86,8 +95,9 @@ typedef struct {
     sl_id_list list;
 } encoder;
 
-/* Encode a word that is not in the cache, and add it if its ids fit. */
-static int put_new(encoder *e, const char *text, size_t length, sl_word_key key, sl_word *slot) {
+/* Append the ids of a word that is not in the cache, and add it to the cache if its ids fit. */
+static int put_uncached(encoder *e, const char *text, size_t length, sl_word_key key,
+                        sl_word *slot) {
     int32_t ids[MAX_WORD_IDS];
     sl_id_list found = {ids, MAX_WORD_IDS, 0, -1, e->list.unk_id};
     const int status = merge_word(e->tokenizer, false, text, length, &found);
@@ -105,13 +115,13 @@ static inline int put_word(encoder *e, const char *text, size_t length, size_t r
         return merge_word(e->tokenizer, false, text, length, &e->list);
     const sl_word_key key = sl_make_key(text, length, readable);
     sl_word *slot = sl_word_slot(e->cache, key);
-    if (!sl_word_is(slot, key)) return put_new(e, text, length, key, slot);
+    if (!sl_word_is(slot, key)) return put_uncached(e, text, length, key, slot);
     put_cached(&e->list, slot);
     return SL_OK;
 }
 
 /* Append the ids of the first word of a text, with a space in front. */
-static int put_first(encoder *e, const char *text, size_t length) {
+static int put_first_word(encoder *e, const char *text, size_t length) {
     if (length >= SL_WORD_BYTES) return merge_word(e->tokenizer, true, text, length, &e->list);
     char spaced[SL_WORD_BYTES] = " ";
     memcpy(spaced + 1, text, length);
@@ -128,7 +138,7 @@ static int put_bordered(encoder *e, const char *text, size_t length, bool prefix
     e->list.last = -1;
     if (prefix) {
         at = next_border(&scan);
-        status = put_first(e, text, at);
+        status = put_first_word(e, text, at);
     }
     const bool split = e->tokenizer->vocabulary.pre_tokenizer == SL_PRE_SPACES;
     for (size_t end; at < length && !status; at = end) {
@@ -170,9 +180,9 @@ static bool begins_with_space(const char *text, size_t length) {
            (length >= SL_SPACE_BYTES && memcmp(text, SL_SPACE, SL_SPACE_BYTES) == 0);
 }
 
-/* Append the ids of a text for SL_PRE_SPACES. U+2581 stands in it for a space, and a border is
- * found by the space. */
-static int put_split(encoder *e, const char *text, size_t length, bool prefix) {
+/* Append the ids of a text for SL_PRE_SPACES. U+2581 in the text counts as a space, and borders are
+ * found at spaces, so replace it first. */
+static int put_split_at_spaces(encoder *e, const char *text, size_t length, bool prefix) {
     char *copy = sl_allocate(length, 1);
     if (!copy) return reject_memory(length);
     size_t count = 0;
@@ -187,50 +197,51 @@ static int put_split(encoder *e, const char *text, size_t length, bool prefix) {
     return status;
 }
 
-/* Append the ids of a text between added tokens. `first`: it is where the whole text begins. */
-static int put_between(encoder *e, const char *text, size_t length, bool first) {
+/* Append the ids of a text between added tokens. `first`: it begins the whole text. */
+static int put_plain(encoder *e, const char *text, size_t length, bool first) {
     const sl_vocabulary *vocabulary = &e->tokenizer->vocabulary;
     bool prefix = vocabulary->dummy_prefix && (first || !vocabulary->prefix_first);
     if (vocabulary->kind == SL_BYTE_LEVEL)
         return prefix && *text != ' ' ? put_spaced(e, text, length)
                                       : put_pretokenized(e, text, length);
     if (vocabulary->metaspace && begins_with_space(text, length)) prefix = false;
-    if (vocabulary->pre_tokenizer == SL_PRE_SPACES) return put_split(e, text, length, prefix);
+    if (vocabulary->pre_tokenizer == SL_PRE_SPACES)
+        return put_split_at_spaces(e, text, length, prefix);
     return put_bordered(e, text, length, prefix);
 }
 
-/* Append the ids of a text that is normalized and has its prefix. */
+/* Append the ids of a normalized text, which already has its prefix. */
 static int put_normalized(encoder *e, const char *text, size_t length, bool first) {
     (void)first;
     return put_bordered(e, text, length, false);
 }
 
-static void put_special(sl_id_list *list, int32_t id) {
+static void put_token(sl_id_list *list, int32_t id) {
     list->last = -1;
     if (id >= 0) sl_put(list, id);
 }
 
 typedef int (*put_part)(encoder *e, const char *text, size_t length, bool first);
 
-/* Append the ids of a text: its added tokens, and `put` what stands between them. */
-static int put_around(encoder *e, const sl_matcher *matcher, put_part put, const char *text,
-                      size_t length, bool first) {
+/* Append the ids of a text: those of its added tokens, and by `put` those of the text between. */
+static int put_with_added(encoder *e, const sl_matcher *matcher, put_part put, const char *text,
+                          size_t length, bool first) {
     sl_search search = {matcher, e->special, text, length, 0, 0, 0};
     sl_match match;
     size_t at = 0;
     int status = SL_OK;
     while (!status && sl_search_next(&search, &match)) {
         if (match.start > at) status = put(e, text + at, match.start - at, first && at == 0);
-        /* A token may lie in whitespace that the one before took in; nothing may be left of it. */
-        if (match.end > match.start) put_special(&e->list, match.id);
+        /* A match is empty if all of it is whitespace that belongs to the match before. */
+        if (match.end > match.start) put_token(&e->list, match.id);
         at = match.end;
     }
     if (!status && at < length) status = put(e, text + at, length - at, first && at == 0);
     return status;
 }
 
-/* Append the ids of a text in which added tokens are found once it is normalized. */
-static int put_copy(encoder *e, const char *text, size_t length) {
+/* Append the ids of a text for SL_BPE without metaspace: normalize it, then find added tokens. */
+static int put_after_normalizing(encoder *e, const char *text, size_t length) {
     size_t spaces = 1;
     for (size_t i = 0; i < length; i++) spaces += text[i] == ' ';
     char *copy = sl_allocate(sl_size_add(length, sl_size_multiply(spaces, SL_SPACE_BYTES)), 1);
@@ -244,19 +255,20 @@ static int put_copy(encoder *e, const char *text, size_t length) {
         else
             *out++ = text[i];
     }
-    const int status =
-        put_around(e, &e->tokenizer->normalized, put_normalized, copy, (size_t)(out - copy), true);
+    const int status = put_with_added(e, &e->tokenizer->normalized, put_normalized, copy,
+                                      (size_t)(out - copy), true);
     free(copy);
     return status;
 }
 
-/* Append the ids of a text without added tokens that are found before normalization. */
+/* Append the ids of a text between the added tokens that are found before normalization. */
 static int put_segment(encoder *e, const char *text, size_t length, bool first) {
     const sl_vocabulary *vocabulary = &e->tokenizer->vocabulary;
     const sl_matcher *matcher = &e->tokenizer->normalized;
-    if (!sl_can_match(matcher, e->special)) return put_between(e, text, length, first);
-    if (vocabulary->kind == SL_BPE && !vocabulary->metaspace) return put_copy(e, text, length);
-    return put_around(e, matcher, put_between, text, length, first);
+    if (!sl_can_match(matcher, e->special)) return put_plain(e, text, length, first);
+    if (vocabulary->kind == SL_BPE && !vocabulary->metaspace)
+        return put_after_normalizing(e, text, length);
+    return put_with_added(e, matcher, put_plain, text, length, first);
 }
 
 static int put_text(encoder *e, const char *text, size_t length) {
@@ -264,7 +276,7 @@ static int put_text(encoder *e, const char *text, size_t length) {
     e->list.last = -1;
     if (length == 0) return SL_OK;
     if (!sl_can_match(matcher, e->special)) return put_segment(e, text, length, true);
-    return put_around(e, matcher, put_segment, text, length, true);
+    return put_with_added(e, matcher, put_segment, text, length, true);
 }
 
 /* ---- The functions of storyllamas.h ---------------------------------------------------------- */
@@ -335,10 +347,10 @@ int sl_encode_stories(const sl_tokenizer *tokenizer, sl_word_cache *cache, const
             return sl_fail(SL_ERROR_ARGUMENT, "the offsets of the stories run backwards at %zu", i);
         const char *story = text + offsets[i];
         const size_t length = (size_t)(offsets[i + 1] - offsets[i]);
-        put_special(&e.list, bos_id);
+        put_token(&e.list, bos_id);
         status = check_text(story, length);
         if (!status) status = put_text(&e, story, length);
-        put_special(&e.list, eos_id);
+        put_token(&e.list, eos_id);
     }
     *count = e.list.count;
     return status ? status : check_room(&e.list);

@@ -1,10 +1,10 @@
-"""Write unicode_table.c: what the pre-tokenizers' regular expressions ask of a character.
+"""Write unicode_table.c: the classes of characters in the pre-tokenizers' regular expressions.
 
     python csrc/tokenizer/make_unicode.py > csrc/tokenizer/unicode_table.c
 
-The classes are asked of the `tokenizers` package, so that they are those of its regular
-expressions (Oniguruma's) and of its `Digits` and `AddedToken` (Rust's), whatever their versions of
-Unicode.
+The script tries every character with the `tokenizers` package. So the classes are those of its
+regular expressions (Oniguruma's) and of its `Digits` and `AddedToken` (Rust's), whatever their
+versions of Unicode.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ const uint8_t sl_ascii_classes[256] = {{
 }};
 """
 
-# A character that a version of Unicode was the first to call a letter, a number or a digit.
+# The first version of Unicode that has the character as a letter or as a digit.
 LETTERS_OF = {"15.1": 0x2EBF0, "16.0": 0x1C89, "17.0": 0x323B0}
 DIGITS_OF = {"15.1": 0x1E4F0, "16.0": 0x10D40, "17.0": 0x11DE0}
 
 
 def chunks() -> Iterator[list[int]]:
-    """All code points, some at a time."""
+    """Yield all code points, some at a time."""
     for start in range(0, len(POINTS), CHUNK):
         yield POINTS[start : start + CHUNK]
 
 
 def matched(pattern: str) -> set[int]:
-    """The characters that a regular expression of one character matches."""
+    """Return the characters that a regular expression of one character matches."""
     split = pre_tokenizers.Split(Regex(pattern), "removed")
     found: set[int] = set()
     for points in chunks():
@@ -66,7 +66,7 @@ def matched(pattern: str) -> set[int]:
 
 
 def digits() -> set[int]:
-    """The characters that `Digits` sets apart."""
+    """Return the characters that `Digits` isolates."""
     split = pre_tokenizers.Digits(individual_digits=True)
     found = set()
     for points in chunks():
@@ -76,15 +76,15 @@ def digits() -> set[int]:
     return found
 
 
-def of_words() -> set[int]:
-    """The characters before which an added token of a single word does not match."""
+def word_characters() -> set[int]:
+    """Return the characters before which an added token of a single word does not match."""
     tokenizer = Tokenizer(models.BPE(vocab={}, merges=[]))
     tokenizer.add_tokens([AddedToken("<T>", single_word=True, normalized=False)])
     return {point for point in POINTS if not tokenizer.encode(f"<T>{chr(point)}").ids}
 
 
 def version(first: dict[str, int], points: set[int]) -> str:
-    """The newest version of Unicode whose first character is among the points."""
+    """Return the newest version of Unicode whose character in `first` is among the points."""
     return max(name for name, point in first.items() if point in points)
 
 
@@ -94,7 +94,7 @@ def main() -> None:
         lambda: matched(r"\p{L}"),
         lambda: matched(r"\p{N}"),
         lambda: matched(r"\s"),
-        of_words,
+        word_characters,
         digits,
     ]
     sets = [source() for source in sources]

@@ -1,18 +1,19 @@
-/* pretokenize.c: the regular expressions of byte-level tokenizers, by hand.
+/* pretokenize.c: the regular expressions of byte-level pre-tokenizers, as functions.
  *
  *     GPT-2    's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
- *     SmolLM   every digit apart, then GPT-2's on what is left between digits
+ *     SmolLM   every digit is a word, then GPT-2's on the text between digits
  *     Llama 3  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}
  *              | ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
  *
- * Each function is an alternative or two; together they match at every character. */
+ * Each function returns the end of a match of one or two of them. One matches at any character. */
 
 #include "pretokenize.h"
 
 #include <stdbool.h>
 
-#include "tokenizer.h"
+#include "../storyllamas.h"
 
+/* Return the classes of a character, by its range. */
 static inline uint32_t classes_beyond_ascii(sl_word_scan *scan, size_t at) {
     const uint32_t point = sl_code_point(scan->text + at);
     if (point - scan->range.start >= scan->range.end - scan->range.start)
@@ -20,14 +21,14 @@ static inline uint32_t classes_beyond_ascii(sl_word_scan *scan, size_t at) {
     return scan->range.classes;
 }
 
-/* The classes of the character at `at`; none at the end of the text. */
+/* Return the classes of the character at `at`; 0 at the end of the text. */
 static inline uint32_t classes_at(sl_word_scan *scan, size_t at) {
     if (at >= scan->length) return 0;
     const uint32_t classes = sl_ascii_classes[(uint8_t)scan->text[at]];
     return classes ? classes : classes_beyond_ascii(scan, at);
 }
 
-/* The end of the run of characters of one of the classes and none of the others. */
+/* Return the end of the run of characters that have one of the classes and none of the others. */
 static inline size_t run_end(sl_word_scan *scan, size_t at, uint32_t classes, uint32_t others) {
     for (uint32_t found; (found = classes_at(scan, at)) & classes && !(found & others);)
         at += sl_code_bytes(scan->text[at]);
@@ -38,7 +39,7 @@ static bool is_newline(char byte) {
     return byte == '\n' || byte == '\r';
 }
 
-/* The end of an English contraction such as 's; `at` if there is none. */
+/* Return the end of an English contraction such as 's, or `at` if there is none. */
 static size_t contraction_end(const sl_word_scan *scan, size_t at, bool any_case) {
     const size_t left = scan->length - at;
     if (left < 2 || scan->text[at] != '\'') return at;
@@ -50,19 +51,20 @@ static size_t contraction_end(const sl_word_scan *scan, size_t at, bool any_case
     const char second = (char)(text[2] | fold);
     if ((first == 'r' || first == 'v') && second == 'e') return at + 3;
     if (first == 'l' && second == 'l') return at + 3;
-    /* U+017F is a small s where case does not count. */
+    /* U+017F equals s if case is ignored. */
     if (any_case && text[1] == '\xc5' && text[2] == '\xbf') return at + 3;
     return at;
 }
 
-/* \s+(?!\S)|\s+: all of a run at the end of the text, else all but its last character, if any. */
+/* \s+(?!\S)|\s+. Return the end of a run of whitespace if the text ends there, else the start of
+ * its last character, unless that is the only one. */
 static size_t whitespace_end(sl_word_scan *scan, size_t at, size_t run, size_t text_end) {
     if (run == text_end) return run;
     const size_t last = sl_code_before(scan->text, run);
     return last > at ? last : run;
 }
 
-/* others: characters that end a word although the expression has no word for them. */
+/* Match GPT-2's expression. A character of the classes `apart` ends a word and begins none. */
 static inline size_t gpt2_end(sl_word_scan *scan, size_t at, uint32_t apart) {
     const size_t contraction = contraction_end(scan, at, false);
     if (contraction > at) return contraction;
@@ -87,7 +89,8 @@ static size_t number_end(sl_word_scan *scan, size_t at) {
     return at;
 }
 
-/* \s*[\r\n]+: up to the last line break in a run of whitespace; `at` if there is none. */
+/* \s*[\r\n]+. Return the end of the last line break in a run of whitespace, or `at` if there is
+ * none. */
 static size_t line_break_end(const sl_word_scan *scan, size_t at, size_t run) {
     while (run > at && !is_newline(scan->text[run - 1])) run--;
     return run;

@@ -1,4 +1,4 @@
-/* unicode.c: the classes of a character. */
+/* unicode.c: finds the classes of a character. */
 
 #include "unicode.h"
 

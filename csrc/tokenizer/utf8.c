@@ -1,8 +1,9 @@
 /* utf8.c: finds the characters in a text. */
 
-#include <string.h>
+#include "utf8.h"
 
-#include "tokenizer.h"
+#include <stdint.h>
+#include <string.h>
 
 int sl_utf8_character(const char *text, size_t length) {
     const uint8_t *s = (const uint8_t *)text;

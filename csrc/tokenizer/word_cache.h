@@ -11,7 +11,7 @@
 
 enum {
     SL_WORD_BYTES = 24, /* bytes of the longest word in the cache */
-    SL_WORD_IDS = 7,    /* largest number of ids: a slot is a cache line */
+    SL_WORD_IDS = 7,    /* largest number of a word's ids, so that a slot is a cache line */
     SL_WORD_SLOTS = 1 << 16
 };
 
@@ -35,7 +35,7 @@ struct sl_word_cache {
     sl_word *words; /* [SL_WORD_SLOTS], aligned */
 };
 
-/* Return 8 bytes with those cleared whose mask is 0. */
+/* Return 8 bytes. Those whose mask is 0 are cleared. */
 static inline uint64_t sl_load_masked(const char *bytes, const uint8_t *mask) {
     uint64_t part, ones;
     memcpy(&part, bytes, sizeof part);
@@ -55,7 +55,7 @@ static inline sl_word_key sl_make_key(const char *word, size_t length, size_t re
                          sl_load_masked(word + 16, mask + 16), (uint32_t)length};
 }
 
-/* Return the slot that a word has or would take. */
+/* Return the slot of a word, whether it is in the cache or not. */
 static inline sl_word *sl_word_slot(const sl_word_cache *cache, sl_word_key key) {
     uint64_t hash = key.first * UINT64_C(0x9e3779b97f4a7c15);
     hash ^= key.second * UINT64_C(0xc2b2ae3d27d4eb4f);

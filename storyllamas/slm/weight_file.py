@@ -10,11 +10,13 @@ engine maps the file and starts. Layout, version 3:
                 text[offsets[i] : offsets[i + 1]], in UTF-8 with U+2581 for a space, or the bytes
                 themselves of a byte-level tokenizer; types as SentencePiece numbers them, see
                 `PieceType`
+    chat        u32 extra_eos[extra_eos_count], rising ids that end a sequence besides eos_id;
+                u8 template[chat_template_bytes], the chat template in UTF-8; mostly empty
     tensors     in the order of `tensor_shapes`
 
-The tokenizer section and every tensor start at a multiple of 64 bytes, and the file ends at one;
-the gaps are zero. A vector (an RMSNorm weight) is plain f32. A matrix of R rows and C columns maps
-C inputs to R outputs and is cut into tiles of 16 rows, R padded up with zero rows:
+Sections and tensors start at multiples of 64 bytes, and the file ends at one; the gaps are zero. A
+vector (an RMSNorm weight) is plain f32. A matrix of R rows and C columns maps C inputs to R outputs
+and is cut into tiles of 16 rows, R padded up with zero rows:
 
     float32     [tile][column][16 rows] f32
     quantized   [tile] { bf16 scale[groups][16 rows], padded to 64 bytes with zeros;
@@ -40,11 +42,10 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from types import MappingProxyType
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -53,7 +54,7 @@ from storyllamas.atomic import atomic_file
 from storyllamas.config import ROPE_SCALINGS, ModelConfig, tensor_shapes
 from storyllamas.errors import UserError
 from storyllamas.regular_file import open_regular
-from storyllamas.slm import tokenizer_section
+from storyllamas.slm import chat_section, tokenizer_section
 from storyllamas.slm.checksum import Checksum
 from storyllamas.slm.encoding import F32, Storage
 from storyllamas.slm.header import (
@@ -132,7 +133,7 @@ def write(
     vocabulary: Vocabulary,
     tensor: Callable[[str], Rows],
     storage: Storage = F32,
-    moments: Mapping[str, Float32] = MappingProxyType({}),
+    moments: Iterable[tuple[str, Float32]] = (),
 ) -> None:
     """Write a weight file, a block of rows in memory at a time; it appears only when complete.
 
@@ -142,8 +143,8 @@ def write(
         vocabulary: its tokenizer, of `config.vocab_size` pieces.
         tensor: returns the tensor of a name in `tensor_shapes`, or reads its rows on demand.
         storage: how to store the matrices.
-        moments: the moments of the inputs of matrices, by name, for types that are calibrated
-            (see calibration.py).
+        moments: names of matrices with the moments of their inputs, for types that are calibrated
+            (see calibration.py); each is used before the next is taken.
 
     Raises:
         UserError: the shape of a tensor or of the tokenizer contradicts `config`, a weight is not
@@ -159,7 +160,9 @@ def write(
     storage.check()
     shapes = tensor_shapes(config)
     tokenizer = tokenizer_section.pack(vocabulary)
-    tensors_offset = HEADER_BYTES + round_up(len(tokenizer), ALIGNMENT)
+    chat = chat_section.pack(vocabulary)
+    chat_offset = HEADER_BYTES + round_up(len(tokenizer), ALIGNMENT)
+    tensors_offset = chat_offset + round_up(len(chat), ALIGNMENT)
     tensors_bytes = sum(_aligned_bytes(shapes, storage).values())
     header = HEADER.pack(
         *(MAGIC, VERSION, HEADER_BYTES, tensors_offset + tensors_bytes, 0),
@@ -174,19 +177,26 @@ def write(
         *(ROPE_SCALINGS.index(config.rope_scaling), config.rope_factor),
         *(config.rope_low_freq_factor, config.rope_high_freq_factor),
         config.rope_original_context,
+        *chat_section.fields(vocabulary),
     )
+
+    def packed(name: str, known: Float32 | None = None) -> Iterator[bytes]:
+        value = tensor(name)
+        if value.shape != shapes[name]:
+            raise UserError(
+                f"tensor {name} has shape {value.shape}: the model needs {shapes[name]}"
+            )
+        for rows in row_blocks(value):
+            yield pack(_finite(name, rows), storage.of(name), known)
+
+    fitted = {name: [*packed(name, known)] for name, known in moments}
     with atomic_file(path, seekable=True) as file:
         writer = _Writer(file)
         writer.section([header.ljust(HEADER_BYTES, b"\0")])
         writer.section([tokenizer])
-        for name, shape in shapes.items():
-            value = tensor(name)
-            if value.shape != shape:
-                raise UserError(f"tensor {name} has shape {value.shape}: the model needs {shape}")
-            writer.section(
-                pack(_finite(name, rows), storage.of(name), moments.get(name))
-                for rows in row_blocks(value)
-            )
+        writer.section([chat])
+        for name in shapes:
+            writer.section(fitted.pop(name) if name in fitted else packed(name))
         writer.finish()
 
 
@@ -249,11 +259,10 @@ def read(path: str | os.PathLike[str]) -> WeightFile:
     config, storage = header.config(), header.storage()
     sizes = _aligned_bytes(tensor_shapes(config), storage)
     starts = accumulate(sizes.values(), initial=header.tensors_offset)
-    section = data[header.tokenizer_offset :][: header.tokenizer_bytes]
     return WeightFile(
         path=source,
         config=config,
-        vocabulary=_read_vocabulary(source, header, section),
+        vocabulary=_read_vocabulary(source, header, data),
         storage=storage,
         file_bytes=len(data),
         tensors_bytes=header.tensors_bytes,
@@ -296,7 +305,7 @@ def _misplaced(header: Header) -> str:
     """Return why the sections contradict the shape of the model, or ''."""
     sizes = _aligned_bytes(tensor_shapes(header.config()), header.storage())
     tensors_bytes = sum(sizes.values())
-    tensors_offset = HEADER_BYTES + round_up(header.tokenizer_bytes, ALIGNMENT)
+    tensors_offset = _chat_offset(header) + round_up(chat_section.section_bytes(header), ALIGNMENT)
     expected = (HEADER_BYTES, tensors_offset, tensors_bytes, tensors_offset + tensors_bytes)
     found = (header.tokenizer_offset, header.tensors_offset, header.tensors_bytes)
     if header.header_bytes != HEADER_BYTES or (*found, header.file_bytes) != expected:
@@ -304,10 +313,16 @@ def _misplaced(header: Header) -> str:
     return ""
 
 
-def _read_vocabulary(source: Path, header: Header, section: UInt8) -> Vocabulary:
+def _chat_offset(header: Header) -> int:
+    return HEADER_BYTES + round_up(header.tokenizer_bytes, ALIGNMENT)
+
+
+def _read_vocabulary(source: Path, header: Header, data: UInt8) -> Vocabulary:
+    tokenizer = data[header.tokenizer_offset :][: header.tokenizer_bytes]
+    chat = data[_chat_offset(header) :][: chat_section.section_bytes(header)]
     try:
-        return tokenizer_section.unpack(header, section)
-    except tokenizer_section.DamagedTokenizerError as error:
+        return chat_section.unpack(header, chat, tokenizer_section.unpack(header, tokenizer))
+    except (tokenizer_section.DamagedTokenizerError, chat_section.DamagedChatError) as error:
         raise _damaged(source, str(error)) from None
 
 

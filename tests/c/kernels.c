@@ -27,7 +27,7 @@ static float real(void) {
     return (float)integer(20001) / 10000.0f - 1.0f;
 }
 
-/* Allocate memory, aligned as in a weight file. It ends exactly where the sanitizer watches. */
+/* Allocate memory, aligned as in a weight file. The sanitizer reports any access behind its end. */
 static void *allocate(size_t bytes) {
     void *memory = NULL;
     if (posix_memalign(&memory, 64, bytes ? bytes : 1)) abort();
@@ -136,8 +136,8 @@ static double matmul_f16(const sl_kernels *k) {
     return error / (double)columns;
 }
 
-/* No neighbouring f16 may be nearer. A number halfway between two goes to the even one. Numbers
- * beyond the largest f16 become the largest. */
+/* No neighbouring f16 may be nearer. A number halfway between two is rounded to the even one. A
+ * number beyond the largest f16 becomes the largest. */
 static double to_f16(const sl_kernels *k) {
     enum { MAX_COUNT = 100 };
     const size_t n = 1 + integer(MAX_COUNT);
@@ -192,7 +192,8 @@ typedef struct {
     uint8_t *data;
 } quantized_matrix;
 
-/* Extreme values are frequent, to find sums that overflow. A q8 weight is never a byte of zero. */
+/* Extreme values are frequent, to find sums that overflow. No q8 weight is a zero byte, which would
+ * be -128: the writer uses -127 … 127. */
 static quantized_matrix random_matrix(size_t bits) {
     quantized_matrix m = {.tiles = 1 + integer(9), .groups = 1 + integer(5), .bits = bits};
     m.group_size = 32 / bits * (1 + integer(20));
@@ -210,7 +211,7 @@ static quantized_matrix random_matrix(size_t bits) {
     return m;
 }
 
-/* Read a weight, with the indices of the documented layout one by one. */
+/* Read a weight by the indices of the layout in storyllamas.h. */
 static double weight_at(const quantized_matrix *m, size_t row, size_t column) {
     const uint8_t *tile = m->data + row / ROWS * m->tile_bytes, *w = tile + m->scale_bytes;
     const size_t r = row % ROWS, g = column / m->group_size, within = column % m->group_size;
@@ -286,7 +287,7 @@ static double quantize_not_finite(const sl_kernels *k) {
     sl_quantized q = quantized(1, groups, group_size);
     float *x = reals(columns);
     x[group_size + integer((uint32_t)group_size)] = strange;
-    if (integer(2)) /* all: the sum of what they are rounded to must not overflow */
+    if (integer(2)) /* all of the group: the sum of its rounded values must not overflow */
         for (size_t c = group_size; c < columns; c++) x[c] = strange;
     k->quantize(&q, 0, x, columns);
     bool is_right = isfinite(q.scales[0]) && !isfinite(q.scales[1]) && q.sums[1] == 0;

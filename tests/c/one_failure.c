@@ -1,8 +1,8 @@
 /* one_failure.c: makes each allocation, mapping and thread creation of a short run fail once.
  *
- * usage: one_failure MODEL.slm KINDS, the number of kinds of runs, 1 … 8. The program is linked
- * with --wrap for these functions. A run must either report that there is not enough memory or give
- * the same ids as the run without a failure. The address sanitizer finds what a failure leaks. */
+ * usage: one_failure MODEL.slm KINDS. KINDS is 1 … 8, the number of kinds of runs. The program is
+ * linked with --wrap for these functions. A run must either report that there is not enough memory
+ * or give the same ids as the run without a failure. The address sanitizer finds leaks. */
 
 #define _GNU_SOURCE
 
@@ -70,7 +70,7 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
     return fails() ? EAGAIN : __real_pthread_create(thread, attributes, function, argument);
 }
 
-/* Encode and decode with a cache, with a word that is too long for the stack. */
+/* Encode and decode a word that is too long for the stack, with a cache. */
 static int use_tokenizer(const sl_tokenizer *tokenizer) {
     char text[300], back[600];
     int32_t ids[3 * sizeof text + 3];
@@ -103,7 +103,7 @@ static int use_session(const sl_model *model, uint32_t threads, int32_t ids[IDS]
     return status;
 }
 
-/* Run the library on a file once. threads and pages are those of the options. */
+/* Open a model, use its tokenizer, then a session. threads and pages are options. */
 static int run(const char *path, uint32_t threads, int32_t pages, int32_t ids[IDS]) {
     const sl_model_options options = {.pages = pages};
     sl_model *model;

@@ -1,4 +1,4 @@
-/* open_files.c: opens each weight file and, if that succeeds, calls all of the library on it.
+/* open_files.c: opens each weight file and, if that succeeds, uses all of the library on it.
  *
  * usage: open_files FILE… Prints a line for each file: "ok" or the error message. */
 
@@ -16,20 +16,21 @@ static uint32_t integer(uint32_t below) {
     return (state >> 8) % below;
 }
 
-/* Encode and decode random bytes and letters. Every buffer has exactly the size that is passed. */
+/* Encode and decode random bytes and letters. Each buffer has exactly the size that the call is
+ * given, so that the sanitizer reports any access behind it. */
 static void use_text(const sl_model *model) {
     const sl_tokenizer *tokenizer = sl_model_tokenizer(model);
     sl_word_cache *caches[2] = {NULL};
     if (sl_word_cache_new(&caches[1], tokenizer)) return;
     for (int round = 0; round < 20; round++) {
         const size_t length = integer(40);
-        char *text = malloc(length + 1), *back = malloc(16 * length + 64);
+        char *text = malloc(length), *back = malloc(16 * length + 64);
         const int is_letters = (int)integer(2);
         sl_word_cache *cache = caches[integer(2)];
         for (size_t i = 0; i < length; i++)
             text[i] = is_letters ? "ab \n"[integer(4)] : (char)integer(256);
         size_t capacity = integer(80), count, back_length;
-        int32_t *ids = malloc((capacity + 1) * sizeof *ids);
+        int32_t *ids = malloc(capacity * sizeof *ids);
         const int status = sl_encode(tokenizer, cache, text, length, ids, capacity, &count);
         if (!status && sl_decode(tokenizer, ids, count, back, 16 * length + 64, &back_length))
             abort();
@@ -43,6 +44,25 @@ static void use_text(const sl_model *model) {
         free(ids);
     }
     sl_word_cache_free(caches[1]);
+}
+
+/* Read all of the chat section, and the spelling of every piece. */
+static void use_chat(const sl_model *model) {
+    const uint32_t vocab_size = sl_model_info(model)->vocab_size;
+    size_t count, length;
+    const uint32_t *ids = sl_extra_eos_ids(model, &count);
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] >= vocab_size) abort();
+    const char *template = sl_chat_template(model, &length);
+    if (!template != !length) abort();
+    uint64_t sum = 0;
+    for (size_t i = 0; i < length; i++) sum += (uint8_t)template[i];
+    for (uint32_t id = 0; id < vocab_size; id++) {
+        const char *text = sl_token_text(sl_model_tokenizer(model), (int32_t)id, &length);
+        for (size_t i = 0; i < length; i++) sum += (uint8_t)text[i];
+    }
+    if (sum == 0 || sl_token_text(sl_model_tokenizer(model), -1, &length) || length) abort();
+    if (sl_token_text(sl_model_tokenizer(model), (int32_t)vocab_size, &length)) abort();
 }
 
 static void use_session(const sl_model *model) {
@@ -71,6 +91,9 @@ static void use_session(const sl_model *model) {
         for (size_t i = 0; i < count; i++) ids[i] = (int32_t)integer(info->vocab_size);
         sl_score(session, ids, count, scores);
         sl_logits(session, ids, count, logits);
+        size_t kept;
+        for (size_t n = 1 + integer(42); n; n /= 2)
+            if (!sl_continue_ids(session, ids, n, &options, &kept) && kept >= n) abort();
         free(logits);
     }
     sl_session_free(session);
@@ -84,6 +107,7 @@ int main(int argc, char **argv) {
             continue;
         }
         use_text(model);
+        use_chat(model);
         use_session(model);
         sl_model_close(model);
         printf("ok\n");

@@ -1,7 +1,7 @@
-/* sizes.c: tests sizes that do not fit size_t, on 32 bits those of real inputs too.
+/* sizes.c: tests that sizes which do not fit size_t are errors.
  *
- * usage: sizes MODEL.slm. The model's key-value cache has 2^33 bytes and its vocabulary has a piece
- * of two NUL bytes, so that any number of them is one word. */
+ * usage: sizes MODEL.slm. The model's key-value cache has 2^33 bytes, too many for a program of 32
+ * bits. Its vocabulary has a piece of two NUL bytes, so that a text of NUL bytes is one word. */
 
 #include "sizes.h"
 
@@ -24,7 +24,8 @@ static bool is_saturated(void) {
            sl_size_round_up(SIZE_MAX - 3, 64) == SL_TOO_LARGE && !sl_allocate(half, 2);
 }
 
-/* Its symbols and its heap have 2^32 bytes or more. Zeros that are only read take up no memory. */
+/* Encode a word whose symbols and heap have 2^32 bytes or more. Zeros from calloc that are only
+ * read take up no memory. */
 static bool is_long_word_rejected(const sl_tokenizer *tokenizer) {
     const size_t length = (size_t)1 << 28;
     char *word = calloc(length, 1);

@@ -1,8 +1,8 @@
 /* thread_pool.c: tests that a thread pool processes every item of every loop once, and that
  * autotuning tries the likely choice first and settles on the faster one.
  *
- * usage: thread_pool THREADS LOOPS. The counters are not atomic, so the thread sanitizer sees if
- * the pool lets two threads race. */
+ * usage: thread_pool THREADS LOOPS. The counters are not atomic, so that the thread sanitizer
+ * reports a race between two threads. */
 
 #define _POSIX_C_SOURCE 200809L
 
@@ -31,8 +31,8 @@ static void count_items(void *context, size_t first, size_t end, size_t thread) 
     for (size_t i = first; i < end; i++) counts[i]++;
 }
 
-/* Return whether autotuning tries the likely choice, then the other, then stays with the one that
- * takes no time. Both choices say whether a single thread is used. */
+/* Return whether autotuning tries the likely choice, then the other, then stays with the faster
+ * one, which takes no time. A choice is whether to use a single thread. */
 static bool settles(bool likely, bool faster) {
     enum { HALF = 4, STEPS = 4 * HALF };
     sl_autotune tune = {.is_single = likely};

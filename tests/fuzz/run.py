@@ -1,7 +1,7 @@
 """`make fuzz SECONDS=60`: fuzz the weight-file reader and the tokenizer, in two processes.
 
 The first runs libFuzzer on tests/fuzz/weight_file.c and needs clang with its runtime; without them
-it is left out. The second compares the tokenizer with SentencePiece on random texts.
+it does not run. The second compares the tokenizer with SentencePiece on random texts.
 Fails if either finds something, and leaves the input in the folder.
 """
 
@@ -55,7 +55,7 @@ def main() -> None:
         where = [f"-artifact_prefix={arguments.folder}/", str(found), str(CORPUS)]
         commands.append([str(program), *LIMITS, *time, *where])
     else:
-        print("clang has no libFuzzer here: the weight-file fuzzer is left out", flush=True)
+        print("clang has no libFuzzer here: the weight-file fuzzer does not run", flush=True)
     environment = os.environ | {"ASAN_OPTIONS": "allocator_may_return_null=1"}
     running = [subprocess.Popen(command, cwd=ROOT, env=environment) for command in commands]
     statuses = [process.wait() for process in running]

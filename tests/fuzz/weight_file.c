@@ -1,7 +1,7 @@
 /* weight_file.c: a libFuzzer target that opens its input as a weight file and uses all of it.
  *
- * The mutator repairs what almost no random change would keep: the length and the checksum. So the
- * fuzzer reaches what is checked after them. Most of its changes are to fields of the header. */
+ * The mutator corrects the length and the checksum, which almost any random change makes wrong. So
+ * the fuzzer reaches the checks after them. Most of its changes are to fields of the header. */
 
 #define _GNU_SOURCE /* memfd_create */
 
@@ -23,7 +23,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /* ---- The mutator ----------------------------------------------------------------------------- */
 
-/* Set the length and the checksum to what the reader expects. */
+/* Set the length and the checksum to the values that the reader expects. */
 static void repair(uint8_t *data, size_t size) {
     const uint64_t bytes = size;
     uint64_t digest = 0;
@@ -35,7 +35,7 @@ static void repair(uint8_t *data, size_t size) {
     memcpy(data + CHECKSUM_AT, &digest, sizeof digest);
 }
 
-/* Change one field of 32 bits a little, or to a value that is likely to be a limit. */
+/* Change one field of 32 bits slightly, or to a value that is likely to be a limit. */
 static void change_field(uint8_t *data, size_t end, uint32_t random) {
     static const uint32_t limits[] = {0,       1,       2,       3,         64,
                                       1 << 14, 1 << 17, 1 << 20, INT32_MAX, UINT32_MAX};
@@ -88,7 +88,7 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
 
 /* ---- Using a model --------------------------------------------------------------------------- */
 
-/* Encode and decode a text, with and without the cache, which must not change the ids. */
+/* Encode a text with and without the cache, which must give the same ids, and decode it. */
 static void use_text(const sl_tokenizer *tokenizer, const char *text, size_t length) {
     const size_t capacity = 3 * (length + 1);
     int32_t *ids = malloc(capacity * sizeof *ids), *cached = malloc(capacity * sizeof *ids);
@@ -112,6 +112,16 @@ static void use_text(const sl_tokenizer *tokenizer, const char *text, size_t len
     free(cached);
 }
 
+/* Read the chat section to its end. */
+static void use_chat(const sl_model *model) {
+    size_t count, length;
+    const uint32_t *ids = sl_extra_eos_ids(model, &count);
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] >= sl_model_info(model)->vocab_size) abort();
+    const char *template = sl_chat_template(model, &length);
+    if (!template != !length || (template && memchr(template, 0xff, length))) abort();
+}
+
 static void use_session(const sl_model *model) {
     enum { SLOTS = 2 };
     const sl_session_options session_options = {.threads = 1, .slots = SLOTS};
@@ -124,6 +134,11 @@ static void use_session(const sl_model *model) {
     for (int step = 0; step < STEPS; step++) {
         const int status = sl_step(session, pieces);
         if (status && status != SL_ERROR_NUMBER) abort();
+    }
+    const int32_t ids[] = {0, 0, 0};
+    for (size_t count = 1; count <= 3; count++) {
+        size_t kept;
+        if (!sl_continue_ids(session, ids, count, &options, &kept) && kept >= count) abort();
     }
     sl_session_free(session);
 }
@@ -141,6 +156,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (model || !*sl_error()) abort();
         return 0;
     }
+    use_chat(model);
     const sl_tokenizer *tokenizer = sl_model_tokenizer(model);
     use_text(tokenizer, "ab a\xc3\xa9 <s> ", 12);
     if (size > HEADER_BYTES) { /* the text of some pieces, valid or not */

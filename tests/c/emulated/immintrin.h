@@ -1,8 +1,8 @@
 /* immintrin.h: the AVX-512 instructions that csrc/kernels/avx512.c uses, in plain C.
  *
  * The test of the kernels compiles avx512.c against this header, so it also runs on processors
- * without AVX-512. Each function is what Intel's manual says about the instruction: a loop over the
- * lanes. Masked loads and stores leave the other lanes alone. */
+ * without AVX-512. Each function is a loop over the lanes that computes what Intel's manual
+ * specifies for the instruction. Masked loads and stores do not access the other lanes. */
 
 #ifndef STORYLLAMAS_EMULATED_IMMINTRIN_H
 #define STORYLLAMAS_EMULATED_IMMINTRIN_H

@@ -1,7 +1,9 @@
-/* merge.c: encodes one word by merging.
+/* merge_scored.c: encodes one word of SentencePiece: merges pieces by their score.
  *
  * The symbols form a linked list and the possible merges a heap, so a word of n bytes takes
  * O(n log n) time. */
+
+#include "merge.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -9,18 +11,19 @@
 #include "../error.h"
 #include "../sizes.h"
 #include "tokenizer.h"
+#include "utf8.h"
 
 #define NONE UINT32_MAX /* no symbol */
 
 enum { SMALL_WORD = 64 }; /* bytes of a word that is encoded on the stack */
 
-/* The symbol with index i is the part of the normalized text that starts at byte i. An entry of
- * length 0 is no symbol, or one that was merged into another. */
+/* A part of the normalized text. Its index is its first byte. Length 0: no symbol begins at this
+ * byte, or it was merged into another. */
 typedef struct {
     uint32_t length;
     uint32_t previous; /* NONE before the first */
     uint32_t next;     /* the end of the text after the last */
-    bool frozen;       /* user-defined: does not merge */
+    bool frozen;       /* a user-defined piece, which does not merge */
 } symbol;
 
 /* Two neighbours that can merge, and their joint length when they entered the heap. */
@@ -36,10 +39,9 @@ typedef struct {
     char *text; /* normalized */
     uint32_t length;
     symbol *symbols; /* [length] */
-    merge *heap;     /* the best on top */
+    merge *heap;     /* heap[0] is the best */
     uint32_t heap_count;
-    uint32_t
-        *splits; /* [pieces] the length of an unused piece's left part; NULL: no unused pieces */
+    uint32_t *splits; /* [pieces] length of the left part of an unused piece; NULL: there is none */
 } encoding;
 
 /* ---- The heap -------------------------------------------------------------------------------- */
@@ -116,7 +118,7 @@ static void split_into_symbols(encoding *e) {
 
 /* ---- Merging --------------------------------------------------------------------------------- */
 
-/* Add a pair of neighbours to the heap if they can merge. Either may lie outside the text. */
+/* Add a pair of neighbours to the heap if both are in the text and can merge. */
 static void add_pair(encoding *e, uint32_t left, uint32_t right) {
     if (left == NONE || right == e->length) return;
     if (e->symbols[left].frozen || e->symbols[right].frozen) return;
@@ -127,7 +129,7 @@ static void add_pair(encoding *e, uint32_t left, uint32_t right) {
     if (sl_piece_type(e->tokenizer, id) == SL_PIECE_UNUSED) e->splits[id] = e->symbols[left].length;
 }
 
-/* Merge pairs until none is left. Skip a pair that has changed since it entered the heap. */
+/* Merge pairs until none is left. A pair that has changed since it entered the heap is skipped. */
 static void merge_all(encoding *e) {
     for (uint32_t at = 0; at < e->length; at = e->symbols[at].next)
         add_pair(e, at, e->symbols[at].next);
@@ -158,8 +160,8 @@ static bool split_unused(encoding *e, uint32_t at, int32_t id) {
     return true;
 }
 
-/* Append the ids of all symbols. A symbol that is no piece, or an unused piece that no merge made,
- * becomes byte pieces or the unknown piece. */
+/* Append the ids of all symbols. A symbol without a piece, or with an unused piece that cannot be
+ * split, becomes byte pieces or the unknown piece. */
 static void put_symbols(encoding *e, sl_id_list *list) {
     const sl_tokenizer *tokenizer = e->tokenizer;
     for (uint32_t at = 0; at < e->length; at = e->symbols[at].next) {
@@ -176,7 +178,8 @@ static void put_symbols(encoding *e, sl_id_list *list) {
     }
 }
 
-static void run(encoding *e, bool prefix, const char *word, size_t length, sl_id_list *list) {
+static void encode_word(encoding *e, bool prefix, const char *word, size_t length,
+                        sl_id_list *list) {
     normalize(e, prefix, word, length);
     split_into_symbols(e);
     merge_all(e);
@@ -194,7 +197,7 @@ static void merge_small(const sl_tokenizer *tokenizer, bool prefix, const char *
     symbol symbols[SL_SPACE_BYTES * (SMALL_WORD + 1)];
     merge heap[MERGES(SMALL_WORD)];
     encoding e = {.tokenizer = tokenizer, .text = text, .symbols = symbols, .heap = heap};
-    run(&e, prefix, word, length, list);
+    encode_word(&e, prefix, word, length, list);
 }
 
 static int merge_large(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
@@ -209,7 +212,7 @@ static int merge_large(const sl_tokenizer *tokenizer, bool prefix, const char *w
     if (tokenizer->has_unused) e.splits = calloc(tokenizer->vocabulary.size, sizeof *e.splits);
     const bool is_out_of_memory =
         !e.text || !e.symbols || !e.heap || (tokenizer->has_unused && !e.splits);
-    if (!is_out_of_memory) run(&e, prefix, word, length, list);
+    if (!is_out_of_memory) encode_word(&e, prefix, word, length, list);
     free(e.text);
     free(e.symbols);
     free(e.heap);
@@ -219,8 +222,8 @@ static int merge_large(const sl_tokenizer *tokenizer, bool prefix, const char *w
     return SL_OK;
 }
 
-int sl_merge(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
-             sl_id_list *list) {
+int sl_merge_scored(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
+                    sl_id_list *list) {
     if (length > SMALL_WORD || tokenizer->has_unused)
         return merge_large(tokenizer, prefix, word, length, list);
     merge_small(tokenizer, prefix, word, length, list);

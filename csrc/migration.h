@@ -1,7 +1,7 @@
-/* huge_pages.h: moves a mapped file onto huge pages while other threads read it. */
+/* migration.h: moves a mapped file onto huge pages while other threads read it. */
 
-#ifndef STORYLLAMAS_HUGE_PAGES_H
-#define STORYLLAMAS_HUGE_PAGES_H
+#ifndef STORYLLAMAS_MIGRATION_H
+#define STORYLLAMAS_MIGRATION_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,6 +1,8 @@
-/* tiles.h: the products of matrices for sets in which the 16 rows of a tile take several registers.
+/* matmul.h: the products of matrices, for instruction sets whose registers hold less than the 16
+ * rows of a tile.
  *
- * A lane is a row of a tile, so no sum ever crosses lanes. The including file first defines:
+ * A lane is a row of a tile, so no sum ever crosses lanes. A set includes this file after it has
+ * defined:
  *
  *     LANES, PARTS       floats in a register, registers for a tile's rows
  *     BLOCK_MAX          largest number of tiles times rows of x in a block, 6 at most
@@ -12,15 +14,15 @@
  *     store_f32(y, x)    store LANES floats
  *     multiply_add(sum, w, x)                 sum + w * x, x a float
  *     add_scaled(sum, dot, scales, x_scale)   sum + dot * (scales * x_scale), x_scale a float
- *     Q8_BIAS                                 the bias that dot_q8 leaves in the weights: 0 or 128
+ *     Q8_BIAS                                 the bias of the weights in dot_q8: 0 or 128
  *     dot_q8, dot_q4                          described below
  *
- * dot_q8(dot, w, tile_bytes, tiles, x, width, group_size, n) adds the dot products of a group to
- * dot[tiles * n]: those of n rows of x, which are `width` apart, and the group's weights in tiles
- * that are tile_bytes apart. dot_q4 does the same but leaves the bias of 8 in the weights. */
+ * dot_q8(dot, w, tile_bytes, tiles, x, width, group_size, n) adds dot products to dot[tiles * n]:
+ * those of a group's weights, in tiles that are tile_bytes apart, with n rows of x, which are
+ * `width` apart. dot_q4 does the same for q4 weights, with their bias of 8. */
 
-#ifndef STORYLLAMAS_TILES_H
-#define STORYLLAMAS_TILES_H
+#ifndef STORYLLAMAS_MATMUL_H
+#define STORYLLAMAS_MATMUL_H
 
 #include "blocks.h"
 
@@ -48,8 +50,9 @@ INLINE vector load_row(weight_bits bits, const void *w, size_t i) {
     return bits == F16 ? load_f16((const uint16_t *)w + i) : load_f32((const float *)w + i);
 }
 
-/* Multiply some tiles with n rows of x. For each column prefetch `ahead` bytes from `next` on: one
- * line at a time, since many at once would delay the loads of weights. */
+/* Compute a block: sum[t][i] = Σ_c w[t][c] x[i][c], for some tiles t and n rows i of x. For each
+ * column prefetch the line at `next`, then move `ahead` bytes on: one line at a time, since many at
+ * once would delay the loads of weights. */
 INLINE void block_float(weight_bits bits, float *y, size_t y_stride, const uint8_t *w,
                         size_t tile_stride, size_t column_stride, size_t tiles, size_t columns,
                         const float *x, size_t x_stride, size_t n, const uint8_t *next,
@@ -70,8 +73,8 @@ INLINE void block_float(weight_bits bits, float *y, size_t y_stride, const uint8
     store_sums(y, y_stride, sum, tiles, n);
 }
 
-/* Meanwhile the next four tiles are prefetched if they follow in memory: each block of rows
- * prefetches its share of them. */
+/* Compute y in blocks. If the tiles are contiguous in memory, each block of rows also prefetches
+ * its part of the next four tiles. */
 INLINE void matmul_float(weight_bits bits, float *y, size_t y_stride, const void *w,
                          size_t tile_stride, size_t column_stride, size_t tile_count,
                          size_t columns, const float *x, size_t x_stride, size_t n) {
@@ -104,7 +107,11 @@ static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t 
 
 /* ---- Quantized matrices ---------------------------------------------------------------------- */
 
-/* Multiply some tiles with rows `row` … row + n - 1 of q. */
+/* Compute a block of some tiles t and rows i = row … row + n - 1 of q. The stored weights are w +
+ * bias, so for each group g
+ *
+ *     dot = Σ_c (w[t][c] + bias) x[i][c] - bias Σ_c x[i][c]
+ *     sum[t][i] += dot * scale[t][g] * x_scale[i][g] */
 INLINE void block_quantized(weight_bits bits, float *y, size_t y_stride, const uint8_t *w,
                             size_t tile_bytes, size_t tiles, const sl_quantized *q, size_t row,
                             size_t n) {

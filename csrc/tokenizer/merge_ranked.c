@@ -1,17 +1,21 @@
-/* ranks.c: the ids of one word, by merges that are ranked.
+/* merge_ranked.c: encodes one word of a tokenizer.json: merges pieces by the rank of their merge.
  *
  * A word begins as symbols: the pieces of its characters or bytes. The neighbours whose merge has
  * the lowest rank merge first, the leftmost among equals, until none is left. Few symbols are
  * merged in an array, many with a heap and a linked list, in O(n log n). */
+
+#include "merge.h"
 
 #include <stdlib.h>
 
 #include "../error.h"
 #include "../sizes.h"
 #include "tokenizer.h"
+#include "utf8.h"
+#include "vocabulary.h"
 
-#define NO_KEY UINT64_MAX /* the pair does not merge */
-#define NO_PLACE UINT32_MAX
+#define NO_KEY UINT64_MAX   /* the pair does not merge */
+#define NO_PLACE UINT32_MAX /* no symbol */
 
 enum {
     SMALL_WORD = 64, /* bytes of a word that needs no memory but the stack */
@@ -32,8 +36,8 @@ static inline sl_rank *rank_slot(const sl_tokenizer *tokenizer, int32_t left, in
     }
 }
 
-/* The bit of a pair in the filter of pairs that may merge. Most pairs do not, and the filter fits
- * caches that the table does not fit. */
+/* Return the bit of a pair in the filter of pairs that may merge. Most pairs do not merge, and the
+ * filter fits in smaller caches than the table. */
 static inline uint32_t filter_bit(const sl_tokenizer *tokenizer, int32_t left, int32_t right) {
     const uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
     return (uint32_t)((pair * UINT64_C(0xc2b2ae3d27d4eb4f)) >> 32) & tokenizer->filter_mask;
@@ -50,7 +54,7 @@ static inline int32_t merged_id(uint64_t key) {
     return (int32_t)(uint32_t)key;
 }
 
-/* Return what is wrong with a merge, or NULL. *id becomes the piece that it makes. */
+/* Check a merge. Returns the reason if it is wrong, or NULL, and sets *id to the merged piece. */
 static const char *check_merge(const sl_tokenizer *tokenizer, sl_merge_pair pair, int32_t *id) {
     const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
     if (pair.left >= vocabulary->size || pair.right >= vocabulary->size)
@@ -107,7 +111,7 @@ static void add_symbol(symbols *s, int32_t id) {
     s->after_unknown = false;
 }
 
-/* Without an unknown piece, what has no piece is left out. */
+/* Add the unknown piece, if the vocabulary has one. */
 static void add_unknown(symbols *s) {
     const sl_vocabulary *vocabulary = &s->tokenizer->vocabulary;
     if (vocabulary->unk_id < 0 || (s->after_unknown && vocabulary->fuse_unk)) return;
@@ -158,6 +162,7 @@ static void add_word(symbols *s, bool prefix, const char *word, size_t length) {
 
 /* ---- Few symbols ----------------------------------------------------------------------------- */
 
+/* Merge symbols in their array. */
 static void merge_few(symbols *s) {
     uint64_t keys[FEW_SYMBOLS]; /* of each symbol and the next */
     int32_t *ids = s->ids;
@@ -170,7 +175,7 @@ static void merge_few(symbols *s) {
         if (best == NO_KEY) break;
         while (keys[at] != best) at++;
         ids[at] = merged_id(best);
-        const size_t after = pairs - at - 1; /* pairs behind the merged one */
+        const size_t after = pairs - at - 1; /* pairs after the merged one */
         memmove(ids + at + 1, ids + at + 2, after * sizeof *ids);
         memmove(keys + at, keys + at + 1, after * sizeof *keys);
         if (after) keys[at] = find_key(s->tokenizer, ids[at], ids[at + 1]);
@@ -189,10 +194,10 @@ typedef struct {
 
 typedef struct {
     const sl_tokenizer *tokenizer;
-    int32_t *ids;       /* -1: merged with a symbol before it */
+    int32_t *ids;       /* -1: merged into a symbol before it */
     uint32_t *previous; /* NO_PLACE before the first */
-    uint32_t *next;     /* NO_PLACE behind the last */
-    candidate *heap;    /* the lowest key, then the leftmost, on top */
+    uint32_t *next;     /* NO_PLACE after the last */
+    candidate *heap;    /* heap[0] has the lowest key and is the leftmost with it */
     size_t heap_count;
 } chain;
 
@@ -219,18 +224,20 @@ static candidate heap_pop(chain *c) {
     return top;
 }
 
-/* The key of a symbol and the next, or NO_KEY. */
+/* Return the key of a symbol and the next, or NO_KEY. */
 static uint64_t key_at(const chain *c, uint32_t left) {
     if (left == NO_PLACE || c->ids[left] < 0 || c->next[left] == NO_PLACE) return NO_KEY;
     return find_key(c->tokenizer, c->ids[left], c->ids[c->next[left]]);
 }
 
+/* Add a symbol and the next to the heap if they merge. */
 static void consider(chain *c, uint32_t left) {
     const uint64_t key = key_at(c, left);
     if (key != NO_KEY) heap_push(c, (candidate){key, left});
 }
 
-/* A pair that has changed since it went into the heap has another key. */
+/* Merge pairs until none is left. A pair that has changed since it entered the heap has another key
+ * and is skipped. */
 static void merge_chain(chain *c, uint32_t count) {
     for (uint32_t i = 0; i < count; i++) {
         c->previous[i] = i ? i - 1 : NO_PLACE;
@@ -250,6 +257,7 @@ static void merge_chain(chain *c, uint32_t count) {
     }
 }
 
+/* Merge symbols with a heap and a linked list. Returns false if there is not enough memory. */
 static bool merge_many(symbols *s) {
     chain c = {.tokenizer = s->tokenizer, .ids = s->ids};
     c.previous = sl_allocate(s->count, sizeof *c.previous);
@@ -271,7 +279,7 @@ static bool merge_many(symbols *s) {
 
 /* ---- Words ----------------------------------------------------------------------------------- */
 
-/* Returns false if there is not enough memory. */
+/* Merge the symbols and append their ids. Returns false if there is not enough memory. */
 static bool put_merged(symbols *s, sl_id_list *list) {
     if (s->count <= FEW_SYMBOLS)
         merge_few(s);
@@ -282,10 +290,10 @@ static bool put_merged(symbols *s, sl_id_list *list) {
 }
 
 static bool put_large(symbols *s, bool prefix, const char *word, size_t length, sl_id_list *list) {
-    const size_t most = s->tokenizer->vocabulary.kind == SL_BYTE_LEVEL
-                            ? length
-                            : sl_size_multiply(SL_SPACE_BYTES, length + 1);
-    s->ids = sl_allocate(most, sizeof *s->ids);
+    const size_t max_count = s->tokenizer->vocabulary.kind == SL_BYTE_LEVEL
+                                 ? length
+                                 : sl_size_multiply(SL_SPACE_BYTES, length + 1);
+    s->ids = sl_allocate(max_count, sizeof *s->ids);
     if (!s->ids) return false;
     add_word(s, prefix, word, length);
     const bool enough = put_merged(s, list);

@@ -1,4 +1,4 @@
-/* huge_pages.c: moves a mapped file onto huge pages while other threads read it.
+/* migration.c: moves a mapped file onto huge pages while other threads read it.
  *
  * A thread copies the file to huge pages elsewhere, then asks the system to replace the mapping by
  * the copy. The system does that in one step for all threads, so a reader finds the same bytes at
@@ -6,7 +6,7 @@
 
 #define _GNU_SOURCE /* mremap */
 
-#include "huge_pages.h"
+#include "migration.h"
 
 #include <sys/mman.h>
 
