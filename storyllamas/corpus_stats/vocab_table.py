@@ -124,6 +124,7 @@ def show(rows: Sequence[Row], chosen: params.Tokenizer, console: Console) -> Non
     )
     for column in page.columns:
         column.justify = "right"
+    page.columns[1].min_width = max(map(len, KINDS))
     for row in rows:
         is_chosen = (row.vocab_size, row.kind) == (chosen.vocab_size, chosen.kind)
         mark = "→ " if is_chosen else ""
