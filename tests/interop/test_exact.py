@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
+from unicodedata import ucd_3_2_0
 
 import numpy as np
 import pytest
@@ -185,6 +186,11 @@ def with_tokenizer(stories: Iterable[str], kind: TrainableKind, size: int) -> In
     return InteropModel(model.config, trained.vocabulary(), model.tensor)
 
 
+def is_long_assigned(character: str) -> bool:
+    """Return whether Unicode 3.2 has a character; llama.cpp's table is older than tokenizers'."""
+    return ucd_3_2_0.category(character) != "Cn"
+
+
 @BYTE_LEVEL
 def test_a_byte_level_tokenizer(tmp_path: Path, runtime: type, name: str) -> None:
     """Ids, logits and greedy text; and the weight file of the import has the same tokenizer."""
@@ -197,6 +203,8 @@ def test_a_byte_level_tokenizer(tmp_path: Path, runtime: type, name: str) -> Non
     back, reference = Engine(tmp_path / "back.slm"), PyTorch(tmp_path / "back.slm")
     assert (back.bos_id, back.eos_id) == (vocabulary.bos_id, vocabulary.eos_id)
     for text in texts():
+        if name == "gguf" and not all(map(is_long_assigned, text)):
+            continue
         ids = [vocabulary.bos_id, *ours.encode(text)]
         assert other.encode(text) == ids, repr(text)
         assert [back.bos_id, *back.encode(text)] == ids, repr(text)
