@@ -162,25 +162,41 @@ static int index_pieces(sl_tokenizer *tokenizer, const char *path) {
     return status;
 }
 
-/* Sort the user-defined pieces: counting sort by first byte, then insertion sort by length. */
+/* A user-defined piece, with what it is sorted by. */
+typedef struct {
+    uint8_t byte; /* its first */
+    uint32_t length;
+    int32_t id;
+} user_piece;
+
+/* Compare by first byte, then longest first, then by id. */
+static int compare_user_pieces(const void *a, const void *b) {
+    const user_piece *x = a, *y = b;
+    if (x->byte != y->byte) return x->byte < y->byte ? -1 : 1;
+    if (x->length != y->length) return x->length > y->length ? -1 : 1;
+    return x->id < y->id ? -1 : 1;
+}
+
+/* Sort the user-defined pieces, which user_starts has counted. */
 static bool index_user_defined(sl_tokenizer *tokenizer) {
-    uint32_t filled[256] = {0};
     for (int byte = 0; byte < 256; byte++)
         tokenizer->user_starts[byte + 1] += tokenizer->user_starts[byte];
     const uint32_t count = tokenizer->user_starts[256];
     if (count == 0) return true;
     tokenizer->user_defined = calloc(count, sizeof *tokenizer->user_defined);
-    if (!tokenizer->user_defined) return false;
+    user_piece *pieces = calloc(count, sizeof *pieces), *next = pieces;
+    if (!tokenizer->user_defined || !pieces) {
+        free(pieces);
+        return false;
+    }
     for (int32_t id = 0; id < (int32_t)tokenizer->vocabulary.size; id++) {
         if (sl_piece_type(tokenizer, id) != SL_PIECE_USER_DEFINED) continue;
         const uint8_t byte = (uint8_t)*sl_piece_text(tokenizer, id);
-        int32_t *first = tokenizer->user_defined + tokenizer->user_starts[byte];
-        uint32_t at = filled[byte]++;
-        for (; at && sl_piece_length(tokenizer, first[at - 1]) < sl_piece_length(tokenizer, id);
-             at--)
-            first[at] = first[at - 1];
-        first[at] = id;
+        *next++ = (user_piece){byte, sl_piece_length(tokenizer, id), id};
     }
+    qsort(pieces, count, sizeof *pieces, compare_user_pieces);
+    for (uint32_t i = 0; i < count; i++) tokenizer->user_defined[i] = pieces[i].id;
+    free(pieces);
     return true;
 }
 
