@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from tokenizers import (
 
 from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.interop import tokenizer_json
-from storyllamas.vocabulary import Added, Vocabulary
+from storyllamas.vocabulary import Added, PieceType, Vocabulary
 
 SENTENCES = [
     "Once upon a time there was a little cat named Tom, who liked to play in the big garden.",
@@ -99,28 +100,33 @@ KINDS: dict[str, Any] = {
 ALL_BYTES = ("gpt2", "gpt2 prefix", "llama3", "smollm")
 
 
-def train(kind: str, added: bool = True) -> Tokenizer:
+def train(
+    kind: str,
+    special: Sequence[AddedToken] = SPECIAL,
+    added: Sequence[AddedToken] = ADDED,
+    sentences: Iterable[str] = SENTENCES,
+    vocab_size: int = 500,
+) -> Tokenizer:
     """Train a tokenizer of a kind; nothing in it depends on the machine."""
     made: Tokenizer = KINDS[kind]()
     if kind == "metaspace decoder":
         made.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
     has_bytes = bool(json.loads(made.to_str())["model"]["byte_fallback"])
     trainer = trainers.BpeTrainer(
-        vocab_size=500,
+        vocab_size=vocab_size,
         special_tokens=["<unk>", "<s>", *(BYTES if has_bytes else [])],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if kind in ALL_BYTES else [],
         limit_alphabet=300 if kind in ALL_BYTES else 60,
         show_progress=False,
     )
-    made.train_from_iterator(SENTENCES, trainer)
+    made.train_from_iterator(sentences, trainer)
     data = json.loads(made.to_str())
     data["added_tokens"] = [
         token for token in data["added_tokens"] if token["content"] not in BYTES
     ]
     made = Tokenizer.from_str(json.dumps(data))
-    if added:
-        made.add_special_tokens(SPECIAL)
-        made.add_tokens(ADDED)
+    made.add_special_tokens(special)
+    made.add_tokens(added)
     return Tokenizer.from_str(made.to_str())
 
 
@@ -142,8 +148,25 @@ class Pair:
         """Return the ids that have no text."""
         return {int(index) for index, flags in self.vocabulary.added if flags & Added.SPECIAL}
 
+    def comparable(self) -> list[int]:
+        """Return the ids that both decode in the same way in any order.
+
+        `tokenizers` loses a run of byte pieces if one byte is no character. It shows special tokens
+        that are found in normalized text; transformers does not.
+        """
+        excluded = self.hidden()
+        if self.theirs.normalizer is not None:
+            added = self.vocabulary.added
+            excluded |= {int(index) for index, flags in added if flags & Added.NORMALIZED}
+        types = self.vocabulary.types
+        indices = range(len(types))
+        return [i for i in indices if i not in excluded and types[i] != PieceType.BYTE]
+
 
 def pair(kind: str) -> Pair:
-    theirs = train(kind)
-    vocabulary = tokenizer_json.from_json(kind, json.loads(theirs.to_str()))
+    return pair_of(kind, train(kind))
+
+
+def pair_of(name: str, theirs: Tokenizer) -> Pair:
+    vocabulary = tokenizer_json.from_json(name, json.loads(theirs.to_str()))
     return Pair(theirs, vocabulary, FastTokenizer.of(vocabulary))
