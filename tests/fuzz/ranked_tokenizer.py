@@ -59,7 +59,7 @@ def draw_tokenizer(draw: random.Random, word: Callable[[], str]) -> Pair | None:
 
 def first_difference(both: Pair, texts: list[str], drawn: list[list[int]]) -> str:
     """Return the first difference in encoding `texts` or decoding `drawn` ids, or ""."""
-    comparable = {*both.comparable()}
+    comparable, hidden = {*both.comparable()}, both.hidden()
     for text in texts:
         for special in (False, True):
             ids = both.ids(text, special)
@@ -70,7 +70,7 @@ def first_difference(both: Pair, texts: list[str], drawn: list[list[int]]) -> st
             if found != ids:
                 return f"without cache, special {special}, {text!r}: {found}, not {ids}"
         # A whole text has whole characters, so that byte pieces decode, too.
-        ids = [index for index in both.ids(text) if index not in both.hidden()]
+        ids = [index for index in both.ids(text) if index not in hidden]
         if both.theirs.normalizer is None or comparable.issuperset(ids):
             drawn.append(ids)
     for ids in drawn:
