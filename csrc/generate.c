@@ -44,8 +44,20 @@ static void start(sl_session *s, sl_sequence *sequence, size_t count, const sl_o
         sl_decoder_next(&sequence->decoder, &s->model->tokenizer, sequence->ids[i], sequence->text);
 }
 
-int sl_start_slot_ids(sl_session *s, size_t slot, const int32_t *ids, size_t count,
-                      const sl_options *options) {
+/* Return how many of ids[count] the cache of a sequence already begins with. The last id does not
+ * count: it has to go through the model for its logits. */
+static size_t count_cached(const sl_sequence *sequence, const int32_t *ids, size_t count) {
+    const size_t cached = sequence->is_started ? sequence->cache.position : 0;
+    const size_t max = cached < count ? cached : count - 1;
+    size_t same = 0;
+    while (same < max && sequence->ids[same] == ids[same]) same++;
+    return same;
+}
+
+/* Start a sequence with ids[count] in a slot. It keeps what its cache holds of these ids, and
+ * counts them in *kept, unless kept is NULL. */
+static int start_ids(sl_session *s, size_t slot, const int32_t *ids, size_t count,
+                     const sl_options *options, size_t *kept) {
     const uint32_t context = s->model->info.context;
     sl_sequence *sequence = find_sequence(s, slot);
     if (!sequence) return SL_ERROR_ARGUMENT;
@@ -55,10 +67,18 @@ int sl_start_slot_ids(sl_session *s, size_t slot, const int32_t *ids, size_t cou
         return sl_fail(SL_ERROR_ARGUMENT, "the prompt has no tokens: give at least one");
     if (count > context) return reject_long_prompt(count, context);
     if ((status = sl_check_ids(s->model, ids, count))) return status;
+    const size_t cached = kept ? count_cached(sequence, ids, count) : 0;
     sl_sequence_reset(sequence);
+    sequence->cache.position = cached;
     memcpy(sequence->ids, ids, count * sizeof *ids);
     start(s, sequence, count, options);
+    if (kept) *kept = cached;
     return SL_OK;
+}
+
+int sl_start_slot_ids(sl_session *s, size_t slot, const int32_t *ids, size_t count,
+                      const sl_options *options) {
+    return start_ids(s, slot, ids, count, options, NULL);
 }
 
 int sl_start_slot(sl_session *s, size_t slot, const char *prompt, size_t length,
@@ -134,12 +154,18 @@ static void sample(void *context, size_t first, size_t end, size_t thread) {
     }
 }
 
+static bool ends_sequence(const sl_model *model, int32_t id) {
+    for (size_t i = 0; i < model->extra_eos_count; i++)
+        if ((int32_t)model->extra_eos_ids[i] == id) return true;
+    return id == model->info.eos_id;
+}
+
 /* Append the sampled token to its sequence, unless it ends the sequence, and fill in the piece. */
 static void append(const sl_model *model, sl_sequence *sequence, sl_piece *piece) {
     const sl_info *info = &model->info;
     piece->id = sequence->next_id;
     if (!sequence->options.ignore_eos) {
-        if (piece->id == info->eos_id) sequence->stop = SL_STOP_EOS;
+        if (ends_sequence(model, piece->id)) sequence->stop = SL_STOP_EOS;
         if (piece->id == info->bos_id) sequence->stop = SL_STOP_BOS;
         if (sequence->stop) return;
     }
@@ -238,6 +264,13 @@ int sl_start(sl_session *s, const char *prompt, size_t length, const sl_options 
 
 int sl_start_ids(sl_session *s, const int32_t *ids, size_t count, const sl_options *options) {
     const int status = sl_start_slot_ids(s, 0, ids, count, options);
+    return status ? status : prefill(s);
+}
+
+int sl_continue_ids(sl_session *s, const int32_t *ids, size_t count, const sl_options *options,
+                    size_t *kept) {
+    size_t cached;
+    const int status = start_ids(s, 0, ids, count, options, kept ? kept : &cached);
     return status ? status : prefill(s);
 }
 

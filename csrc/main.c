@@ -3,6 +3,7 @@
 #define _POSIX_C_SOURCE 200809L
 
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <math.h>
@@ -12,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "storyllamas.h"
 
@@ -21,7 +23,10 @@ static const sl_session_options session_defaults = SL_SESSION_OPTIONS_DEFAULTS;
 
 typedef struct {
     const char *model;
-    const char *prompt;
+    const char *prompt_text; /* as it is given: the prompt, or - for standard input */
+    const char *prompt_file;
+    char *prompt; /* [prompt_length] */
+    size_t prompt_length;
     sl_options options;
     sl_model_options model_options;
     sl_session_options session_options;
@@ -69,11 +74,15 @@ static void print_help(void) {
            "after --max-tokens tokens, or when the context is full.\n"
            "\n"
            "options\n"
-           "  -i, --prompt TEXT            text that the story begins with, in UTF-8\n"
+           "  -i, --prompt TEXT            text that the story begins with, in UTF-8;\n"
+           "                               - reads it from standard input\n"
+           "  -f, --prompt-file FILE       read that text from FILE; a line break at its end\n"
+           "                               does not count, nor at that of standard input\n"
            "  -n, --max-tokens N           generate at most N tokens, 1 and up (%" PRId32 ");\n"
            "                               -n 0: until the context is full\n"
            "      --ignore-eos             continue after the end-of-story token\n"
-           "  -s, --seed N                 0 and up; same seed, same story (%" PRIu64 ")\n"
+           "  -s, --seed N                 0 and up; same seed, same story (%" PRIu64 ");\n"
+           "                               random takes one and prints it on standard error\n"
            "  -t, --temperature X          0 to 1000; 0 takes the most probable token (%g)\n"
            "  -k, --top-k N                sample from the N most probable tokens;\n"
            "                               0 is off (%" PRId32 ")\n"
@@ -92,6 +101,7 @@ static void print_help(void) {
            "      --ids                    print token ids instead of text, the prompt included\n"
            "      --info                   print what is in the weight file\n"
            "      --bench                  measure the speed: medians of five runs\n"
+           "  -m MODE                      generate; for chat there is `storyllamas chat`\n"
            "  -z FILE                      ignored: the tokenizer is in the weight file\n"
            "  -h, --help                   print this help\n"
            "\n"
@@ -101,7 +111,8 @@ static void print_help(void) {
            "examples\n"
            "  run model.slm \"Once upon a time\"\n"
            "  run model.slm --temperature 0 --max-tokens 100 --prompt \"Tom had a red ball\"\n"
-           "  run model.slm -t 0.8 -p 0.9 -s 42 -n 256 -i \"One day\"\n",
+           "  run model.slm -t 0.8 -p 0.9 -s 42 -n 256 -i \"One day\"\n"
+           "  run model.slm --seed random -f beginning.txt\n",
            defaults.max_tokens, defaults.seed, (double)defaults.temperature, defaults.top_k,
            (double)defaults.top_p, (double)defaults.min_p, (double)defaults.repetition_penalty,
            defaults.repetition_window, session_defaults.threads);
@@ -133,9 +144,76 @@ static int32_t parse_pages(const char *text) {
     fail("--pages is \"%s\" and must be auto, shared or huge", text);
 }
 
+/* Take a seed of 32 bits from the system and print it, so that the story can be repeated. */
+static uint64_t take_seed(void) {
+    uint32_t seed;
+    const int file = open("/dev/urandom", O_RDONLY);
+    if (file < 0 || read(file, &seed, sizeof seed) != sizeof seed)
+        fail("/dev/urandom has no random seed (%s): give a number with --seed", strerror(errno));
+    close(file);
+    fprintf(stderr, "seed %" PRIu32 "\n", seed);
+    return seed;
+}
+
+static void check_mode(const char *mode) {
+    if (!strcmp(mode, "chat"))
+        fail("-m is \"chat\", and this program only generates: use `storyllamas chat MODEL.slm`");
+    if (strcmp(mode, "generate")) fail("-m is \"%s\" and must be generate", mode);
+}
+
 static void set_prompt(command *c, const char *prompt) {
-    if (c->prompt) fail("the prompt is given twice: \"%s\" and \"%s\"", c->prompt, prompt);
-    c->prompt = prompt;
+    const char *before = c->prompt_text ? c->prompt_text : c->prompt_file;
+    if (before) fail("the prompt is given twice: \"%s\" and \"%s\"", before, prompt);
+    c->prompt_text = prompt;
+}
+
+static void set_prompt_file(command *c, const char *path) {
+    set_prompt(c, path);
+    c->prompt_text = NULL;
+    c->prompt_file = path;
+}
+
+/* Read the prompt from a file. One line break at its end does not count. */
+static void read_prompt(command *c, FILE *file, const char *name) {
+    enum { MAX_BYTES = 1 << 26 }; /* more than any context holds; a device may not end */
+    size_t capacity = 1 << 12;
+    char *text = malloc(capacity);
+    for (size_t n = 1; text && n;) {
+        n = fread(text + c->prompt_length, 1, capacity - c->prompt_length, file);
+        c->prompt_length += n;
+        if (c->prompt_length > MAX_BYTES)
+            fail("the prompt in %s has more than %d bytes: give a shorter one", name, MAX_BYTES);
+        if (c->prompt_length == capacity) {
+            char *larger = realloc(text, capacity *= 2);
+            if (!larger) free(text);
+            text = larger;
+        }
+    }
+    if (!text) fail("not enough memory for the prompt");
+    if (ferror(file)) fail("%s cannot be read: %s", name, strerror(errno));
+    c->prompt = text;
+    if (c->prompt_length && text[c->prompt_length - 1] == '\n') {
+        c->prompt_length--;
+        if (c->prompt_length && text[c->prompt_length - 1] == '\r') c->prompt_length--;
+    }
+}
+
+/* Set the prompt from what is given. */
+static void load_prompt(command *c) {
+    const char *source = c->prompt_file ? c->prompt_file : c->prompt_text;
+    if (source && !strcmp(source, "-")) {
+        read_prompt(c, stdin, "standard input");
+    } else if (c->prompt_file) {
+        FILE *file = fopen(source, "rb");
+        if (!file) fail("%s cannot be read: %s", source, strerror(errno));
+        read_prompt(c, file, source);
+        fclose(file);
+    } else {
+        c->prompt_length = source ? strlen(source) : 0;
+        c->prompt = malloc(c->prompt_length + 1);
+        if (!c->prompt) fail("not enough memory for the prompt");
+        memcpy(c->prompt, source ? source : "", c->prompt_length);
+    }
 }
 
 /* Options without a letter, and those that differ from llama2.c's option with the letter. */
@@ -159,8 +237,20 @@ static void parse_option(command *c, int option, const char *value) {
     case 'i':
         set_prompt(c, value);
         break;
+    case 'f':
+        set_prompt_file(c, value);
+        break;
+    case 'm':
+        check_mode(value);
+        break;
+    case 'y':
+        fail("-y is a system prompt, and this program only generates: use `storyllamas chat "
+             "MODEL.slm --system TEXT`");
     case 's':
-        o->seed = parse_integer("--seed", value, 0, UINT64_MAX);
+        if (!strcmp(value, "random"))
+            o->seed = take_seed();
+        else
+            o->seed = parse_integer("--seed", value, 0, UINT64_MAX);
         break;
     case 't':
         o->temperature = parse_real("--temperature", value);
@@ -219,9 +309,10 @@ static void parse_option(command *c, int option, const char *value) {
 }
 
 static command parse(int argc, char **argv) {
-    static const char shorts[] = ":i:n:s:t:k:p:z:h";
+    static const char shorts[] = ":i:f:n:s:t:k:p:m:y:z:h";
     static const struct option longs[] = {
         {"prompt", required_argument, NULL, 'i'},
+        {"prompt-file", required_argument, NULL, 'f'},
         {"max-tokens", required_argument, NULL, MAX_TOKENS},
         {"ignore-eos", no_argument, NULL, IGNORE_EOS},
         {"seed", required_argument, NULL, 's'},
@@ -257,7 +348,6 @@ static command parse(int argc, char **argv) {
     if (optind < argc) set_prompt(&c, argv[optind++]);
     if (optind < argc)
         fail("\"%s\" is one argument too many: put the prompt in quotes", argv[optind]);
-    if (!c.prompt) c.prompt = "";
     return c;
 }
 
@@ -269,13 +359,13 @@ static double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static void print_prompt_ids(const sl_model *model, const char *prompt) {
-    const size_t capacity = 3 * (strlen(prompt) + 1);
+static void print_prompt_ids(const sl_model *model, const command *c) {
+    const size_t capacity = 3 * (c->prompt_length + 1);
     int32_t *ids = malloc(capacity * sizeof *ids);
     size_t count;
     if (!ids) fail("not enough memory for the prompt");
     const sl_tokenizer *tokenizer = sl_model_tokenizer(model);
-    check(sl_encode(tokenizer, NULL, prompt, strlen(prompt), ids, capacity, &count));
+    check(sl_encode(tokenizer, NULL, c->prompt, c->prompt_length, ids, capacity, &count));
     const int32_t bos_id = sl_model_info(model)->bos_id;
     if (sl_model_info(model)->adds_bos) printf("%" PRId32 " ", bos_id);
     for (size_t i = 0; i < count; i++) printf("%" PRId32 " ", ids[i]);
@@ -284,12 +374,12 @@ static void print_prompt_ids(const sl_model *model, const char *prompt) {
 
 static void print_story(const command *c, const sl_model *model, sl_session *session) {
     const double start = seconds();
-    check(sl_start(session, c->prompt, strlen(c->prompt), &c->options));
+    check(sl_start(session, c->prompt, c->prompt_length, &c->options));
     const double prompt_end = seconds();
     if (c->ids)
-        print_prompt_ids(model, c->prompt);
+        print_prompt_ids(model, c);
     else
-        fputs(c->prompt, stdout);
+        fwrite(c->prompt, 1, c->prompt_length, stdout);
     sl_piece piece;
     do {
         flush();
@@ -325,7 +415,18 @@ static void print_type(const char *name, uint32_t type, uint32_t group_size) {
     putchar('\n');
 }
 
-static void print_info(const sl_info *info) {
+static void print_chat(const sl_model *model) {
+    size_t count, length;
+    const uint32_t *ids = sl_extra_eos_ids(model, &count);
+    const char *template = sl_chat_template(model, &length);
+    if (count) printf("extra eos    ");
+    for (size_t i = 0; i < count; i++) printf(" %" PRIu32, ids[i]);
+    if (count) putchar('\n');
+    if (template) printf("chat template %zu bytes\n", length);
+}
+
+static void print_info(const sl_model *model) {
+    const sl_info *info = sl_model_info(model);
     printf("parameters    %" PRIu64 "\n", info->parameters);
     printf("file          %" PRIu64 " bytes\n", info->file_bytes);
     print_type("weights", info->weight_type, info->group_size);
@@ -344,6 +445,7 @@ static void print_info(const sl_info *info) {
     printf("norm epsilon  %g\n", (double)info->norm_eps);
     printf("special ids   unk %" PRId32 ", bos %" PRId32 ", eos %" PRId32 ", pad %" PRId32 "\n",
            info->unk_id, info->bos_id, info->eos_id, info->pad_id);
+    print_chat(model);
     printf("kernels       %s of", info->kernels);
     for (size_t i = 0; sl_kernels_name(i); i++) printf(" %s", sl_kernels_name(i));
     putchar('\n');
@@ -386,13 +488,14 @@ static void bench(const command *c, const sl_info *info, sl_session *session) {
 }
 
 int main(int argc, char **argv) {
-    const command c = parse(argc, argv);
+    command c = parse(argc, argv);
+    if (!c.info && !c.bench) load_prompt(&c);
     sl_model *model;
     sl_session *session = NULL;
     check(sl_model_open(&model, c.model, &c.model_options));
     if (!c.info) check(sl_session_new(&session, model, &c.session_options));
     if (c.info)
-        print_info(sl_model_info(model));
+        print_info(model);
     else if (c.bench)
         bench(&c, sl_model_info(model), session);
     else
@@ -400,5 +503,6 @@ int main(int argc, char **argv) {
     close_output();
     sl_session_free(session);
     sl_model_close(model);
+    free(c.prompt);
     return EXIT_SUCCESS;
 }

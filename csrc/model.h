@@ -25,6 +25,10 @@ struct sl_model {
     const sl_kernels *kernels;
     void *file; /* [file_bytes], from sl_pages_open */
     size_t file_bytes;
+    const uint32_t *extra_eos_ids; /* [extra_eos_count] */
+    size_t extra_eos_count;
+    const char *chat_template; /* [chat_template_bytes]; NULL: none */
+    size_t chat_template_bytes;
     sl_migration *migration; /* of the file to huge pages; NULL: none */
     sl_matrix embedding;
     sl_layer *layers; /* [layers] */

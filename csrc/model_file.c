@@ -11,6 +11,7 @@
 #include "model.h"
 #include "model_limits.h"
 #include "pages.h"
+#include "tokenizer/utf8.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "weight files are little-endian and mapped as they are"
@@ -52,7 +53,9 @@ typedef struct {
     uint32_t rope_scaling;
     float rope_factor, rope_low_freq_factor, rope_high_freq_factor;
     uint32_t rope_original_context;
-    uint8_t reserved[76];
+    uint32_t extra_eos_count;
+    uint64_t chat_template_bytes;
+    uint8_t reserved[64];
 } header;
 
 _Static_assert(sizeof(header) == HEADER_BYTES, "the header has no padding");
@@ -255,8 +258,6 @@ static int take_tokenizer(sl_model *model, const header *head, cursor *at, const
     const uint8_t *section = take(at, head->tokenizer_bytes, 1);
     if (at->failure) return reject(path, at->failure);
     if (head->tokenizer_bytes < tables) return reject(path, "its tokenizer is cut short");
-    if (head->tensors_offset != at->position)
-        return reject(path, "tensors_offset is not the end of the tokenizer");
     const sl_vocabulary vocabulary = {
         .size = head->vocab_size,
         .scores = (const float *)section,
@@ -280,6 +281,33 @@ static int take_tokenizer(sl_model *model, const header *head, cursor *at, const
         .added_count = head->added_count,
     };
     return sl_tokenizer_index(&model->tokenizer, &vocabulary, path);
+}
+
+static bool are_extra_eos_ids(const header *head, const uint32_t *ids) {
+    for (uint32_t i = 0; i < head->extra_eos_count; i++)
+        if (ids[i] >= head->vocab_size || (i && ids[i] <= ids[i - 1]) ||
+            (int32_t)ids[i] == head->eos_id)
+            return false;
+    return true;
+}
+
+static int take_chat(sl_model *model, const header *head, cursor *at, const char *path) {
+    const uint64_t ids_bytes = head->extra_eos_count * (uint64_t)sizeof(uint32_t);
+    const uint64_t bytes = head->chat_template_bytes;
+    if (bytes > SL_MAX_CHAT_TEMPLATE) return reject(path, "its chat template is too long");
+    const uint8_t *section = take(at, ids_bytes + bytes, 1);
+    if (at->failure) return reject(path, at->failure);
+    if (head->tensors_offset != at->position)
+        return reject(path, "tensors_offset is not the end of the chat section");
+    model->extra_eos_ids = (const uint32_t *)section;
+    model->extra_eos_count = head->extra_eos_count;
+    if (!are_extra_eos_ids(head, model->extra_eos_ids))
+        return reject(path, "its extra EOS ids are out of range or do not rise");
+    if (bytes) model->chat_template = (const char *)section + ids_bytes;
+    model->chat_template_bytes = (size_t)bytes;
+    if (bytes && sl_utf8_valid(model->chat_template, (size_t)bytes) < bytes)
+        return reject(path, "its chat template is not valid UTF-8");
+    return SL_OK;
 }
 
 static int take_tensors(sl_model *model, const header *head, cursor *at, const char *path) {
@@ -365,6 +393,7 @@ static int load(sl_model *model, const sl_checksum *sum, const char *path) {
     fill_info(model, head);
     cursor at = {model->file, model->file_bytes, HEADER_BYTES, NULL};
     if ((status = take_tokenizer(model, head, &at, path))) return status;
+    if ((status = take_chat(model, head, &at, path))) return status;
     return take_tensors(model, head, &at, path);
 }
 
@@ -409,6 +438,16 @@ void sl_model_close(sl_model *model) {
 
 const sl_info *sl_model_info(const sl_model *model) {
     return &model->info;
+}
+
+const char *sl_chat_template(const sl_model *model, size_t *length) {
+    *length = model->chat_template_bytes;
+    return model->chat_template;
+}
+
+const uint32_t *sl_extra_eos_ids(const sl_model *model, size_t *count) {
+    *count = model->extra_eos_count;
+    return model->extra_eos_ids;
 }
 
 const sl_tokenizer *sl_model_tokenizer(const sl_model *model) {

@@ -42,6 +42,17 @@ void *sl_pages_new(size_t bytes, bool huge) {
     return memory + before;
 }
 
+void sl_pages_make_small(void *start, size_t bytes) {
+#ifdef MADV_NOHUGEPAGE
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t before = -(uintptr_t)start & (page - 1);
+    if (bytes >= before + page)
+        madvise((uint8_t *)start + before, (bytes - before) / page * page, MADV_NOHUGEPAGE);
+#else
+    (void)start, (void)bytes;
+#endif
+}
+
 void sl_pages_free(void *pages, size_t bytes) {
     if (pages) munmap(pages, bytes);
 }

@@ -12,6 +12,9 @@
  * memory from its first use on. */
 void *sl_pages_new(size_t bytes, bool huge);
 
+/* Turn the whole pages in a range of huge ones into small pages, before their first use. */
+void sl_pages_make_small(void *start, size_t bytes);
+
 /* Free memory of sl_pages_new or sl_pages_open; bytes is its length. NULL is a no-op. */
 void sl_pages_free(void *pages, size_t bytes);
 

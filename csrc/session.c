@@ -11,6 +11,11 @@
 
 enum { ALIGNMENT = 64, HUGE_FROM_BYTES = 1 << 22 };
 
+/* Keys, and values, of a sequence from which its cache has small pages. Each head has a range of
+ * its own, with room for the whole context. Huge pages would take up all of it at the first token.
+ */
+enum { LARGE_CACHE_BYTES = 1 << 22 };
+
 /* Allocates arrays from one block of memory. A first round, with base NULL, computes the size of
  * the block. */
 typedef struct {
@@ -99,6 +104,15 @@ static void lay_out(sl_session *s, arena *a) {
         lay_out_sequence(a->base ? &s->sequences[i] : NULL, s->model, a);
 }
 
+static void use_small_pages_for_large_caches(const sl_session *s) {
+    const size_t keys = sl_keys_bytes(s->model), values = sl_values_bytes(s->model);
+    if (keys < LARGE_CACHE_BYTES) return;
+    for (size_t i = 0; i < s->slot_count; i++) {
+        sl_pages_make_small(s->sequences[i].cache.keys, keys);
+        sl_pages_make_small(s->sequences[i].cache.values, values);
+    }
+}
+
 /* Choose the size of the pool. A parallel loop takes a microsecond to start. In that time one
  * thread reads about 50 KB of weights, so a small model is faster on one thread. */
 static size_t automatic_threads(const sl_model *model) {
@@ -121,6 +135,7 @@ static int allocate(sl_session *s, size_t min_threads) {
                        s->slot_count, s->model->info.context);
     a = (arena){.base = s->memory};
     lay_out(s, &a);
+    use_small_pages_for_large_caches(s);
     if (s->threads > 1 && !(s->pool = sl_thread_pool_new(min_threads, s->threads)) &&
         min_threads > 1)
         return sl_fail(SL_ERROR_MEMORY, "%zu threads cannot be started: use fewer", s->threads);

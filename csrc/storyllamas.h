@@ -162,6 +162,14 @@ SL_API void sl_model_close(sl_model *model);
 /* Return the shape, types and token ids of a model. The result is valid as long as the model. */
 SL_API const sl_info *sl_model_info(const sl_model *model);
 
+/* Return the chat template of a model, in the language of Jinja, and its length in bytes. It is
+ * valid UTF-8 without a final NUL, and valid as long as the model. NULL: there is none. */
+SL_API const char *sl_chat_template(const sl_model *model, size_t *length);
+
+/* Return the ids besides eos_id that end a sequence, such as that of the token that ends a turn of
+ * a chat, and their number. They rise, and are valid as long as the model. */
+SL_API const uint32_t *sl_extra_eos_ids(const sl_model *model, size_t *count);
+
 /* ---- Text and tokens ------------------------------------------------------------------------- */
 
 /* Return the tokenizer of a model. It is valid as long as the model. Do not close it. */
@@ -262,6 +270,10 @@ SL_API int sl_word_cache_new(sl_word_cache **cache, const sl_tokenizer *tokenize
 /* NULL is a no-op. */
 SL_API void sl_word_cache_free(sl_word_cache *cache);
 
+/* Return a piece as the vocabulary spells it, such as "<s>", and its length in bytes. It has no
+ * final NUL, and is valid as long as the tokenizer. NULL: the id is not in the vocabulary. */
+SL_API const char *sl_token_text(const sl_tokenizer *tokenizer, int32_t id, size_t *length);
+
 /* Encode a text: write the ids that SentencePiece or, for the other kinds, the tokenizers library
  * of Hugging Face gives it, without BOS and EOS.
  *
@@ -333,7 +345,7 @@ typedef struct {
 
 enum {
     SL_RUNNING = 0,
-    SL_STOP_EOS,        /* the model generated EOS: the story ends */
+    SL_STOP_EOS,        /* the model generated EOS or one of sl_extra_eos_ids: the story ends */
     SL_STOP_BOS,        /* the model generated BOS: another story begins */
     SL_STOP_MAX_TOKENS, /* options.max_tokens tokens are generated */
     SL_STOP_CONTEXT,    /* the sequence fills the context */
@@ -379,6 +391,14 @@ SL_API int sl_start(sl_session *session, const char *prompt, size_t length,
 /* Start a sequence with ids[count], count at least 1. They include BOS if you want it. */
 SL_API int sl_start_ids(sl_session *session, const int32_t *ids, size_t count,
                         const sl_options *options);
+
+/* Start a sequence as sl_start_ids does, with the same result, but faster: ids that the sequence in
+ * slot 0 also begins with stay in the key-value cache and are not computed again. Use it for a
+ * conversation, where the ids begin with those of the turns before. The call sets *kept to the
+ * number of ids that stayed; kept may be NULL. After an error the old sequence is still there, but
+ * not after SL_ERROR_NUMBER. */
+SL_API int sl_continue_ids(sl_session *session, const int32_t *ids, size_t count,
+                           const sl_options *options, size_t *kept);
 
 /* Generate the next token. After the sequence has stopped, a call returns the same stop again, with
  * an empty text. */
@@ -459,7 +479,7 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *                      weight_type is SL_F32
  *        104  u64     tokenizer_offset: 256
  *        112  u64     tokenizer_bytes: without the padding after it
- *        120  u64     tensors_offset: the end of the tokenizer, rounded up to 64
+ *        120  u64     tensors_offset: the end of the chat section, rounded up to 64
  *        128  u64     tensors_bytes: with the padding after each tensor
  *        136  u32     embedding_group_size: for embedding_type, in the range of group_size
  *        140  u32     tokenizer_kind: SL_SENTENCEPIECE, SL_BPE or SL_BYTE_LEVEL
@@ -470,7 +490,9 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *        160  u32     rope_scaling: one of SL_ROPE_…
  *        164  f32[3]  rope_factor, rope_low_freq_factor, rope_high_freq_factor
  *        176  u32     rope_original_context
- *        180  u8[76]  zero
+ *        180  u32     extra_eos_count
+ *        184  u64     chat_template_bytes: up to 2^20; 0: there is none
+ *        192  u8[64]  zero
  *
  *     tokenizer, V pieces, M merges, A added tokens; see sl_vocabulary
  *          f32 scores[V]         only for SL_SENTENCEPIECE: merge priority, the highest first
@@ -480,6 +502,10 @@ SL_API int sl_score(sl_session *session, const int32_t *ids, size_t count, doubl
  *          u8  types[V]          1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
  *          u8  text[offsets[V]]  UTF-8, U+2581 for a space, byte pieces spelt "<0xNN>"; the bytes
  *                                themselves for SL_BYTE_LEVEL, but for added tokens
+ *
+ *     chat, after the padding of the tokenizer; empty if both of its sizes are 0
+ *          u32 extra_eos[extra_eos_count]   rising ids, not eos_id, that end a sequence, too
+ *          u8  template[chat_template_bytes]  UTF-8, in the language of Jinja
  *
  *     tensors, in this order; [R, C] is a matrix that maps C inputs to R outputs
  *          embedding                 [vocab_size, dim]

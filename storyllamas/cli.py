@@ -1,4 +1,4 @@
-"""The command line: `storyllamas generate | info | evaluate | corpus | export | import`."""
+"""The command line: `storyllamas generate | chat | info | evaluate | corpus | export | import`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import argparse
 import dataclasses
 import json
 import os
+import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ examples:
   storyllamas generate --prompt "Once upon a time" --seed 7
   storyllamas generate --model models/30m/export/q8.slm --temperature 0
   storyllamas generate --count 1000 --out stories.jsonl
+  storyllamas generate --prompt-file beginning.txt --seed random
+  storyllamas chat SmolLM2.slm --system "Answer in one sentence."
   storyllamas info models/2m/export/q8.slm
   storyllamas evaluate --stories data/corpus/valid.txt
   storyllamas corpus data/corpus --picture corpus.png
@@ -50,7 +53,19 @@ with its index, seed, prompt, text (prompt included), tokens (the number of gene
 stop. The first story has the given seed and each further story the next seed. A story does not
 depend on its batch, so the same command writes the same lines. The file can be used as a corpus.
 
+A prompt of - is read from standard input. One line break at the end of a prompt that is read from
+a file or from standard input does not count.
+
 The environment variable SL_KERNELS selects an instruction set, for example scalar.
+"""
+
+CHAT = """\
+Hold a conversation with a model that has a chat template, such as one that `storyllamas import`
+made of an instruction-tuned model.
+
+Each line is a turn. At a terminal, Ctrl-C stops a reply and Ctrl-D ends the conversation. From a
+pipe, each line gets a reply on standard output. If the context is full, the oldest turns are
+dropped; the system message stays. Notes and errors go to standard error.
 """
 
 CORPUS = """\
@@ -81,6 +96,8 @@ Write a model of another program as a weight file. SOURCE is
   a Hugging Face folder of a LlamaForCausalLM with safetensors and tokenizer.model or
   tokenizer.json.
 
+The weight file keeps the chat template, which `storyllamas chat` uses.
+
 It is an error if a weight file cannot represent the model: biases, RoPE scaling other than linear
 and llama3, tokenizers other than BPE, other architectures.
 """
@@ -89,7 +106,11 @@ and llama3, tokenizers other than BPE, other architectures.
 CORPUS_FOLDER = Path("data/corpus")
 
 OPTIONS: dict[str, tuple[type, str]] = {
-    "seed": (int, "0 and up; the same seed generates the same story"),
+    "seed": (
+        int,
+        "0 and up; the same seed generates the same story; random takes one and prints it on "
+        "standard error",
+    ),
     "max_tokens": (int, "generate at most N tokens, 1 and up"),
     "ignore_eos": (bool, "continue after the end-of-story token"),
     "temperature": (float, "0 to 1000; 0 takes the most probable token"),
@@ -111,6 +132,19 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "repetition_window": (int, "the last N tokens are recent, 0 and up"),
 }
 """The type and the help of each option of `generate` that `Engine.generate` takes."""
+
+CHAT_OPTIONS = [name for name in OPTIONS if name != "ignore_eos"]
+
+CHAT_HELP = {
+    "seed": "0 and up; the same seed and turns give the same replies; random takes one and prints "
+    "it on standard error",
+    "max_tokens": "generate at most N tokens for a reply, 1 and up; without it, a reply ends where "
+    "the model ends it",
+}
+"""The help of options that mean something else in `chat`."""
+
+RANDOM = "random"
+"""The value of --seed that takes any seed."""
 
 
 def _default_checkpoint() -> Path:
@@ -138,8 +172,23 @@ def _open(arguments: argparse.Namespace) -> Engine:
     )
 
 
+def _options(arguments: argparse.Namespace, names: Iterable[str] = OPTIONS) -> dict[str, Any]:
+    """Return the options of the sampler; print the seed if it is a random one."""
+    options = {name: getattr(arguments, name) for name in names}
+    if options["seed"] == RANDOM:
+        options["seed"] = secrets.randbits(32)
+        print(f"seed {options['seed']}", file=sys.stderr)
+    return options
+
+
 def _generate(arguments: argparse.Namespace) -> None:
-    options = {name: getattr(arguments, name) for name in OPTIONS}
+    from storyllamas import prompts
+
+    if arguments.prompt_file:
+        arguments.prompt = prompts.read(arguments.prompt_file)
+    elif arguments.prompt == prompts.STANDARD_INPUT:
+        arguments.prompt = prompts.read(arguments.prompt)
+    options = _options(arguments)
     if arguments.count or arguments.prompts or arguments.out:
         _generate_many(arguments, options)
         return
@@ -160,6 +209,13 @@ def _generate_many(arguments: argparse.Namespace, options: dict[str, Any]) -> No
     count = arguments.count or 1
     stories = _open(arguments).generate_many(prompts, count=count, **options)
     jsonl.write(stories, len(prompts) * count, arguments.out, sys.stdout.buffer)
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    from storyllamas.chat.terminal import chat
+
+    options = _options(arguments, CHAT_OPTIONS)
+    chat(_open(arguments), arguments.model, arguments.system, options)
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -183,6 +239,8 @@ def _info(arguments: argparse.Namespace) -> None:
     }
     for name in ("unk_id", "bos_id", "eos_id", "pad_id"):
         facts[name] = getattr(file.vocabulary, name)
+    facts["extra_eos_ids"] = list(file.vocabulary.extra_eos_ids)
+    facts["chat_template_bytes"] = len(file.vocabulary.chat_template.encode())
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return
@@ -261,6 +319,10 @@ def _whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
+def _seed(text: str) -> int | str:
+    return text if text == RANDOM else _whole(text)
+
+
 def _real(text: str) -> float:
     try:
         return float(text)
@@ -270,7 +332,9 @@ def _real(text: str) -> float:
 
 def _add_option(sub: argparse.ArgumentParser, name: str, kind: type, text: str) -> None:
     flag = f"--{name.replace('_', '-')}"
-    if kind is bool:
+    if name == "seed":
+        sub.add_argument(flag, type=_seed, metavar="N|random", help=text)
+    elif kind is bool:
         sub.add_argument(flag, action="store_true", help=text)
     else:
         parse, metavar = (_whole, "N") if kind is int else (_real, "X")
@@ -278,8 +342,7 @@ def _add_option(sub: argparse.ArgumentParser, name: str, kind: type, text: str) 
 
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
-    """Add the options that `_open` reads."""
-    sub.add_argument("--model", type=Path, metavar="FILE", help="weight file")
+    """Add the options that `_open` reads, but for the model."""
     sub.add_argument(
         "--threads",
         type=_whole,
@@ -327,10 +390,19 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     generate = command("generate", _generate, "generate a story, or many", GENERATE)
+    generate.add_argument("--model", type=Path, metavar="FILE", help="weight file")
     _add_engine(generate)
     beginning = generate.add_mutually_exclusive_group()
     beginning.add_argument(
-        "--prompt", default="", metavar="TEXT", help="text that the story begins with"
+        "--prompt",
+        default="",
+        metavar="TEXT",
+        help="text that the story begins with; - reads it from standard input",
+    )
+    beginning.add_argument(
+        "--prompt-file",
+        metavar="FILE",
+        help="file with the text that the story begins with; - is standard input",
     )
     beginning.add_argument(
         "--prompts", type=Path, metavar="FILE", help="file with a prompt in each line"
@@ -347,11 +419,24 @@ def _parser() -> argparse.ArgumentParser:
     for name, (kind, text) in OPTIONS.items():
         _add_option(generate, name, kind, text)
 
+    chat = command("chat", _chat, "hold a conversation with a model", CHAT)
+    chat.add_argument("model", type=Path, metavar="FILE", help="weight file with a chat template")
+    chat.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="what the model is told before the conversation (default: what its template says)",
+    )
+    _add_engine(chat)
+    for name in CHAT_OPTIONS:
+        kind, text = OPTIONS[name]
+        _add_option(chat, name, kind, CHAT_HELP.get(name, text))
+
     info = command("info", _info, "print what is in a weight file")
     info.add_argument("model", nargs="?", type=Path, metavar="FILE", help="weight file")
     info.add_argument("--json", action="store_true", help="print JSON")
 
     evaluate = command("evaluate", _evaluate, "print loss, perplexity and bits per byte on stories")
+    evaluate.add_argument("--model", type=Path, metavar="FILE", help="weight file")
     _add_engine(evaluate)
     evaluate.add_argument(
         "--stories",

@@ -79,6 +79,9 @@ class Vocabulary:
         dummy_prefix: a space is added in front of the text.
         byte_fallback: a character that no piece covers becomes its UTF-8 bytes.
         adds_bos: a prompt gets the piece that begins a story in front.
+        extra_eos_ids: pieces besides eos_id that end a sequence, such as one that ends a turn of a
+            chat; rising.
+        chat_template: the text of a conversation as a Jinja template; empty: there is none.
         kind: how pieces merge. What follows is for `BPE` and `BYTE_LEVEL`.
         merges: [merges, 2] ids of neighbours that merge, by rank.
         added: [added tokens, 2] id and `Added` flags, sorted by id.
@@ -101,6 +104,8 @@ class Vocabulary:
     dummy_prefix: bool = True
     byte_fallback: bool = True
     adds_bos: bool = True
+    extra_eos_ids: tuple[int, ...] = ()
+    chat_template: str = ""
     kind: TokenizerKind = TokenizerKind.SENTENCEPIECE
     merges: npt.NDArray[np.uint32] = field(default_factory=no_pairs)
     added: npt.NDArray[np.uint32] = field(default_factory=no_pairs)

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import engine_files
@@ -19,6 +20,8 @@ from conftest import ROOT
 from engine_files import BOS, EOS, small_config, word_id
 
 from storyllamas.engine.engine import DEFAULTS, Engine, kernel_sets
+from storyllamas.errors import UserError
+from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES
 from storyllamas.slm.limits import MAXIMA
 
@@ -88,6 +91,67 @@ def test_llama2c_options(run: Run, model: Path) -> None:
     assert numbers(whole.stdout)[-story.tokens :] == story.ids
 
 
+def test_a_prompt_from_a_file_or_standard_input(run: Run, model: Path, tmp_path: Path) -> None:
+    """One line break at its end does not count; NUL bytes and any other line breaks do."""
+    path = tmp_path / "prompt.txt"
+    for text in ("", "a\n\nb\n", "é\0a", "ab " * 30):
+        expected = run(model, "--seed", 3, "-n", 5, text).stdout if "\0" not in text else None
+        for end in ("\n", "\r\n"):
+            path.write_bytes((text + end).encode())
+            told = run(model, "-s", 3, "-n", 5, "-f", path)
+            assert told.returncode == 0, told.stderr
+            assert told.stdout.startswith(text)
+            assert expected is None or told.stdout == expected
+            for option in (["-i", "-"], ["--prompt", "-"], ["-"], ["--prompt-file", "-"]):
+                with path.open() as file:
+                    piped = run(model, "-s", 3, "-n", 5, *option, stdin=file)
+                assert (piped.returncode, piped.stdout) == (0, told.stdout)
+    ids = numbers(run(model, "--ids", "-n", 1, "-f", path).stdout)[:-1]
+    assert ids == [BOS, *Engine(model).encode("ab " * 30)]
+
+
+def test_prompt_files_that_are_rejected(run: Run, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(b"caf\xe9")
+    for arguments, sentence in (
+        (["-f", path], "the text is not valid UTF-8 at byte 3 (0xe9)"),
+        (["-f", tmp_path], f"{tmp_path} cannot be read: Is a directory"),
+        (["-f", tmp_path / "none"], f"{tmp_path}/none cannot be read: No such file or directory"),
+        (["-f", path, "a"], f'the prompt is given twice: "{path}" and "a"'),
+        (["-i", "a", "-f", path], f'the prompt is given twice: "a" and "{path}"'),
+    ):
+        told = run(model, *arguments)
+        assert (told.returncode, told.stdout) == (1, "")
+        assert told.stderr == f"error: {sentence}\n"
+    if Path("/dev/zero").exists():
+        endless = run(model, "-f", "/dev/zero").stderr
+        assert endless.startswith("error: the prompt in /dev/zero has more than 67108864 bytes")
+
+
+def test_a_random_seed_is_printed(run: Run, model: Path) -> None:
+    seeds = set()
+    for option in ("-s", "--seed"):
+        told = run(model, option, "random", "-n", 20, "a")
+        line, _ = told.stderr.splitlines()
+        seeds.add(line.removeprefix("seed "))
+        assert run(model, "--seed", line.removeprefix("seed "), "-n", 20, "a").stdout == told.stdout
+    assert len(seeds) == 2
+
+
+def test_what_llama2c_has_and_this_program_has_not(run: Run, model: Path) -> None:
+    assert run(model, *"-m generate -n 3 -i a".split()).stdout == run(model, "-n", 3, "a").stdout
+    for arguments, sentence in (
+        (["-m", "chat"], "use `storyllamas chat MODEL.slm`"),
+        (["-m", "tell"], '-m is "tell" and must be generate'),
+        (["-m", "chat", "-y", "Be kind."], "use `storyllamas chat MODEL.slm`"),
+        (["-y", "Be kind."], "use `storyllamas chat MODEL.slm --system TEXT`"),
+    ):
+        told = run(model, *arguments)
+        assert (told.returncode, told.stdout) == (1, "")
+        assert told.stderr.startswith("error: -")
+        assert told.stderr.endswith(f"{sentence}\n")
+
+
 def test_every_option_reaches_the_sampler(run: Run, model: Path) -> None:
     options = {"temperature": 1.5, "top_k": 9, "min_p": 0.05, "repetition_penalty": 1.3, "seed": 8}
     options |= {"repetition_window": 3}
@@ -135,6 +199,11 @@ def test_info(run: Run, model: Path, tmp_path: Path) -> None:
     shown = run(q4, "--info").stdout
     assert "weights       q4, a scale for 16 columns\n" in shown
     assert "embedding     q4, a scale for 16 columns\n" in shown
+    assert "template" not in shown
+    chat = with_chat(tmp_path / "chat.slm", "é {{ messages }}", (5, 9))
+    shown = run(chat, "--info").stdout
+    assert "extra eos     5 9\n" in shown
+    assert "chat template 17 bytes\n" in shown
 
 
 def test_bench(run: Run, model: Path) -> None:
@@ -227,7 +296,8 @@ FIELDS = {  # offset and format of each field of the header
     "group_size": (76, "I"), "unk_id": (80, "i"), "bos_id": (84, "i"), "eos_id": (88, "i"),
     "pad_id": (92, "i"), "flags": (96, "I"), "embedding_type": (100, "I"),
     "tokenizer_offset": (104, "Q"), "tokenizer_bytes": (112, "Q"), "tensors_offset": (120, "Q"),
-    "tensors_bytes": (128, "Q"), "embedding_group_size": (136, "I"), "reserved": (200, "B"),
+    "tensors_bytes": (128, "Q"), "embedding_group_size": (136, "I"), "extra_eos_count": (180, "I"),
+    "chat_template_bytes": (184, "Q"), "reserved": (200, "B"),
 }  # fmt: skip
 SIZE = small_config().vocab_size
 SCORES, OFFSETS, TYPES = 256, 256 + 4 * SIZE, 256 + 8 * SIZE + 4
@@ -270,6 +340,77 @@ def open_files(build: Path, folder: Path, contents: list[bytes]) -> list[str]:
     messages = done.stdout.splitlines()
     assert len(messages) == len(contents)
     return [line.replace(str(path), "FILE") for line, path in zip(messages, paths, strict=True)]
+
+
+def with_chat(path: Path, template: str, extra: tuple[int, ...]) -> Path:
+    """Write a weight file with a chat section."""
+    vocabulary = replace(
+        engine_files.make_vocabulary(), chat_template=template, extra_eos_ids=extra
+    )
+    config = small_config(tied=False)
+    return engine_files.write(path, config, engine_files.random_tensors(config), vocabulary)
+
+
+def test_each_damaged_chat_section_has_its_message(build: Path, tmp_path: Path) -> None:
+    template = "é {{ messages }}"
+    good = with_chat(tmp_path / "m.slm", template, (5, 9)).read_bytes()
+    at = good.index(template.encode())
+    full = with_chat(tmp_path / "m.slm", "a" * 2**20, ()).read_bytes()
+    none = with_chat(tmp_path / "m.slm", "", ()).read_bytes()
+    damaged = [
+        (good, "ok"),
+        (full, "ok"),
+        (none, "ok"),
+        (with_field(none, "version", 2), "ok"),
+        (with_chat(tmp_path / "m.slm", "", (0, SIZE - 1)).read_bytes(), "ok"),
+        (with_field(good, "chat_template_bytes", len(template.encode()) + 1), "ok"),
+        (with_field(full, "chat_template_bytes", 2**20 + 1), "its chat template is too long"),
+        (with_field(good, "chat_template_bytes", 2**64 - 1), "its chat template is too long"),
+        (with_field(good, "chat_template_bytes", 2**20), "its sections do not fit the file"),
+        (with_field(good, "extra_eos_count", 2**32 - 1), "its sections do not fit the file"),
+        (with_field(good, "chat_template_bytes", 0), "the padding between sections is not zero"),
+        (with_field(none, "chat_template_bytes", 64), "is not the end of the chat section"),
+        (with_field(good, "extra_eos_count", 1), "the padding between sections is not zero"),
+        (with_field(good, "extra_eos_count", 3), "its extra EOS ids are out of range or do not ri"),
+        (with_field(good, "version", 2), "its version is 2 and it has fields of version 3"),
+        (with_field(good, "eos_id", 9), "its extra EOS ids are out of range or do not rise"),
+        (changed(good, at - 4, "I", SIZE), "its extra EOS ids are out of range or do not rise"),
+        (changed(good, at - 4, "I", 5), "its extra EOS ids are out of range or do not rise"),
+        (changed(good, at - 8, "I", 2**31), "its extra EOS ids are out of range or do not rise"),
+        (changed(good, at + 1, "B", 0x41), "its chat template is not valid UTF-8"),
+        (changed(good, at + 30, "B", 1), "the padding between sections is not zero"),
+    ]
+    messages = open_files(build, tmp_path, [data for data, _ in damaged])
+    for (data, expected), message in zip(damaged, messages, strict=True):
+        assert expected in message
+        # Python accepts and rejects the same files; it does not check the padding.
+        path = tmp_path / "same.slm"
+        path.write_bytes(data)
+        if message == "ok" or "padding" in message:
+            weight_file.read(path)
+        else:
+            with pytest.raises(UserError, match=r"same\.slm is damaged \("):
+                weight_file.read(path)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_damaged_chat_sections_are_safe(build: Path, tmp_path: Path, seed: int) -> None:
+    source = random.Random(seed)
+    good = with_chat(tmp_path / "m.slm", "{{ messages }}" * 9, (5, 9, 60)).read_bytes()
+    start = good.index(b"{{ messages }}") - 12
+    contents = []
+    for _ in range(150):
+        data = bytearray(good)
+        for _ in range(source.choice([1, 2])):
+            if source.random() < 0.5:
+                place = source.choice([180, 184, 112, 120])
+                value = source.choice([0, 1, 2, 4, 64, 128, 2**20, 2**31, 2**32 - 1])
+                data[place : place + 4] = struct.pack("<I", value)
+            else:
+                data[source.randrange(start, start + 192)] ^= 1 << source.randrange(8)
+        contents.append(engine_files.sealed(data))
+    messages = open_files(build, tmp_path, contents)
+    assert 10 < sum(message == "ok" for message in messages) < 140
 
 
 def test_each_damage_has_its_message(build: Path, files: dict[str, bytes], tmp_path: Path) -> None:
@@ -330,7 +471,7 @@ def test_each_damage_has_its_message(build: Path, files: dict[str, bytes], tmp_p
           for value in (2**63, 2**64 - 1, len(good))],
         (with_field(good, "tokenizer_bytes", 20), "its tokenizer is cut short"),
         (changed(good, TEXT + TEXT_BYTES, "B", 1), "padding between sections is not zero"),
-        (with_field(good, "tensors_offset", 0), "tensors_offset is not the end of the tokenizer"),
+        (with_field(good, "tensors_offset", 0), "tensors_offset is not the end of the chat sect"),
         (with_field(good, "tensors_bytes", 64), "tensors_bytes is not the size of its tensors"),
         (with_field(good, "layers", 1), "something follows its last tensor"),
         (with_field(good, "hidden", 2**20), "its sections do not fit the file"),

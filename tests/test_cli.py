@@ -122,6 +122,40 @@ def test_generate_many_is_all_or_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {model.name, prompts.name, out.name}
 
 
+def test_a_prompt_from_a_file_or_standard_input(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line break at its end does not count."""
+    path = tmp_path / "prompt.txt"
+    for text in ("a b", "", "a\n", "é"):
+        assert run("generate", "--model", model, "--prompt", text, "--max-tokens", 5) == 0
+        expected = capsys.readouterr().out
+        for end in (b"\n", b"\r\n"):
+            path.write_bytes(text.encode() + end)
+            command = ("generate", "--model", model, "--max-tokens", 5)
+            assert run(*command, "--prompt-file", path) == 0
+            assert capsys.readouterr().out == expected
+            for option in ("--prompt", "--prompt-file"):
+                with path.open() as file:
+                    monkeypatch.setattr(sys, "stdin", file)
+                    assert run(*command, option, "-") == 0
+                assert capsys.readouterr().out == expected
+    path.write_bytes(b"caf\xe9")
+    for source, sentence in (
+        (path, f"the prompt in {path} is not UTF-8 at byte 3: convert it to UTF-8"),
+        (tmp_path, f"{tmp_path} cannot be read: Is a directory"),
+        (tmp_path / "none", f"{tmp_path}/none does not exist: give a file with a prompt"),
+    ):
+        assert run(*command, "--prompt-file", source) == f"error: {sentence}"
+    assert run(*command, "--prompt", "a", "--prompt-file", path) == 2
+    if Path("/dev/zero").exists():
+        assert "more than 67108864 bytes" in str(run(*command, "--prompt-file", "/dev/zero"))
+    capsys.readouterr()
+
+
 def test_kernels_are_those_of_the_environment(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +172,7 @@ def test_info(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["parameters"] == make_config().parameters
     assert facts["bits_per_weight"] == pytest.approx(32, rel=0.01)
     assert (facts["weight_type"], facts["norm_eps"], facts["eos_id"]) == ("f32", 1e-5, 2)
+    assert (facts["extra_eos_ids"], facts["chat_template_bytes"]) == ([], 0)
     assert run("info", model) == 0
     assert f"bytes                {model.stat().st_size:,}\n" in capsys.readouterr().out
 
@@ -184,6 +219,6 @@ def test_without_params_a_model_must_be_named(
 def test_help_reads_like_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     text = capsys.readouterr().out
-    for command in ("generate", "info", "evaluate", "corpus", "export", "import"):
+    for command in ("generate", "chat", "info", "evaluate", "corpus", "export", "import"):
         assert f"  storyllamas {command} " in text
         assert run(command, "--help") == 0

@@ -379,7 +379,7 @@ def test_names_on_a_page_exist(page: Page) -> None:
         "```bash\nstoryllamas nothing\n```",
         "```bash\nstoryllamas export --to nothing folder\n```",
         "```bash\nNAME=1 csrc/build/run --nothing\n```",
-        "```bash\ncsrc/build/run model.slm -y 3\n```",
+        "```bash\ncsrc/build/run model.slm -x 3\n```",
         "```bash\npip install -e '.[nothing]'\n```",
         "```bash\npython -m bench.nothing\n```",
     ],

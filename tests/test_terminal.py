@@ -57,6 +57,12 @@ def test_closed_output_is_an_error(model: Path, tmp_path: Path) -> None:
     assert len(out.read_text().splitlines()) == 1
 
 
+def test_closed_input_is_an_error(model: Path) -> None:
+    done = run("generate", "--model", model, "--prompt", "-", redirect="<&-")
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: standard input is closed: ")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_output_is_an_error(model: Path) -> None:
     for more in ([], ["--count", 2]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -357,6 +358,31 @@ def test_a_wrong_header_with_a_right_checksum_is_rejected(
         return
     with pytest.raises(UserError, match=r"is damaged \("):
         weight_file.read(path)
+
+
+@pytest.mark.parametrize(
+    ("template", "extra"),
+    [("", ()), ("é{{ x }}", ()), ("", (0, 36)), ("a" * 64, (3, 4, 5)), ("a" * 2**20, ())],
+)
+def test_a_chat_section_is_read_back(tmp_path: Path, template: str, extra: tuple[int, ...]) -> None:
+    config = make_config()
+    tensors = make_tensors(config, 0)
+    vocabulary = replace(make_vocabulary(VOCAB_SIZE), chat_template=template, extra_eos_ids=extra)
+    weight_file.write(tmp_path / "m.slm", config, vocabulary, tensors.__getitem__)
+    file = weight_file.read(tmp_path / "m.slm")
+    assert (file.vocabulary.chat_template, file.vocabulary.extra_eos_ids) == (template, extra)
+    assert all((tensor == tensors[name]).all() for name, tensor in file.tensors())
+    if not template and not extra:  # without a section the file is as it always was
+        write(tmp_path / "plain.slm")
+        assert (tmp_path / "plain.slm").read_bytes() == (tmp_path / "m.slm").read_bytes()
+
+
+def test_a_chat_template_that_is_too_long_is_rejected(tmp_path: Path) -> None:
+    config = make_config()
+    tensors = make_tensors(config, 0)
+    vocabulary = replace(make_vocabulary(VOCAB_SIZE), chat_template="é" * (2**19 + 1))
+    with pytest.raises(UserError, match="chat template has 1048578 bytes and may have 1048576"):
+        weight_file.write(tmp_path / "m.slm", config, vocabulary, tensors.__getitem__)
 
 
 def test_nothing_is_left_of_a_failed_write(tmp_path: Path) -> None:

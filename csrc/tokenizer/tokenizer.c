@@ -277,6 +277,13 @@ void sl_tokenizer_free(sl_tokenizer *tokenizer) {
     free(tokenizer->decoded_text);
 }
 
+const char *sl_token_text(const sl_tokenizer *tokenizer, int32_t id, size_t *length) {
+    *length = 0;
+    if (id < 0 || (uint32_t)id >= tokenizer->vocabulary.size) return NULL;
+    *length = sl_piece_length(tokenizer, id);
+    return sl_piece_text(tokenizer, id);
+}
+
 void sl_tokenizer_close(sl_tokenizer *tokenizer) {
     if (!tokenizer) return;
     sl_tokenizer_free(tokenizer);

@@ -55,6 +55,8 @@ class Engine:
         context: the largest number of positions that the model attends to.
         bos_id: the piece that begins a story, or -1.
         eos_id: the piece that ends a story, or -1.
+        extra_eos_ids: the pieces besides eos_id that end a sequence.
+        chat_template: the text of a conversation as a Jinja template; "": there is none.
         tokenizer: the tokenizer of the model.
     """
 
@@ -97,6 +99,11 @@ class Engine:
         self.context: int = self.info["context"]
         self.bos_id: int = self.info["bos_id"]
         self.eos_id: int = self.info["eos_id"]
+        count, length = ffi.new("size_t *"), ffi.new("size_t *")
+        extra = lib.sl_extra_eos_ids(self._model, count)
+        self.extra_eos_ids: tuple[int, ...] = tuple(ffi.unpack(extra, count[0]))
+        template = lib.sl_chat_template(self._model, length)
+        self.chat_template = str(ffi.buffer(template, length[0]), "utf-8") if template else ""
         self.tokenizer = FastTokenizer(lib.sl_model_tokenizer(self._model), self._model)
 
     def generate(
@@ -148,7 +155,7 @@ class Engine:
             "max_tokens": max_tokens,
             "ignore_eos": ignore_eos,
         }
-        options = _options(given)
+        options = make_options(given)
         session = self._take_session()
         if isinstance(prompt, str):
             text = utf8(prompt)
@@ -190,7 +197,7 @@ class Engine:
             UserError: an option is out of its range. The iterator raises it if a prompt is longer
                 than the context, and names the story.
         """
-        chosen = self._checked(_options(options))
+        chosen = self._checked(make_options(options))
         if not 1 <= count <= sys.maxsize:
             raise UserError(f"count is {count} and must be 1 to {sys.maxsize}")
         if not 1 <= batch_size <= lib.SL_MAX_SLOTS:
@@ -342,7 +349,7 @@ def _describe(kind: Any) -> str:
     return f"a whole number from 0 to {2**bits - 1}"
 
 
-def _options(given: Mapping[str, float | None]) -> Any:
+def make_options(given: Mapping[str, float | None]) -> Any:
     """Make `sl_options`; a value of None takes the default."""
     options = lib.sl_defaults()
     for name, value in given.items():

@@ -138,6 +138,12 @@ class FastTokenizer:
                 return str(ffi.buffer(text, length[0]), "utf-8")
             capacity = length[0]
 
+    def token_text(self, index: int) -> str:
+        """Return a piece as the vocabulary spells it, such as "<s>"; "" if there is no such id."""
+        length = ffi.new("size_t *")
+        text = lib.sl_token_text(self.handle, index, length)
+        return str(ffi.buffer(text, length[0]), "utf-8", "replace") if text else ""
+
     @contextmanager
     def _cache(self) -> Iterator[Any]:
         try:

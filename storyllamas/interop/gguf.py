@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from storyllamas.errors import UserError
-from storyllamas.interop import gguf_bpe, rope
+from storyllamas.interop import chat_folder, gguf_bpe, rope
 from storyllamas.interop.model import (
     InteropModel,
     Part,
@@ -71,16 +71,23 @@ IDS = {
     "pad_id": "tokenizer.ggml.padding_token_id",
 }
 
+EXTRA_EOS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+"""Keys of tokens that end a turn and a message, at which generation stops as at EOS."""
+
+CHAT_TEMPLATE = "tokenizer.chat_template"
+
 MODELFILE = """\
 # ollama create storyllama -f Modelfile && ollama run storyllama "Once upon a time"
 FROM ./model.gguf
-TEMPLATE \"\"\"{{{{ .Prompt }}}}\"\"\"
-PARAMETER num_ctx {context}
+{template}PARAMETER num_ctx {context}
 PARAMETER temperature 0.8
 PARAMETER top_p 0.9
 PARAMETER top_k 0
 PARAMETER repeat_penalty 1
 """
+
+PLAIN = 'TEMPLATE """{{ .Prompt }}"""\n'
+"""A template without roles. Ollama takes that of the GGUF file if the Modelfile has none."""
 
 
 def write(model: InteropModel, folder: Path, type_name: str) -> None:
@@ -126,7 +133,9 @@ def write(model: InteropModel, folder: Path, type_name: str) -> None:
             writer.write_tensor_data(divisors)
     finally:
         writer.close()
-    (folder / "Modelfile").write_text(MODELFILE.format(context=model.config.context))
+    template = "" if model.vocabulary.chat_template else PLAIN
+    modelfile = MODELFILE.format(context=model.config.context, template=template)
+    (folder / "Modelfile").write_text(modelfile)
 
 
 def _type(gguf: Any, part: Part, wanted: Any) -> Any:
@@ -163,9 +172,23 @@ def _add_header(gguf: Any, writer: Any, model: InteropModel) -> None:
     for field, key in IDS.items():
         if getattr(vocabulary, field) >= 0:
             writer.add_uint32(key, getattr(vocabulary, field))
+    _add_chat(writer, vocabulary)
     writer.add_add_bos_token(vocabulary.adds_bos)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(vocabulary.dummy_prefix)
+
+
+def _add_chat(writer: Any, vocabulary: Vocabulary) -> None:
+    ids = vocabulary.extra_eos_ids
+    if len(ids) > len(EXTRA_EOS):
+        raise UserError(
+            f"{len(ids) + 1} tokens end a text of this model, and a GGUF file names at most "
+            f"{len(EXTRA_EOS) + 1}: export to hf instead"
+        )
+    for key, index in zip(EXTRA_EOS, ids, strict=False):
+        writer.add_uint32(key, index)
+    if vocabulary.chat_template:
+        writer.add_chat_template(vocabulary.chat_template)
 
 
 def _add_pieces(writer: Any, vocabulary: Vocabulary) -> None:
@@ -229,7 +252,8 @@ def read(path: Path) -> InteropModel:
 
         return RowReader(shape, read_rows)
 
-    return InteropModel(config, _vocabulary(where, values), stack(config, part))
+    vocabulary = _with_chat(where, values, _vocabulary(where, values))
+    return InteropModel(config, vocabulary, stack(config, part))
 
 
 def _release(data: Any) -> None:
@@ -346,6 +370,16 @@ def _vocabulary(where: str, values: Mapping[str, Any]) -> Vocabulary:
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(f"the tokenizer in {where} is damaged: {error}") from None
     return check(where, vocabulary)
+
+
+def _with_chat(where: str, values: Mapping[str, Any], vocabulary: Vocabulary) -> Vocabulary:
+    """Return a tokenizer with the chat template and the extra EOS ids of a file."""
+    named = [values.get(key) for key in EXTRA_EOS]
+    return replace(
+        vocabulary,
+        chat_template=chat_folder.check_template(where, values.get(CHAT_TEMPLATE)),
+        extra_eos_ids=chat_folder.extra_eos_ids(vocabulary, named),
+    )
 
 
 def _with_ids(where: str, values: Mapping[str, Any], vocabulary: Vocabulary) -> Vocabulary:

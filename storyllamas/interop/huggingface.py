@@ -18,7 +18,7 @@ import numpy as np
 
 from storyllamas.atomic import write_json, write_text
 from storyllamas.errors import UserError
-from storyllamas.interop import model_card, rope, safetensors_file, tokenizer_folder
+from storyllamas.interop import chat_folder, model_card, rope, safetensors_file, tokenizer_folder
 from storyllamas.interop import tokenizer_json as tj
 from storyllamas.interop.model import (
     InteropModel,
@@ -178,10 +178,14 @@ def _generation(model: InteropModel) -> dict[str, Any]:
     }
 
 
-def _special_ids(vocabulary: Vocabulary) -> dict[str, int]:
+def _special_ids(vocabulary: Vocabulary) -> dict[str, int | list[int]]:
     names = ("bos", "eos", "pad")
     ids = {f"{name}_token_id": getattr(vocabulary, f"{name}_id") for name in names}
-    return {name: value for name, value in ids.items() if value >= 0}
+    found: dict[str, int | list[int]] = {name: id_ for name, id_ in ids.items() if id_ >= 0}
+    if vocabulary.extra_eos_ids:
+        first = [vocabulary.eos_id] * (vocabulary.eos_id >= 0)
+        found["eos_token_id"] = [*first, *vocabulary.extra_eos_ids]
+    return found
 
 
 def _special_tokens(vocabulary: Vocabulary) -> dict[str, str]:
@@ -194,6 +198,7 @@ def _tokenizer_config(vocabulary: Vocabulary, context: int) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **_special_tokens(vocabulary),
+        **({"chat_template": vocabulary.chat_template} if vocabulary.chat_template else {}),
         "clean_up_tokenization_spaces": False,
         "model_max_length": context,
         # Like SentencePiece, encode "<s>" in a text as plain text.
@@ -344,6 +349,7 @@ def read(folder: Path) -> InteropModel:
         return RowReader(parts(config)[name].shape, partial(tensors.read, stored))
 
     vocabulary = tokenizer_folder.read(folder, values, config.vocab_size)
+    vocabulary = chat_folder.read(folder, values, vocabulary)
     return InteropModel(config, vocabulary, stack(config, part))
 
 

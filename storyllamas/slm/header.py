@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from storyllamas.config import ROPE_SCALINGS, ModelConfig
 from storyllamas.slm.encoding import Encoding, Storage, WeightType
-from storyllamas.slm.limits import MAX_DIMENSION, MAXIMA
+from storyllamas.slm.limits import MAX_CHAT_TEMPLATE, MAX_DIMENSION, MAXIMA
 from storyllamas.slm.tiles import ALIGNMENT
 
 MAGIC = b"\x89SLM\r\n\x1a\n"
@@ -45,6 +45,8 @@ HEADER = struct.Struct(
     "I"  #  160 rope_scaling, an index of ROPE_SCALINGS
     "3f"  # 164 rope_factor, rope_low_freq_factor, rope_high_freq_factor
     "I"  #  176 rope_original_context
+    "I"  #  180 extra_eos_count
+    "Q"  #  184 chat_template_bytes, 0 for none
 )
 CHECKSUM_OFFSET = 24
 
@@ -90,6 +92,8 @@ class Header(NamedTuple):
     rope_low_freq_factor: float
     rope_high_freq_factor: float
     rope_original_context: int
+    extra_eos_count: int
+    chat_template_bytes: int
 
     def config(self) -> ModelConfig:
         """Return the model's shape."""
@@ -140,6 +144,8 @@ class Header(NamedTuple):
             return "its rope_scaling is unknown"
         if self.config().rope_problem:
             return self.config().rope_problem
+        if self.chat_template_bytes > MAX_CHAT_TEMPLATE:
+            return "its chat template is too long"
         if self.layers * ALIGNMENT > self.file_bytes:
             return "it has fewer bytes than layers"
         return ""

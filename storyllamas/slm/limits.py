@@ -12,6 +12,7 @@ MAX_DIMENSION = 1 << 20
 MAX_LAYERS = 1 << 12
 MAX_CONTEXT = 1 << 20
 MAX_GROUP_SIZE = 1 << 14
+MAX_CHAT_TEMPLATE = 1 << 20
 
 MAXIMA = {
     "dim": MAX_DIMENSION,
@@ -38,7 +39,8 @@ enum {{
     SL_MAX_DIMENSION = {MAX_DIMENSION}, /* every size but the next two, and heads * head_dim */
     SL_MAX_LAYERS = {MAX_LAYERS},
     SL_MAX_CONTEXT = {MAX_CONTEXT},
-    SL_MAX_GROUP_SIZE = {MAX_GROUP_SIZE}, /* the dot product of a group must fit in 32 bits */
+    SL_MAX_GROUP_SIZE = {MAX_GROUP_SIZE},      /* the dot product of a group must fit in 32 bits */
+    SL_MAX_CHAT_TEMPLATE = {MAX_CHAT_TEMPLATE}, /* bytes */
 }};
 
 #endif

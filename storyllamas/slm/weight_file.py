@@ -10,11 +10,13 @@ engine maps the file and starts. Layout, version 3:
                 text[offsets[i] : offsets[i + 1]], in UTF-8 with U+2581 for a space, or the bytes
                 themselves of a byte-level tokenizer; types as SentencePiece numbers them, see
                 `PieceType`
+    chat        u32 extra_eos[extra_eos_count], rising ids that end a sequence besides eos_id;
+                u8 template[chat_template_bytes], the chat template in UTF-8; mostly empty
     tensors     in the order of `tensor_shapes`
 
-The tokenizer section and every tensor start at a multiple of 64 bytes, and the file ends at one;
-the gaps are zero. A vector (an RMSNorm weight) is plain f32. A matrix of R rows and C columns maps
-C inputs to R outputs and is cut into tiles of 16 rows, R padded up with zero rows:
+Sections and tensors start at multiples of 64 bytes, and the file ends at one; the gaps are zero. A
+vector (an RMSNorm weight) is plain f32. A matrix of R rows and C columns maps C inputs to R outputs
+and is cut into tiles of 16 rows, R padded up with zero rows:
 
     float32     [tile][column][16 rows] f32
     quantized   [tile] { bf16 scale[groups][16 rows], padded to 64 bytes with zeros;
@@ -53,7 +55,7 @@ from storyllamas.atomic import atomic_file
 from storyllamas.config import ROPE_SCALINGS, ModelConfig, tensor_shapes
 from storyllamas.errors import UserError
 from storyllamas.regular_file import open_regular
-from storyllamas.slm import tokenizer_section
+from storyllamas.slm import chat_section, tokenizer_section
 from storyllamas.slm.checksum import Checksum
 from storyllamas.slm.encoding import F32, Storage
 from storyllamas.slm.header import (
@@ -159,7 +161,9 @@ def write(
     storage.check()
     shapes = tensor_shapes(config)
     tokenizer = tokenizer_section.pack(vocabulary)
-    tensors_offset = HEADER_BYTES + round_up(len(tokenizer), ALIGNMENT)
+    chat = chat_section.pack(vocabulary)
+    chat_offset = HEADER_BYTES + round_up(len(tokenizer), ALIGNMENT)
+    tensors_offset = chat_offset + round_up(len(chat), ALIGNMENT)
     tensors_bytes = sum(_aligned_bytes(shapes, storage).values())
     header = HEADER.pack(
         *(MAGIC, VERSION, HEADER_BYTES, tensors_offset + tensors_bytes, 0),
@@ -174,11 +178,13 @@ def write(
         *(ROPE_SCALINGS.index(config.rope_scaling), config.rope_factor),
         *(config.rope_low_freq_factor, config.rope_high_freq_factor),
         config.rope_original_context,
+        *chat_section.fields(vocabulary),
     )
     with atomic_file(path, seekable=True) as file:
         writer = _Writer(file)
         writer.section([header.ljust(HEADER_BYTES, b"\0")])
         writer.section([tokenizer])
+        writer.section([chat])
         for name, shape in shapes.items():
             value = tensor(name)
             if value.shape != shape:
@@ -249,11 +255,10 @@ def read(path: str | os.PathLike[str]) -> WeightFile:
     config, storage = header.config(), header.storage()
     sizes = _aligned_bytes(tensor_shapes(config), storage)
     starts = accumulate(sizes.values(), initial=header.tensors_offset)
-    section = data[header.tokenizer_offset :][: header.tokenizer_bytes]
     return WeightFile(
         path=source,
         config=config,
-        vocabulary=_read_vocabulary(source, header, section),
+        vocabulary=_read_vocabulary(source, header, data),
         storage=storage,
         file_bytes=len(data),
         tensors_bytes=header.tensors_bytes,
@@ -296,7 +301,7 @@ def _misplaced(header: Header) -> str:
     """Return why the sections contradict the shape of the model, or ''."""
     sizes = _aligned_bytes(tensor_shapes(header.config()), header.storage())
     tensors_bytes = sum(sizes.values())
-    tensors_offset = HEADER_BYTES + round_up(header.tokenizer_bytes, ALIGNMENT)
+    tensors_offset = _chat_offset(header) + round_up(chat_section.section_bytes(header), ALIGNMENT)
     expected = (HEADER_BYTES, tensors_offset, tensors_bytes, tensors_offset + tensors_bytes)
     found = (header.tokenizer_offset, header.tensors_offset, header.tensors_bytes)
     if header.header_bytes != HEADER_BYTES or (*found, header.file_bytes) != expected:
@@ -304,10 +309,16 @@ def _misplaced(header: Header) -> str:
     return ""
 
 
-def _read_vocabulary(source: Path, header: Header, section: UInt8) -> Vocabulary:
+def _chat_offset(header: Header) -> int:
+    return HEADER_BYTES + round_up(header.tokenizer_bytes, ALIGNMENT)
+
+
+def _read_vocabulary(source: Path, header: Header, data: UInt8) -> Vocabulary:
+    tokenizer = data[header.tokenizer_offset :][: header.tokenizer_bytes]
+    chat = data[_chat_offset(header) :][: chat_section.section_bytes(header)]
     try:
-        return tokenizer_section.unpack(header, section)
-    except tokenizer_section.DamagedTokenizerError as error:
+        return chat_section.unpack(header, chat, tokenizer_section.unpack(header, tokenizer))
+    except (tokenizer_section.DamagedTokenizerError, chat_section.DamagedChatError) as error:
         raise _damaged(source, str(error)) from None
 
 

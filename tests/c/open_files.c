@@ -46,6 +46,25 @@ static void use_text(const sl_model *model) {
     sl_word_cache_free(caches[1]);
 }
 
+/* Read all of the chat section, and the spelling of every piece. */
+static void use_chat(const sl_model *model) {
+    const uint32_t vocab_size = sl_model_info(model)->vocab_size;
+    size_t count, length;
+    const uint32_t *ids = sl_extra_eos_ids(model, &count);
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] >= vocab_size) abort();
+    const char *template = sl_chat_template(model, &length);
+    if (!template != !length) abort();
+    uint64_t sum = 0;
+    for (size_t i = 0; i < length; i++) sum += (uint8_t)template[i];
+    for (uint32_t id = 0; id < vocab_size; id++) {
+        const char *text = sl_token_text(sl_model_tokenizer(model), (int32_t)id, &length);
+        for (size_t i = 0; i < length; i++) sum += (uint8_t)text[i];
+    }
+    if (sum == 0 || sl_token_text(sl_model_tokenizer(model), -1, &length) || length) abort();
+    if (sl_token_text(sl_model_tokenizer(model), (int32_t)vocab_size, &length)) abort();
+}
+
 static void use_session(const sl_model *model) {
     const sl_info *info = sl_model_info(model);
     sl_session *session;
@@ -72,6 +91,9 @@ static void use_session(const sl_model *model) {
         for (size_t i = 0; i < count; i++) ids[i] = (int32_t)integer(info->vocab_size);
         sl_score(session, ids, count, scores);
         sl_logits(session, ids, count, logits);
+        size_t kept;
+        for (size_t n = 1 + integer(42); n; n /= 2)
+            if (!sl_continue_ids(session, ids, n, &options, &kept) && kept >= n) abort();
         free(logits);
     }
     sl_session_free(session);
@@ -85,6 +107,7 @@ int main(int argc, char **argv) {
             continue;
         }
         use_text(model);
+        use_chat(model);
         use_session(model);
         sl_model_close(model);
         printf("ok\n");

@@ -21,7 +21,7 @@ from storyllamas.vocabulary import PieceType
 
 
 def write_corpus(folder: Path) -> None:
-    """Write a file for each weight type, tied and untied, and one with all types of pieces."""
+    """Write files of each weight type, tied and untied, of all pieces, and of a chat template."""
     folder.mkdir(parents=True, exist_ok=True)
     for tied in (True, False):
         config = small_config(dim=8, layers=1, heads=2, kv_heads=1, head_dim=4, hidden=8, tied=tied)
@@ -45,6 +45,9 @@ def write_corpus(folder: Path) -> None:
     for index, prefix in enumerate((True, False)):
         vocabulary = replace(plain, types=types, dummy_prefix=prefix)
         engine_files.write(folder / f"pieces-{index}.slm", config, tensors, vocabulary)
+    template = "{% for m in messages %}<s>é{{ m.content }}</s>{% endfor %}"
+    chat = replace(plain, types=types, chat_template=template, extra_eos_ids=(1, 5))
+    engine_files.write(folder / "chat.slm", config, tensors, chat)
 
 
 if __name__ == "__main__":

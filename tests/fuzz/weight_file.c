@@ -112,6 +112,16 @@ static void use_text(const sl_tokenizer *tokenizer, const char *text, size_t len
     free(cached);
 }
 
+/* Read the chat section to its end. */
+static void use_chat(const sl_model *model) {
+    size_t count, length;
+    const uint32_t *ids = sl_extra_eos_ids(model, &count);
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] >= sl_model_info(model)->vocab_size) abort();
+    const char *template = sl_chat_template(model, &length);
+    if (!template != !length || (template && memchr(template, 0xff, length))) abort();
+}
+
 static void use_session(const sl_model *model) {
     enum { SLOTS = 2 };
     const sl_session_options session_options = {.threads = 1, .slots = SLOTS};
@@ -124,6 +134,11 @@ static void use_session(const sl_model *model) {
     for (int step = 0; step < STEPS; step++) {
         const int status = sl_step(session, pieces);
         if (status && status != SL_ERROR_NUMBER) abort();
+    }
+    const int32_t ids[] = {0, 0, 0};
+    for (size_t count = 1; count <= 3; count++) {
+        size_t kept;
+        if (!sl_continue_ids(session, ids, count, &options, &kept) && kept >= count) abort();
     }
     sl_session_free(session);
 }
@@ -141,6 +156,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (model || !*sl_error()) abort();
         return 0;
     }
+    use_chat(model);
     const sl_tokenizer *tokenizer = sl_model_tokenizer(model);
     use_text(tokenizer, "ab a\xc3\xa9 <s> ", 12);
     if (size > HEADER_BYTES) { /* the text of some pieces, valid or not */
