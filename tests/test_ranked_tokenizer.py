@@ -27,8 +27,6 @@ from storyllamas.errors import UserError
 from storyllamas.interop import gguf_bpe, tokenizer_json
 from storyllamas.slm import weight_file
 from storyllamas.vocabulary import (
-    Added,
-    PieceType,
     PreTokenizer,
     Strip,
     TokenizerKind,

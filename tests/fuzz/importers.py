@@ -19,6 +19,7 @@ import signal
 import tempfile
 import time
 import traceback
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -30,11 +31,10 @@ from model_files import SOURCES, Source
 from mutations import change
 
 from storyllamas.engine.engine import Engine
-from storyllamas.errors import UserError
+from storyllamas.errors import UserError, one_line
 from storyllamas.interop.formats import import_model
 from storyllamas.slm import weight_file
 
-KEPT = Path(__file__).resolve().parent.parent.parent / "build" / "fuzz"
 MEMORY = 2 << 30  # bytes that a child may map beyond what it inherits
 CPU_SECONDS = 30  # of one round
 PATIENCE = 60  # seconds
@@ -105,8 +105,8 @@ def check_import(seed: int, folder: Path) -> str:
 def _wrong_message(message: str, given: Path) -> str:
     if str(given) not in message:
         return f"the message names no file: {message!r}"
-    if "\n" in message or not message.isprintable():
-        return f"the message is not one printable line: {message[:MAX_MESSAGE]!r}"
+    if one_line(message) != message:
+        return f"the message is not one line: {message[:MAX_MESSAGE]!r}"
     if len(message) > MAX_MESSAGE:
         return f"the message has {len(message)} characters: {message[:MAX_MESSAGE]!r}"
     return ""
@@ -130,7 +130,7 @@ def _wrong_file(out: Path) -> str:
     except UserError as error:
         return f"the written file cannot be opened: {error}"
     try:
-        for prompt in ("", "a b"):
+        for prompt in ("", "a b")[engine.bos_id < 0 :]:
             if len(engine.encode(prompt)) + 1 < engine.context:
                 list(engine.generate(prompt, temperature=0, max_tokens=4, ignore_eos=True))
     except UserError as error:
@@ -154,7 +154,10 @@ def serve(requests: int, replies: int, root: Path) -> NoReturn:
         seconds = int(used.ru_utime + used.ru_stime) + CPU_SECONDS
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
         try:
-            found = check_import(seed, root / str(seed))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", RuntimeWarning)
+                warnings.simplefilter("error", UserWarning)
+                found = check_import(seed, root / str(seed))
         except BaseException:
             found = traceback.format_exc()
         data = found.encode(errors="backslashreplace")[-60_000:]
@@ -219,8 +222,8 @@ class Importers:
         self._root = root
         self._child: Child | None = None
 
-    def run_round(self, seed: int) -> tuple[int, str]:
-        """Run the round of a seed; keep its folder if it finds something."""
+    def run_round(self, seed: int, folder: Path) -> tuple[int, str]:
+        """Run the round of a seed; keep its input in a folder if it finds something."""
         if self._child is None:
             self._child = Child(self._root)
         found = self._child.run(seed)
@@ -230,15 +233,15 @@ class Importers:
         elif self._child.rounds >= ROUNDS_PER_CHILD:
             self._child.end()
             self._child = None
-        folder = self._root / str(seed)
+        used = self._root / str(seed)
         if found:
-            kept = KEPT / f"import-{seed}"
+            kept = folder / f"import-{seed}"
             shutil.rmtree(kept, ignore_errors=True)
-            KEPT.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             with suppress(shutil.Error):  # a pipe is not copied
-                shutil.copytree(folder, kept, symlinks=True)
+                shutil.copytree(used, kept, symlinks=True)
             found += f"\nits input is in {kept}"
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(used, ignore_errors=True)
         return 1, found
 
 

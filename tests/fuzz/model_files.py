@@ -64,7 +64,8 @@ def _gguf(source: InteropModel, type_name: str = "f32") -> Source:
 
 
 def _gguf_ranked(kind: str) -> Source:
-    vocabulary = replace(pair(kind).vocabulary, bos_id=1, eos_id=0)
+    chat = {"chat_template": "{{ messages[0].content }}", "extra_eos_ids": (5,)}
+    vocabulary = replace(pair(kind).vocabulary, bos_id=1, eos_id=0, **chat)
     return _gguf(_with_vocabulary(vocabulary), "q8_0")
 
 
@@ -80,6 +81,8 @@ def _json_only(kind: str) -> Source:
     files = _exported(_with_vocabulary(both.vocabulary), "hf")
     del files["README.md"]
     settings = {"bos_token": {"content": "<s>"}, "eos_token": "<|end|>", "add_bos_token": True}
+    files["chat_template.jinja"] = "{{ bos_token }}é{{ messages[0].content }}".encode()
+    files["generation_config.json"] = b'{"eos_token_id": [1, 5]}'
     files[TOKENIZER] = both.theirs.to_str().encode()
     files["tokenizer_config.json"] = json.dumps(settings).encode()
     files["special_tokens_map.json"] = json.dumps({"pad_token": "<|end|>"}).encode()
@@ -95,7 +98,8 @@ def _sharded() -> Source:
     files = dict(source.files)
     tensors = load_tensors(files.pop(MODEL))
     places = {name: f"model-{1 + i % 2:05}-of-00002.safetensors" for i, name in enumerate(tensors)}
-    for type_, shard in zip((torch.bfloat16, torch.float16), sorted({*places.values()}), strict=True):
+    types = (torch.bfloat16, torch.float16)
+    for type_, shard in zip(types, sorted({*places.values()}), strict=True):
         held = {name: t.to(type_) for name, t in tensors.items() if places[name] == shard}
         files[shard] = save_tensors(held)
     index = {"metadata": {"total_size": 1}, "weight_map": places}

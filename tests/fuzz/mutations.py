@@ -369,6 +369,7 @@ STRUCTURES: dict[str, Callable[[Draw, bytes], bytes]] = {
     "tokenizer.bin": change_tokenizer_bin,
     ".bin": change_llama2c,
     ".pt": change_pytorch,
+    ".jinja": change_bytes,
 }
 """The mutation by structure of each kind of file, by the end of its name."""
 

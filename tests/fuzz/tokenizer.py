@@ -142,4 +142,4 @@ def run_round(seed: int) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    rounds.main("tokenizer.py", __doc__ or "", run_round)
+    rounds.main("tokenizer.py", __doc__ or "", lambda seed, _: run_round(seed))
