@@ -20,7 +20,7 @@ from tokenizers import (
 
 from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.interop import tokenizer_json
-from storyllamas.vocabulary import Added, PieceType, Vocabulary
+from storyllamas.vocabulary import Added, PieceType, TokenizerKind, Vocabulary
 
 SENTENCES = [
     "Once upon a time there was a little cat named Tom, who liked to play in the big garden.",
@@ -148,17 +148,29 @@ class Pair:
         """Return the ids that have no text."""
         return {int(index) for index, flags in self.vocabulary.added if flags & Added.SPECIAL}
 
+    def decoded_differently(self) -> set[int]:
+        """Return the added tokens that `tokenizers` decodes in another way than llama.cpp.
+
+        It shows special tokens that are found in normalized text; transformers does not. And it
+        takes the text of an added token such as "é" for that of a byte-level piece, whose
+        characters stand for bytes.
+        """
+        found = set()
+        for index, flags in self.vocabulary.added.tolist():
+            text = self.vocabulary.pieces[index].decode()
+            is_bytes = self.vocabulary.kind == TokenizerKind.BYTE_LEVEL and not text.isascii()
+            if is_bytes and tokenizer_json.unspell(text) is not None:
+                found.add(index)
+            if self.theirs.normalizer is not None and flags & Added.NORMALIZED:
+                found.add(index)
+        return found
+
     def comparable(self) -> list[int]:
         """Return the ids that both decode in the same way in any order.
 
-        `tokenizers` loses a run of byte pieces if one byte is no character. It shows special tokens
-        that are found in normalized text; transformers does not.
+        `tokenizers` loses a run of byte pieces if one byte is no character.
         """
-        excluded = self.hidden()
-        if self.theirs.normalizer is not None:
-            added = self.vocabulary.added
-            excluded |= {int(index) for index, flags in added if flags & Added.NORMALIZED}
-        types = self.vocabulary.types
+        excluded, types = self.hidden() | self.decoded_differently(), self.vocabulary.types
         indices = range(len(types))
         return [i for i in indices if i not in excluded and types[i] != PieceType.BYTE]
 
