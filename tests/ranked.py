@@ -106,8 +106,19 @@ def train(
     added: Sequence[AddedToken] = ADDED,
     sentences: Iterable[str] = SENTENCES,
     vocab_size: int = 500,
+    limit_alphabet: int = 60,
 ) -> Tokenizer:
-    """Train a tokenizer of a kind; nothing in it depends on the machine."""
+    """Train a tokenizer of a kind; nothing in it depends on the machine.
+
+    Args:
+        kind: a key of `KINDS`.
+        special: tokens to add that are special.
+        added: other tokens to add.
+        sentences: the text. If it has more characters than `limit_alphabet`, no two of the rare
+            ones may be equally frequent: `tokenizers` would choose among them at random.
+        vocab_size: pieces before tokens are added.
+        limit_alphabet: characters that are pieces, in tokenizers that do not have all bytes.
+    """
     made: Tokenizer = KINDS[kind]()
     if kind == "metaspace decoder":
         made.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
@@ -116,7 +127,7 @@ def train(
         vocab_size=vocab_size,
         special_tokens=["<unk>", "<s>", *(BYTES if has_bytes else [])],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if kind in ALL_BYTES else [],
-        limit_alphabet=300 if kind in ALL_BYTES else 60,
+        limit_alphabet=300 if kind in ALL_BYTES else limit_alphabet,
         show_progress=False,
     )
     made.train_from_iterator(sentences, trainer)

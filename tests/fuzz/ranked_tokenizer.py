@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import rounds
-from texts import encode_without_cache, text_maker, word_maker
+from texts import SPACE, encode_without_cache, text_maker, word_maker
 from tokenizers import AddedToken, Tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -25,26 +25,37 @@ from ranked import BYTES, KINDS, Pair, pair_of, train
 from storyllamas.errors import UserError
 
 TEXTS = 200
+ALL_CHARACTERS = 1 << 20
 
 
-def draw_tokens(draw: random.Random, word: Callable[[], str], special: bool) -> list[AddedToken]:
-    """Draw added tokens with any flags; some begin or end with spaces or contain them."""
+def draw_tokens(
+    draw: random.Random, word: Callable[[], str], special: bool, texts: set[str]
+) -> list[AddedToken]:
+    """Draw added tokens with any flags; some begin or end with spaces or contain them.
+
+    `texts` gets their texts with U+2581 for spaces. No two of them are equal, since `tokenizers`
+    chooses at random among tokens that are equal when they are normalized.
+    """
     tokens = []
     for _ in range(draw.choice([0, 1, 3, 8])):
         text = word() + draw.choice(["", "", " " + word()])
         text = draw.choice([text, text, f"<{text}>", f" {text}", f"{text} ", f"<|{text}"])
         flags = {name: draw.random() < 0.3 for name in ("lstrip", "rstrip", "single_word")}
         normalized = draw.random() < 0.5
-        tokens.append(AddedToken(text, special=special, normalized=normalized, **flags))
-    return [token for token in tokens if token.content.strip() and token.content not in BYTES]
+        key = text.replace(" ", SPACE)
+        if text.strip() and text not in BYTES and key not in texts:
+            texts.add(key)
+            tokens.append(AddedToken(text, special=special, normalized=normalized, **flags))
+    return tokens
 
 
 def draw_tokenizer(draw: random.Random, word: Callable[[], str]) -> Pair | None:
     """Train a tokenizer; return None if its added tokens cannot be represented."""
     kind = draw.choice(list(KINDS))
     sentences = [" ".join(word() for _ in range(draw.randint(1, 20))) for _ in range(200)]
-    special, added = (draw_tokens(draw, word, is_special) for is_special in (True, False))
-    theirs = train(kind, special, added, sentences, draw.randint(300, 1200))
+    known: set[str] = set()
+    special, added = (draw_tokens(draw, word, flag, known) for flag in (True, False))
+    theirs = train(kind, special, added, sentences, draw.randint(300, 1200), ALL_CHARACTERS)
     if draw.random() < 0.3:
         data = json.loads(theirs.to_str())
         draw.shuffle(data["model"]["merges"])
