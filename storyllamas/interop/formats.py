@@ -7,7 +7,7 @@ so that `params.py` can read the names.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -108,13 +108,12 @@ def import_model(
         FastTokenizer.of(model.vocabulary)
     storage = quantization.suited_storage(model.config, type_name, group_size)
     storage.check()
-    moments: Mapping[str, Float32] = {}
+    moments: Iterable[tuple[str, Float32]] = ()
     if storage.layers.type.spec.calibrated:
         from storyllamas.slm.calibration import input_moments
 
         windows = quantization.calibration_windows(model, calibration)
-        with _naming(path):
-            moments = input_moments(model.config, model.tensor, windows)
+        moments = input_moments(model.config, model.tensor, windows)
     with _naming(path):
         weight_file.write(out, model.config, model.vocabulary, model.tensor, storage, moments)
 
