@@ -20,7 +20,7 @@ NPROC ?= 2
 # sweep: learning rates.
 RATES ?= 1e-3 2e-3 4e-3 8e-3
 
-# fuzz-tokenizer: minutes that it runs. fuzz: seconds that each of its fuzzers runs.
+# fuzz-tokenizer: minutes that each of its two fuzzers runs. fuzz: seconds that each of its fuzzers runs.
 MINUTES ?= 60
 SECONDS ?= 60
 
@@ -123,10 +123,11 @@ bench-tokenizer: $(VENV)/installed ## compare the tokenizer with SentencePiece a
 bench-pretokenize: $(VENV)/installed ## measure the stage pretokenize on 2 GB: CORPUS=
 	$(BIN)/python -m bench.pretokenize $(if $(CORPUS),"$$CORPUS")
 
-fuzz-tokenizer: $(VENV)/installed-dev ## compare the tokenizer with SentencePiece on random texts: MINUTES=
+fuzz-tokenizer: $(VENV)/installed-dev ## compare the tokenizers with SentencePiece and tokenizers on random texts: MINUTES=
 	$(BIN)/python tests/fuzz/tokenizer.py --minutes $(MINUTES)
+	$(BIN)/python tests/fuzz/ranked_tokenizer.py --minutes $(MINUTES)
 
-fuzz: $(VENV)/installed-dev ## fuzz the weight-file reader (with clang) and the tokenizer: SECONDS=
+fuzz: $(VENV)/installed-dev ## fuzz the weight-file reader (with clang), the tokenizers and the importers: SECONDS=
 	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)
 
 lint: $(VENV)/installed-dev ## check format, lint and types

@@ -39,6 +39,12 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     raise UserError(f"{path} is {kind}: give the path of a file")
 
 
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of a regular file; see `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def check_path(path: str | os.PathLike[str]) -> None:
     """Check that the system can take a path; C would cut it off at a NUL byte.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from tokenizers import (
 
 from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.tokenizer import tokenizer_json
-from storyllamas.vocabulary import Added, Vocabulary
+from storyllamas.vocabulary import Added, PieceType, TokenizerKind, Vocabulary
 
 SENTENCES = [
     "Once upon a time there was a little cat named Tom, who liked to play in the big garden.",
@@ -99,28 +100,44 @@ KINDS: dict[str, Any] = {
 ALL_BYTES = ("gpt2", "gpt2 prefix", "llama3", "smollm")
 
 
-def train(kind: str, added: bool = True) -> Tokenizer:
-    """Train a tokenizer of a kind; nothing in it depends on the machine."""
+def train(
+    kind: str,
+    special: Sequence[AddedToken] = SPECIAL,
+    added: Sequence[AddedToken] = ADDED,
+    sentences: Iterable[str] = SENTENCES,
+    vocab_size: int = 500,
+    limit_alphabet: int = 60,
+) -> Tokenizer:
+    """Train a tokenizer of a kind; nothing in it depends on the machine.
+
+    Args:
+        kind: a key of `KINDS`.
+        special: tokens to add that are special.
+        added: other tokens to add.
+        sentences: the text. If it has more characters than `limit_alphabet`, no two of the rare
+            ones may be equally frequent: `tokenizers` would choose among them at random.
+        vocab_size: pieces before tokens are added.
+        limit_alphabet: characters that are pieces, in tokenizers that do not have all bytes.
+    """
     made: Tokenizer = KINDS[kind]()
     if kind == "metaspace decoder":
         made.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
     has_bytes = bool(json.loads(made.to_str())["model"]["byte_fallback"])
     trainer = trainers.BpeTrainer(
-        vocab_size=500,
+        vocab_size=vocab_size,
         special_tokens=["<unk>", "<s>", *(BYTES if has_bytes else [])],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if kind in ALL_BYTES else [],
-        limit_alphabet=300 if kind in ALL_BYTES else 60,
+        limit_alphabet=300 if kind in ALL_BYTES else limit_alphabet,
         show_progress=False,
     )
-    made.train_from_iterator(SENTENCES, trainer)
+    made.train_from_iterator(sentences, trainer)
     data = json.loads(made.to_str())
     data["added_tokens"] = [
         token for token in data["added_tokens"] if token["content"] not in BYTES
     ]
     made = Tokenizer.from_str(json.dumps(data))
-    if added:
-        made.add_special_tokens(SPECIAL)
-        made.add_tokens(ADDED)
+    made.add_special_tokens(special)
+    made.add_tokens(added)
     return Tokenizer.from_str(made.to_str())
 
 
@@ -142,8 +159,37 @@ class Pair:
         """Return the ids that have no text."""
         return {int(index) for index, flags in self.vocabulary.added if flags & Added.SPECIAL}
 
+    def decoded_differently(self) -> set[int]:
+        """Return the added tokens that `tokenizers` decodes in another way than llama.cpp.
+
+        It shows special tokens that are found in normalized text; transformers does not. And it
+        takes the text of an added token such as "é" for that of a byte-level piece, whose
+        characters stand for bytes.
+        """
+        found = set()
+        for index, flags in self.vocabulary.added.tolist():
+            text = self.vocabulary.pieces[index].decode()
+            is_bytes = self.vocabulary.kind == TokenizerKind.BYTE_LEVEL and not text.isascii()
+            if is_bytes and tokenizer_json.unspell(text) is not None:
+                found.add(index)
+            if self.theirs.normalizer is not None and flags & Added.NORMALIZED:
+                found.add(index)
+        return found
+
+    def comparable(self) -> list[int]:
+        """Return the ids that both decode in the same way in any order.
+
+        `tokenizers` loses a run of byte pieces if one byte is no character.
+        """
+        excluded, types = self.hidden() | self.decoded_differently(), self.vocabulary.types
+        indices = range(len(types))
+        return [i for i in indices if i not in excluded and types[i] != PieceType.BYTE]
+
 
 def pair(kind: str) -> Pair:
-    theirs = train(kind)
-    vocabulary = tokenizer_json.from_json(kind, json.loads(theirs.to_str()))
+    return pair_of(kind, train(kind))
+
+
+def pair_of(name: str, theirs: Tokenizer) -> Pair:
+    vocabulary = tokenizer_json.from_json(name, json.loads(theirs.to_str()))
     return Pair(theirs, vocabulary, FastTokenizer.of(vocabulary))

@@ -5,7 +5,8 @@
 
 #include "kernels.h"
 
-#if defined(__x86_64__)
+#if defined(SL_SCALAR_ONLY) /* for programs that need no speed and must compile fast */
+#elif defined(__x86_64__)
 #define SL_X86
 #if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
 #define SL_AVX_VNNI /* the compiler knows the 8-bit dot product in AVX */

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from storyllamas.errors import UserError
+from storyllamas.regular_file import read_regular
 from storyllamas.slm.limits import MAX_CHAT_TEMPLATE
 from storyllamas.tokenizer import tokenizer_json
 from storyllamas.vocabulary import Vocabulary
@@ -78,7 +79,7 @@ def _template(folder: Path) -> str:
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
-            return check_template(str(path), path.read_text(encoding="utf-8"))
+            return check_template(str(path), read_regular(path).decode())
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
     path = folder / "tokenizer_config.json"

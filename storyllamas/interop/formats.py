@@ -7,7 +7,8 @@ so that `params.py` can read the names.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -97,10 +98,14 @@ def import_model(
     Raises:
         UserError: the model is damaged or cannot be represented.
     """
+    from storyllamas.engine.tokenizer import FastTokenizer
     from storyllamas.interop import quantization
     from storyllamas.slm import weight_file
 
-    model = open_external(path, tokenizer)
+    with _naming(path):
+        model = open_external(path, tokenizer)
+        # The engine has the last word on a tokenizer, before a file is written that it rejects.
+        FastTokenizer.of(model.vocabulary)
     storage = quantization.suited_storage(model.config, type_name, group_size)
     storage.check()
     moments: Iterable[tuple[str, Float32]] = ()
@@ -109,7 +114,23 @@ def import_model(
 
         windows = quantization.calibration_windows(model, calibration)
         moments = input_moments(model.config, model.tensor, windows)
-    weight_file.write(out, model.config, model.vocabulary, model.tensor, storage, moments)
+    with _naming(path):
+        weight_file.write(out, model.config, model.vocabulary, model.tensor, storage, moments)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the imported file in a `UserError` that does not name it; NumPy prints no warnings."""
+    import numpy as np
+
+    try:
+        # A number that overflows becomes infinite, which the weight file rejects by name.
+        with np.errstate(all="ignore"):
+            yield
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path} cannot be imported: {error}") from None
 
 
 def open_external(path: Path, tokenizer: Path | None = None) -> InteropModel:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from storyllamas.errors import UserError
+from storyllamas.errors import DAMAGED, UserError
 from storyllamas.interop import chat_folder, gguf_bpe, rope
 from storyllamas.interop.model import (
     InteropModel,
@@ -218,7 +218,7 @@ def read(path: Path) -> InteropModel:
     where = str(path)
     try:
         values = {name: reader.fields.pop(name).contents() for name in list(reader.fields)}
-    except (ValueError, IndexError) as error:
+    except DAMAGED as error:
         raise UserError(f"a field of {path} is damaged: {error}") from None
     found = {
         tensor.name: tuple(int(size) for size in reversed(tensor.shape))
@@ -299,7 +299,7 @@ def _open(gguf: Any, path: Path) -> Any:
         reader = Reader(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, IndexError, RecursionError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} cannot be read as a GGUF file: {error}") from None
     if reader.byte_order != "I":
         raise UserError(f"{path} is big-endian: only little-endian GGUF can be imported")
@@ -367,7 +367,7 @@ def _vocabulary(where: str, values: Mapping[str, Any]) -> Vocabulary:
             byte_fallback=PieceType.BYTE in types,
             adds_bos=bool(values.get(f"{prefix}add_bos_token", True)),
         )
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+    except DAMAGED as error:
         raise UserError(f"the tokenizer in {where} is damaged: {error}") from None
     return check(where, vocabulary)
 

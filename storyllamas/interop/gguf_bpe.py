@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from storyllamas.errors import UserError
+from storyllamas.errors import DAMAGED, UserError
 from storyllamas.tokenizer.tokenizer_json import pairs, piece_text, unspell
 from storyllamas.vocabulary import (
     Added,
@@ -47,7 +47,7 @@ def read(where: str, values: Mapping[str, Any]) -> Vocabulary:
         UserError: a field is missing or damaged, or the pre-tokenizer is not one of `PRE`.
     """
     pre = values.get(f"{PREFIX}pre")
-    if pre not in PRE:
+    if not isinstance(pre, str) or pre not in PRE:
         raise UserError(
             f"{PREFIX}pre in {where} is {pre!r}, which cannot be imported; these names can: "
             f"{', '.join(PRE)}"
@@ -57,7 +57,7 @@ def read(where: str, values: Mapping[str, Any]) -> Vocabulary:
             raise UserError(f"{where} has no {PREFIX}{name}: it is damaged or has no tokenizer")
     try:
         return _read(where, values, PRE[pre])
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+    except DAMAGED as error:
         raise UserError(f"the tokenizer in {where} is damaged: {error}") from None
 
 

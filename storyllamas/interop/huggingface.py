@@ -7,7 +7,6 @@ neighbouring channels. For this reason the rows of query and key matrices are pe
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from storyllamas.atomic import write_json, write_text
-from storyllamas.errors import UserError
+from storyllamas.errors import DAMAGED, UserError
 from storyllamas.interop import chat_folder, model_card, rope, safetensors_file, tokenizer_folder
 from storyllamas.interop.model import (
     InteropModel,
@@ -366,16 +365,7 @@ def read(folder: Path) -> InteropModel:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Read config.json and add the defaults of transformers."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give a folder that transformers loads") from None
-    except RecursionError:
-        raise UserError(f"{path} cannot be read: its values are nested too deeply") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object")
+    values = tj.load(path)
     values = DEFAULTS | {name: value for name, value in values.items() if value is not None}
     scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(scaling, Mapping):
@@ -408,7 +398,7 @@ def _open_tensors(folder: Path) -> safetensors_file.TensorFiles:
 def _shards(index: Path) -> list[Path]:
     """Return the files that an index of shards names."""
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(tj.load(index)["weight_map"].values())
         return [index.with_name(name) for name in sorted(names)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except DAMAGED:
         raise UserError(f"{index} is damaged: it has no weight_map of file names") from None

@@ -30,6 +30,7 @@ from storyllamas.errors import UserError
 from storyllamas.interop.model import InteropModel, make_config, parts, stack
 from storyllamas.interop.sentencepiece import from_sentencepiece
 from storyllamas.interop.vocabulary_check import BYTE_PIECES, byte_piece, check
+from storyllamas.regular_file import read_regular
 from storyllamas.slm.limits import MAXIMA
 from storyllamas.slm.quantize import Float32, to_integers
 from storyllamas.vocabulary import SPACE, PieceType, TokenizerKind, Vocabulary
@@ -305,7 +306,7 @@ def read_tokenizer(path: Path, vocab_size: int) -> Vocabulary:
         UserError: the file is missing, damaged, or belongs to another model.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist: name the model's tokenizer.bin with --tokenizer FILE"

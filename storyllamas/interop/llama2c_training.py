@@ -6,6 +6,7 @@ It is read with torch.load and weights_only, which runs no code from the file.
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,14 +88,17 @@ def read(path: Path, tokenizer: Path | None = None) -> InteropModel:
 def _load(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """Return the weights by llama2.c's names, and model_args."""
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of old kinds of tensors
+            values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} holds other things than weights, or is damaged: only a ckpt.pt of llama2.c's "
             "train.py can be imported"
         ) from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # the documentation of pickle names no complete list
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path} cannot be read: {reason}") from None
     tensors = values.get("model") if isinstance(values, dict) else None
     arguments = values.get("model_args") if isinstance(values, dict) else None
     if not isinstance(tensors, dict) or not isinstance(arguments, dict):
@@ -103,10 +107,17 @@ def _load(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
             "imported"
         )
     weights = {
-        str(name).removeprefix(COMPILED): tensor
+        str(name).removeprefix(COMPILED): tensor.detach()
         for name, tensor in tensors.items()
         if isinstance(tensor, Tensor) and not str(name).endswith(("freqs_cos", "freqs_sin"))
     }
+    for name, tensor in weights.items():
+        is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not (is_plain and tensor.dtype.is_floating_point and tensor.ndim):
+            raise UserError(
+                f"tensor {name} in {path} is of type {tensor.dtype} and {tensor.ndim} dimensions: "
+                "only dense matrices and vectors of floating-point numbers can be imported"
+            )
     return weights, arguments
 
 

@@ -39,6 +39,9 @@ HUGGINGFACE = {
 USED = {"none": 0, "linear": 1, "llama3": 4}
 """The number of fields of `HUGGINGFACE` that each kind of scaling uses, the first ones."""
 
+MAX_ORIGINAL_CONTEXT = (1 << 32) - 1
+"""The largest context that a weight file can name."""
+
 TOLERANCE = 1e-5
 """Largest relative difference between the divisors of a file and those of fitted fields."""
 
@@ -58,14 +61,27 @@ def with_scaling(where: str, config: ModelConfig, scaling: str, **fields: Any) -
     for name, value in fields.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{name} of the rotary scaling in {where} is {value!r}, not a number")
-    whole = fields.get("rope_original_context", 0)
-    fields = {name: float(value) for name, value in fields.items()}
-    found = replace(config, rope_scaling=scaling, **fields)
-    if scaling == "llama3":
-        found = replace(found, rope_original_context=int(whole))
+    whole = fields.pop("rope_original_context", 0)
+    if not 0 <= whole <= MAX_ORIGINAL_CONTEXT or whole != int(whole):
+        raise UserError(
+            f"rope_original_context of the rotary scaling in {where} is {whole!r} and must be a "
+            f"whole number from 1 to {MAX_ORIGINAL_CONTEXT}"
+        )
+    # The weight file holds float32, in which other numbers may be equal, 0 or infinite.
+    rounded: dict[str, Any] = {name: _float32(value) for name, value in fields.items()}
+    found = replace(config, rope_scaling=scaling, rope_original_context=int(whole), **rounded)
     if found.rope_problem:
         raise UserError(f"{where} cannot be imported: {found.rope_problem}")
     return found
+
+
+def _float32(value: float) -> float:
+    """Return a number rounded to float32; too large ones are infinite."""
+    try:
+        with np.errstate(over="ignore", under="ignore"):
+            return float(np.float32(value))
+    except OverflowError:
+        return math.inf
 
 
 # ---- Hugging Face --------------------------------------------------------------------------------

@@ -15,7 +15,11 @@ from typing import Any
 import safetensors
 
 from storyllamas.errors import UserError
+from storyllamas.regular_file import open_regular
 from storyllamas.slm.quantize import Float32
+
+TYPES = ("F64", "F32", "F16", "BF16")
+"""The types of tensors that are weights; a tensor of integers needs scales."""
 
 
 class TensorFiles:
@@ -33,18 +37,31 @@ class TensorFiles:
         """
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Any] = {}
+        self._paths: dict[str, Path] = {}
         for path in paths:
             try:
+                open_regular(path).close()
                 file: Any = safetensors.safe_open(path, framework="pt")
             except (OSError, safetensors.SafetensorError) as error:
                 raise UserError(f"{path} is missing, damaged or cut short: {error}") from None
             for name in file.keys():  # noqa: SIM118, a file is no mapping
                 self._files[name] = file
+                self._paths[name] = path
                 self.shapes[name] = tuple(file.get_slice(name).get_shape())
 
     def read(self, name: str, rows: slice = slice(None)) -> Float32:
-        """Read a tensor, or some of its rows, by its name, converted to float32."""
-        value: Float32 = self._files[name].get_slice(name)[rows].float().numpy()
+        """Read a tensor, or some of its rows, by its name, converted to float32.
+
+        Raises:
+            UserError: its type is not one of `TYPES`.
+        """
+        stored = self._files[name].get_slice(name)
+        if stored.get_dtype() not in TYPES:
+            raise UserError(
+                f"tensor {name} in {self._paths[name]} has type {stored.get_dtype()}: only "
+                f"{', '.join(TYPES)} can be read"
+            )
+        value: Float32 = stored[rows].float().numpy()
         return value
 
 

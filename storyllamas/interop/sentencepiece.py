@@ -43,7 +43,7 @@ def from_sentencepiece(where: str, data: bytes) -> Vocabulary:
                 "normalization can be imported"
             )
     vocabulary = Vocabulary(
-        pieces=[piece.piece.encode(errors="surrogateescape") for piece in model.pieces],
+        pieces=[_bytes(piece.piece) for piece in model.pieces],
         scores=np.array([piece.score for piece in model.pieces], np.float32),
         types=np.array([piece.type for piece in model.pieces], np.uint8),
         unk_id=trainer.unk_id,
@@ -54,6 +54,11 @@ def from_sentencepiece(where: str, data: bytes) -> Vocabulary:
         byte_fallback=trainer.byte_fallback,
     )
     return check(where, vocabulary)
+
+
+def _bytes(text: str | bytes) -> bytes:
+    """Return the bytes of a field of text; protobuf has text that is not UTF-8 as bytes."""
+    return text if isinstance(text, bytes) else text.encode(errors="surrogateescape")
 
 
 def to_sentencepiece(vocabulary: Vocabulary) -> bytes:

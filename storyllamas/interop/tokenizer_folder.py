@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from storyllamas.errors import UserError
-from storyllamas.interop.sentencepiece import from_sentencepiece
+from storyllamas.errors import DAMAGED, UserError
 from storyllamas.tokenizer import tokenizer_json
+from storyllamas.interop.sentencepiece import from_sentencepiece
+from storyllamas.regular_file import read_regular
 from storyllamas.vocabulary import PieceType, Vocabulary
 
 
@@ -28,7 +29,7 @@ def read(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Vocabulary
     """
     path = folder / "tokenizer.model"
     if path.is_file():
-        return from_sentencepiece(str(path), path.read_bytes())
+        return from_sentencepiece(str(path), read_regular(path))
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UserError(
@@ -37,6 +38,18 @@ def read(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Vocabulary
         )
     data = tokenizer_json.load(path)
     vocabulary = padded(tokenizer_json.from_json(str(path), data), vocab_size)
+    try:
+        return _with_specials(folder, config, data, vocabulary)
+    except DAMAGED as error:
+        raise UserError(
+            f"the settings of the tokenizer in {folder} are damaged: {error!r}"
+        ) from None
+
+
+def _with_specials(
+    folder: Path, config: Mapping[str, Any], data: Mapping[str, Any], vocabulary: Vocabulary
+) -> Vocabulary:
+    """Return a vocabulary with its special ids, from the content of tokenizer.json and settings."""
     settings = _optional(folder / "special_tokens_map.json") | _optional(
         folder / "tokenizer_config.json"
     )

@@ -32,10 +32,10 @@ def check(where: str, vocabulary: Vocabulary) -> Vocabulary:
         UserError: the C engine would reject the tokenizer; the message names the piece.
     """
     count = len(vocabulary.pieces)
-    if not count == len(vocabulary.scores) == len(vocabulary.types):
+    if not (count,) == vocabulary.scores.shape == vocabulary.types.shape:
         raise UserError(
-            f"the tokenizer in {where} has {count} pieces, {len(vocabulary.scores)} scores and "
-            f"{len(vocabulary.types)} types"
+            f"the tokenizer in {where} has {count} pieces, {vocabulary.scores.size} scores and "
+            f"{vocabulary.types.size} types: there must be as many of each, in one list"
         )
     seen: set[bytes] = set()
     byte_pieces: set[bytes] = set()

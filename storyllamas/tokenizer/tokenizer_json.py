@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storyllamas.errors import UserError
+from storyllamas.errors import DAMAGED, UserError
+from storyllamas.regular_file import read_regular
 from storyllamas.vocabulary import (
     SPACE,
     Added,
@@ -204,9 +205,11 @@ def load(path: Path) -> dict[str, Any]:
         UserError: it is missing or damaged.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_regular(path).decode())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give a folder that transformers loads") from None
+    except RecursionError:
+        raise UserError(f"{path} cannot be read: its values are nested too deeply") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(data, dict):
@@ -226,7 +229,7 @@ def from_json(where: str, data: Json) -> Vocabulary:
     """
     try:
         return _from_json(where, data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except DAMAGED as error:
         raise UserError(f"the tokenizer in {where} is damaged: {error!r}") from None
 
 

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import engine_files
 from engine_files import make_vocabulary, small_config
+from ranked import KINDS, pair
 
 from storyllamas.slm.encoding import GROUP_SIZES
 from storyllamas.vocabulary import PieceType
@@ -45,9 +46,32 @@ def write_corpus(folder: Path) -> None:
     for index, prefix in enumerate((True, False)):
         vocabulary = replace(plain, types=types, dummy_prefix=prefix)
         engine_files.write(folder / f"pieces-{index}.slm", config, tensors, vocabulary)
+    _write_ranked(folder)
     template = "{% for m in messages %}<s>é{{ m.content }}</s>{% endfor %}"
     chat = replace(plain, types=types, chat_template=template, extra_eos_ids=(1, 5))
     engine_files.write(folder / "chat.slm", config, tensors, chat)
+
+
+def _write_ranked(folder: Path) -> None:
+    """Write a file with each kind of ranked tokenizer, and one with scaled rotary frequencies."""
+    for kind in KINDS:
+        vocabulary = pair(kind).vocabulary
+        config = small_config(
+            dim=2, layers=1, heads=1, kv_heads=1, head_dim=2, hidden=2,
+            vocab_size=len(vocabulary.pieces),
+        )  # fmt: skip
+        tensors = engine_files.random_tensors(config)
+        engine_files.write(folder / f"{kind.replace(' ', '-')}.slm", config, tensors, vocabulary)
+    config = small_config(dim=4, layers=1, heads=1, kv_heads=1, head_dim=4, hidden=2)
+    scaled = replace(
+        config,
+        rope_scaling="llama3",
+        rope_factor=8.0,
+        rope_low_freq_factor=1.0,
+        rope_high_freq_factor=4.0,
+        rope_original_context=16,
+    )
+    engine_files.write(folder / "scaled.slm", scaled, engine_files.random_tensors(scaled))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,47 @@
-"""`make fuzz SECONDS=60`: fuzz the weight-file reader and the tokenizer, in two processes.
+"""`make fuzz SECONDS=60`: fuzz the weight-file reader, both tokenizers and the importers.
 
-The first runs libFuzzer on tests/fuzz/weight_file.c and needs clang with its runtime; without them
-it does not run. The second compares the tokenizer with SentencePiece on random texts.
-Fails if either finds something, and leaves the input in the folder.
+libFuzzer runs tests/fuzz/weight_file.c; this needs clang with its runtime, and without them it does
+not run. The other fuzzers are in Python. As many run at a time as there are processors. Fails if
+one finds something, and leaves the input in the folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CORPUS = ROOT / "tests" / "fuzz" / "corpus" / "weight_file"
+FUZZ = ROOT / "tests" / "fuzz"
+CORPUS = FUZZ / "corpus" / "weight_file"
 SANITIZE = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
 LIMITS = ["-rss_limit_mb=3000", "-malloc_limit_mb=3000", "-timeout=30", "-max_len=65536"]
+EXECUTIONS = re.compile(r"([\d,]+) executions, seeds|number_of_executed_units: +(\d+)")
+SHOWN = 6000
+"""Characters of the output of a fuzzer that failed."""
 
 
-def build(folder: Path) -> Path | None:
-    """Build the fuzzer; return None if there is no clang that can."""
+@dataclass(frozen=True)
+class Target:
+    """A fuzzer: its name and the command that runs it."""
+
+    name: str
+    command: list[str]
+
+
+def build(folder: Path, scalar: bool) -> Path | None:
+    """Build the weight-file fuzzer; return None if there is no clang that can.
+
+    Args:
+        folder: the folder of the program.
+        scalar: build no kernels but the scalar ones, which compile much faster.
+    """
     clang = shutil.which("clang")
     if clang is None:
         return None
@@ -29,38 +49,77 @@ def build(folder: Path) -> Path | None:
     probe = folder / "probe.c"
     name = "int LLVMFuzzerTestOneInput(const char *data, long size)"
     probe.write_text(f"{name};\n{name} {{ return !data && size; }}\n")
-    compiler = [clang, "-O1", "-g", "-std=c11", *SANITIZE, "-I", str(ROOT / "csrc")]
+    compiler = [clang, "-O1", "-g1", "-std=c11", *SANITIZE, "-I", str(ROOT / "csrc")]
+    compiler += ["-DSL_SCALAR_ONLY"] * scalar
     command = [*compiler, probe, "-o", folder / "probe"]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         return None
+
+    def compile_one(source: Path) -> Path:
+        target = folder / f"{source.parent.name}-{source.stem}.o"
+        subprocess.run([*compiler, "-c", source, "-o", target], check=True)
+        return target
+
     sources = [path for path in (ROOT / "csrc").rglob("*.c") if path.name != "main.c"]
-    target = ROOT / "tests" / "fuzz" / "weight_file.c"
+    sources.sort(key=lambda path: -path.stat().st_size)  # the slow ones first
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, [FUZZ / "weight_file.c", *sources]))
     program = folder / "weight_file"
-    subprocess.run([*compiler, target, *sources, "-lm", "-pthread", "-o", program], check=True)
+    subprocess.run([*compiler, *objects, "-lm", "-pthread", "-o", program], check=True)
     return program
 
 
+def targets(folder: Path, seconds: int, program: Path | None) -> list[Target]:
+    """Return the fuzzers that run here."""
+    found = []
+    if program:
+        inputs = folder / "found"
+        inputs.mkdir(parents=True, exist_ok=True)
+        time = [f"-max_total_time={seconds}", "-print_final_stats=1"]
+        where = [f"-artifact_prefix={folder}/", str(inputs), str(CORPUS)]
+        found.append(Target("weight_file", [str(program), *LIMITS, *time, *where]))
+    for name in ("tokenizer", "ranked_tokenizer", "importers"):
+        command = [sys.executable, str(FUZZ / f"{name}.py"), "--minutes", str(seconds / 60)]
+        found.append(Target(name, [*command, "--folder", str(folder)]))
+    return found
+
+
+def run(target: Target, folder: Path) -> tuple[int, str]:
+    """Run a fuzzer; return its status and its output, which is also in a log in the folder."""
+    log = folder / f"{target.name}.log"
+    environment = os.environ | {"ASAN_OPTIONS": "allocator_may_return_null=1"}
+    with log.open("w") as file:
+        done = subprocess.run(
+            target.command, cwd=ROOT, env=environment, stdout=file, stderr=file, check=False
+        )
+    return done.returncode, log.read_text(errors="replace")
+
+
 def main() -> None:
-    """Run both fuzzers for the given time."""
+    """Run all fuzzers for the given time."""
     parser = argparse.ArgumentParser(prog="python tests/fuzz/run.py")
     parser.add_argument("--seconds", type=int, default=60, help="time of each fuzzer")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "fuzz")
+    parser.add_argument("--scalar", action="store_true", help="build only the scalar kernels")
     arguments = parser.parse_args()
-    found = arguments.folder / "found"
-    found.mkdir(parents=True, exist_ok=True)
-    minutes = ["--minutes", str(arguments.seconds / 60)]
-    commands: list[list[str]] = [[sys.executable, "tests/fuzz/tokenizer.py", *minutes]]
-    if program := build(arguments.folder):
-        time = [f"-max_total_time={arguments.seconds}", "-print_final_stats=1"]
-        where = [f"-artifact_prefix={arguments.folder}/", str(found), str(CORPUS)]
-        commands.append([str(program), *LIMITS, *time, *where])
-    else:
+    folder: Path = arguments.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    program = build(folder, arguments.scalar)
+    if program is None:
         print("clang has no libFuzzer here: the weight-file fuzzer does not run", flush=True)
-    environment = os.environ | {"ASAN_OPTIONS": "allocator_may_return_null=1"}
-    running = [subprocess.Popen(command, cwd=ROOT, env=environment) for command in commands]
-    statuses = [process.wait() for process in running]
-    if any(statuses):
-        sys.exit(f"error: a fuzzer failed; its input is in {arguments.folder}")
+    all_targets = targets(folder, arguments.seconds, program)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(lambda target: run(target, folder), all_targets))
+    failed = []
+    for target, (status, output) in zip(all_targets, results, strict=True):
+        if status:
+            failed.append(target.name)
+            print(output[-SHOWN:])
+        counts = EXECUTIONS.findall(output)
+        count = int("".join(counts[-1]).replace(",", "")) if counts else 0
+        print(f"{target.name}: {count:,} executions{' and a finding' if status else ''}")
+    if failed:
+        sys.exit(f"error: {', '.join(failed)} found something; see {folder}")
 
 
 if __name__ == "__main__":

@@ -8,91 +8,22 @@ first difference and prints the seed.
 
 from __future__ import annotations
 
-import argparse
 import io
 import random
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import rounds
 import sentencepiece
+from texts import SPACE, encode_without_cache, text_maker, word_maker
 
-from storyllamas.engine.ffi import check, ffi, lib
 from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.interop.sentencepiece import from_sentencepiece, to_sentencepiece
 from storyllamas.vocabulary import PieceType, Vocabulary
 
-SPACE = "\u2581"
 TEXTS = 400
-
-ALPHABETS = [
-    "ab",
-    "abcdefghij",
-    "etaoin shrdlu",
-    'The cat said, "Don\'t!" 0123456789',
-    " \t\n\r\v\f\u00a0\u2003\u3000\u200b",
-    "\0\1\x02\x1b\x7f\x80\u0085\u2028\u2029\ufeff\ufffd\uffff",
-    "äöüßéèñçøåžłđ",
-    "абвгдежзий",
-    "日本語中文字漢",
-    "ا ب ت ث שלום",
-    "🙂🦙👩‍👩‍👧🇩🇪❤️",
-    "e\u0301a\u0308o\u0302",
-    f" {SPACE}",
-    "<s></s><unk><0x41>",
-]
-"""Alphabets of random words; each round mixes some of them."""
-
-
-def any_character(draw: random.Random) -> str:
-    """Draw any character that is not a surrogate."""
-    top = draw.choice([0x80, 0x800, 0x10000, 0x110000])
-    point = draw.randrange(top)
-    return chr(point) if not 0xD800 <= point < 0xE000 else "\ufffd"
-
-
-def word_maker(draw: random.Random) -> Callable[[], str]:
-    """Return a function that draws a word; some words repeat."""
-    letters = "".join(draw.sample(ALPHABETS, draw.randint(1, 4))).replace("\n", "")
-    known = ["".join(draw.choices(letters, k=draw.randint(1, 8))) for _ in range(60)]
-
-    def word() -> str:
-        kind = draw.random()
-        if kind < 0.7:
-            return draw.choice(known)
-        if kind < 0.9:
-            return "".join(draw.choices(letters, k=draw.randint(1, 12)))
-        return "".join(any_character(draw) for _ in range(draw.randint(1, 4)))
-
-    return word
-
-
-def text_maker(
-    draw: random.Random, word: Callable[[], str], pieces: list[str]
-) -> Callable[[], str]:
-    """Return a function that draws a text of words, whitespace, pieces and rare long words."""
-
-    def text() -> str:
-        parts = []
-        for _ in range(int(draw.expovariate(1 / 12))):
-            kind = draw.random()
-            if kind < 0.6:
-                parts.append(word() + " ")
-            elif kind < 0.75:
-                parts.append(word())
-            elif kind < 0.85:
-                parts.append(draw.choice(" \n\t\r") * draw.randint(1, 6))
-            else:
-                parts.append(draw.choice(pieces))
-        if draw.random() < 0.02:
-            parts.append(word() * draw.randint(1, 300))
-        draw.shuffle(parts)
-        return "".join(parts)
-
-    return text
 
 
 def train(draw: random.Random, word: Callable[[], str]) -> bytes | None:
@@ -173,16 +104,6 @@ def draw_vocabulary(draw: random.Random, word: Callable[[], str]) -> Vocabulary 
     return found
 
 
-def encode_without_cache(ours: FastTokenizer, text: str) -> list[int]:
-    """Encode a text without the word cache."""
-    data = text.encode()
-    capacity = 3 * (len(data) + 1)
-    ids, count = ffi.new("int32_t[]", capacity), ffi.new("size_t *")
-    check(lib.sl_encode(ours.handle, ffi.NULL, data, len(data), ids, capacity, count))
-    encoded: list[int] = ffi.unpack(ids, count[0])
-    return encoded
-
-
 def first_difference(
     ours: FastTokenizer,
     theirs: sentencepiece.SentencePieceProcessor,
@@ -220,27 +141,5 @@ def run_round(seed: int) -> tuple[int, str]:
     return TEXTS, first_difference(FastTokenizer.of(known), theirs, texts, drawn)
 
 
-def main() -> None:
-    """Run rounds until the time is up."""
-    parser = argparse.ArgumentParser(
-        prog="python tests/fuzz/tokenizer.py", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--minutes", type=float, default=1, help="minimum time of the run")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first round")
-    arguments = parser.parse_args()
-    end = time.monotonic() + 60 * arguments.minutes
-    seed, texts, vocabularies, printed_at = arguments.seed, 0, 0, time.monotonic()
-    while time.monotonic() < end:
-        compared, found = run_round(seed)
-        if found:
-            sys.exit(f"error: seed {seed} differs from SentencePiece: {found}")
-        seed, texts, vocabularies = seed + 1, texts + compared, vocabularies + bool(compared)
-        if time.monotonic() - printed_at > 60:
-            printed_at = time.monotonic()
-            print(f"{vocabularies:,} vocabularies, {texts:,} texts: no difference", flush=True)
-    seeds = f"seeds {arguments.seed} … {seed - 1}"
-    print(f"{vocabularies:,} vocabularies, {texts:,} texts, {seeds}: no difference")
-
-
 if __name__ == "__main__":
-    main()
+    rounds.main("tokenizer.py", __doc__ or "", lambda seed, _: run_round(seed))

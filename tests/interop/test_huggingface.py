@@ -105,9 +105,10 @@ def test_shards_are_found_by_their_index(model: Path) -> None:
     after = open_external(model)
     for name in parts(before.config):
         assert np.array_equal(after.part(name), before.part(name).astype(np.float16)), name
-    (model / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(UserError, match="has no weight_map"):
-        open_external(model)
+    for text, sentence in (("[]", "is not a JSON object"), ("{}", "has no weight_map")):
+        (model / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(UserError, match=sentence):
+            open_external(model)
 
 
 def test_config_json_may_omit_defaults_and_use_old_keys(model: Path) -> None:
