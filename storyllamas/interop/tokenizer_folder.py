@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from storyllamas.errors import DAMAGED, UserError
-from storyllamas.tokenizer import tokenizer_json
 from storyllamas.interop.sentencepiece import from_sentencepiece
 from storyllamas.regular_file import read_regular
+from storyllamas.tokenizer import tokenizer_json
 from storyllamas.vocabulary import PieceType, Vocabulary
 
 
