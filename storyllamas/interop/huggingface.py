@@ -207,9 +207,11 @@ def _tokenizer_config(vocabulary: Vocabulary, context: int) -> dict[str, Any]:
 def _is_special_text_plain(vocabulary: Vocabulary) -> bool:
     """Return whether transformers should encode the name of a special piece as plain text.
 
-    It should if no prompt needs such a name: SentencePiece never reads names, and the programs that
-    run a model put BOS in front themselves.
+    It should if no prompt needs such a name. A chat template writes names, SentencePiece never
+    reads them, and the programs that run a model put BOS in front themselves.
     """
+    if vocabulary.chat_template:
+        return False
     if vocabulary.kind == TokenizerKind.SENTENCEPIECE:
         return True
     special = {int(index) for index, flags in vocabulary.added if flags & Added.SPECIAL}

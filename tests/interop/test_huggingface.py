@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 from random_models import make_config, make_source
 from safetensors.torch import load_file, save_file
 
+from storyllamas import tokenizer
 from storyllamas.errors import UserError
+from storyllamas.interop import tokenizer_folder
 from storyllamas.interop.formats import export_model, import_model, open_external
 from storyllamas.interop.huggingface import merges, to_halves
 from storyllamas.interop.model import InteropModel, parts
-from storyllamas.vocabulary import PieceType, Vocabulary
+from storyllamas.vocabulary import Added, PieceType, Vocabulary
 
 schema = pytest.importorskip("google.protobuf") and __import__(
     "sentencepiece.sentencepiece_model_pb2", fromlist=["ModelProto"]
@@ -239,6 +242,26 @@ def test_the_left_of_two_overlapping_splits_merges_first() -> None:
     types = np.array([2, 1, 1, 1, 1, 1], np.uint8)
     vocabulary = Vocabulary([piece.encode() for piece in pieces], scores, types)
     assert merges(vocabulary) == [("a", "b"), ("b", "a"), ("ab", "a"), ("a", "ba")]
+
+
+def test_transformers_reads_names_of_special_pieces_only_for_prompts_with_such_names(
+    tmp_path: Path,
+) -> None:
+    source = make_source(make_config(vocab_size=300))
+    model = tokenizer.train(["the cat sat on the mat"], 260, kind="byte_level")
+    trained = tokenizer.from_bytes(model).vocabulary()
+    plain = tokenizer_folder.padded(trained, 300)
+    user = np.array([[*row] for row in plain.added.tolist()] + [[299, Added.SPECIAL]], np.uint32)
+    for vocabulary, is_plain in (
+        (plain, True),
+        (replace(plain, chat_template="{{ messages }}"), False),
+        (replace(plain, added=user), False),
+        (source.vocabulary, True),
+    ):
+        changed = InteropModel(source.config, vocabulary, source.tensor)
+        export_model(changed, "hf", tmp_path / "hf")
+        settings = json.loads((tmp_path / "hf/tokenizer_config.json").read_text())
+        assert settings["split_special_tokens"] == is_plain
 
 
 def test_the_model_card_says_where_it_comes_from(tmp_path: Path) -> None:
