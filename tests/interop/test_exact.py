@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from itertools import islice
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from random_models import configs, make_config, make_source
+from random_texts import random_texts
 from runtimes import (
     CEngine,
     Llama2c,
@@ -115,33 +115,6 @@ def test_llama2c_rounded(tmp_path: Path, heads: int, hidden: int) -> None:
     check_rounded(tmp_path, config, Llama2cInt8, "llama2c-q8", 6e-2)
 
 
-def texts() -> list[str]:
-    """Return random mixtures of letters, spaces and Unicode characters of all kinds."""
-    chance = random.Random(0)
-    ranges = [(32, 126), (1, 0x2FF), (0x2000, 0x2FFF), (0x3000, 0xD7FF), (0xE000, 0x10FFFF)]
-    common = [
-        " ",
-        "  ",
-        "\n",
-        "\u2581",
-        "a",
-        "aa",
-        "the",
-        "<s>",
-        "</s>",
-        "<unk>",
-        "<0x41>",
-        "\t",
-        "é",
-    ]
-
-    def character() -> str:
-        is_rare = chance.random() < 0.4
-        return chr(chance.randint(*chance.choice(ranges))) if is_rare else chance.choice(common)
-
-    return ["".join(character() for _ in range(chance.randint(1, 30))) for _ in range(1500)]
-
-
 TOKENIZERS = pytest.mark.parametrize(
     ("runtime", "name", "allowed"),
     [
@@ -159,7 +132,7 @@ def test_token_ids(tmp_path: Path, runtime: type, name: str, allowed: int | None
     export_model(source, name, tmp_path / name)
     weight_file.write(tmp_path / "model.slm", config, source.vocabulary, source.tensor)
     ours, other = Engine(tmp_path / "model.slm"), runtime(tmp_path / name)
-    for text in texts()[:allowed]:
+    for text in random_texts()[:allowed]:
         if runtime is Llama2c and SPACE in text:
             continue  # U+2581 is an ordinary character in llama2.c, and a space in SentencePiece
         assert other.encode(text) == [1, *ours.encode(text)], repr(text)
