@@ -77,7 +77,7 @@ def write(path: Path, config: ModelConfig, tokenizer: Any, pre: str = "") -> Non
 
 
 def rope_divisors(config: ModelConfig) -> np.ndarray:
-    """Return the divisors of Llama 3's frequencies, computed one by one as llama.cpp's converter."""
+    """Return the divisors of Llama 3's frequencies as llama.cpp's converter does."""
     factor, low, high = (
         config.rope_factor, config.rope_low_freq_factor, config.rope_high_freq_factor,
     )  # fmt: skip

@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from storyllamas.interop.formats import import_model
 from storyllamas.interop.model import InteropModel, stack
 
 FLOAT32 = 1e-4
+PROMPT = "Once upon a time"
 TEXTS = 200
 MAX_LENGTH = 300
 
@@ -402,8 +404,37 @@ def checkpoints(folder: Path) -> list[Kind]:
     return found
 
 
-def expected_story(folder: Path) -> tuple[str, list[int]]:
-    """Return the greedy text of TinyStories-656K and its ids, prompt included."""
-    text = (folder / "TinyStories-656K.expected_t0.txt").read_text(encoding="utf-8")
-    story, _, ids = text.rstrip("\n").rpartition("\n")
-    return story.removeprefix("<|start_story|>").lstrip(), json.loads(ids)
+MAX_SIZES = {"q8": 310_000, "q4": 180_000}
+"""The largest weight files of stories260K, in bytes: its widths, 64 and 172, need small groups."""
+
+
+def sizes(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield the name, the bytes and the allowed bytes of stories260K in each quantized type."""
+    if not (folder / "stories260K-q8-group8.bin").is_file():
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary) / "model.slm"
+        for name, most in MAX_SIZES.items():
+            path, tokenizer = folder / "stories260K-q8-group8.bin", folder / "tok512.bin"
+            import_model(path, out, name, tokenizer=tokenizer)
+            yield f"stories260K in {name}", out.stat().st_size, most
+
+
+def stories(folder: Path) -> Iterator[tuple[str, bool]]:
+    """Yield the name of each model with a known greedy story, and whether it is generated.
+
+    The file has the text of the story, then its ids from BOS on as a JSON list in the last line.
+    """
+    for expected in sorted(folder.glob("*.expected_t0.txt")):
+        name = expected.name.removesuffix(".expected_t0.txt")
+        text, _, line = expected.read_text(encoding="utf-8").rstrip("\n").rpartition("\n")
+        ids = json.loads(line)
+        with tempfile.TemporaryDirectory() as temporary:
+            import_model(folder / name, Path(temporary) / "model.slm")
+            engine = Engine(Path(temporary) / "model.slm")
+            found = [engine.bos_id, *engine.encode(PROMPT)]
+            pieces = engine.generate(PROMPT, temperature=0, max_tokens=len(ids) - len(found))
+            is_equal = "".join(pieces) == text.partition(PROMPT)[2]
+            while len(found) < len(ids):
+                found.append(int(engine.logits(found)[-1].argmax()))
+        yield name, is_equal and found == ids

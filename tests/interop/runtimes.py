@@ -69,9 +69,7 @@ class Transformers:
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        self._model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32
-        )
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 
     @torch.no_grad()

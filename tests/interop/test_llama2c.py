@@ -19,9 +19,9 @@ from random_models import configs, make_config, make_source
 from storyllamas.config import ModelConfig
 from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.errors import UserError
-from storyllamas.interop import llama2c, llama2c_training
+from storyllamas.interop import llama2c
 from storyllamas.interop.formats import export_model, import_model, open_external
-from storyllamas.interop.model import InteropModel, external_name, parts
+from storyllamas.interop.model import InteropModel, parts
 from storyllamas.slm import weight_file
 from storyllamas.vocabulary import PieceType, TokenizerKind, Vocabulary
 
