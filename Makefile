@@ -117,10 +117,10 @@ bench-learning: setup ## compare the losses of recipes after the same number of 
 bench-quality: setup ## measure bits per byte of q8 and q4 by group size
 	$(BIN)/python -m bench.quality
 
-bench-tokenizer: $(VENV)/installed-bench ## compare the tokenizer with SentencePiece and Hugging Face's: CORPUS=
+bench-tokenizer: $(VENV)/installed ## compare the tokenizer with SentencePiece and Hugging Face's: CORPUS=
 	$(BIN)/python -m bench.tokenizer $(if $(CORPUS),"$$CORPUS")
 
-bench-pretokenize: $(VENV)/installed-bench ## measure the stage pretokenize on 2 GB: CORPUS=
+bench-pretokenize: $(VENV)/installed ## measure the stage pretokenize on 2 GB: CORPUS=
 	$(BIN)/python -m bench.pretokenize $(if $(CORPUS),"$$CORPUS")
 
 fuzz-tokenizer: $(VENV)/installed-dev ## compare the tokenizer with SentencePiece on random texts: MINUTES=
@@ -157,10 +157,6 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt $(ENGINE_SOURCES
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
-	@touch $@
-
-$(VENV)/installed-bench: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
 
 # Builds llama-cpp-python from source, which takes minutes and needs a C++ compiler.

@@ -179,8 +179,9 @@ def prepare(source: str, chosen: Params) -> Path:
         with atomic_file(folder / f"{part}.txt") as file:
             files.write(file, stories)
     with atomic_file(folder / "tokenizer.model") as file:
-        sample = files.sample(folder / "train.txt", chosen.tokenizer.sample_bytes)
-        file.write(tokenizer.train(sample, chosen.tokenizer.vocab_size))
+        how = chosen.tokenizer
+        sample = files.sample(folder / "train.txt", how.sample_bytes)
+        file.write(tokenizer.train(sample, how.vocab_size, how.character_coverage, how.kind))
     for part in ("train", "valid"):
         pretokenize(folder / f"{part}.txt", folder / "tokenizer.model", folder / f"{part}.bin")
     return folder

@@ -28,6 +28,7 @@ from bench import build
 from storyllamas import tokenizer
 from storyllamas.corpus import files
 from storyllamas.errors import UserError, exit_on_user_error
+from storyllamas.tokenizer.sentencepiece import SentencePieceTokenizer
 
 STAGE = """
 import sys
@@ -89,7 +90,7 @@ def run(corpus: Path, model: Path, target: Path, threads: int) -> Run:
     return Run(size, threads, found["first_byte"], found["peak_bytes"])
 
 
-def sentencepiece_speed(corpus: Path, trained: tokenizer.Tokenizer) -> float:
+def sentencepiece_speed(corpus: Path, trained: SentencePieceTokenizer) -> float:
     """Return bytes a second of SentencePiece on one thread, measured on the first stories."""
     stories = list(islice(files.read(corpus), SAMPLE_STORIES))
     began = time.perf_counter()
@@ -113,7 +114,7 @@ def measure(source: Path, folder: Path, sizes: list[int]) -> tuple[list[Run], fl
             runs.append(run(corpus, model, folder / f"{threads}.bin", threads))
         if not filecmp.cmp(folder / "1.bin", folder / "2.bin", shallow=False):
             raise UserError(f"{size:,} bytes: one thread and two threads write different tokens")
-    return runs, sentencepiece_speed(corpus, tokenizer.load(model))
+    return runs, sentencepiece_speed(corpus, SentencePieceTokenizer(model.read_bytes()))
 
 
 def _check_space(folder: Path, size: int) -> None:

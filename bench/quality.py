@@ -61,7 +61,7 @@ def rows(
     """Yield the lines of the table."""
     yield "| layers | embedding | calibrated | bits a weight | bits per byte | over float32 |"
     yield "|---|---|---|---|---|---|"
-    calibrated = calibration.input_moments(source.config, source.tensor, windows)
+    calibrated = dict(calibration.input_moments(source.config, source.tensor, windows))
     float32 = 0.0
     for storage in storages():
         variants: tuple[Mapping[str, Float32], ...] = ({},)
@@ -70,7 +70,7 @@ def rows(
         for moments in variants:
             path = folder / "model.slm"
             config, vocabulary = source.config, source.vocabulary
-            weight_file.write(path, config, vocabulary, source.tensor, storage, moments)
+            weight_file.write(path, config, vocabulary, source.tensor, storage, moments.items())
             score = evaluation.score(Engine(path), stories).bits_per_byte
             float32 = float32 or score
             bits = 8 * weight_file.read(path).tensors_bytes / source.config.parameters

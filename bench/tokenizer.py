@@ -1,13 +1,15 @@
 """`make bench-tokenizer`: compare the speed of StoryLlamas, SentencePiece and HF tokenizers.
 
 All tokenizers encode the same stories with the same vocabulary on one thread, in interleaved
-rounds. The table has the median MB/s and whether the ids equal SentencePiece's.
+rounds. The table has the median MB/s and whether the ids equal those of the first row, the library
+that trained the tokenizer.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import sys
 import time
@@ -15,8 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
+import tokenizers
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +28,9 @@ from storyllamas.corpus import files
 from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.interop.huggingface import tokenizer_json
+from storyllamas.tokenizer.base import Tokenizer
+from storyllamas.tokenizer.sentencepiece import SentencePieceTokenizer
+from storyllamas.vocabulary import TrainableKind
 
 Ids = list[list[int]]
 
@@ -66,18 +72,16 @@ def _chained(ids: Ids) -> list[int]:
     return list(itertools.chain(*ids))
 
 
-def entries(trained: tokenizer.Tokenizer, stories: Sequence[str]) -> list[Entry]:
-    """Return the installed tokenizers, SentencePiece first."""
+def entries(trained: Tokenizer, stories: Sequence[str]) -> list[Entry]:
+    """Return the tokenizers, first that of the library that trained it."""
     fast = FastTokenizer.of(trained.vocabulary())
     raw = [story.encode() for story in stories]
-    processor = trained.processor
-    found = [
-        Entry(
-            "SentencePiece",
-            lambda: processor.encode(stories, num_threads=1),
-            lambda ids: processor.decode(ids, num_threads=1),
-            _chained,
-        ),
+    peers = [_hugging_face(trained, stories)]
+    if isinstance(trained, SentencePieceTokenizer):
+        peers.insert(0, _sentencepiece(trained, stories))
+    reference, *others = peers
+    return [
+        reference,
         Entry(
             "StoryLlamas, all stories into one array",
             lambda: fast.encode_stories(raw),
@@ -90,22 +94,23 @@ def entries(trained: tokenizer.Tokenizer, stories: Sequence[str]) -> list[Entry]
             lambda ids: [fast.decode(story) for story in ids],
             _chained,
         ),
+        *others,
     ]
-    if peer := _hugging_face(trained, stories):
-        found.append(peer)
-    return found
 
 
-def _hugging_face(trained: tokenizer.Tokenizer, stories: Sequence[str]) -> Entry | None:
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
-    try:
-        import tokenizers
-    except ImportError:
-        print("warning: tokenizers is not installed: install the extra `bench`", file=sys.stderr)
-        return None
-    import json
+def _sentencepiece(trained: SentencePieceTokenizer, stories: Sequence[str]) -> Entry:
+    processor = trained.processor
+    return Entry(
+        "SentencePiece",
+        lambda: processor.encode(stories, num_threads=1),
+        lambda ids: processor.decode(ids, num_threads=1),
+        _chained,
+    )
 
+
+def _hugging_face(trained: Tokenizer, stories: Sequence[str]) -> Entry:
     peer = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(trained.vocabulary())))
+    peer.encode_special_tokens = True
     return Entry(
         f"tokenizers {tokenizers.__version__}",
         lambda: peer.encode_batch_fast(stories, add_special_tokens=False),
@@ -124,9 +129,10 @@ def _stories(path: Path, size: int) -> list[str]:
     return stories
 
 
-def _train(path: Path) -> tokenizer.Tokenizer:
+def _train(path: Path, kind: TrainableKind) -> Tokenizer:
     print(f"training a tokenizer on {path}", file=sys.stderr)
-    return tokenizer.Tokenizer(tokenizer.train(files.sample(path, 10_000_000), 4096))
+    sample = files.sample(path, 10_000_000)
+    return tokenizer.from_bytes(tokenizer.train(sample, 4096, kind=kind))
 
 
 @exit_on_user_error
@@ -143,16 +149,23 @@ def main() -> None:
         help="stories to encode",
     )
     parser.add_argument(
-        "--tokenizer", type=Path, help="SentencePiece model (default: train one on the corpus)"
+        "--tokenizer", type=Path, help="models/tokenizer.model (default: train one on the corpus)"
+    )
+    parser.add_argument(
+        "--kind",
+        choices=get_args(TrainableKind),
+        default="sentencepiece",
+        help="kind of the tokenizer to train",
     )
     parser.add_argument("--megabytes", type=float, default=10, help="size of the text to encode")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each tokenizer")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         raise UserError(f"--rounds is {arguments.rounds}: give 1 or more")
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     stories = _stories(arguments.corpus, int(1e6 * arguments.megabytes))
     given = arguments.tokenizer
-    trained = tokenizer.load(given) if given else _train(arguments.corpus)
+    trained = tokenizer.load(given) if given else _train(arguments.corpus, arguments.kind)
     competitors = entries(trained, stories)
     different = _compare(competitors)
     for _ in range(arguments.rounds):
@@ -160,11 +173,11 @@ def main() -> None:
             entry.measure()
     _show(competitors, different, sum(len(story.encode()) for story in stories), len(stories))
     if any(different[entry.name] for entry in competitors if "StoryLlamas" in entry.name):
-        sys.exit("error: the ids of StoryLlamas differ from SentencePiece's")
+        sys.exit("error: the ids of StoryLlamas differ from those of the first row")
 
 
 def _compare(competitors: Sequence[Entry]) -> dict[str, bool]:
-    """Return for each tokenizer whether its ids differ from SentencePiece's."""
+    """Return for each tokenizer whether its ids differ from those of the first."""
     found = {entry.name: entry.ids(entry.encode()) for entry in competitors}
     expected = found[competitors[0].name]
     return {name: ids != expected for name, ids in found.items()}

@@ -1,4 +1,4 @@
-"""Stage `tokenizer`: train a SentencePiece model on the training stories."""
+"""Stage `tokenizer`: train a tokenizer on the training stories."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from storyllamas.atomic import atomic_file, write_json
 from storyllamas.corpus import files
 from storyllamas.errors import exit_on_user_error
 from storyllamas.rounding import decimals
+from storyllamas.tokenizer.sentencepiece import RESERVED
 
 
 @exit_on_user_error
@@ -20,14 +21,16 @@ def main() -> None:
     def counted(stories: Iterable[str]) -> Iterator[str]:
         nonlocal reserved
         for story in stories:
-            reserved += story.count(tokenizer.RESERVED)
+            reserved += story.count(RESERVED)
             yield story
 
-    stories = counted(files.sample("data/corpus/train.txt", chosen.sample_bytes))
-    model = tokenizer.train(stories, chosen.vocab_size, chosen.character_coverage)
+    stories: Iterable[str] = files.sample("data/corpus/train.txt", chosen.sample_bytes)
+    if chosen.kind == "sentencepiece":
+        stories = counted(stories)
+    model = tokenizer.train(stories, chosen.vocab_size, chosen.character_coverage, chosen.kind)
     with atomic_file("models/tokenizer.model") as file:
         file.write(model)
-    trained = tokenizer.Tokenizer(model)
+    trained = tokenizer.from_bytes(model)
     rate = tokenizer.bytes_per_token(trained, files.read("data/corpus/valid.txt"))
     metrics = {
         "vocab_size": trained.vocab_size,

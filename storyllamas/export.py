@@ -13,6 +13,7 @@ from storyllamas.interop.model import open_model
 from storyllamas.slm import weight_file
 from storyllamas.slm.calibration import input_moments
 from storyllamas.slm.encoding import storage
+from storyllamas.slm.quantize import Float32
 from storyllamas.token_file import TokenFile
 
 
@@ -47,7 +48,7 @@ def export(
     paths: list[Path] = []
     for name in types:
         path = folder / f"{name}.slm"
-        moments = {}
+        moments: Iterable[tuple[str, Float32]] = ()
         stored = storage(name, group_sizes)
         if text and stored.layers.type.spec.calibrated:
             ids, _ = text.first_windows(windows, source.config.context)

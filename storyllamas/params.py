@@ -19,6 +19,7 @@ from storyllamas.errors import UserError
 from storyllamas.interop.formats import FORMATS
 from storyllamas.regular_file import open_regular
 from storyllamas.slm.encoding import GROUP_SIZES, SPECS, Encoding
+from storyllamas.vocabulary import TrainableKind
 from storyllamas.yaml_loader import shorten
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
@@ -66,8 +67,9 @@ class Corpus:
 
 @dataclass(frozen=True, config=_strict)
 class Tokenizer:
-    """How to train the tokenizer; 256 byte pieces and 3 special pieces are part of its size."""
+    """How to train the tokenizer; the bytes and the special pieces are part of its size."""
 
+    kind: TrainableKind
     vocab_size: Annotated[int, Field(ge=260, le=65536)]
     sample_bytes: Annotated[int, Field(ge=0)]
     character_coverage: Annotated[float, Field(gt=0, le=1)]
@@ -281,6 +283,7 @@ def parse(raw: object) -> Params:
                 f"{section}.kv_heads is {size.kv_heads}: use a divisor of heads ({size.heads})"
             )
     _check_group_sizes(file.export.group_size)
+    _check_tokenizer(file.tokenizer, file.export.formats)
     recipes = {
         (name, model): _merge_recipe(file, name, model)
         for name in file.recipes
@@ -344,6 +347,23 @@ def _show(value: object) -> str:
 def _check_key(name: str, key: str, table: Mapping[str, object], table_name: str) -> None:
     if key not in table:
         raise UserError(f"{name} is {_show(key)}: use one of {', '.join(table)} ({table_name})")
+
+
+def _check_tokenizer(chosen: Tokenizer, formats: Collection[str]) -> None:
+    """Check what one kind of tokenizer does not have, before anything is trained with it."""
+    if chosen.kind == "sentencepiece":
+        return
+    for name in formats:
+        if FORMATS[name].module == "llama2c":
+            raise UserError(
+                f"export.formats has {name} and tokenizer.kind is byte_level: llama2.c has "
+                "SentencePiece tokenizers only, so remove one of the two"
+            )
+    if chosen.character_coverage < 1:
+        raise UserError(
+            f"tokenizer.character_coverage is {chosen.character_coverage}: use 1.0, since "
+            "tokenizer.kind is byte_level, which spells every character in bytes"
+        )
 
 
 def _check_group_sizes(group_sizes: Mapping[str, int]) -> None:

@@ -23,6 +23,7 @@ from rich.progress import (
 from storyllamas import token_file, tokenizer
 from storyllamas.corpus import files
 from storyllamas.engine.tokenizer import FastTokenizer
+from storyllamas.tokenizer.base import Tokenizer
 
 _SHARD_BYTES = 1 << 20
 _SHARDS_AHEAD = 2
@@ -45,7 +46,7 @@ class Shard(NamedTuple):
 class Encoder:
     """An encoder of stories between BOS and EOS, which any number of threads may share."""
 
-    def __init__(self, trained: tokenizer.Tokenizer) -> None:
+    def __init__(self, trained: Tokenizer) -> None:
         """Take a tokenizer that has BOS and EOS."""
         self._fast = FastTokenizer.of(trained.vocabulary())
         self._bos_id, self._eos_id = trained.bos_id, trained.eos_id
@@ -88,7 +89,7 @@ def pretokenize(
 
     Args:
         corpus: a file of stories.
-        model: a SentencePiece model file.
+        model: a tokenizer's file, of any kind.
         target: the token file.
         threads: the number of threads; 0: one for each core.
 

@@ -35,7 +35,7 @@ HEADER = struct.Struct(
     "8s"  #   0 magic
     "2I"  #   8 version, vocab_size
     "3Q"  #  16 tokens, stories, text_bytes (UTF-8 bytes of the stories' text)
-    "32s"  # 40 tokenizer_digest (SHA-256 of the SentencePiece model file)
+    "32s"  # 40 tokenizer_digest (SHA-256 of the tokenizer's file)
     "Q"  #   72 checksum
 )
 CHECKSUM_OFFSET = 72

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+SPACE = "\u2581"
+"""The character that stands for a space in pieces that are not byte-level."""
 
 
 class PieceType(IntEnum):
@@ -26,6 +30,10 @@ class TokenizerKind(IntEnum):
     SENTENCEPIECE = 0
     BPE = 1
     BYTE_LEVEL = 2
+
+
+TrainableKind: TypeAlias = Literal["sentencepiece", "byte_level"]
+"""The kinds that the workflow trains, by the names that `tokenizer.kind` in params.yaml has."""
 
 
 class PreTokenizer(IntEnum):

@@ -18,7 +18,7 @@ from tokenizers import (
 )
 
 from storyllamas.engine.tokenizer import FastTokenizer
-from storyllamas.interop import tokenizer_json
+from storyllamas.tokenizer import tokenizer_json
 from storyllamas.vocabulary import Added, Vocabulary
 
 SENTENCES = [

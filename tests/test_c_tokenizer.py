@@ -340,7 +340,7 @@ def test_every_story(tinystories: Path) -> None:
         for name in ("TinyStories-train.txt", "TinyStories-valid.txt")
         for story in (tinystories / name).read_text(encoding="utf-8").split("<|endoftext|>")
     ]
-    trained = tokenizer.Tokenizer(tokenizer.train(stories[:1000], 4096))
+    trained = tokenizer.from_bytes(tokenizer.train(stories[:1000], 4096))
     ours = FastTokenizer.of(trained.vocabulary())
     expected = [trained.encode(story) for story in stories]
     assert [ours.encode(story) for story in stories] == expected

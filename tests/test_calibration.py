@@ -18,7 +18,7 @@ def test_moments_are_the_mean_square_of_every_product(tied: bool) -> None:
     config = small_config(tied=tied)
     tensors = random_tensors(config, 1)
     windows = np.random.default_rng(0).integers(0, config.vocab_size, (11, 30))
-    moments = input_moments(config, tensors.__getitem__, windows)
+    moments = dict(input_moments(config, tensors.__getitem__, windows))
     matrices = {name for name, shape in tensor_shapes(config).items() if len(shape) == 2}
     assert set(moments) == matrices - (set() if tied else {"embedding.weight"})
 

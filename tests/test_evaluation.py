@@ -13,9 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
-from engine_files import BOS, EOS
 
-from storyllamas import evaluation
+from storyllamas import evaluation, tokenizer
 from storyllamas.engine.engine import Engine
 from storyllamas.evaluation import Story
 from storyllamas.model import Llama
@@ -29,13 +28,19 @@ STORIES = [
 HOW = Generation(temperature=1.0, top_p=0.9, max_tokens=12)
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Llama]:
-    """Return the same random model in C and in PyTorch."""
+@pytest.fixture(scope="module", params=["sentencepiece", "byte_level"])
+def pair(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[Engine, Llama]:
+    """Return the same random model in C and in PyTorch, with a tokenizer of each kind."""
     config = engine_files.small_config()
     tensors = engine_files.random_tensors(config)
     path = tmp_path_factory.mktemp("evaluation") / "m.slm"
-    engine_files.write(path, config, tensors)
+    vocabulary = None
+    if request.param == "byte_level":
+        model = tokenizer.train(STORIES, config.vocab_size, kind="byte_level")
+        vocabulary = tokenizer.from_bytes(model).vocabulary()
+    engine_files.write(path, config, tensors, vocabulary)
     model = Llama(config).eval()
     model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
     return Engine(path), model
@@ -54,7 +59,7 @@ def nats(model: Llama, ids: list[int]) -> np.ndarray:
 
 def test_loss_and_bits_per_byte(pair: tuple[Engine, Llama]) -> None:
     engine, model = pair
-    framed = [[BOS, *engine.encode(story), EOS] for story in STORIES]
+    framed = [[engine.bos_id, *engine.encode(story), engine.eos_id] for story in STORIES]
     assert max(map(len, framed)) > model.config.context + 1
     each = [nats(model, ids) for ids in framed]
     score = evaluation.score(engine, STORIES)
@@ -105,7 +110,7 @@ def test_the_page_quotes_every_line() -> None:
 def test_speeds_are_positive(pair: tuple[Engine, Llama], tmp_path: Path) -> None:
     engine, model = pair
     assert evaluation.engine_speed(engine, 8) > 0
-    assert evaluation.pytorch_speed(model, [BOS], 4) > 0
+    assert evaluation.pytorch_speed(model, [engine.bos_id], 4) > 0
 
 
 def test_the_stage_needs_a_weight_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,12 @@ def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
         ("seed", True, "seed is True"),
         ("tokenizer/vocab_size", 65537, "tokenizer.vocab_size is 65537"),
         ("tokenizer/vocab_size", "4k", "tokenizer.vocab_size is '4k'"),
-        ("tokenizer/vocabsize", 4096, "tokenizer.vocabsize is unknown: use one of vocab_size"),
+        (
+            "tokenizer/vocabsize",
+            4096,
+            "vocabsize is unknown: use one of kind, vocab_size",
+        ),
+        ("tokenizer/kind", "bpe", "kind is 'bpe': input should be 'sentencepiece' or 'byte_level'"),
         ("sizes/7m/kv_heads", 3, "sizes.7m.kv_heads is 3: use a divisor of heads (8)"),
         ("sizes/2m/head_dim", 33, "sizes.2m.head_dim is 33"),
         ("sizes/2m/dims", 1, "sizes.2m.dims is unknown: use one of dim"),
@@ -98,6 +103,15 @@ def test_wrong_values_are_named(raw: dict[str, Any], path: str, value: object, n
         params.parse(edited(raw, path, value))
     assert named in str(rejected.value)
     assert "\n" not in str(rejected.value)
+
+
+def test_what_a_byte_level_tokenizer_does_not_have(raw: dict[str, Any]) -> None:
+    raw = edited(raw, "tokenizer/kind", "byte_level")
+    assert params.parse(raw).tokenizer.kind == "byte_level"
+    with pytest.raises(UserError, match=r"character_coverage is 0\.9: use 1\.0, since tokenizer"):
+        params.parse(edited(raw, "tokenizer/character_coverage", 0.9))
+    with pytest.raises(UserError, match=r"export\.formats has llama2c-q8 and tokenizer\.kind is"):
+        params.parse(edited(raw, "export/formats", ["hf", "llama2c-q8"]))
 
 
 def test_every_key_is_needed(raw: dict[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""From text to token files: compared with SentencePiece, on several threads, and as stages."""
+"""From text to token files, with tokenizers of both kinds.
+
+Compared with the library that trained the tokenizer, on several threads, and as stages.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 import yaml
 
 from storyllamas import pretokenize, token_file, tokenizer
 from storyllamas.corpus import files
 from storyllamas.errors import UserError
+from storyllamas.tokenizer.byte_level import ByteLevelTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 STORIES = [
@@ -25,11 +28,17 @@ STORIES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+NAMES = ["<s>", "</s>", "<unk>", "<|begin_of_text|>", "<|end_of_text|>"]
+"""The names of special pieces."""
+
+KINDS = ("sentencepiece", "byte_level")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A tokenizer, and a corpus whose last story has no separator."""
     folder = tmp_path_factory.mktemp("pretokenize")
-    (folder / "tokenizer.model").write_bytes(tokenizer.train(STORIES, 330))
+    (folder / "tokenizer.model").write_bytes(tokenizer.train(STORIES, 330, kind=request.param))
     (folder / "train.txt").write_text("\n<|endoftext|>\n".join(STORIES))
     return folder
 
@@ -42,14 +51,26 @@ def run(folder: Path, target: Path, threads: int) -> files.ReadCounts:
 
 def test_tokens_are_bos_story_eos(folder: Path, tmp_path: Path) -> None:
     counts = run(folder, tmp_path / "train.bin", 1)
-    model = folder / "tokenizer.model"
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    expected = processor.encode(STORIES, add_bos=True, add_eos=True)
-    file = token_file.read(tmp_path / "train.bin", tokenizer.load(model).digest)
+    trained = tokenizer.load(folder / "tokenizer.model")
+    expected = [[trained.bos_id, *trained.encode(story), trained.eos_id] for story in STORIES]
+    file = token_file.read(tmp_path / "train.bin", trained.digest)
     assert file.tokens.tolist() == list(itertools.chain(*expected))
     assert (file.vocab_size, file.stories) == (330, 400)
     assert file.text_bytes == len("".join(STORIES).encode())
     assert counts == files.ReadCounts(stories=400, text_bytes=file.text_bytes)
+
+
+def test_names_of_special_pieces_are_text(folder: Path, tmp_path: Path) -> None:
+    stories = [*NAMES, "".join(NAMES), "<|endoftext |>"]
+    (tmp_path / "train.txt").write_text("\n<|endoftext|>\n".join(stories))
+    model = folder / "tokenizer.model"
+    pretokenize.pretokenize(tmp_path / "train.txt", model, tmp_path / "train.bin", 1)
+    trained = tokenizer.load(model)
+    tokens = token_file.read(tmp_path / "train.bin").tokens
+    special = np.isin(tokens, [trained.bos_id, trained.eos_id])
+    assert tokens[special].tolist() == [trained.bos_id, trained.eos_id] * len(stories)
+    expected = [[trained.bos_id, *trained.encode(story), trained.eos_id] for story in stories]
+    assert tokens.tolist() == list(itertools.chain(*expected))
 
 
 def test_threads_do_not_change_a_bit(
@@ -115,22 +136,25 @@ def configure(folder: Path, **sections: dict[str, object]) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
-def test_stages_from_a_users_file_to_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_stages_from_a_users_file_to_tokens(tmp_path: Path, kind: str) -> None:
     (tmp_path / "mine.txt").write_text("<|endoftext|>".join(STORIES))
-    configure(
-        tmp_path, corpus={"source": "mine.txt", "valid_share": 0.1}, tokenizer={"vocab_size": 320}
-    )
+    corpus = {"source": "mine.txt", "valid_share": 0.1}
+    configure(tmp_path, corpus=corpus, tokenizer={"vocab_size": 320, "kind": kind})
     for name in ("download", "tokenizer", "pretokenize"):
         result = stage(name, tmp_path)
         assert (result.returncode, result.stderr) == (0, "")
-    digest = tokenizer.load(tmp_path / "models/tokenizer.model").digest
+    trained = tokenizer.load(tmp_path / "models/tokenizer.model")
+    assert isinstance(trained, ByteLevelTokenizer) == (kind == "byte_level")
     opened = [
-        token_file.read(tmp_path / f"data/tokens/{part}.bin", digest) for part in ("train", "valid")
+        token_file.read(tmp_path / f"data/tokens/{part}.bin", trained.digest)
+        for part in ("train", "valid")
     ]
     assert sum(file.stories for file in opened) == 400
-    assert all(np.count_nonzero(file.tokens == 1) == file.stories for file in opened)
+    assert all(np.count_nonzero(file.tokens == trained.bos_id) == file.stories for file in opened)
     metrics = json.loads((tmp_path / "metrics/tokenizer.json").read_text())
     assert metrics["vocab_size"] == 320
+    assert metrics["reserved_characters"] == 0
     text_tokens = len(opened[1].tokens) - 2 * opened[1].stories
     assert metrics["bytes_per_token"] == pytest.approx(opened[1].text_bytes / text_tokens, abs=1e-4)
 

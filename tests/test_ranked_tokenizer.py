@@ -24,8 +24,9 @@ from storyllamas.engine.engine import Engine
 from storyllamas.engine.ffi import ffi, lib
 from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.errors import UserError
-from storyllamas.interop import gguf_bpe, tokenizer_json
+from storyllamas.interop import gguf_bpe
 from storyllamas.slm import weight_file
+from storyllamas.tokenizer import tokenizer_json
 from storyllamas.vocabulary import (
     Added,
     PieceType,

@@ -13,25 +13,27 @@ from conftest import ROOT
 
 from storyllamas import tokenizer
 from storyllamas.corpus import files
+from storyllamas.tokenizer.base import ImpossibleVocabularyError
+from storyllamas.tokenizer.sentencepiece import SentencePieceTokenizer
 
 FRUITS = ["pear grape apple plum cherry"] * 50
 RESERVED = "▅"
 
 
-def pieces_of(trained: tokenizer.Tokenizer) -> set[str]:
+def pieces_of(trained: SentencePieceTokenizer) -> set[str]:
     return {trained.processor.id_to_piece(index) for index in range(trained.vocab_size)}
 
 
 def test_a_line_with_the_reserved_character_is_learned() -> None:
     stories = [*FRUITS, *[f"zebra zebra {RESERVED} zebra{RESERVED}zebra"] * 50]
-    trained = tokenizer.Tokenizer(tokenizer.train(stories, 310))
+    trained = tokenizer.from_bytes(tokenizer.train(stories, 310))
     assert "▁zebra" in pieces_of(trained)
     assert trained.decode(trained.encode(stories[-1])) == stories[-1]
 
 
 def test_a_corpus_whose_every_story_has_the_reserved_character_can_be_trained_on() -> None:
     stories = [f"{story} {RESERVED}" for story in FRUITS]
-    assert "▁cherry" in pieces_of(tokenizer.Tokenizer(tokenizer.train(stories, 295)))
+    assert "▁cherry" in pieces_of(tokenizer.from_bytes(tokenizer.train(stories, 295)))
 
 
 def test_reserved_characters_are_counted(tmp_path: Path) -> None:
@@ -58,9 +60,9 @@ def test_reserved_characters_are_counted(tmp_path: Path) -> None:
 def test_coverage_allows_fewer_pieces_than_characters() -> None:
     common = "".join(chr(0x4E00 + i) for i in range(20))
     stories = [common * 20 + chr(0x5000 + i) for i in range(100)]
-    with pytest.raises(tokenizer.ImpossibleVocabularyError, match="character_coverage"):
+    with pytest.raises(ImpossibleVocabularyError, match="character_coverage"):
         tokenizer.train(stories, 300)
-    trained = tokenizer.Tokenizer(tokenizer.train(stories, 300, character_coverage=0.99))
+    trained = tokenizer.from_bytes(tokenizer.train(stories, 300, character_coverage=0.99))
     assert set(common) <= pieces_of(trained)
     assert trained.decode(trained.encode(stories[0])) == stories[0]
 
@@ -71,7 +73,7 @@ def test_files_of_other_people(shared: Path, name: str) -> None:
     text = path.read_text(encoding="utf-8")
     stories = text.split("<|endoftext|>") if "<|endoftext|>" in text else text.split("\n")
     size, coverage = (370, 1.0) if name == "half_2585.txt" else (400, 0.5)
-    trained = tokenizer.Tokenizer(tokenizer.train(stories, size, coverage))
+    trained = tokenizer.from_bytes(tokenizer.train(stories, size, coverage))
     if name == "half_2585.txt":
         assert "▁zebra" in pieces_of(trained)
     assert trained.decode(trained.encode(stories[0].strip())) == stories[0].strip()

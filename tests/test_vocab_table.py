@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -33,8 +36,11 @@ def rows() -> list[vocab_table.Row]:
 
 
 def test_rows_equal_tokenizers_trained_one_by_one(rows: list[vocab_table.Row]) -> None:
-    for row in rows[1:3]:
-        trained = tokenizer.Tokenizer(tokenizer.train(STORIES, row.vocab_size))
+    assert [(row.vocab_size, row.kind) for row in rows] == [
+        (size, kind) for size in (260, 300, 340, 5000) for kind in ("sentencepiece", "byte_level")
+    ]
+    for row in rows[2:6]:
+        trained = tokenizer.from_bytes(tokenizer.train(STORIES, row.vocab_size, kind=row.kind))
         tokens = sum(len(trained.encode(story)) for story in HELD_OUT)
         text_bytes = len("".join(HELD_OUT).encode())
         assert row.bytes_per_token == pytest.approx(text_bytes / tokens, abs=1e-4)
@@ -48,19 +54,24 @@ def test_shares_are_those_of_the_models(rows: list[vocab_table.Row]) -> None:
     embedding = model.embedding.weight.numel()
     others = sum(parameter.numel() for parameter in model.parameters()) - embedding
     scaled = embedding / MODELS["2m"].vocab_size * 300
-    assert rows[1].embedding_share["2m"] == pytest.approx(scaled / (scaled + others), abs=1e-4)
-    assert rows[1].embedding_share["30m"] < rows[1].embedding_share["2m"]
+    for row in rows[2:4]:
+        assert row.embedding_share["2m"] == pytest.approx(scaled / (scaled + others), abs=1e-4)
+        assert row.embedding_share["30m"] < row.embedding_share["2m"]
 
 
 def test_an_impossible_size_names_the_nearest_possible_one(rows: list[vocab_table.Row]) -> None:
-    for row in (rows[0], rows[-1]):
+    impossible = [rows[0], *rows[-2:]]
+    for row in impossible:
         assert row.bytes_per_token is None
-        tokenizer.train(STORIES, row.possible)
+        tokenizer.train(STORIES, row.possible, kind=row.kind)
     text = io.StringIO()
-    vocab_table.show(rows, 340, Console(file=text, width=100))
-    assert "→ 340 " in text.getvalue()
-    assert f"260: this corpus allows at least {rows[0].possible}" in text.getvalue()
-    assert f"5,000: this corpus allows at most {rows[-1].possible}" in text.getvalue()
+    chosen = replace(params.load(ROOT / "params.yaml").tokenizer, vocab_size=340)
+    vocab_table.show(rows, chosen, Console(file=text, width=100))
+    assert re.search(r"→ 340 +sentencepiece", text.getvalue())
+    assert re.search(r"\n +340 +byte_level", text.getvalue())
+    for row, bound in zip(impossible, ("at least", "at most", "at most"), strict=True):
+        allowed = f"this corpus allows {bound} {row.possible:,}"
+        assert f"{row.vocab_size:,} {row.kind}: {allowed}" in text.getvalue()
 
 
 def test_the_report_describes_the_current_corpus(tmp_path: Path) -> None:
@@ -80,6 +91,8 @@ def test_the_report_describes_the_current_corpus(tmp_path: Path) -> None:
     ).stdout
     assert "→ 4,096" in output
     report = json.loads((tmp_path / "metrics/vocabulary.json").read_text())
-    assert [row["vocab_size"] for row in report["vocabularies"]] == list(vocab_table.SIZES)
+    assert [(row["vocab_size"], row["kind"]) for row in report["vocabularies"]] == list(
+        product(vocab_table.SIZES, vocab_table.KINDS)
+    )
     assert report["held_out_bytes"] == len("".join(HELD_OUT).encode())
     assert (tmp_path / "metrics/vocabulary.png").read_bytes().startswith(b"\x89PNG")

@@ -198,7 +198,7 @@ def test_fitted_files_hold_fitted_matrices(tmp_path: Path) -> None:
     how = storage("q4", {"q4": 16})
     vocabulary = make_vocabulary(VOCAB_SIZE)
     errors = []
-    for known in ({}, {name: moments}):
+    for known in ([], [(name, moments)]):
         path = tmp_path / "model.slm"
         weight_file.write(path, config, vocabulary, tensors.__getitem__, how, known)
         difference = weight_file.read(path).tensor(name) - tensors[name]

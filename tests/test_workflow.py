@@ -17,8 +17,10 @@ import pytest
 import yaml
 from conftest import ROOT
 from filelock import FileLock
+from tokenizers import Tokenizer
 
-from storyllamas import params
+from storyllamas import params, tokenizer
+from storyllamas.tokenizer.byte_level import ByteLevelTokenizer
 
 BIN = Path(sys.executable).parent
 
@@ -195,6 +197,30 @@ def test_a_new_vocabulary_runs_everything_after_it(workspace: Workspace) -> None
     output = workspace.run("dvc", "exp", "run", "-S", "tokenizer.vocab_size=380")
     expected = ["tokenizer", "pretokenize", "train@2m", "export", "evaluate"]
     assert stages_that_ran(output) == expected
+
+
+def test_a_byte_level_tokenizer_runs_everything_after_it(workspace: Workspace) -> None:
+    """The same metrics, samples and formats come of it; a file of the same name holds it."""
+    change = ("-S", "tokenizer.kind=byte_level", "-S", "export.formats=[hf,gguf]")
+    output = workspace.run("dvc", "exp", "run", *change)
+    assert stages_that_ran(output) == ["tokenizer", "pretokenize", "train@2m", "export", "evaluate"]
+    report = workspace.read("metrics/eval.json")
+    assert report["parity"]["max_relative_logit_error"] < 1e-4
+    assert report["parity"]["greedy_agreement"] == 1
+    # 12 steps teach either kind about as much of a byte.
+    assert report["f32"]["bits_per_byte"] == pytest.approx(
+        json.loads(workspace.run("git", "show", "HEAD:metrics/eval.json"))["f32"]["bits_per_byte"],
+        rel=0.2,
+    )
+    assert "Once upon a time" in (workspace.folder / "metrics/samples.md").read_text()
+    folder = workspace.folder / "models/2m"
+    assert (folder / "export/gguf/model.gguf").is_file()
+    trained = tokenizer.load(workspace.folder / "models/tokenizer.model")
+    assert isinstance(trained, ByteLevelTokenizer)
+    assert workspace.read("models/2m/config.json")["tokenizer_sha256"] == trained.digest.hex()
+    exported = Tokenizer.from_file(str(folder / "export/hf/tokenizer.json"))
+    story = 'Once upon a time there was 1 café.\n\n"It\'s fine," said Tom.'
+    assert exported.encode(story).ids == [trained.bos_id, *trained.encode(story)]
 
 
 def test_cleaning_clean_stories_runs_nothing_after_it(workspace: Workspace) -> None:

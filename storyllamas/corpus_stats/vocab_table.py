@@ -1,7 +1,7 @@
-"""A comparison of vocabulary sizes on the current corpus, as a table and a figure.
+"""A comparison of vocabularies on the current corpus, as a table and a figure.
 
-For each size, a tokenizer is trained as in the stage `tokenizer`, on the same training stories, and
-encodes validation stories.
+For each size and kind, a tokenizer is trained as in the stage `tokenizer`, on the same training
+stories, and encodes the same validation stories.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -21,8 +22,11 @@ from storyllamas.config import ModelConfig
 from storyllamas.corpus import files
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.rounding import decimals
+from storyllamas.tokenizer.base import ImpossibleVocabularyError
+from storyllamas.vocabulary import TrainableKind
 
 SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+KINDS: tuple[TrainableKind, ...] = get_args(TrainableKind)
 REPORT = Path("metrics/vocabulary.json")
 PICTURE = Path("metrics/vocabulary.png")
 
@@ -33,10 +37,11 @@ _HELD_OUT_BYTES = 4_000_000
 
 @dataclass(frozen=True)
 class Row:
-    """The results of one vocabulary size.
+    """The results of one vocabulary size and kind.
 
     Attributes:
-        vocab_size: number of pieces, including special and byte pieces.
+        vocab_size: number of pieces, including special pieces and bytes.
+        kind: kind of the tokenizer.
         embedding_share: share of the embedding in the parameters, 0 … 1, for each model size.
         bytes_per_token: UTF-8 bytes of held-out text per token.
         tokens_per_story: mean tokens per held-out story, without BOS and EOS.
@@ -46,6 +51,7 @@ class Row:
     """
 
     vocab_size: int
+    kind: TrainableKind
     embedding_share: dict[str, float]
     bytes_per_token: float | None = None
     tokens_per_story: float | None = None
@@ -60,7 +66,7 @@ def table(
     models: Mapping[str, ModelConfig],
     character_coverage: float = 1.0,
 ) -> list[Row]:
-    """Train a tokenizer of each size and measure it.
+    """Train a tokenizer of each size and kind and measure it.
 
     Args:
         sizes: vocabulary sizes.
@@ -69,11 +75,16 @@ def table(
         models: shapes of models by name; their `vocab_size` is ignored.
         character_coverage: as in `tokenizer.train`.
     """
-    return [_row(size, stories, held_out, models, character_coverage) for size in sizes]
+    return [
+        _row(size, kind, stories, held_out, models, character_coverage)
+        for size in sizes
+        for kind in KINDS
+    ]
 
 
 def _row(
     vocab_size: int,
+    kind: TrainableKind,
     stories: Sequence[str],
     held_out: Sequence[str],
     models: Mapping[str, ModelConfig],
@@ -82,14 +93,15 @@ def _row(
     shares = {name: _embedding_share(model, vocab_size) for name, model in models.items()}
     begin = time.perf_counter()
     try:
-        model = tokenizer.train(stories, vocab_size, character_coverage)
-    except tokenizer.ImpossibleVocabularyError as error:
-        return Row(vocab_size, shares, possible=error.nearest)
+        model = tokenizer.train(stories, vocab_size, character_coverage, kind)
+    except ImpossibleVocabularyError as error:
+        return Row(vocab_size, kind, shares, possible=error.nearest)
     seconds = time.perf_counter() - begin
-    rate = tokenizer.bytes_per_token(tokenizer.Tokenizer(model), held_out)
+    rate = tokenizer.bytes_per_token(tokenizer.from_bytes(model), held_out)
     tokens = sum(len(story.encode()) for story in held_out) / rate
     return Row(
         vocab_size=vocab_size,
+        kind=kind,
         embedding_share=shares,
         bytes_per_token=decimals(rate, 4),
         tokens_per_story=decimals(tokens / len(held_out), 1),
@@ -102,25 +114,28 @@ def _embedding_share(model: ModelConfig, vocab_size: int) -> float:
     return decimals(1 - replace(model, vocab_size=0).parameters / total, 4)
 
 
-def show(rows: Sequence[Row], chosen: int, console: Console) -> None:
-    """Print the rows; an arrow marks the chosen size."""
+def show(rows: Sequence[Row], chosen: params.Tokenizer, console: Console) -> None:
+    """Print the rows; an arrow marks the chosen size and kind."""
     page = Table(
-        *("vocabulary", "bytes per token", "tokens per story", "seconds to train"),
+        *("vocabulary", "kind", "bytes per token", "tokens per story", "seconds to train"),
         *(f"embedding in {name}" for name in rows[0].embedding_share),
         box=None,
         pad_edge=False,
     )
     for column in page.columns:
         column.justify = "right"
+    page.columns[1].min_width = max(map(len, KINDS))
     for row in rows:
-        mark = "→ " if row.vocab_size == chosen else ""
+        is_chosen = (row.vocab_size, row.kind) == (chosen.vocab_size, chosen.kind)
+        mark = "→ " if is_chosen else ""
         shares = (f"{share:.1%}" for share in row.embedding_share.values())
-        page.add_row(f"{mark}{row.vocab_size:,}", *_measured(row), *shares)
+        page.add_row(f"{mark}{row.vocab_size:,}", row.kind, *_measured(row), *shares)
     console.print(page)
     for row in rows:
         if row.possible is not None:
             bound = "at most" if row.possible < row.vocab_size else "at least"
-            console.print(f"{row.vocab_size:,}: this corpus allows {bound} {row.possible:,}")
+            name = f"{row.vocab_size:,} {row.kind}"
+            console.print(f"{name}: this corpus allows {bound} {row.possible:,}")
 
 
 def _measured(row: Row) -> tuple[str, str, str]:
@@ -131,13 +146,19 @@ def _measured(row: Row) -> tuple[str, str, str]:
 
 def draw(rows: Sequence[Row], chosen: int, target: Path) -> None:
     """Draw bytes per token, and the embedding's share of each model, over the vocabulary size."""
+    by_kind = {kind: [row for row in rows if row.kind == kind] for kind in KINDS}
+    rows = by_kind[KINDS[0]]  # the shares do not depend on the kind
     with plots.drawing(target, 2, (10, 4.2)) as (_, (rates, shares)):
-        rates.plot(
-            [row.vocab_size for row in rows],
-            [row.bytes_per_token or math.nan for row in rows],
-            marker="o",
-            color=plots.COLORS[0],
-        )
+        for style, (kind, of_kind) in zip(("-", "--"), by_kind.items(), strict=True):
+            rates.plot(
+                [row.vocab_size for row in of_kind],
+                [row.bytes_per_token or math.nan for row in of_kind],
+                linestyle=style,
+                marker="o",
+                color=plots.COLORS[0],
+                label=kind,
+            )
+        rates.legend()
         rates.set(title="Bytes of held-out text per token", ylabel="bytes per token")
         for color, name in zip(plots.COLORS[1:], rows[0].embedding_share, strict=False):
             shares.plot(
@@ -171,7 +192,7 @@ def main() -> None:
     console = Console(highlight=False)
     with console.status("training tokenizers"):
         rows = table(SIZES, stories, held_out, models, chosen.tokenizer.character_coverage)
-    show(rows, chosen.tokenizer.vocab_size, console)
+    show(rows, chosen.tokenizer, console)
     draw(rows, chosen.tokenizer.vocab_size, PICTURE)
     report = {
         "corpus": chosen.corpus.source,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from storyllamas.errors import UserError
-from storyllamas.interop import tokenizer_json
 from storyllamas.slm.limits import MAX_CHAT_TEMPLATE
+from storyllamas.tokenizer import tokenizer_json
 from storyllamas.vocabulary import Vocabulary
 
 DEFAULT = "default"

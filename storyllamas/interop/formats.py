@@ -7,7 +7,7 @@ so that `params.py` can read the names.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -103,7 +103,7 @@ def import_model(
     model = open_external(path, tokenizer)
     storage = quantization.suited_storage(model.config, type_name, group_size)
     storage.check()
-    moments: Mapping[str, Float32] = {}
+    moments: Iterable[tuple[str, Float32]] = ()
     if storage.layers.type.spec.calibrated:
         from storyllamas.slm.calibration import input_moments
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from storyllamas.errors import UserError
-from storyllamas.interop.tokenizer_json import pairs, piece_text, unspell
+from storyllamas.tokenizer.tokenizer_json import pairs, piece_text, unspell
 from storyllamas.vocabulary import (
     Added,
     PieceType,

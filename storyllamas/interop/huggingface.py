@@ -19,7 +19,6 @@ import numpy as np
 from storyllamas.atomic import write_json, write_text
 from storyllamas.errors import UserError
 from storyllamas.interop import chat_folder, model_card, rope, safetensors_file, tokenizer_folder
-from storyllamas.interop import tokenizer_json as tj
 from storyllamas.interop.model import (
     InteropModel,
     RowReader,
@@ -29,12 +28,13 @@ from storyllamas.interop.model import (
     parts,
     stack,
 )
-from storyllamas.interop.sentencepiece import SPACE, to_sentencepiece
+from storyllamas.interop.sentencepiece import to_sentencepiece
 from storyllamas.interop.vocabulary_check import MERGEABLE
 from storyllamas.rounding import shortest_float32
 from storyllamas.slm.quantize import Float32
 from storyllamas.slm.weight_file import Rows
-from storyllamas.vocabulary import PieceType, TokenizerKind, Vocabulary
+from storyllamas.tokenizer import tokenizer_json as tj
+from storyllamas.vocabulary import SPACE, Added, PieceType, TokenizerKind, Vocabulary
 
 PARTS = {
     "embedding.weight": "model.embed_tokens.weight",
@@ -201,9 +201,20 @@ def _tokenizer_config(vocabulary: Vocabulary, context: int) -> dict[str, Any]:
         **({"chat_template": vocabulary.chat_template} if vocabulary.chat_template else {}),
         "clean_up_tokenization_spaces": False,
         "model_max_length": context,
-        # Like SentencePiece, encode "<s>" in a text as plain text.
-        "split_special_tokens": vocabulary.kind == TokenizerKind.SENTENCEPIECE,
+        "split_special_tokens": _is_special_text_plain(vocabulary),
     }
+
+
+def _is_special_text_plain(vocabulary: Vocabulary) -> bool:
+    """Return whether transformers should encode the name of a special piece as plain text.
+
+    It should if no prompt needs such a name: SentencePiece never reads names, and the programs that
+    run a model put BOS in front themselves.
+    """
+    if vocabulary.kind == TokenizerKind.SENTENCEPIECE:
+        return True
+    special = {int(index) for index, flags in vocabulary.added if flags & Added.SPECIAL}
+    return special <= {vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id, vocabulary.pad_id}
 
 
 def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -28,11 +28,11 @@ import numpy.typing as npt
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop.model import InteropModel, make_config, parts, stack
-from storyllamas.interop.sentencepiece import SPACE, from_sentencepiece
+from storyllamas.interop.sentencepiece import from_sentencepiece
 from storyllamas.interop.vocabulary_check import BYTE_PIECES, byte_piece, check
 from storyllamas.slm.limits import MAXIMA
 from storyllamas.slm.quantize import Float32, to_integers
-from storyllamas.vocabulary import PieceType, TokenizerKind, Vocabulary
+from storyllamas.vocabulary import SPACE, PieceType, TokenizerKind, Vocabulary
 
 MAGIC = 0x616B3432  # "ak42"
 DIMENSIONS = struct.Struct("<7i")
@@ -99,6 +99,7 @@ def _check_representable(config: ModelConfig, vocabulary: Vocabulary) -> None:
     special = (vocabulary.unk_id, vocabulary.bos_id, vocabulary.eos_id)
     first_bytes = vocabulary.pieces[FIRST_BYTE : FIRST_BYTE + 256]
     problems = {
+        "its tokenizer is not SentencePiece's": vocabulary.kind != TokenizerKind.SENTENCEPIECE,
         f"rope_theta is {config.rope_theta:g} and must be 10000": config.rope_theta != ROPE_THETA,
         f"rope_scaling is {config.rope_scaling} and must be none": config.rope_scaling != "none",
         f"norm_eps is {config.norm_eps:g} and must be 1e-05": np.float32(config.norm_eps)
@@ -106,7 +107,6 @@ def _check_representable(config: ModelConfig, vocabulary: Vocabulary) -> None:
         f"heads * head_dim is {width} and must be dim, {config.dim}": width != config.dim,
         f"unk_id, bos_id and eos_id are {special} and must be (0, 1, 2)": special
         != (UNK_ID, BOS_ID, EOS_ID),
-        "its tokenizer is not SentencePiece's": vocabulary.kind != TokenizerKind.SENTENCEPIECE,
         "its tokenizer has no byte pieces at 3 … 258": first_bytes
         != [byte_piece(byte) for byte in range(256)],
         "its tokenizer adds no space before a text": not vocabulary.dummy_prefix,

@@ -9,9 +9,6 @@ from storyllamas.interop.packages import package
 from storyllamas.interop.vocabulary_check import check
 from storyllamas.vocabulary import Vocabulary
 
-SPACE = "\u2581"
-"""The character that a piece has for a space."""
-
 
 def from_sentencepiece(where: str, data: bytes) -> Vocabulary:
     """Read the tokenizer in the bytes of a SentencePiece model file.

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from storyllamas.errors import UserError
-from storyllamas.interop import tokenizer_json
 from storyllamas.interop.sentencepiece import from_sentencepiece
+from storyllamas.tokenizer import tokenizer_json
 from storyllamas.vocabulary import PieceType, Vocabulary
 
 

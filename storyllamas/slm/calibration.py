@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ _BATCH = 8  # windows in one forward pass
 @torch.no_grad()
 def input_moments(
     config: ModelConfig, tensor: Callable[[str], Rows], windows: npt.NDArray[np.int64]
-) -> dict[str, Float32]:
-    """Return the mean of x xᵀ over the inputs x of each matrix, on a text.
+) -> Iterator[tuple[str, Float32]]:
+    """Yield the mean of x xᵀ over the inputs x of each matrix, on a text.
 
     One layer is in memory at a time, with the hidden states of the whole text.
 
@@ -35,25 +35,29 @@ def input_moments(
         tensor: returns the tensor of a name in `tensor_shapes`, or reads its rows on demand.
         windows: ids of the text, [windows, tokens].
 
-    Returns:
-        [columns, columns] for every matrix by its name, without an embedding that is not tied.
+    Yields:
+        The name of each matrix with its moments, [columns, columns]: layer after layer, then the
+        classifier, which may be the embedding. An embedding that is not tied has none.
     """
     table = rotary_table(config)[: windows.shape[1]]
     embedded = torch.from_numpy(_embed(tensor("embedding.weight"), windows))
     hidden = list(torch.split(embedded, _BATCH))  # [batch, tokens, dim] each
-    sums: dict[str, Tensor] = {}
     for layer in range(config.layers):
+        sums: dict[str, Tensor] = {}
         block = _load(Block, f"layers.{layer}", tensor, config, 0.0)
         _add_inputs(block, f"layers.{layer}", sums)
         hidden = [block(x, table) for x in hidden]
+        for name, total in sums.items():
+            yield name, total.div_(windows.size).numpy()
     norm = _load(RMSNorm, "norm", tensor, config.dim, config.norm_eps)
+    last: dict[str, Tensor] = {}
     classifier = "embedding.weight" if config.tied else "classifier.weight"
     for x in hidden:
-        _add(sums, classifier, norm(x))
+        _add(last, classifier, norm(x))
+    total = last[classifier]
     if config.tied:
-        share = EMBEDDING_SHARE * sums[classifier].diagonal().mean()
-        sums[classifier] += share * torch.eye(config.dim)
-    return {name: total.div_(windows.size).numpy() for name, total in sums.items()}
+        total += EMBEDDING_SHARE * total.diagonal().mean() * torch.eye(config.dim)
+    yield classifier, total.div_(windows.size).numpy()
 
 
 def _embed(embedding: Rows, windows: npt.NDArray[np.int64]) -> Float32:

@@ -42,11 +42,10 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from types import MappingProxyType
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -134,7 +133,7 @@ def write(
     vocabulary: Vocabulary,
     tensor: Callable[[str], Rows],
     storage: Storage = F32,
-    moments: Mapping[str, Float32] = MappingProxyType({}),
+    moments: Iterable[tuple[str, Float32]] = (),
 ) -> None:
     """Write a weight file, a block of rows in memory at a time; it appears only when complete.
 
@@ -144,8 +143,8 @@ def write(
         vocabulary: its tokenizer, of `config.vocab_size` pieces.
         tensor: returns the tensor of a name in `tensor_shapes`, or reads its rows on demand.
         storage: how to store the matrices.
-        moments: the moments of the inputs of matrices, by name, for types that are calibrated
-            (see calibration.py).
+        moments: names of matrices with the moments of their inputs, for types that are calibrated
+            (see calibration.py); each is used before the next is taken.
 
     Raises:
         UserError: the shape of a tensor or of the tokenizer contradicts `config`, a weight is not
@@ -180,19 +179,24 @@ def write(
         config.rope_original_context,
         *chat_section.fields(vocabulary),
     )
+
+    def packed(name: str, known: Float32 | None = None) -> Iterator[bytes]:
+        value = tensor(name)
+        if value.shape != shapes[name]:
+            raise UserError(
+                f"tensor {name} has shape {value.shape}: the model needs {shapes[name]}"
+            )
+        for rows in row_blocks(value):
+            yield pack(_finite(name, rows), storage.of(name), known)
+
+    fitted = {name: [*packed(name, known)] for name, known in moments}
     with atomic_file(path, seekable=True) as file:
         writer = _Writer(file)
         writer.section([header.ljust(HEADER_BYTES, b"\0")])
         writer.section([tokenizer])
         writer.section([chat])
-        for name, shape in shapes.items():
-            value = tensor(name)
-            if value.shape != shape:
-                raise UserError(f"tensor {name} has shape {value.shape}: the model needs {shape}")
-            writer.section(
-                pack(_finite(name, rows), storage.of(name), moments.get(name))
-                for rows in row_blocks(value)
-            )
+        for name in shapes:
+            writer.section(fitted.pop(name) if name in fitted else packed(name))
         writer.finish()
 
 

@@ -23,7 +23,7 @@ import ranked
 import sentencepiece
 import torch
 from random_models import make_config, make_source
-from random_texts import random_texts
+from random_texts import is_long_assigned, random_texts
 from runtimes import Llama2c, LlamaCpp, PyTorch, Transformers, difference, is_installed
 from tokenizers import Tokenizer, processors
 
@@ -34,7 +34,7 @@ from storyllamas.interop.model import InteropModel, stack
 
 FLOAT32 = 1e-4
 PROMPT = "Once upon a time"
-TEXTS = 200
+TEXTS = (*ranked.SENTENCES, *random_texts(200))
 MAX_LENGTH = 300
 
 
@@ -47,12 +47,14 @@ class Original:
         logits: return the logits of ids, [ids, vocab_size].
         encode: return the ids of a text, after BOS if the tokenizer adds it.
         tokenizer: the tokenizer's file if it is not in the same folder.
+        texts: what to compare `encode` on.
     """
 
     path: Path
     logits: Callable[[Sequence[int]], np.ndarray]
     encode: Callable[[str], list[int]]
     tokenizer: Path | None = None
+    texts: Sequence[str] = TEXTS
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,9 @@ def compare(kind: Kind, folder: Path) -> Result:
     engine = Engine(folder / "imported.slm")
     context, size = int(engine.info["context"]), int(engine.info["vocab_size"])
     ids = np.random.default_rng(1).integers(0, size, min(context, MAX_LENGTH)).tolist()
-    texts = [*ranked.SENTENCES, *random_texts(TEXTS)]
     begin = [engine.bos_id] if engine.info["adds_bos"] else []
-    equal = sum(begin + engine.encode(text) == original.encode(text) for text in texts)
-    return Result(difference(engine.logits(ids), original.logits(ids)), equal, len(texts))
+    equal = sum(begin + engine.encode(text) == original.encode(text) for text in original.texts)
+    return Result(difference(engine.logits(ids), original.logits(ids)), equal, len(original.texts))
 
 
 # ---- Tokenizers ----------------------------------------------------------------------------------
@@ -295,7 +296,8 @@ def gguf(folder: Path, type_name: str = "", pre: str = "", **changes: Any) -> Or
         gguf_files.requantize(reference, path, type_name)
         gguf_files.requantize(path, reference, "F32")
     runtime = LlamaCpp(reference.parent)
-    return Original(path, runtime.logits, runtime.encode)
+    texts = ["".join(filter(is_long_assigned, text)) for text in TEXTS]
+    return Original(path, runtime.logits, runtime.encode, texts=texts)
 
 
 WIDE = {"dim": 256, "head_dim": 64, "hidden": 256, "layers": 1}

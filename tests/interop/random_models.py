@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from storyllamas.config import ModelConfig, tensor_shapes
 from storyllamas.interop.model import InteropModel
-from storyllamas.interop.sentencepiece import SPACE
-from storyllamas.vocabulary import PieceType, Vocabulary
+from storyllamas.vocabulary import SPACE, PieceType, Vocabulary
 
 
 def make_config(**changes: object) -> ModelConfig:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from unicodedata import ucd_3_2_0
 
 RANGES = [(32, 126), (1, 0x2FF), (0x2000, 0x2FFF), (0x3000, 0xD7FF), (0xE000, 0x10FFFF)]
 COMMON = [
     *(" ", "  ", "\n", "\u2581", "a", "aa", "the", "<s>", "</s>", "<unk>", "<0x41>", "\t", "é"),
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|endoftext|>"),
 ]  # fmt: skip
 
 
@@ -19,3 +21,8 @@ def random_texts(count: int = 1500) -> list[str]:
         return chr(chance.randint(*chance.choice(RANGES))) if is_rare else chance.choice(COMMON)
 
     return ["".join(character() for _ in range(chance.randint(1, 30))) for _ in range(count)]
+
+
+def is_long_assigned(character: str) -> bool:
+    """Return whether Unicode 3.2 has a character; llama.cpp's table is older than tokenizers'."""
+    return ucd_3_2_0.category(character) != "Cn"

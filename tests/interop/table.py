@@ -145,6 +145,8 @@ def print_table(title: str, rows: list[Row]) -> None:
         name, words = row.name, (row.format,)
         if not is_installed(row.runtime):
             print(line.format(name, *words, "not installed", "", "", "", ""))
+        elif not row.exact:
+            print(line.format(name, *words, "impossible", "", "", "", ""))
         else:
             found = f"{max(row.exact):.1e}", f"{row.allowed:.0e}", f"{max(row.lossy):.1e}"
             equal = f"{sum(row.greedy)} of {len(row.greedy)}"
@@ -161,8 +163,13 @@ def print_stories(source: InteropModel, folder: Path) -> bool:
     ids = greedy_to_end(PyTorch(path), prompt, source.config.context, engine.eos_id)
     stories["PyTorch"] = engine.decode(ids)
     for row in ROWS[1:4]:
-        if is_installed(row.runtime):
-            stories[row.name] = row.runtime(export(source, row.format, folder)[0]).generate(PROMPT)
+        if not is_installed(row.runtime):
+            continue
+        try:
+            theirs, _ = export(source, row.format, folder)
+        except UserError:
+            continue  # the format cannot represent this model
+        stories[row.name] = row.runtime(theirs).generate(PROMPT)
     print(f"\nThe greedy story:\n\n{stories['C engine']}\n")
     for name, text in stories.items():
         is_equal = text.strip() == stories["C engine"].strip()

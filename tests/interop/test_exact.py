@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from random_models import configs, make_config, make_source
-from random_texts import random_texts
+from random_texts import is_long_assigned, random_texts
 from runtimes import (
     CEngine,
     Llama2c,
@@ -23,14 +24,14 @@ from runtimes import (
     requires,
 )
 
+from storyllamas import tokenizer
 from storyllamas.config import ModelConfig
 from storyllamas.corpus import files
 from storyllamas.engine.engine import Engine
 from storyllamas.interop.formats import export_model, import_model
 from storyllamas.interop.model import InteropModel
-from storyllamas.interop.sentencepiece import SPACE
 from storyllamas.slm import weight_file
-from storyllamas.tokenizer import Tokenizer, train
+from storyllamas.vocabulary import SPACE, TokenizerKind, TrainableKind
 
 FLOAT32 = 1e-4
 
@@ -125,6 +126,15 @@ TOKENIZERS = pytest.mark.parametrize(
 )
 
 
+BYTE_LEVEL = pytest.mark.parametrize(
+    ("runtime", "name"),
+    [
+        pytest.param(Transformers, "hf", marks=requires(Transformers)),
+        pytest.param(LlamaCpp, "gguf", marks=requires(LlamaCpp)),
+    ],
+)
+
+
 @TOKENIZERS
 def test_token_ids(tmp_path: Path, runtime: type, name: str, allowed: int | None) -> None:
     config = make_config(vocab_size=1500)
@@ -138,13 +148,40 @@ def test_token_ids(tmp_path: Path, runtime: type, name: str, allowed: int | None
         assert other.encode(text) == [1, *ours.encode(text)], repr(text)
 
 
-@pytest.fixture(scope="module")
-def trained(tinystories: Path) -> InteropModel:
+def with_tokenizer(stories: Iterable[str], kind: TrainableKind, size: int) -> InteropModel:
+    """Return a random model with a tokenizer that was trained on stories."""
+    model = make_source(make_config(vocab_size=size))
+    trained = tokenizer.from_bytes(tokenizer.train(stories, size, kind=kind))
+    return InteropModel(model.config, trained.vocabulary(), model.tensor)
+
+
+@BYTE_LEVEL
+def test_a_byte_level_tokenizer(tmp_path: Path, runtime: type, name: str) -> None:
+    """Ids, logits and greedy text; and the weight file of the import has the same tokenizer."""
+    source = with_tokenizer(random_texts()[:300], "byte_level", 700)
+    theirs, vocabulary = tmp_path / name, source.vocabulary
+    export_model(source, name, theirs)
+    weight_file.write(tmp_path / "model.slm", source.config, vocabulary, source.tensor)
+    import_model(theirs / "model.gguf" if name == "gguf" else theirs, tmp_path / "back.slm")
+    ours, other = Engine(tmp_path / "model.slm"), runtime(theirs)
+    back, reference = Engine(tmp_path / "back.slm"), PyTorch(tmp_path / "back.slm")
+    assert (back.bos_id, back.eos_id) == (vocabulary.bos_id, vocabulary.eos_id)
+    for text in random_texts():
+        if name == "gguf" and not all(map(is_long_assigned, text)):
+            continue
+        ids = [vocabulary.bos_id, *ours.encode(text)]
+        assert other.encode(text) == ids, repr(text)
+        assert [back.bos_id, *back.encode(text)] == ids, repr(text)
+    ids = [vocabulary.bos_id, *ours.encode("the <|end_of_text|> a é")]
+    assert difference(other.logits(ids), reference.logits(ids)) < FLOAT32
+    assert greedy(other, ids, 5) == greedy(reference, ids, 5)
+
+
+@pytest.fixture(scope="module", params=["sentencepiece", "byte_level"])
+def trained(tinystories: Path, request: pytest.FixtureRequest) -> InteropModel:
     """Return a model with a tokenizer that was trained on real stories."""
     stories = islice(files.read(tinystories / "TinyStories-train.txt"), 4000)
-    vocabulary = Tokenizer(train(stories, 4096)).vocabulary()
-    model = make_source(make_config(vocab_size=4096))
-    return InteropModel(model.config, vocabulary, model.tensor)
+    return with_tokenizer(stories, request.param, 4096)
 
 
 @TOKENIZERS
@@ -156,9 +193,13 @@ def test_token_ids_of_real_stories(
     name: str,
     allowed: int | None,
 ) -> None:
+    if name == "llama2c" and trained.vocabulary.kind == TokenizerKind.BYTE_LEVEL:
+        pytest.skip("llama2.c has no byte-level tokenizer")
     export_model(trained, name, tmp_path / name)
     weight_file.write(tmp_path / "model.slm", trained.config, trained.vocabulary, trained.tensor)
     ours, other = Engine(tmp_path / "model.slm"), runtime(tmp_path / name)
+    if trained.vocabulary.kind == TokenizerKind.BYTE_LEVEL:
+        allowed = 1000  # slow
     for file in ("TinyStories-valid.txt", "TinyStories-train.txt"):
         for story in islice(files.read(tinystories / file), allowed):
-            assert other.encode(story) == [1, *ours.encode(story)], repr(story)
+            assert other.encode(story) == [ours.bos_id, *ours.encode(story)], repr(story)

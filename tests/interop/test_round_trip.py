@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import configs, make_config, make_source
 
+from storyllamas import tokenizer
 from storyllamas.config import tensor_shapes
+from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.errors import UserError
 from storyllamas.interop.formats import FORMATS, export_model, import_model
 from storyllamas.interop.model import InteropModel, open_model, parts
@@ -23,6 +25,16 @@ pytest.importorskip("gguf")
 pytest.importorskip("google.protobuf")
 
 PLAIN = ("llama2c", "llama2c-q8")
+
+
+STORIES = [f'Lily gave Tom {i} red balls.\n\n"It\'s here!" {"so " * (i % 5)}' for i in range(60)]
+
+
+def byte_level_source() -> InteropModel:
+    """Return a random model with a byte-level tokenizer."""
+    model = make_source(make_config(vocab_size=300))
+    trained = tokenizer.from_bytes(tokenizer.train(STORIES, 300, kind="byte_level"))
+    return InteropModel(model.config, trained.vocabulary(), model.tensor)
 
 
 def model_in(folder: Path) -> Path:
@@ -75,6 +87,24 @@ def test_a_matrix_that_fills_no_blocks_of_32_is_kept_in_f16(tmp_path: Path) -> N
     back = there_and_back(source, "gguf-q4_0", tmp_path)
     name = "layers.0.feed_forward.down.weight"  # 100 columns
     assert np.array_equal(back.part(name), source.part(name).astype(np.float16))
+
+
+@pytest.mark.parametrize("name", ["hf", "gguf"])
+def test_a_byte_level_tokenizer_keeps_its_ids(tmp_path: Path, name: str) -> None:
+    source = byte_level_source()
+    before, found = source.vocabulary, there_and_back(source, name, tmp_path).vocabulary
+    for field in ("pieces", "types", "merges", "bos_id", "eos_id", "unk_id", "adds_bos"):
+        assert np.array_equal(getattr(found, field), getattr(before, field)), field
+    ours, theirs = FastTokenizer.of(before), FastTokenizer.of(found)
+    for text in (*STORIES, *(f"{story}<|end_of_text|>é🦙\r\n\t 12345" for story in STORIES)):
+        assert theirs.encode(text) == ours.encode(text)
+        assert theirs.encode(text, special=True) == ours.encode(text, special=True)
+
+
+@pytest.mark.parametrize("name", ["llama2c", "llama2c-q8"])
+def test_llama2c_has_no_byte_level_tokenizer(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"this model: its tokenizer is not SentencePiece"):
+        export_model(byte_level_source(), name, tmp_path / name)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from storyllamas.errors import UserError
-from storyllamas.interop.sentencepiece import SPACE
 from storyllamas.vocabulary import (
+    SPACE,
     Added,
     PieceType,
     PreTokenizer,

@@ -1,4 +1,4 @@
-"""The tokenizer: SentencePiece BPE with the settings of Llama, for llama2.c and llama.cpp too.
+"""SentencePiece BPE with the settings of Llama, for llama2.c and llama.cpp too.
 
 UNK is 0, BOS is 1, EOS is 2, and there is no padding. Pieces 3…258 are the 256 bytes; they encode
 characters that are not in the training text. Text is not normalized: every space counts, and one
@@ -8,9 +8,7 @@ byte piece <0x0A>, since training sees lines.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -19,35 +17,17 @@ from itertools import chain
 import numpy as np
 import sentencepiece
 
-from storyllamas.errors import UserError
-from storyllamas.regular_file import open_regular
+from storyllamas.tokenizer.base import ImpossibleVocabularyError, Tokenizer, too_few_words
 from storyllamas.vocabulary import PieceType, Vocabulary
 
 RESERVED = "\u2585"
 """The character that SentencePiece cannot learn; it is always spelt in bytes."""
 
 
-class ImpossibleVocabularyError(UserError):
-    """A text has too few different words or too many characters for a vocabulary size.
+class SentencePieceTokenizer(Tokenizer):
+    """A trained SentencePiece tokenizer.
 
     Attributes:
-        nearest: the nearest vocabulary size that the text allows.
-    """
-
-    def __init__(self, message: str, nearest: int) -> None:
-        super().__init__(message)
-        self.nearest = nearest
-
-
-class Tokenizer:
-    """A trained tokenizer.
-
-    Attributes:
-        model: the SentencePiece model file.
-        digest: its SHA-256, 32 bytes.
-        vocab_size: number of pieces.
-        bos_id: the piece that begins a story.
-        eos_id: the piece that ends a story.
         processor: the object of the SentencePiece library.
     """
 
@@ -55,18 +35,20 @@ class Tokenizer:
         """Load the bytes of a SentencePiece model file.
 
         Raises:
-            RuntimeError: they are not a model.
+            ValueError: they are not a model.
         """
+        super().__init__(model)
         self.processor = sentencepiece.SentencePieceProcessor()
-        self.processor.load_from_serialized_proto(model)
-        self.model = model
-        self.digest = hashlib.sha256(model).digest()
-        self.vocab_size: int = self.processor.vocab_size()
-        self.bos_id: int = self.processor.bos_id()
-        self.eos_id: int = self.processor.eos_id()
+        try:
+            self.processor.load_from_serialized_proto(model)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+        self.vocab_size = self.processor.vocab_size()
+        self.bos_id = self.processor.bos_id()
+        self.eos_id = self.processor.eos_id()
 
     def encode(self, text: str) -> list[int]:
-        """Encode a text, without BOS and EOS."""
+        """Encode a text, without BOS and EOS; the name of a special piece is plain text."""
         ids: list[int] = self.processor.encode(text)
         return ids
 
@@ -97,23 +79,6 @@ class Tokenizer:
             dummy_prefix=processor.encode_as_pieces("a")[0].startswith("\u2581"),
             byte_fallback=bool((types == PieceType.BYTE).any()),
         )
-
-
-def load(path: str | os.PathLike[str]) -> Tokenizer:
-    """Read a SentencePiece model file.
-
-    Raises:
-        UserError: the file is missing or is not a SentencePiece model.
-    """
-    try:
-        with open_regular(path) as file:
-            return Tokenizer(file.read())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: run `dvc repro tokenizer`") from None
-    except RuntimeError:
-        raise UserError(
-            f"{path} is not a SentencePiece model: run `dvc repro --force tokenizer`"
-        ) from None
 
 
 def train(stories: Iterable[str], vocab_size: int, character_coverage: float = 1.0) -> bytes:
@@ -177,28 +142,15 @@ def _rare(stories: Iterable[str], coverage: float) -> set[str]:
     return rare
 
 
-def bytes_per_token(tokenizer: Tokenizer, stories: Iterable[str]) -> float:
-    """Return the UTF-8 bytes of text per token, without BOS and EOS."""
-    text_bytes = tokens = 0
-    for story in stories:
-        text_bytes += len(story.encode())
-        tokens += len(tokenizer.encode(story))
-    return text_bytes / tokens
-
-
 def _explain(error: RuntimeError, vocab_size: int) -> Exception:
     """Turn SentencePiece's two errors about the vocabulary size into messages for the user."""
-    name = f"tokenizer.vocab_size is {vocab_size}"
     if found := re.search(r"set it to a value <= (\d+)", str(error)):
-        return ImpossibleVocabularyError(
-            f"{name} and the corpus can fill only {found[1]}: "
-            f"use at most {found[1]}, or more training stories",
-            int(found[1]),
-        )
+        return too_few_words(vocab_size, int(found[1]))
     if found := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
         return ImpossibleVocabularyError(
-            f"{name} and the bytes and different characters of the corpus alone are {found[1]}: "
-            f"lower tokenizer.character_coverage, or use at least {found[1]}",
+            f"tokenizer.vocab_size is {vocab_size} and the bytes and different characters of the "
+            f"corpus alone are {found[1]}: lower tokenizer.character_coverage, or use at least "
+            f"{found[1]}",
             int(found[1]),
         )
     return error
