@@ -97,7 +97,7 @@ vocab-table: setup ## compare vocabulary sizes on the corpus: metrics/vocabulary
 test: $(VENV)/installed-dev ## run all tests
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-interop: $(VENV)/installed-interop ## compare exports with transformers, llama.cpp and, with LLAMA2C=FOLDER, llama2.c
+interop: $(VENV)/installed-interop ## compare imports and exports with transformers, llama.cpp and, with LLAMA2C=FOLDER, llama2.c
 	$(BIN)/python -m pytest tests/interop
 	$(BIN)/python tests/interop/table.py
 

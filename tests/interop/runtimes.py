@@ -10,7 +10,7 @@ import importlib.util
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from storyllamas.config import ModelConfig
 from storyllamas.engine.engine import Engine
 from storyllamas.model import Llama
 from storyllamas.slm import weight_file
@@ -32,9 +33,18 @@ class PyTorch:
 
     def __init__(self, path: Path) -> None:
         file = weight_file.read(path)
-        self._model = Llama(file.config)
-        tensors = {name: torch.tensor(tensor) for name, tensor in file.tensors()}
-        self._model.load_state_dict(tensors)
+        self._load(file.config, dict(file.tensors()))
+
+    @classmethod
+    def of(cls, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> PyTorch:
+        """Return a model with weights that are in no file."""
+        made = cls.__new__(cls)
+        made._load(config, tensors)
+        return made
+
+    def _load(self, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> None:
+        self._model = Llama(config)
+        self._model.load_state_dict({name: torch.tensor(each) for name, each in tensors.items()})
         self._model.eval()
 
     @torch.no_grad()
@@ -59,7 +69,7 @@ class Transformers:
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        self._model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 
     @torch.no_grad()
@@ -111,6 +121,7 @@ class LlamaCpp:
         return np.array(self._llama.scores[: len(ids)])
 
     def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, after BOS if the tokenizer adds it."""
         return self._llama.tokenize(text.encode(), special=False)
 
     def generate(self, prompt: str) -> str:

@@ -1,19 +1,28 @@
-"""Print the differences between PyTorch and every installed program, on random and trained models.
+"""Print how far this project and every installed program are apart, for imports and exports.
 
     python tests/interop/table.py [CHECKPOINT]
 
-CHECKPOINT is the folder of a trained model; the default is that of params.yaml, if it exists. The
-exit status is 1 if a difference is larger than the table allows.
+Imports: the C engine on the imported file, compared with the other program on its own file.
+Exports: each program on the exported file, compared with PyTorch.
+
+CHECKPOINT is the folder of a trained model; the default is that of params.yaml, if it exists.
+$STORYLLAMAS_SHARED names a folder whose checkpoints/ has models of other people; the default is
+shared/ next to the repository. The exit status is 1 if a difference is larger than allowed.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).parent.parent))  # for ranked.py
+
+import imports
 from random_models import draw_config, make_source
 from runtimes import (
     CEngine,
@@ -36,6 +45,7 @@ from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES, storage
 
 MODELS = 20
+SHARED = Path(__file__).parents[3] / "shared"
 PROMPT = "Once upon a time"
 
 
@@ -167,6 +177,40 @@ def print_stories(source: InteropModel, folder: Path) -> bool:
     return len({text.strip() for text in stories.values()}) == 1
 
 
+def print_imports(kinds: list[imports.Kind]) -> bool:
+    """Print the result for each kind of model; return whether all are good."""
+    print("\nImports: the C engine on the imported float32 file")
+    print("largest difference of logits / largest logit, from the reference on the original file\n")
+    line = "{:13} {:32} {:13} {:>10} {:>8} {:>10} {}"
+    print(line.format("format", "model", "reference", "difference", "allowed", "token ids", ""))
+    names = {Transformers: "transformers", LlamaCpp: "llama.cpp", Llama2c: "llama2.c run"}
+    is_good = True
+    for kind in kinds:
+        words = kind.format, kind.name, names.get(kind.reference, kind.reference.__name__)
+        if not kind.is_runnable:
+            print(line.format(*words, "not installed", "", "", ""))
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            result = imports.compare(kind, Path(folder))
+        found = f"{result.difference:.1e}", f"{imports.FLOAT32:.0e}"
+        equal = f"{result.equal} of {result.texts}"
+        print(line.format(*words, *found, equal, "" if result.is_good else "TOO MUCH"))
+        is_good &= result.is_good
+    return is_good
+
+
+def print_checkpoints(folder: Path) -> bool:
+    """Print what is known of models of other people; return whether it is as expected."""
+    is_good = True
+    for name, size, most in imports.sizes(folder):
+        print(f"{name}: {size:,} bytes, allowed {most:,} {'' if size <= most else 'TOO MUCH'}")
+        is_good &= size <= most
+    for name, is_equal in imports.stories(folder):
+        print(f"{name}: the greedy story is {'as expected' if is_equal else 'DIFFERENT'}")
+        is_good &= is_equal
+    return is_good
+
+
 def greedy_to_end(model: PyTorch, prompt: list[int], context: int, eos_id: int) -> list[int]:
     """Return the prompt and its greedy continuation up to EOS or the end of the context."""
     ids = list(prompt)
@@ -182,10 +226,13 @@ def empty_rows() -> list[Row]:
 
 def main() -> int:
     """Print the tables; return 0 if every difference is allowed, else 1."""
+    folder = Path(os.environ.get("STORYLLAMAS_SHARED", SHARED)) / "checkpoints"
+    is_good = print_imports(imports.kinds() + imports.checkpoints(folder))
+    is_good &= print_checkpoints(folder)
     rows = empty_rows()
     compare_random(rows)
-    print_table(f"{MODELS} random models", rows)
-    is_good = all(row.is_good for row in rows)
+    print_table(f"Exports: {MODELS} random models", rows)
+    is_good &= all(row.is_good for row in rows)
     checkpoint = Path(sys.argv[1] if len(sys.argv) > 1 else f"models/{params.load().model}")
     if not checkpoint.exists():
         print(f"\n{checkpoint} is not trained: `dvc repro train` first for a story")
@@ -195,7 +242,7 @@ def main() -> int:
         ids = np.random.default_rng(1).integers(3, source.config.vocab_size, 64).tolist()
         trained = empty_rows()
         compare(source, ids, trained, Path(folder))
-        print_table(f"The trained model {checkpoint}", trained)
+        print_table(f"Exports: the trained model {checkpoint}", trained)
         is_good &= print_stories(source, Path(folder))
     return 0 if is_good and all(row.is_good for row in trained) else 1
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from unicodedata import ucd_3_2_0
 
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from random_models import configs, make_config, make_source
+from random_texts import is_long_assigned, random_texts
 from runtimes import (
     CEngine,
     Llama2c,
@@ -117,36 +116,6 @@ def test_llama2c_rounded(tmp_path: Path, heads: int, hidden: int) -> None:
     check_rounded(tmp_path, config, Llama2cInt8, "llama2c-q8", 6e-2)
 
 
-def texts() -> list[str]:
-    """Return random mixtures of letters, spaces and Unicode characters of all kinds."""
-    chance = random.Random(0)
-    ranges = [(32, 126), (1, 0x2FF), (0x2000, 0x2FFF), (0x3000, 0xD7FF), (0xE000, 0x10FFFF)]
-    common = [
-        " ",
-        "  ",
-        "\n",
-        "\u2581",
-        "a",
-        "aa",
-        "the",
-        "<s>",
-        "</s>",
-        "<unk>",
-        "<|begin_of_text|>",
-        "<|end_of_text|>",
-        "<|endoftext|>",
-        "<0x41>",
-        "\t",
-        "é",
-    ]
-
-    def character() -> str:
-        is_rare = chance.random() < 0.4
-        return chr(chance.randint(*chance.choice(ranges))) if is_rare else chance.choice(common)
-
-    return ["".join(character() for _ in range(chance.randint(1, 30))) for _ in range(1500)]
-
-
 TOKENIZERS = pytest.mark.parametrize(
     ("runtime", "name", "allowed"),
     [
@@ -173,7 +142,7 @@ def test_token_ids(tmp_path: Path, runtime: type, name: str, allowed: int | None
     export_model(source, name, tmp_path / name)
     weight_file.write(tmp_path / "model.slm", config, source.vocabulary, source.tensor)
     ours, other = Engine(tmp_path / "model.slm"), runtime(tmp_path / name)
-    for text in texts()[:allowed]:
+    for text in random_texts()[:allowed]:
         if runtime is Llama2c and SPACE in text:
             continue  # U+2581 is an ordinary character in llama2.c, and a space in SentencePiece
         assert other.encode(text) == [1, *ours.encode(text)], repr(text)
@@ -186,15 +155,10 @@ def with_tokenizer(stories: Iterable[str], kind: TrainableKind, size: int) -> In
     return InteropModel(model.config, trained.vocabulary(), model.tensor)
 
 
-def is_long_assigned(character: str) -> bool:
-    """Return whether Unicode 3.2 has a character; llama.cpp's table is older than tokenizers'."""
-    return ucd_3_2_0.category(character) != "Cn"
-
-
 @BYTE_LEVEL
 def test_a_byte_level_tokenizer(tmp_path: Path, runtime: type, name: str) -> None:
     """Ids, logits and greedy text; and the weight file of the import has the same tokenizer."""
-    source = with_tokenizer(texts()[:300], "byte_level", 700)
+    source = with_tokenizer(random_texts()[:300], "byte_level", 700)
     theirs, vocabulary = tmp_path / name, source.vocabulary
     export_model(source, name, theirs)
     weight_file.write(tmp_path / "model.slm", source.config, vocabulary, source.tensor)
@@ -202,7 +166,7 @@ def test_a_byte_level_tokenizer(tmp_path: Path, runtime: type, name: str) -> Non
     ours, other = Engine(tmp_path / "model.slm"), runtime(theirs)
     back, reference = Engine(tmp_path / "back.slm"), PyTorch(tmp_path / "back.slm")
     assert (back.bos_id, back.eos_id) == (vocabulary.bos_id, vocabulary.eos_id)
-    for text in texts():
+    for text in random_texts():
         if name == "gguf" and not all(map(is_long_assigned, text)):
             continue
         ids = [vocabulary.bos_id, *ours.encode(text)]

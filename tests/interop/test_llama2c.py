@@ -13,53 +13,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama2c_files import checkpoint, save_training_checkpoint
 from random_models import configs, make_config, make_source
 
 from storyllamas.config import ModelConfig
 from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.errors import UserError
-from storyllamas.interop import llama2c, llama2c_training
+from storyllamas.interop import llama2c
 from storyllamas.interop.formats import export_model, import_model, open_external
-from storyllamas.interop.model import InteropModel, external_name, parts
+from storyllamas.interop.model import InteropModel, parts
 from storyllamas.slm import weight_file
 from storyllamas.vocabulary import PieceType, TokenizerKind, Vocabulary
-
-
-def floats(*arrays: np.ndarray) -> bytes:
-    return b"".join(array.astype("<f4").tobytes() for array in arrays)
-
-
-def int8(array: np.ndarray, group_size: int) -> bytes:
-    groups = array.reshape(-1, group_size)
-    scales = np.abs(groups).max(axis=1) / np.float32(127)
-    return np.round(groups / scales[:, None]).astype(np.int8).tobytes() + floats(scales)
-
-
-def checkpoint(source: InteropModel, version: int, group_size: int = 8) -> bytes:
-    """Return a checkpoint's bytes; the variables have llama2.c's names."""
-    c = source.config
-
-    def each(kind: str) -> list[np.ndarray]:
-        return [source.part(f"layers.{layer}.{kind}.weight") for layer in range(c.layers)]
-
-    attention_norm, ffn_norm = each("attention_norm"), each("feed_forward_norm")
-    wq, wk, wv, wo = (each(f"attention.{kind}") for kind in ("query", "key", "value", "output"))
-    w1, w2, w3 = (each(f"feed_forward.{kind}") for kind in ("gate", "down", "up"))
-    tok_embeddings, norm = source.part("embedding.weight"), source.part("norm.weight")
-    output = [] if c.tied else [source.part("classifier.weight")]
-    numbers = [c.dim, c.hidden, c.layers, c.heads, c.kv_heads, c.vocab_size, c.context]
-    if version == 0:
-        numbers[5] *= 1 if c.tied else -1
-        tables = np.full((2, c.context, c.head_dim // 2), np.nan)
-        first = [tok_embeddings, *attention_norm, *wq, *wk, *wv, *wo, *ffn_norm, *w1, *w2, *w3]
-        return struct.pack("<7i", *numbers) + floats(*first, norm, tables, *output)
-    start = struct.pack("<Ii7iB", 0x616B3432, version, *numbers, c.tied)
-    norms, matrices = [*attention_norm, *ffn_norm, norm], [tok_embeddings, *wq, *wk, *wv, *wo]
-    matrices += [*w1, *w2, *w3, *output]
-    if version == 1:
-        return start.ljust(256, b"\0") + floats(*norms, *matrices)
-    start = (start + struct.pack("<i", group_size)).ljust(256, b"\0")
-    return start + floats(*norms) + b"".join(int8(matrix, group_size) for matrix in matrices)
 
 
 def save(folder: Path, source: InteropModel, version: int) -> Path:
@@ -267,20 +231,6 @@ def test_a_tokenizer_may_have_no_byte_pieces(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.bin").write_bytes(struct.pack("<I", 6) + b"".join(records))
     with pytest.raises(UserError, match="has byte pieces, but not at 3 … 258"):
         llama2c.read_tokenizer(tmp_path / "tokenizer.bin", len(pieces))
-
-
-def save_training_checkpoint(path: Path, source: InteropModel) -> None:
-    """Save ckpt.pt as train.py does, of a compiled model."""
-    c = source.config
-    names = {external_name(name, llama2c_training.PARTS, "layers"): name for name in parts(c)}
-    state = {f"_orig_mod.{k}": torch.tensor(source.part(v).copy()) for k, v in names.items()}
-    if c.tied:
-        state["_orig_mod.output.weight"] = state["_orig_mod.tok_embeddings.weight"]
-    arguments = {
-        "dim": c.dim, "n_layers": c.layers, "n_heads": c.heads, "n_kv_heads": c.kv_heads,
-        "vocab_size": c.vocab_size, "multiple_of": 32, "max_seq_len": c.context, "dropout": 0.0,
-    }  # fmt: skip
-    torch.save({"model": state, "model_args": arguments, "iter_num": 7}, path)
 
 
 @pytest.mark.parametrize("tied", [True, False])
