@@ -58,6 +58,9 @@ KEYS = {
 COMPILED = "_orig_mod."
 """The prefix that torch.compile adds to names."""
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""The types of weights that are read."""
+
 
 def read(path: Path, tokenizer: Path | None = None) -> InteropModel:
     """Open a ckpt.pt.
@@ -113,10 +116,10 @@ def _load(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     }
     for name, tensor in weights.items():
         is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if not (is_plain and tensor.dtype.is_floating_point and tensor.ndim):
+        if not (is_plain and tensor.dtype in FLOATS and tensor.ndim):
             raise UserError(
                 f"tensor {name} in {path} is of type {tensor.dtype} and {tensor.ndim} dimensions: "
-                "only dense matrices and vectors of floating-point numbers can be imported"
+                "only dense matrices and vectors of 16, 32 or 64 bits a weight can be imported"
             )
     return weights, arguments
 

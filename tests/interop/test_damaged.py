@@ -192,6 +192,7 @@ def test_a_sentencepiece_piece_that_is_not_utf8(exported: Path, tmp_path: Path) 
     [
         lambda t: t.to(torch.complex64),
         lambda t: t.to(torch.int64),
+        lambda t: t.to(torch.float8_e4m3fn),
         lambda t: t.to_sparse(),
         lambda t: t.to("meta"),
         lambda t: t.reshape(-1)[0],
