@@ -98,14 +98,14 @@ def test_a_prompt_from_a_file_or_standard_input(run: Run, model: Path, tmp_path:
         expected = run(model, "--seed", 3, "-n", 5, text).stdout if "\0" not in text else None
         for end in ("\n", "\r\n"):
             path.write_bytes((text + end).encode())
-            told = run(model, "-s", 3, "-n", 5, "-f", path)
-            assert told.returncode == 0, told.stderr
-            assert told.stdout.startswith(text)
-            assert expected is None or told.stdout == expected
+            ran = run(model, "-s", 3, "-n", 5, "-f", path)
+            assert ran.returncode == 0, ran.stderr
+            assert ran.stdout.startswith(text)
+            assert expected is None or ran.stdout == expected
             for option in (["-i", "-"], ["--prompt", "-"], ["-"], ["--prompt-file", "-"]):
                 with path.open() as file:
                     piped = run(model, "-s", 3, "-n", 5, *option, stdin=file)
-                assert (piped.returncode, piped.stdout) == (0, told.stdout)
+                assert (piped.returncode, piped.stdout) == (0, ran.stdout)
     ids = numbers(run(model, "--ids", "-n", 1, "-f", path).stdout)[:-1]
     assert ids == [BOS, *Engine(model).encode("ab " * 30)]
 
@@ -120,9 +120,9 @@ def test_prompt_files_that_are_rejected(run: Run, model: Path, tmp_path: Path) -
         (["-f", path, "a"], f'the prompt is given twice: "{path}" and "a"'),
         (["-i", "a", "-f", path], f'the prompt is given twice: "a" and "{path}"'),
     ):
-        told = run(model, *arguments)
-        assert (told.returncode, told.stdout) == (1, "")
-        assert told.stderr == f"error: {sentence}\n"
+        ran = run(model, *arguments)
+        assert (ran.returncode, ran.stdout) == (1, "")
+        assert ran.stderr == f"error: {sentence}\n"
     if Path("/dev/zero").exists():
         endless = run(model, "-f", "/dev/zero").stderr
         assert endless.startswith("error: the prompt in /dev/zero has more than 67108864 bytes")
@@ -131,10 +131,10 @@ def test_prompt_files_that_are_rejected(run: Run, model: Path, tmp_path: Path) -
 def test_a_random_seed_is_printed(run: Run, model: Path) -> None:
     seeds = set()
     for option in ("-s", "--seed"):
-        told = run(model, option, "random", "-n", 20, "a")
-        line, _ = told.stderr.splitlines()
+        ran = run(model, option, "random", "-n", 20, "a")
+        line, _ = ran.stderr.splitlines()
         seeds.add(line.removeprefix("seed "))
-        assert run(model, "--seed", line.removeprefix("seed "), "-n", 20, "a").stdout == told.stdout
+        assert run(model, "--seed", line.removeprefix("seed "), "-n", 20, "a").stdout == ran.stdout
     assert len(seeds) == 2
 
 
@@ -146,10 +146,10 @@ def test_what_llama2c_has_and_this_program_has_not(run: Run, model: Path) -> Non
         (["-m", "chat", "-y", "Be kind."], "use `storyllamas chat MODEL.slm`"),
         (["-y", "Be kind."], "use `storyllamas chat MODEL.slm --system TEXT`"),
     ):
-        told = run(model, *arguments)
-        assert (told.returncode, told.stdout) == (1, "")
-        assert told.stderr.startswith("error: -")
-        assert told.stderr.endswith(f"{sentence}\n")
+        ran = run(model, *arguments)
+        assert (ran.returncode, ran.stdout) == (1, "")
+        assert ran.stderr.startswith("error: -")
+        assert ran.stderr.endswith(f"{sentence}\n")
 
 
 def test_every_option_reaches_the_sampler(run: Run, model: Path) -> None:

@@ -413,9 +413,9 @@ def test_a_pipe_gets_a_reply_for_each_line(chat_file: Path) -> None:
 def test_the_same_seed_gives_the_same_replies(tmp_path: Path) -> None:
     random_model(tmp_path / "m.slm")
     command = ("chat", tmp_path / "m.slm", "--max-tokens", 12, "--temperature", 1)
-    told = [run(*command, "--seed", seed, text=b"a\na\n") for seed in (1, 1, 2)]
-    assert told[0].returncode == 0
-    assert told[0].stdout == told[1].stdout != told[2].stdout
+    ran = [run(*command, "--seed", seed, text=b"a\na\n") for seed in (1, 1, 2)]
+    assert ran[0].returncode == 0
+    assert ran[0].stdout == ran[1].stdout != ran[2].stdout
     more = [
         run(*command, *extra, text=b"a\n").stdout
         for extra in ([], ["--system", "x"], ["--repetition-penalty", 9, "--top-k", 3])

@@ -73,8 +73,8 @@ def test_greedy_stories_of_32_bits_are_those_of_this_machine(tmp_path: Path) -> 
     engine = Engine(model)
     story = engine.generate("ab a", temperature=0, max_tokens=40)
     assert len(list(story)) > 20
-    told = call(QEMU, tmp_path / "run", model, "-t", 0, "--max-tokens", 40, "--ids", "ab a")
-    assert [*map(int, told.split())] == [engine_files.BOS, *engine.encode("ab a"), *story.ids]
+    ran = call(QEMU, tmp_path / "run", model, "-t", 0, "--max-tokens", 40, "--ids", "ab a")
+    assert [*map(int, ran.split())] == [engine_files.BOS, *engine.encode("ab a"), *story.ids]
 
 
 # ---- What a small file may take ------------------------------------------------------------------
