@@ -111,7 +111,7 @@ def _export_all(
         except UserError as error:
             if name in GROUP_SIZES:
                 raise
-            model.failures[name] = str(error).splitlines()[0]
+            model.failures[name] = str(error)
     return model
 
 

@@ -294,7 +294,7 @@ def test_failed_export_does_not_end_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fail(*arguments: object) -> None:
-        raise UserError("exit 1: no module\nand more")
+        raise UserError("exit 1: no module")
 
     monkeypatch.setattr(models, "BUILD", tmp_path)
     monkeypatch.setattr(models, "ROOT", tmp_path)
