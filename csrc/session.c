@@ -11,9 +11,9 @@
 
 enum { ALIGNMENT = 64, HUGE_FROM_BYTES = 1 << 22 };
 
-/* Keys, and values, of a sequence from which its cache has small pages. Each head has a range of
- * its own, with room for the whole context. Huge pages would take up all of it at the first token.
- */
+/* Keys, and values, of a sequence from which its cache has small pages. Each layer has a range
+ * of its own, with room for the whole context. With huge pages, the first token takes at least 2 MB
+ * in each. */
 enum { LARGE_CACHE_BYTES = 1 << 22 };
 
 /* Allocates arrays from one block of memory. A first round, with base NULL, computes the size of

@@ -424,7 +424,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument(
         "--system",
         metavar="TEXT",
-        help="what the model is told before the conversation (default: what its template says)",
+        help="system message at the start of the conversation (default: that of the template)",
     )
     _add_engine(chat)
     for name in CHAT_OPTIONS:

@@ -109,6 +109,16 @@ def test_memory_is_for_the_positions_reached(tmp_path: Path) -> None:
     assert resident_bytes(tmp_path / "run", path, "-n", 3, "a") < 128 * MIB
 
 
+def test_a_long_context_takes_memory_as_it_is_used(tmp_path: Path) -> None:
+    """With huge pages, the first token would take 4 MiB in each layer."""
+    call("make", "-C", ROOT / "csrc", "CFLAGS=-O2", f"BUILD={tmp_path}", "run")
+    config = small_config(
+        dim=2, layers=32, heads=1, kv_heads=1, head_dim=4, hidden=2, context=1 << 17
+    )
+    path = engine_files.write(tmp_path / "m.slm", config, engine_files.random_tensors(config))
+    assert resident_bytes(tmp_path / "run", path, "-n", 3, "a") < 64 * MIB
+
+
 def test_layers_are_those_that_the_file_has_room_for(tmp_path: Path) -> None:
     config = small_config()
     path = engine_files.write(tmp_path / "m.slm", config, engine_files.random_tensors(config))
