@@ -6,10 +6,13 @@ import fcntl
 import os
 import random
 import re
+import select
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,14 @@ from typing import Any
 import engine_files
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 from engine_files import BOS, EOS, make_vocabulary, small_config, word_id
 
 from storyllamas import cli
 from storyllamas.chat.conversation import Conversation, special_tokens
 from storyllamas.chat.renderer import Renderer
 from storyllamas.chat.template import render
+from storyllamas.chat.terminal import PROMPT
 from storyllamas.engine import sequence
 from storyllamas.engine.engine import Engine
 from storyllamas.engine.ffi import ffi, lib
@@ -469,22 +473,35 @@ class Terminal:
 
     def read_to(self, end: str) -> str:
         """Return what is printed up to `end`."""
+        deadline = time.monotonic() + PATIENCE
         while end not in self.text:
-            self.text += os.read(self.ours, 4096).decode()
+            assert self._read(deadline - time.monotonic()), f"no {end!r} after {self.text!r}"
         before, _, self.text = self.text.partition(end)
         return before.replace("\r\n", "\n")
+
+    def _read(self, seconds: float) -> bool:
+        """Read what is printed next; return whether anything was within so many seconds."""
+        if not select.select([self.ours], [], [], max(0, seconds))[0]:
+            return False
+        self.text += os.read(self.ours, 4096).decode()
+        return True
 
     def type(self, text: str) -> None:
         os.write(self.ours, text.encode())
 
-    def rest(self) -> str:
-        """Return what is printed until the program ends."""
-        try:
-            while data := os.read(self.ours, 4096):
-                self.text += data.decode()
-        except OSError:  # the other end is closed
-            pass
-        return self.text.replace("\r\n", "\n")
+    def press(self, key: str, end: str) -> None:
+        """Press a key until `end` is printed, or with end "" until the program ends.
+
+        Python may notice a signal between the print of a prompt and the wait for a key only at the
+        next key.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while self.process.poll() is None if end == "" else end not in self.text:
+            assert time.monotonic() < deadline, f"no end after {self.text!r}"
+            self.type(key)
+            with suppress(OSError):  # the other end is closed
+                while (end == "" or end not in self.text) and self._read(1):
+                    pass
 
 
 @pytest.fixture
@@ -507,21 +524,19 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 
 def test_ctrl_c_stops_a_reply_and_ctrl_d_ends(terminal: Terminal) -> None:
-    terminal.read_to("> ")
+    terminal.read_to(PROMPT)
     terminal.type("é\n")
-    assert terminal.read_to("> ").strip() in ("", "é")
+    assert terminal.read_to(PROMPT).strip() in ("", "é")
     terminal.type("b\n")  # the reply would take a million tokens
     terminal.read_to("ababab")
-    terminal.type("\x03")
-    terminal.read_to("> ")
-    terminal.type("half a line\x03")
-    terminal.read_to("> ")
+    terminal.press("\x03", PROMPT)
+    terminal.read_to(PROMPT)
     terminal.type("é\n")
-    terminal.read_to("> ")
-    terminal.type("\x04")
-    rest = terminal.rest()
-    assert terminal.process.wait() == 0
-    assert "Traceback" not in rest
+    terminal.read_to(PROMPT)
+    terminal.press("\x03", PROMPT)
+    terminal.press("\x04", "")
+    assert terminal.process.returncode == 0
+    assert "Traceback" not in terminal.text
 
 
 def test_a_seed_for_generate(chat_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
