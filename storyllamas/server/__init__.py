@@ -1,0 +1,1 @@
+"""Serving stories to many clients at once."""

@@ -1,0 +1,170 @@
+"""One thread that generates the sequences of all clients in one batched session."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from storyllamas.engine.engine import Engine, make_options
+from storyllamas.engine.ffi import check, ffi, lib, string, utf8
+from storyllamas.errors import UserError
+
+
+class QueueFullError(UserError):
+    """As many sequences wait as may wait."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A generated token.
+
+    Attributes:
+        text: the text of the token; it may be empty.
+        id: the token; -1: the sequence stopped without one.
+        stop: why the sequence ends here, as in `Story.stop`; "" while it is running.
+        error: a message if the sequence failed, else "".
+    """
+
+    text: str = ""
+    id: int = -1
+    stop: str = ""
+    error: str = ""
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A sequence of a client; `cancel` ends it before the next token."""
+
+    prompt: str
+    options: Any
+    deliver: Callable[[Piece], None]
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def cancel(self) -> None:
+        """Free the slot before the next token; a second call is a no-op."""
+        self.cancelled.set()
+
+
+class Worker:
+    """A thread with a session of several slots, which sequences join and leave.
+
+    Each sequence is the one that `Engine.generate` gives for its prompt and options.
+    """
+
+    def __init__(self, engine: Engine, slots: int, max_waiting: int) -> None:
+        """Start the thread.
+
+        Args:
+            engine: the model.
+            slots: the number of sequences that are generated at a time, 1 … 256.
+            max_waiting: the number of further sequences that may wait for a slot; 0 and up.
+
+        Raises:
+            UserError: slots is out of its range.
+        """
+        if not 1 <= slots <= lib.SL_MAX_SLOTS:
+            raise UserError(f"slots is {slots} and must be 1 to {lib.SL_MAX_SLOTS}")
+        self._session = engine._new_session(slots)
+        self._pieces = ffi.new("sl_piece[]", slots)
+        self._capacity = slots + max_waiting
+        self._changed = threading.Condition()
+        self._waiting: deque[Sequence] = deque()
+        self._running: dict[int, Sequence] = {}  # by slot
+        self._free = list(reversed(range(slots)))
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, prompt: str, deliver: Callable[[Piece], None], **options: float | None
+    ) -> Sequence:
+        """Add a sequence.
+
+        Args:
+            prompt: the beginning of the story.
+            deliver: gets each piece in the thread of the worker; it must not block.
+            **options: as for `Engine.generate`.
+
+        Raises:
+            QueueFullError: too many sequences wait.
+            UserError: the worker is closed, or an option is not a number.
+        """
+        sequence = Sequence(prompt, make_options(options), deliver)
+        with self._changed:
+            if self._closed:
+                raise UserError("the server is stopping: send the request again later")
+            if len(self._waiting) + len(self._running) >= self._capacity:
+                raise QueueFullError(f"{self._capacity} sequences are in progress: try again later")
+            self._waiting.append(sequence)
+            self._changed.notify()
+        return sequence
+
+    def close(self) -> None:
+        """End all sequences and the thread; a second call is a no-op."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._waiting or self._running)
+                if self._closed:
+                    break
+                self._drop_cancelled()
+                failed = self._fill_slots()
+            for sequence, message in failed:
+                sequence.deliver(Piece(error=message))
+            if self._running:
+                self._step()
+        for sequence in [*self._running.values(), *self._waiting]:
+            sequence.deliver(Piece(error="the server is stopping: send the request again later"))
+
+    def _drop_cancelled(self) -> None:
+        self._waiting = deque(each for each in self._waiting if not each.cancelled.is_set())
+        for slot, sequence in list(self._running.items()):
+            if sequence.cancelled.is_set():
+                self._release(slot)
+                # A sequence of one token takes the place of the old one, which ends it.
+                options = make_options({"max_tokens": 1})
+                check(lib.sl_start_slot_ids(self._session, slot, [0], 1, ffi.addressof(options)))
+
+    def _fill_slots(self) -> list[tuple[Sequence, str]]:
+        """Start waiting sequences; return those that cannot start, and why."""
+        failed = []
+        while self._waiting and self._free:
+            sequence = self._waiting.popleft()
+            slot = self._free[-1]
+            try:
+                text = utf8(sequence.prompt)
+                options = ffi.addressof(sequence.options)
+                check(lib.sl_start_slot(self._session, slot, text, len(text), options))
+            except UserError as error:
+                failed.append((sequence, str(error)))
+            else:
+                self._running[self._free.pop()] = sequence
+        return failed
+
+    def _step(self) -> None:
+        status = lib.sl_step(self._session, self._pieces)
+        message = string(lib.sl_error()) if status else ""
+        for slot, sequence in list(self._running.items()):
+            piece = self._pieces[slot]
+            failed = bool(status) and (status != lib.SL_ERROR_NUMBER or piece.stop == lib.SL_IDLE)
+            if failed or piece.stop:
+                with self._changed:
+                    self._release(slot)
+            if failed:
+                sequence.deliver(Piece(error=message))
+                continue
+            text = bytes(ffi.buffer(piece.text, piece.length)).decode()
+            stop = string(lib.sl_stop_name(piece.stop)) if piece.stop else ""
+            sequence.deliver(Piece(text, piece.id, stop))
+
+    def _release(self, slot: int) -> None:
+        del self._running[slot]
+        self._free.append(slot)
