@@ -14,7 +14,7 @@ from engine_files import small_config
 from storyllamas.engine.engine import Engine, kernel_sets
 
 STRICT = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-pedantic", "-Werror"]
-COMPILERS = ["cc", "gcc", "clang"]
+COMPILERS = ["cc", "clang"]
 
 PROGRAM = """
 #include <stdio.h>
