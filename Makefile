@@ -147,7 +147,7 @@ clean: ## delete builds and caches; keep models, data and .venv
 	find storyllamas stages bench tests -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '.*.tmp' -not -path './.git/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-ENGINE_SOURCES := setup.py storyllamas/engine/build.py $(wildcard csrc/*.[ch] csrc/*/*.[ch])
+ENGINE_SOURCES := setup.py storyllamas/engine/build.py $(filter-out csrc/build/%,$(wildcard csrc/*.[ch] csrc/*/*.[ch]))
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

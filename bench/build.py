@@ -13,13 +13,14 @@ from functools import cache
 from pathlib import Path
 
 from bench import processor
+from storyllamas.engine.build import library_files, source_files
 from storyllamas.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
 BUILD = ROOT / "build" / "bench"
-ENGINE_SOURCES = sorted(ROOT.glob("csrc/**/*.c"))
-LIBRARY = [path for path in ENGINE_SOURCES if path.name != "main.c"]
+ENGINE_SOURCES = source_files("c")
+LIBRARY = library_files()
 
 STANDARD = ["-std=c11", "-O3", "-pthread"]
 ENGINE = [*STANDARD, f"-I{ROOT / 'csrc'}"]

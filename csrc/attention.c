@@ -98,7 +98,7 @@ void sl_prefetch_cache(const sl_model *model, const sl_kv_cache *cache, size_t l
 }
 
 /* Return the index of element d of a position in the matrix of keys, and of values. */
-static size_t key_at(const sl_info *info, size_t position, size_t d) {
+static size_t key_index(const sl_info *info, size_t position, size_t d) {
     return position / SL_TILE_ROWS * key_stride(info) + d * SL_TILE_ROWS + position % SL_TILE_ROWS;
 }
 
@@ -109,7 +109,7 @@ static size_t value_at(const sl_info *info, size_t position, size_t d) {
 static void store_f32(const sl_info *info, float *keys, float *values, size_t position,
                       const float *key, const float *value) {
     for (size_t d = 0; d < info->head_dim; d++) {
-        keys[key_at(info, position, d)] = key[d];
+        keys[key_index(info, position, d)] = key[d];
         values[value_at(info, position, d)] = value[d];
     }
 }
@@ -119,7 +119,7 @@ static void store_f16(const sl_model *model, const sl_attention_scratch *scratch
     const sl_info *info = &model->info;
     model->kernels->to_f16(scratch->rounded, key, info->head_dim);
     for (size_t d = 0; d < info->head_dim; d++)
-        keys[key_at(info, position, d)] = scratch->rounded[d];
+        keys[key_index(info, position, d)] = scratch->rounded[d];
     model->kernels->to_f16(values + value_at(info, position, 0), value, info->head_dim);
 }
 
@@ -155,9 +155,9 @@ void sl_fill_rotary(const sl_info *info, float *table, size_t first, size_t end)
 /* ---- Attention ------------------------------------------------------------------------------- */
 
 /* y[n][rows in whole tiles] = x[n][columns] times the transposed matrix in the cache. */
-static void multiply(const sl_model *model, float *y, size_t y_stride, const void *tiles,
-                     size_t tile_stride, size_t column_stride, size_t rows, size_t columns,
-                     const float *x, size_t x_stride, size_t n) {
+static void multiply_cached(const sl_model *model, float *y, size_t y_stride, const void *tiles,
+                            size_t tile_stride, size_t column_stride, size_t rows, size_t columns,
+                            const float *x, size_t x_stride, size_t n) {
     const size_t tile_count = sl_padded_rows(rows) / SL_TILE_ROWS;
     if (sl_cache_is_f16(model))
         model->kernels->matmul_f16(y, y_stride, tiles, tile_stride, column_stride, tile_count,
@@ -187,14 +187,14 @@ static void attend_queries(const sl_model *model, const sl_kv_cache *cache, cons
     const size_t position = cache->position + first, positions = position + n;
     float sums[SL_MAX_QUERIES];
     /* scores = K q, for all positions. */
-    multiply(model, scratch->scores, scores_stride, keys, key_stride(info), SL_TILE_ROWS, positions,
-             head_dim, queries, stride, n);
+    multiply_cached(model, scratch->scores, scores_stride, keys, key_stride(info), SL_TILE_ROWS,
+                    positions, head_dim, queries, stride, n);
     /* Softmax. It is causal: token i attends to its own position and those before. */
     for (size_t i = 0; i < n; i++)
         sums[i] = softmax(model, scratch->scores + i * scores_stride, position + i + 1, positions);
     /* output = softmax(scores) V. */
-    multiply(model, scratch->output, output_stride, values, SL_TILE_ROWS, value_stride(info),
-             head_dim, positions, scratch->scores, scores_stride, n);
+    multiply_cached(model, scratch->output, output_stride, values, SL_TILE_ROWS, value_stride(info),
+                    head_dim, positions, scratch->scores, scores_stride, n);
     for (size_t i = 0; i < n; i++) {
         const float *row = scratch->output + i * output_stride;
         float *out = output + i * info->heads * head_dim;

@@ -33,13 +33,14 @@ void sl_checksum_clear_word(sl_checksum *sum, size_t word, uint64_t value, size_
     sum->b[word % LANES] -= value * (bytes / BLOCK - word / LANES);
 }
 
-static uint64_t fold(uint64_t hash, uint64_t word) {
+static uint64_t fold_word(uint64_t hash, uint64_t word) {
     hash = (hash ^ word) * UINT64_C(0x100000001b3);
     return hash ^ hash >> 32;
 }
 
 uint64_t sl_checksum_digest(const sl_checksum *sum) {
     uint64_t hash = UINT64_C(0xcbf29ce484222325);
-    for (size_t lane = 0; lane < LANES; lane++) hash = fold(fold(hash, sum->a[lane]), sum->b[lane]);
+    for (size_t lane = 0; lane < LANES; lane++)
+        hash = fold_word(fold_word(hash, sum->a[lane]), sum->b[lane]);
     return hash;
 }

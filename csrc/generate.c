@@ -161,7 +161,7 @@ static bool ends_sequence(const sl_model *model, int32_t id) {
 }
 
 /* Append the sampled token to its sequence, unless it ends the sequence, and fill in the piece. */
-static void append(const sl_model *model, sl_sequence *sequence, sl_piece *piece) {
+static void append_token(const sl_model *model, sl_sequence *sequence, sl_piece *piece) {
     const sl_info *info = &model->info;
     piece->id = sequence->next_id;
     if (!sequence->options.ignore_eos) {
@@ -198,7 +198,7 @@ static int generate_ready(sl_session *s, sl_sequence **sequences, size_t *count,
     sampling c = {s->model, ready};
     sl_parallel_for(s->pool, ready_count, 1, sample, &c);
     for (size_t i = 0; i < ready_count; i++)
-        append(s->model, ready[i], &pieces[ready[i] - s->sequences]);
+        append_token(s->model, ready[i], &pieces[ready[i] - s->sequences]);
     return status;
 }
 

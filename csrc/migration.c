@@ -35,17 +35,17 @@ struct sl_migration {
 
 /* Return whether the copy is complete; it stops when the migration is cancelled. */
 static bool copy(const sl_migration *m, uint8_t *to) {
-    enum { PART = 1 << 20 };
+    enum { STEP = 1 << 20 };
     const uint8_t *from = m->pages;
-    for (size_t at = 0; at < m->bytes; at += PART) {
+    for (size_t at = 0; at < m->bytes; at += STEP) {
         const size_t left = m->bytes - at;
         if (atomic_load_explicit(&m->is_cancelled, memory_order_relaxed)) return false;
-        memcpy(to + at, from + at, left < PART ? left : PART);
+        memcpy(to + at, from + at, left < STEP ? left : STEP);
     }
     return true;
 }
 
-static void *work(void *argument) {
+static void *migrate(void *argument) {
     sl_migration *m = argument;
     while (sem_wait(&m->start)) continue; /* interrupted by a signal */
     void *huge = atomic_load(&m->is_cancelled) ? NULL : sl_pages_new(m->bytes, true);
@@ -63,7 +63,7 @@ sl_migration *sl_migration_new(void *pages, size_t bytes) {
     m->pages = pages;
     m->bytes = bytes;
     sem_init(&m->start, 0, 0);
-    if (pthread_create(&m->thread, NULL, work, m) == 0) return m;
+    if (pthread_create(&m->thread, NULL, migrate, m) == 0) return m;
     sem_destroy(&m->start);
     free(m);
     return NULL;

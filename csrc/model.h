@@ -1,4 +1,5 @@
-/* model.h: a model in memory. Its arrays are in the weight file, which is mapped or copied. */
+/* model.h: a model in memory. Its arrays are in the weight file, which is mapped, copied or in the
+ * caller's memory. */
 
 #ifndef STORYLLAMAS_MODEL_H
 #define STORYLLAMAS_MODEL_H
@@ -23,8 +24,9 @@ struct sl_model {
     sl_info info;
     sl_tokenizer tokenizer;
     const sl_kernels *kernels;
-    void *file; /* [file_bytes], from sl_pages_open */
+    const void *file; /* [file_bytes]: pages, or the data of sl_model_open_memory */
     size_t file_bytes;
+    void *pages; /* that the model frees, from sl_pages_open; NULL: the file is the caller's */
     const uint32_t *extra_eos_ids; /* [extra_eos_count] */
     size_t extra_eos_count;
     const char *chat_template; /* [chat_template_bytes]; NULL: none */

@@ -382,7 +382,7 @@ static void fill_info(sl_model *model, const header *head) {
     };
 }
 
-static int load(sl_model *model, const sl_checksum *sum, const char *path) {
+static int load_model(sl_model *model, const sl_checksum *sum, const char *path) {
     int status;
     const header *head = model->file;
     if ((status = check_kind(model, head, path))) return status;
@@ -409,22 +409,66 @@ static int choose_kernels(sl_model *model, const char *name) {
                    names);
 }
 
-int sl_model_open(sl_model **model, const char *path, const sl_model_options *options) {
-    static const sl_model_options defaults = SL_MODEL_OPTIONS_DEFAULTS;
-    if (!options) options = &defaults;
-    sl_model *m = *model = calloc(1, sizeof *m);
-    if (!m) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
-    sl_checksum sum = {0};
-    int status = choose_kernels(m, options->kernels);
-    if (!status) status = sl_pages_open(path, options->pages, &m->file, &m->file_bytes, &sum);
-    if (!status) status = load(m, &sum, path);
-    if (status) {
-        sl_model_close(m);
-        *model = NULL;
-    } else if (options->pages == SL_PAGES_AUTO && m->file_bytes >= MIGRATE_FROM_BYTES) {
-        m->migration = sl_migration_new(m->file, m->file_bytes);
-    }
+static const sl_model_options default_options = SL_MODEL_OPTIONS_DEFAULTS;
+
+/* Make a model without a file. */
+static int new_model(sl_model **model, const char *kernels, const char *path) {
+    *model = calloc(1, sizeof **model);
+    if (!*model) return sl_fail(SL_ERROR_MEMORY, "not enough memory to open %s", path);
+    return choose_kernels(*model, kernels);
+}
+
+/* Close a model that cannot be opened. Returns the status. */
+static int give_up(sl_model **model, int status) {
+    sl_model_close(*model);
+    *model = NULL;
     return status;
+}
+
+int sl_model_open(sl_model **model, const char *path, const sl_model_options *options) {
+    if (!options) options = &default_options;
+    sl_checksum sum = {0};
+    int status = new_model(model, options->kernels, path);
+    if (status) return give_up(model, status);
+    sl_model *m = *model;
+    status = sl_pages_open(path, options->pages, &m->pages, &m->file_bytes, &sum);
+    m->file = m->pages;
+    if (!status) status = load_model(m, &sum, path);
+    if (status) return give_up(model, status);
+    if (options->pages == SL_PAGES_AUTO && m->file_bytes >= MIGRATE_FROM_BYTES)
+        m->migration = sl_migration_new(m->pages, m->file_bytes);
+    return SL_OK;
+}
+
+static int check_memory(const void *data, size_t bytes, int32_t pages) {
+    if (pages != SL_PAGES_AUTO && pages != SL_PAGES_SHARED)
+        return sl_fail(SL_ERROR_ARGUMENT,
+                       "pages is %" PRId32
+                       " and a file in memory is used in place: set SL_PAGES_AUTO or "
+                       "SL_PAGES_SHARED",
+                       pages);
+    if (bytes == 0) return sl_fail(SL_ERROR_FORMAT, "weight file data is empty: export it again");
+    if (!data || (uintptr_t)data % ALIGNMENT)
+        return sl_fail(SL_ERROR_ARGUMENT,
+                       "data is at address %p and must be at a multiple of %d: align it, such as "
+                       "with aligned_alloc",
+                       data, ALIGNMENT);
+    return SL_OK;
+}
+
+int sl_model_open_memory(sl_model **model, const void *data, size_t bytes,
+                         const sl_model_options *options) {
+    static const char name[] = "data"; /* in messages, in place of a path */
+    if (!options) options = &default_options;
+    sl_checksum sum = {0};
+    int status = new_model(model, options->kernels, name);
+    if (!status) status = check_memory(data, bytes, options->pages);
+    if (!status) status = sl_pages_checksum(data, bytes, name, &sum);
+    if (status) return give_up(model, status);
+    (*model)->file = data;
+    (*model)->file_bytes = bytes;
+    status = load_model(*model, &sum, name);
+    return status ? give_up(model, status) : SL_OK;
 }
 
 void sl_model_close(sl_model *model) {
@@ -432,7 +476,7 @@ void sl_model_close(sl_model *model) {
     sl_migration_free(model->migration);
     sl_tokenizer_free(&model->tokenizer);
     free(model->layers);
-    sl_pages_free(model->file, model->file_bytes);
+    sl_pages_free(model->pages, model->file_bytes);
     free(model);
 }
 

@@ -77,7 +77,7 @@ static int measure(int file, const char *path, size_t *bytes) {
     return SL_OK;
 }
 
-static int allocate(const char *path, size_t bytes, void **pages) {
+static int allocate_pages(const char *path, size_t bytes, void **pages) {
     *pages = sl_pages_new(bytes, true);
     if (!*pages)
         return sl_fail(SL_ERROR_MEMORY, "not enough memory for the %zu bytes of %s", bytes, path);
@@ -86,7 +86,7 @@ static int allocate(const char *path, size_t bytes, void **pages) {
 
 /* Map the file at an address that suits huge pages, so that a migration can replace the mapping. */
 static int map(int file, const char *path, size_t bytes, void **pages) {
-    const int status = allocate(path, bytes, pages);
+    const int status = allocate_pages(path, bytes, pages);
     if (status) return status;
     if (mmap(*pages, bytes, PROT_READ, MAP_SHARED | MAP_FIXED, file, 0) == MAP_FAILED)
         return sl_fail(SL_ERROR_FILE, "weight file %s cannot be mapped: %s", path, strerror(errno));
@@ -96,8 +96,8 @@ static int map(int file, const char *path, size_t bytes, void **pages) {
 /* A file that is loaded in parts of PART bytes. */
 typedef struct {
     int file;
-    bool is_mapped; /* nothing needs to be read */
-    uint8_t *memory;
+    uint8_t *target;       /* [bytes] memory to read the file into; NULL: it is in memory already */
+    const uint8_t *memory; /* [bytes] the file in memory */
     size_t bytes;
     sl_checksum *sums;  /* [parts] */
     atomic_int failure; /* an error number of reading, or TOO_SHORT; 0: none */
@@ -107,7 +107,7 @@ enum { PART = 1 << 18, TOO_SHORT = -1 };
 
 static int read_part(const loading *l, size_t start, size_t end) {
     while (start < end) {
-        const ssize_t count = pread(l->file, l->memory + start, end - start, (off_t)start);
+        const ssize_t count = pread(l->file, l->target + start, end - start, (off_t)start);
         if (count < 0 && errno == EINTR) continue;
         if (count < 0) return errno;
         if (count == 0) return TOO_SHORT;
@@ -122,7 +122,7 @@ static void load_parts(void *context, size_t first, size_t end, size_t thread) {
     loading *l = context;
     for (size_t part = first; part < end; part++) {
         const size_t start = part * PART, left = l->bytes - start, size = left < PART ? left : PART;
-        const int failure = l->is_mapped ? 0 : read_part(l, start, start + size);
+        const int failure = l->target ? read_part(l, start, start + size) : 0;
         if (failure) {
             atomic_store(&l->failure, failure);
             return;
@@ -131,9 +131,9 @@ static void load_parts(void *context, size_t first, size_t end, size_t thread) {
     }
 }
 
-/* Read the file unless it is mapped, and compute its checksum. A large file takes several threads,
- * because the system maps, clears and copies pages for each thread in parallel. */
-static int load(loading *l, const char *path, sl_checksum *sum) {
+/* Read the file unless it is in memory, and compute its checksum. A large file takes several
+ * threads, because the system maps, clears and copies pages for each thread in parallel. */
+static int load_file(loading *l, const char *path, sl_checksum *sum) {
     enum { PARALLEL_FROM_BYTES = 1 << 22, MAX_THREADS = 8 };
     const size_t parts = (l->bytes + PART - 1) / PART, processors = sl_processor_count();
     l->sums = calloc(parts, sizeof *l->sums);
@@ -168,11 +168,16 @@ int sl_pages_open(const char *path, int32_t kind, void **pages, size_t *bytes, s
     const bool is_mapped = kind != SL_PAGES_HUGE;
     int status = measure(file, path, bytes);
     if (!status)
-        status = is_mapped ? map(file, path, *bytes, pages) : allocate(path, *bytes, pages);
+        status = is_mapped ? map(file, path, *bytes, pages) : allocate_pages(path, *bytes, pages);
     if (!status) {
-        loading l = {file, is_mapped, *pages, *bytes, NULL, 0};
-        status = load(&l, path, sum);
+        loading l = {file, is_mapped ? NULL : *pages, *pages, *bytes, NULL, 0};
+        status = load_file(&l, path, sum);
     }
     close(file);
     return status;
+}
+
+int sl_pages_checksum(const void *data, size_t bytes, const char *name, sl_checksum *sum) {
+    loading l = {-1, NULL, data, bytes, NULL, 0};
+    return load_file(&l, name, sum);
 }

@@ -23,4 +23,8 @@ void sl_pages_free(void *pages, size_t bytes);
  * too. */
 int sl_pages_open(const char *path, int32_t kind, void **pages, size_t *bytes, sl_checksum *sum);
 
+/* Compute the checksum of a file that is already in memory: data[bytes], bytes at least 1. Large
+ * data take several threads. The message of an error calls the file `name`. */
+int sl_pages_checksum(const void *data, size_t bytes, const char *name, sl_checksum *sum);
+
 #endif

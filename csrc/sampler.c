@@ -121,7 +121,7 @@ static size_t partition(sl_candidate *candidates, size_t count, double *weight) 
 /* Move the most probable candidates to the front: the fewest that together have the weight
  * `target`, but at least one and at most `max`. Returns their number; the least probable of them is
  * the last. This is quickselect (Hoare 1961) by weight. */
-static size_t take(sl_candidate *candidates, size_t count, size_t max, double target) {
+static size_t take_candidates(sl_candidate *candidates, size_t count, size_t max, double target) {
     size_t first = 0, end = count;
     while (end - first > 1) {
         double weight;
@@ -186,10 +186,10 @@ static size_t filter(const sl_kernels *kernels, const sl_options *options, const
     sl_candidate *candidates = sampler->candidates;
     size_t kept = gather(kernels, weights, count, round_down(floor), sampler);
     if (options->top_k) { /* 3. top_k */
-        kept = take(candidates, kept, (size_t)options->top_k, INFINITY);
+        kept = take_candidates(candidates, kept, (size_t)options->top_k, INFINITY);
         target = top_p * weight_of(candidates, kept);
     }
-    if (top_p < 1) kept = take(candidates, kept, kept, target); /* 4. top_p */
+    if (top_p < 1) kept = take_candidates(candidates, kept, kept, target); /* 4. top_p */
     /* 5. min_p */
     return min_p > 0 ? keep_above(candidates, kept, min_p) : kept;
 }
@@ -200,7 +200,8 @@ static int32_t draw(const sl_options *options, sl_candidate *candidates, size_t 
                     double fraction) {
     const double threshold = fraction * weight_of(candidates, count);
     if (options->top_k || options->top_p < 1 || options->min_p > 0) {
-        const size_t taken = take(candidates, count, count, nextafter(threshold, INFINITY));
+        const size_t taken =
+            take_candidates(candidates, count, count, nextafter(threshold, INFINITY));
         return candidates[taken - 1].id;
     }
     double sum = 0;

@@ -9,7 +9,7 @@
 #include "pages.h"
 #include "sizes.h"
 
-enum { ALIGNMENT = 64, HUGE_FROM_BYTES = 1 << 22 };
+enum { BUFFER_ALIGNMENT = 64, HUGE_FROM_BYTES = 1 << 22 };
 
 /* Keys, and values, of a sequence from which its cache has small pages. Each layer has a range
  * of its own, with room for the whole context. With huge pages, the first token takes at least 2 MB
@@ -27,7 +27,7 @@ typedef struct {
 static void *allocate_array(arena *a, size_t count, size_t each, size_t size) {
     const size_t bytes = sl_size_multiply(sl_size_multiply(count, each), size);
     void *part = a->base ? a->base + a->used : NULL;
-    a->used = sl_size_add(a->used, sl_size_round_up(bytes, ALIGNMENT));
+    a->used = sl_size_add(a->used, sl_size_round_up(bytes, BUFFER_ALIGNMENT));
     return part;
 }
 
@@ -123,7 +123,7 @@ static size_t automatic_threads(const sl_model *model) {
 }
 
 /* Allocate the memory and start the threads: at least min_threads, at most s->threads. */
-static int allocate(sl_session *s, size_t min_threads) {
+static int allocate_session(sl_session *s, size_t min_threads) {
     arena a = {0};
     lay_out(s, &a);
     s->memory_bytes = a.used;
@@ -167,7 +167,7 @@ int sl_session_new(sl_session **session, const sl_model *model, const sl_session
     s->threads = options->threads ? options->threads : automatic_threads(model);
     s->slot_count = options->slots;
     s->rows = larger(SL_CHUNK_TOKENS, s->slot_count);
-    if ((status = allocate(s, options->threads ? options->threads : 1)))
+    if ((status = allocate_session(s, options->threads ? options->threads : 1)))
         sl_session_free(s);
     else
         *session = s;

@@ -152,6 +152,17 @@ typedef struct {
  * another file. */
 SL_API int sl_model_open(sl_model **model, const char *path, const sl_model_options *options);
 
+/* Open a weight file that is in memory: data[bytes], the whole file, at a multiple of 64 bytes. The
+ * model uses the data in place. It never copies, changes or frees them. Keep them as they are until
+ * you close the model.
+ *
+ * The call checks everything as sl_model_open does, and a message calls the file "data". options
+ * may be NULL for the defaults; its pages must be SL_PAGES_AUTO or SL_PAGES_SHARED, which mean the
+ * same here. Data that are NULL or not aligned are SL_ERROR_ARGUMENT. Data that are empty, cut
+ * short or damaged are SL_ERROR_FORMAT. */
+SL_API int sl_model_open_memory(sl_model **model, const void *data, size_t bytes,
+                                const sl_model_options *options);
+
 /* Return the name of an instruction set that this processor runs, the fastest at index 0, or NULL
  * if the index is too high. */
 SL_API const char *sl_kernels_name(size_t index);

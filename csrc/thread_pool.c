@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 enum {
-    LINE = 64,
+    CACHE_LINE = 64,
     PART_BITS = 8, /* low bits of a ticket: the part; the other bits: the loop's number */
     CLOSED = (1 << PART_BITS) - 1,
     IDLE_SPINS = 1 << 11, /* polls for a loop before a thread sleeps: about 50 microseconds */
@@ -25,13 +25,13 @@ enum {
 
 struct sl_thread_pool {
     /* The next free part of the current loop. */
-    _Alignas(LINE) _Atomic uint64_t ticket;
+    _Alignas(CACHE_LINE) _Atomic uint64_t ticket;
     /* The current loop. */
-    _Alignas(LINE) _Atomic(sl_task) task;
+    _Alignas(CACHE_LINE) _Atomic(sl_task) task;
     _Atomic(void *) context;
     atomic_size_t count, part_size;
-    _Alignas(LINE) atomic_size_t finished; /* parts that are done */
-    _Alignas(LINE) atomic_int sleepers;
+    _Alignas(CACHE_LINE) atomic_size_t finished; /* parts that are done */
+    _Alignas(CACHE_LINE) atomic_int sleepers;
     atomic_bool is_closing;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
@@ -156,7 +156,8 @@ static void end_threads(sl_thread_pool *pool) {
 }
 
 sl_thread_pool *sl_thread_pool_new(size_t min_threads, size_t max_threads) {
-    sl_thread_pool *pool = aligned_alloc(LINE, (sizeof *pool + LINE - 1) / LINE * LINE);
+    sl_thread_pool *pool =
+        aligned_alloc(CACHE_LINE, (sizeof *pool + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
     if (!pool) return NULL;
     *pool = (sl_thread_pool){.process = getpid(), .threads = 1};
     pthread_mutex_init(&pool->mutex, NULL);

@@ -327,12 +327,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     }
 
 
-def open_files(build: Path, folder: Path, contents: list[bytes]) -> list[str]:
+def open_files(build: Path, folder: Path, contents: list[bytes], *options: str) -> list[str]:
     """Open files with the sanitized library; return "ok" or the error message of each."""
     paths = [folder / f"{index}.slm" for index in range(len(contents))]
     for path, data in zip(paths, contents, strict=True):
         path.write_bytes(data)
-    command = [build / "sanitized" / "open_files", *paths]
+    command = [build / "sanitized" / "open_files", *options, *paths]
     environment = os.environ | {"ASAN_OPTIONS": "allocator_may_return_null=1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     noise = [line for line in done.stderr.splitlines() if "WARNING: AddressSanitizer" not in line]
@@ -391,6 +391,20 @@ def test_each_damaged_chat_section_has_its_message(build: Path, tmp_path: Path) 
         else:
             with pytest.raises(UserError, match=r"same\.slm is damaged \("):
                 weight_file.read(path)
+
+
+def test_damaged_files_in_memory_are_safe(
+    build: Path, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    good = files["q4"]
+    contents = [*files.values(), b"", good + bytes(64)]
+    contents += [good[:length] for length in (1, 8, 100, 256, 1000, 4096, len(good) - 64)]
+    for place in range(300, len(good), len(good) // 40):
+        contents.append(engine_files.sealed(changed(good, place, "B", good[place] ^ 0x41)))
+    in_files = open_files(build, tmp_path, contents)
+    in_memory = open_files(build, tmp_path, contents, "-m")
+    assert in_memory == [message.replace("FILE", "data") for message in in_files]
+    assert 3 < in_memory.count("ok") < len(contents)
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT
 from engine_files import BOS, EOS, small_config, word_id
 
+from storyllamas.engine.build import library_files
 from storyllamas.engine.engine import Engine
 from storyllamas.engine.ffi import ffi, lib
 from storyllamas.errors import UserError
@@ -199,13 +200,12 @@ def test_each_request_to_the_system_may_fail_once(
     compiler = shutil.which(os.environ.get("CC", "cc"))
     assert compiler
     csrc = ROOT / "csrc"
-    sources = [path for path in csrc.rglob("*.c") if path.name != "main.c"]
     names = ["malloc", "calloc", "aligned_alloc", "mmap", "mremap", "pthread_create"]
     wrap = [f"-Wl,--wrap={name}" for name in names]
     options = ["-std=c11", "-O1", "-g", "-I", csrc, *wrap, *([sanitizer] if sanitizer else [])]
     test = ROOT / "tests" / "c" / "one_failure.c"
     program = tmp_path / "one_failure"
-    command = [compiler, *options, test, *sources, "-lm", "-pthread", "-o", program]
+    command = [compiler, *options, test, *library_files(), "-lm", "-pthread", "-o", program]
     subprocess.run(command, check=True)
     config = small_config(dim=128, vocab_size=18000, context=40)  # more than 8 MB: it migrates
     large = engine_files.write(tmp_path / "l.slm", config, engine_files.random_tensors(config, 1))

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 from engine_files import small_config
 
+from storyllamas.engine.build import library_files
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
 
@@ -46,10 +47,19 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(compiler: str, folder: Path, *options: str) -> Path:
     csrc = ROOT / "csrc"
-    sources = [path for path in csrc.rglob("*.c") if path.name != "main.c"]
     flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-I", csrc]
     test = ROOT / "tests" / "c" / "sizes.c"
-    call(compiler, *flags, *options, test, *sources, "-lm", "-pthread", "-o", folder / "sizes")
+    call(
+        compiler,
+        *flags,
+        *options,
+        test,
+        *library_files(),
+        "-lm",
+        "-pthread",
+        "-o",
+        folder / "sizes",
+    )
     return folder / "sizes"
 
 

@@ -6,18 +6,22 @@
 
 #if defined(SL_X86) && (defined(SL_AVX_VNNI) || !defined(HAS_VNNI))
 
+/* The headers come before the target: GCC gives the target at their first #include to all that they
+ * define. */
+#include <immintrin.h>
+#include <math.h>
+
 #if defined(__clang__) && defined(HAS_VNNI)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avxvnni"))), apply_to = function)
 #elif defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #elif defined(HAS_VNNI)
+#pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,avxvnni")
 #else
+#pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #endif
-
-#include <immintrin.h>
-#include <math.h>
 
 #include "blocks.h"
 #include "exponential.h"
@@ -380,6 +384,8 @@ SL_KERNEL_SET(avx2, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 
 #ifdef __clang__
 #pragma clang attribute pop
+#else
+#pragma GCC pop_options
 #endif
 
 #endif

@@ -9,18 +9,19 @@
 
 #ifdef SL_X86
 
+#include <immintrin.h>
+#include <math.h>
+#include <stdbool.h>
+#include <string.h>
+
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,"           \
                                                    "avx512vnni"))),                                \
                              apply_to = function)
 #else
+#pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #endif
-
-#include <immintrin.h>
-#include <math.h>
-#include <stdbool.h>
-#include <string.h>
 
 #include "blocks.h"
 #include "exponential.h"
@@ -449,6 +450,8 @@ SL_KERNEL_SET(avx512, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 
 #ifdef __clang__
 #pragma clang attribute pop
+#else
+#pragma GCC pop_options
 #endif
 
 #endif

@@ -48,7 +48,7 @@ static uint32_t write_needle(const sl_tokenizer *tokenizer, int32_t id, bool nor
 }
 
 /* Allocate a matcher for `count` tokens whose texts have `bytes` bytes. */
-static bool allocate(sl_matcher *matcher, size_t count, size_t bytes) {
+static bool allocate_matcher(sl_matcher *matcher, size_t count, size_t bytes) {
     matcher->needles = calloc(count + 1, sizeof *matcher->needles);
     matcher->text = sl_allocate(sl_size_add(sl_size_add(bytes, count), 1), SL_SPACE_BYTES);
     return matcher->needles && matcher->text;
@@ -70,7 +70,7 @@ static bool index_all(sl_tokenizer *tokenizer, const sl_added_token *tokens, siz
     for (size_t i = 0; i < count; i++) bytes += sl_piece_length(tokenizer, (int32_t)tokens[i].id);
     sl_matcher *matchers[] = {&tokenizer->raw, &tokenizer->normalized};
     for (int i = 0; i < 2; i++)
-        if (!allocate(matchers[i], count, bytes)) return false;
+        if (!allocate_matcher(matchers[i], count, bytes)) return false;
     for (size_t i = 0; i < count; i++)
         add_needle(tokenizer, matchers[(tokens[i].flags & SL_ADDED_NORMALIZED) != 0], tokens[i]);
     for (int i = 0; i < 2; i++)

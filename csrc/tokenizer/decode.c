@@ -78,7 +78,7 @@ bool sl_index_decoded(sl_tokenizer *tokenizer) {
         start += (uint32_t)length;
     }
     memset(tokenizer->decoded_text + start, 0,
-           SHORT); /* append reads SHORT bytes of the last piece */
+           SHORT); /* append_text reads SHORT bytes of the last piece */
     return true;
 }
 
@@ -221,7 +221,7 @@ typedef struct {
 
 /* Append a text, or count its length if it does not fit. A short text is copied as SHORT bytes,
  * which is faster; the text that follows overwrites the excess. SHORT bytes must be readable. */
-static void append(text_out *out, const char *text, size_t length) {
+static void append_text(text_out *out, const char *text, size_t length) {
     if (length <= SHORT && out->length + SHORT <= out->capacity)
         memcpy(out->bytes + out->length, text, SHORT);
     else if (out->length + length <= out->capacity)
@@ -240,11 +240,11 @@ static int decode(const sl_tokenizer *tokenizer, const int32_t *ids, size_t coun
                            tokenizer->vocabulary.size - 1);
         const sl_decoded piece = tokenizer->decoded[id];
         if (piece.length && decoder.begun && !decoder.pending_count)
-            append(out, tokenizer->decoded_text + piece.start, piece.length);
+            append_text(out, tokenizer->decoded_text + piece.start, piece.length);
         else
-            append(out, part, sl_decoder_next(&decoder, tokenizer, id, part));
+            append_text(out, part, sl_decoder_next(&decoder, tokenizer, id, part));
     }
-    append(out, part, sl_decoder_end(&decoder, part));
+    append_text(out, part, sl_decoder_end(&decoder, part));
     return SL_OK;
 }
 

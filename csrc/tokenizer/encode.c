@@ -160,14 +160,14 @@ static int put_pretokenized(encoder *e, const char *text, size_t length) {
     return status;
 }
 
-static int reject_memory(size_t length) {
+static int reject_text_memory(size_t length) {
     return sl_fail(SL_ERROR_MEMORY, "not enough memory to encode %zu bytes of text", length);
 }
 
 /* Append the ids of a text for SL_BYTE_LEVEL with a space in front. */
 static int put_spaced(encoder *e, const char *text, size_t length) {
     char *spaced = sl_allocate(length + 1, 1);
-    if (!spaced) return reject_memory(length);
+    if (!spaced) return reject_text_memory(length);
     *spaced = ' ';
     memcpy(spaced + 1, text, length);
     const int status = put_pretokenized(e, spaced, length + 1);
@@ -184,7 +184,7 @@ static bool begins_with_space(const char *text, size_t length) {
  * found at spaces, so replace it first. */
 static int put_split_at_spaces(encoder *e, const char *text, size_t length, bool prefix) {
     char *copy = sl_allocate(length, 1);
-    if (!copy) return reject_memory(length);
+    if (!copy) return reject_text_memory(length);
     size_t count = 0;
     for (size_t at = 0; at < length;) {
         const bool space =
@@ -246,7 +246,7 @@ static int put_after_normalizing(encoder *e, const char *text, size_t length) {
     for (size_t i = 0; i < length; i++) spaces += text[i] == ' ';
     char *copy = sl_allocate(sl_size_add(length, sl_size_multiply(spaces, SL_SPACE_BYTES)), 1);
     char *out = copy;
-    if (!copy) return reject_memory(length);
+    if (!copy) return reject_text_memory(length);
     if (e->tokenizer->vocabulary.dummy_prefix)
         out = (char *)memcpy(out, SL_SPACE, SL_SPACE_BYTES) + SL_SPACE_BYTES;
     for (size_t i = 0; i < length; i++) {

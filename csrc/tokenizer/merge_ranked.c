@@ -18,8 +18,8 @@
 #define NO_PLACE UINT32_MAX /* no symbol */
 
 enum {
-    SMALL_WORD = 64, /* bytes of a word that needs no memory but the stack */
-    MAX_SYMBOLS = SL_SPACE_BYTES * (SMALL_WORD + 1),
+    SMALL_RANKED_WORD = 64, /* bytes of a word that needs no memory but the stack */
+    MAX_SYMBOLS = SL_SPACE_BYTES * (SMALL_RANKED_WORD + 1),
     FILTER_BITS = 4, /* for every slot of the table of merges, which is half full at most */
     FEW_SYMBOLS = 96 /* more are merged with the heap */
 };
@@ -201,23 +201,24 @@ typedef struct {
     size_t heap_count;
 } chain;
 
-static bool is_better(candidate a, candidate b) {
+static bool is_candidate_better(candidate a, candidate b) {
     return a.key < b.key || (a.key == b.key && a.left < b.left);
 }
 
-static void heap_push(chain *c, candidate pair) {
+static void push_candidate(chain *c, candidate pair) {
     size_t at = c->heap_count++;
-    for (; at && is_better(pair, c->heap[(at - 1) / 2]); at = (at - 1) / 2)
+    for (; at && is_candidate_better(pair, c->heap[(at - 1) / 2]); at = (at - 1) / 2)
         c->heap[at] = c->heap[(at - 1) / 2];
     c->heap[at] = pair;
 }
 
-static candidate heap_pop(chain *c) {
+static candidate pop_candidate(chain *c) {
     const candidate top = c->heap[0], last = c->heap[--c->heap_count];
     size_t at = 0;
     for (size_t child; (child = 2 * at + 1) < c->heap_count; at = child) {
-        if (child + 1 < c->heap_count && is_better(c->heap[child + 1], c->heap[child])) child++;
-        if (!is_better(c->heap[child], last)) break;
+        if (child + 1 < c->heap_count && is_candidate_better(c->heap[child + 1], c->heap[child]))
+            child++;
+        if (!is_candidate_better(c->heap[child], last)) break;
         c->heap[at] = c->heap[child];
     }
     c->heap[at] = last;
@@ -225,15 +226,15 @@ static candidate heap_pop(chain *c) {
 }
 
 /* Return the key of a symbol and the next, or NO_KEY. */
-static uint64_t key_at(const chain *c, uint32_t left) {
+static uint64_t key_of_pair(const chain *c, uint32_t left) {
     if (left == NO_PLACE || c->ids[left] < 0 || c->next[left] == NO_PLACE) return NO_KEY;
     return find_key(c->tokenizer, c->ids[left], c->ids[c->next[left]]);
 }
 
 /* Add a symbol and the next to the heap if they merge. */
 static void consider(chain *c, uint32_t left) {
-    const uint64_t key = key_at(c, left);
-    if (key != NO_KEY) heap_push(c, (candidate){key, left});
+    const uint64_t key = key_of_pair(c, left);
+    if (key != NO_KEY) push_candidate(c, (candidate){key, left});
 }
 
 /* Merge pairs until none is left. A pair that has changed since it entered the heap has another key
@@ -245,8 +246,8 @@ static void merge_chain(chain *c, uint32_t count) {
     }
     for (uint32_t i = 0; i + 1 < count; i++) consider(c, i);
     while (c->heap_count) {
-        const candidate pair = heap_pop(c);
-        if (key_at(c, pair.left) != pair.key) continue;
+        const candidate pair = pop_candidate(c);
+        if (key_of_pair(c, pair.left) != pair.key) continue;
         const uint32_t right = c->next[pair.left], after = c->next[right];
         c->ids[pair.left] = merged_id(pair.key);
         c->ids[right] = -1;
@@ -301,11 +302,11 @@ static bool put_large(symbols *s, bool prefix, const char *word, size_t length, 
     return enough;
 }
 
-static int merge_word(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
-                      sl_id_list *list) {
+static int merge_ranked_word(const sl_tokenizer *tokenizer, bool prefix, const char *word,
+                             size_t length, sl_id_list *list) {
     symbols s = {.tokenizer = tokenizer};
     bool enough;
-    if (length > SMALL_WORD) {
+    if (length > SMALL_RANKED_WORD) {
         enough = put_large(&s, prefix, word, length, list);
     } else {
         int32_t ids[MAX_SYMBOLS];
@@ -327,5 +328,5 @@ int sl_merge_ranked(const sl_tokenizer *tokenizer, bool prefix, const char *word
             return SL_OK;
         }
     }
-    return merge_word(tokenizer, prefix, word, length, list);
+    return merge_ranked_word(tokenizer, prefix, word, length, list);
 }

@@ -15,7 +15,7 @@
 
 #define NONE UINT32_MAX /* no symbol */
 
-enum { SMALL_WORD = 64 }; /* bytes of a word that is encoded on the stack */
+enum { SMALL_SCORED_WORD = 64 }; /* bytes of a word that is encoded on the stack */
 
 /* A part of the normalized text. Its index is its first byte. Length 0: no symbol begins at this
  * byte, or it was merged into another. */
@@ -46,23 +46,24 @@ typedef struct {
 
 /* ---- The heap -------------------------------------------------------------------------------- */
 
-static bool is_better(const merge *a, const merge *b) {
+static bool is_merge_better(const merge *a, const merge *b) {
     return a->score > b->score || (a->score == b->score && a->left < b->left);
 }
 
-static void heap_push(encoding *e, merge pair) {
+static void push_merge(encoding *e, merge pair) {
     uint32_t at = e->heap_count++;
-    for (; at && is_better(&pair, &e->heap[(at - 1) / 2]); at = (at - 1) / 2)
+    for (; at && is_merge_better(&pair, &e->heap[(at - 1) / 2]); at = (at - 1) / 2)
         e->heap[at] = e->heap[(at - 1) / 2];
     e->heap[at] = pair;
 }
 
-static merge heap_pop(encoding *e) {
+static merge pop_merge(encoding *e) {
     const merge top = e->heap[0], last = e->heap[--e->heap_count];
     uint32_t at = 0;
     for (uint32_t child; (child = 2 * at + 1) < e->heap_count; at = child) {
-        if (child + 1 < e->heap_count && is_better(&e->heap[child + 1], &e->heap[child])) child++;
-        if (!is_better(&e->heap[child], &last)) break;
+        if (child + 1 < e->heap_count && is_merge_better(&e->heap[child + 1], &e->heap[child]))
+            child++;
+        if (!is_merge_better(&e->heap[child], &last)) break;
         e->heap[at] = e->heap[child];
     }
     e->heap[at] = last;
@@ -78,7 +79,7 @@ static size_t count_spaces(const char *text, size_t length) {
 }
 
 /* Copy the text with U+2581 for spaces, and one in front if `prefix` is set. */
-static void normalize(encoding *e, bool prefix, const char *text, size_t length) {
+static void normalize_word(encoding *e, bool prefix, const char *text, size_t length) {
     char *out = e->text;
     if (prefix) out = (char *)memcpy(out, SL_SPACE, SL_SPACE_BYTES) + SL_SPACE_BYTES;
     for (size_t i = 0; i < length; i++) {
@@ -125,7 +126,7 @@ static void add_pair(encoding *e, uint32_t left, uint32_t right) {
     const uint32_t length = e->symbols[left].length + e->symbols[right].length;
     const int32_t id = sl_find_piece(e->tokenizer, e->text + left, length);
     if (id < 0) return;
-    heap_push(e, (merge){e->tokenizer->vocabulary.scores[id], left, right, length});
+    push_merge(e, (merge){e->tokenizer->vocabulary.scores[id], left, right, length});
     if (sl_piece_type(e->tokenizer, id) == SL_PIECE_UNUSED) e->splits[id] = e->symbols[left].length;
 }
 
@@ -134,7 +135,7 @@ static void merge_all(encoding *e) {
     for (uint32_t at = 0; at < e->length; at = e->symbols[at].next)
         add_pair(e, at, e->symbols[at].next);
     while (e->heap_count) {
-        const merge pair = heap_pop(e);
+        const merge pair = pop_merge(e);
         symbol *left = &e->symbols[pair.left], *right = &e->symbols[pair.right];
         if (!left->length || !right->length || left->length + right->length != pair.length)
             continue;
@@ -180,7 +181,7 @@ static void put_symbols(encoding *e, sl_id_list *list) {
 
 static void encode_word(encoding *e, bool prefix, const char *word, size_t length,
                         sl_id_list *list) {
-    normalize(e, prefix, word, length);
+    normalize_word(e, prefix, word, length);
     split_into_symbols(e);
     merge_all(e);
     put_symbols(e, list);
@@ -193,9 +194,9 @@ static void encode_word(encoding *e, bool prefix, const char *word, size_t lengt
 
 static void merge_small(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
                         sl_id_list *list) {
-    char text[SL_SPACE_BYTES * (SMALL_WORD + 1)];
-    symbol symbols[SL_SPACE_BYTES * (SMALL_WORD + 1)];
-    merge heap[MERGES(SMALL_WORD)];
+    char text[SL_SPACE_BYTES * (SMALL_SCORED_WORD + 1)];
+    symbol symbols[SL_SPACE_BYTES * (SMALL_SCORED_WORD + 1)];
+    merge heap[MERGES(SMALL_SCORED_WORD)];
     encoding e = {.tokenizer = tokenizer, .text = text, .symbols = symbols, .heap = heap};
     encode_word(&e, prefix, word, length, list);
 }
@@ -224,7 +225,7 @@ static int merge_large(const sl_tokenizer *tokenizer, bool prefix, const char *w
 
 int sl_merge_scored(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
                     sl_id_list *list) {
-    if (length > SMALL_WORD || tokenizer->has_unused)
+    if (length > SMALL_SCORED_WORD || tokenizer->has_unused)
         return merge_large(tokenizer, prefix, word, length, list);
     merge_small(tokenizer, prefix, word, length, list);
     return SL_OK;

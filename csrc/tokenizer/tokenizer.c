@@ -26,13 +26,13 @@ static uint64_t hash_more(uint64_t hash, const char *text, uint32_t length) {
 }
 
 /* Return a hash of 32 bits: the high bits folded into the low ones. */
-static uint32_t fold(uint64_t hash) {
+static uint32_t fold_hash(uint64_t hash) {
     return (uint32_t)(hash ^ hash >> 32);
 }
 
 /* Return the slot of the piece with this text, or the free slot where it belongs. */
 static uint32_t *find_slot(const sl_tokenizer *tokenizer, const char *text, uint32_t length) {
-    for (uint32_t at = fold(hash_more(EMPTY_HASH, text, length));; at++) {
+    for (uint32_t at = fold_hash(hash_more(EMPTY_HASH, text, length));; at++) {
         uint32_t *slot = &tokenizer->slots[at & tokenizer->slot_mask];
         if (*slot == 0) return slot;
         const int32_t id = (int32_t)*slot - 1;
@@ -54,7 +54,7 @@ int32_t sl_find_joint(const sl_tokenizer *tokenizer, int32_t left, int32_t right
     const uint64_t joint = (uint64_t)lengths[0] + lengths[1];
     if (joint > tokenizer->longest_mergeable) return -1;
     const uint64_t first = hash_more(EMPTY_HASH, texts[0], lengths[0]);
-    for (uint32_t at = fold(hash_more(first, texts[1], lengths[1]));; at++) {
+    for (uint32_t at = fold_hash(hash_more(first, texts[1], lengths[1]));; at++) {
         const uint32_t slot = tokenizer->slots[at & tokenizer->slot_mask];
         const int32_t id = (int32_t)slot - 1;
         if (slot == 0) return -1;

@@ -23,6 +23,16 @@ static sl_options sl_defaults(void) { return (sl_options)SL_OPTIONS_DEFAULTS; }
 """
 
 
+def source_files(kinds: str) -> list[Path]:
+    """Return the engine's files whose suffix is one of the letters; none in csrc/build."""
+    return sorted(path for path in CSRC.rglob(f"*.[{kinds}]") if CSRC / "build" not in path.parents)
+
+
+def library_files() -> list[Path]:
+    """Return the C files of the library: all but the program."""
+    return [path for path in source_files("c") if path.name != "main.c"]
+
+
 def _declarations() -> str:
     """Return the declarations of the header that cffi's parser understands."""
     header = (CSRC / "storyllamas.h").read_text(encoding="utf-8")
@@ -32,14 +42,13 @@ def _declarations() -> str:
 
 def ffibuilder() -> FFI:
     """Describe the extension module for cffi; paths are relative to the project's root."""
-    sources = sorted(path for path in CSRC.rglob("*.c") if path.name != "main.c")
     builder = FFI()
     builder.cdef(_declarations())
     builder.set_source(
         "storyllamas._engine",
         PREAMBLE,
-        sources=[path.relative_to(ROOT).as_posix() for path in sources],
-        depends=[path.relative_to(ROOT).as_posix() for path in CSRC.rglob("*.h")],
+        sources=[path.relative_to(ROOT).as_posix() for path in library_files()],
+        depends=[path.relative_to(ROOT).as_posix() for path in source_files("h")],
         include_dirs=["csrc"],
         extra_compile_args=["-std=c11", "-O3", "-fvisibility=hidden", "-pthread"],
         extra_link_args=["-pthread"],
@@ -51,7 +60,7 @@ def ffibuilder() -> FFI:
 def is_up_to_date() -> bool:
     """Check whether the extension module exists and is newer than all of its sources."""
     built = [path.stat().st_mtime for path in PACKAGE.glob("_engine.*.so")]
-    sources = [Path(__file__), *CSRC.rglob("*.[ch]")]
+    sources = [Path(__file__), *source_files("ch")]
     return bool(built) and min(built) >= max(path.stat().st_mtime for path in sources)
 
 

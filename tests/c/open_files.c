@@ -1,6 +1,9 @@
 /* open_files.c: opens each weight file and, if that succeeds, uses all of the library on it.
  *
- * usage: open_files FILE… Prints a line for each file: "ok" or the error message. */
+ * usage: open_files [-m] FILE… Prints a line for each file: "ok" or the error message. With -m the
+ * program reads each file into memory of exactly its size and opens that. */
+
+#define _POSIX_C_SOURCE 200809L /* posix_memalign */
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -99,18 +102,56 @@ static void use_session(const sl_model *model) {
     sl_session_free(session);
 }
 
-int main(int argc, char **argv) {
-    for (int i = 1; i < argc; i++) {
-        sl_model *model;
-        if (sl_model_open(&model, argv[i], NULL)) {
-            printf("%s\n", sl_error());
-            continue;
-        }
-        use_text(model);
-        use_chat(model);
-        use_session(model);
+static void use_model(const sl_model *model) {
+    use_text(model);
+    use_chat(model);
+    use_session(model);
+}
+
+static void open_file(const char *path) {
+    sl_model *model;
+    if (sl_model_open(&model, path, NULL)) {
+        printf("%s\n", sl_error());
+        return;
+    }
+    use_model(model);
+    sl_model_close(model);
+    printf("ok\n");
+}
+
+/* Read a whole file into memory of exactly its size, at a multiple of 64 bytes. */
+static void *read_file(const char *path, size_t *bytes) {
+    FILE *file = fopen(path, "rb");
+    if (!file || fseek(file, 0, SEEK_END)) abort();
+    *bytes = (size_t)ftell(file);
+    rewind(file);
+    void *data;
+    if (posix_memalign(&data, 64, *bytes)) abort();
+    if (fread(data, 1, *bytes, file) != *bytes) abort();
+    fclose(file);
+    return data;
+}
+
+static void open_memory(const char *path) {
+    size_t bytes;
+    void *data = read_file(path, &bytes);
+    sl_model *model;
+    if (sl_model_open_memory(&model, data, bytes, NULL)) {
+        printf("%s\n", sl_error());
+    } else {
+        use_model(model);
         sl_model_close(model);
         printf("ok\n");
     }
+    free(data);
+}
+
+int main(int argc, char **argv) {
+    const int is_in_memory = argc > 1 && !strcmp(argv[1], "-m");
+    for (int i = 1 + is_in_memory; i < argc; i++)
+        if (is_in_memory)
+            open_memory(argv[i]);
+        else
+            open_file(argv[i]);
     return EXIT_SUCCESS;
 }

@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from storyllamas.engine.build import library_files
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 FUZZ = ROOT / "tests" / "fuzz"
 CORPUS = FUZZ / "corpus" / "weight_file"
@@ -60,8 +62,8 @@ def build(folder: Path, scalar: bool) -> Path | None:
         subprocess.run([*compiler, "-c", source, "-o", target], check=True)
         return target
 
-    sources = [path for path in (ROOT / "csrc").rglob("*.c") if path.name != "main.c"]
-    sources.sort(key=lambda path: -path.stat().st_size)  # the slow ones first
+    # The slow ones first.
+    sources = sorted(library_files(), key=lambda path: -path.stat().st_size)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, [FUZZ / "weight_file.c", *sources]))
     program = folder / "weight_file"
