@@ -218,6 +218,24 @@ def _chat(arguments: argparse.Namespace) -> None:
     chat(_open(arguments), arguments.model, arguments.system, options)
 
 
+def _serve(arguments: argparse.Namespace) -> None:
+    try:
+        from storyllamas.server.serve import serve
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{error.name} is not installed: run `pip install 'storyllamas[serve]'`"
+        ) from None
+    path = arguments.model or _default_model()
+    serve(
+        _open(arguments),
+        path.stem,
+        host=arguments.host,
+        port=arguments.port,
+        slots=arguments.slots,
+        max_waiting=arguments.max_waiting,
+    )
+
+
 def _info(arguments: argparse.Namespace) -> None:
     file = weight_file.read(arguments.model or _default_model())
     config = {
@@ -430,6 +448,33 @@ def _parser() -> argparse.ArgumentParser:
     for name in CHAT_OPTIONS:
         kind, text = OPTIONS[name]
         _add_option(chat, name, kind, CHAT_HELP.get(name, text))
+
+    serve = command("serve", _serve, "answer requests over HTTP as OpenAI's interface does")
+    serve.add_argument("--model", type=Path, metavar="FILE", help="weight file")
+    _add_engine(serve)
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at; 0.0.0.0: all of this machine (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--port", type=_whole, default=8080, metavar="N", help="0: any free one (default: 8080)"
+    )
+    serve.add_argument(
+        "--slots",
+        type=_positive,
+        default=32,
+        metavar="N",
+        help="sequences that are generated at a time (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--max-waiting",
+        type=_whole,
+        default=256,
+        metavar="N",
+        help="sequences that may wait for a slot; further requests get status 429 (default: "
+        "%(default)s)",
+    )
 
     info = command("info", _info, "print what is in a weight file")
     info.add_argument("model", nargs="?", type=Path, metavar="FILE", help="weight file")

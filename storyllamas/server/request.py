@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from storyllamas.errors import UserError
+
+MAX_STOPS = 16
+"""Stop texts of a request."""
 
 
 class CompletionRequest(BaseModel):
@@ -32,6 +35,28 @@ class CompletionRequest(BaseModel):
     stream: bool = False
     echo: bool = False
     user: str = ""
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stop(cls, value: str | list[str] | None) -> str | list[str] | None:
+        texts = [value] if isinstance(value, str) else value or []
+        if len(texts) > MAX_STOPS or not all(texts):
+            raise ValueError(f"give up to {MAX_STOPS} texts that are not empty")
+        return value
+
+    @property
+    def stops(self) -> list[str]:
+        """The texts at which a completion ends."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    def options(self, index: int) -> dict[str, float | None]:
+        """Return the options of a choice, as for `Engine.generate`."""
+        return {
+            "seed": (self.seed + index) % 2**64,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+        }
 
 
 def parse(body: bytes) -> CompletionRequest:

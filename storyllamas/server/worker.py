@@ -102,6 +102,11 @@ class Worker:
             self._changed.notify()
         return sequence
 
+    def load(self) -> tuple[int, int]:
+        """Return the numbers of sequences that are running and that wait."""
+        with self._changed:
+            return len(self._running), len(self._waiting)
+
     def close(self) -> None:
         """End all sequences and the thread; a second call is a no-op."""
         with self._changed:

@@ -1,0 +1,62 @@
+"""`storyllamas serve`: listens until Ctrl-C."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import uvicorn
+
+from storyllamas.engine.engine import Engine
+from storyllamas.errors import UserError
+from storyllamas.server.app import create_app
+from storyllamas.server.worker import Worker
+
+GRACE = 5
+"""Seconds that requests in progress have to end at Ctrl-C."""
+
+MAX_PORT = 65535
+
+
+def serve(engine: Engine, name: str, *, host: str, port: int, slots: int, max_waiting: int) -> None:
+    """Answer requests until Ctrl-C or SIGTERM.
+
+    Args:
+        engine: the model.
+        name: what clients call it.
+        host: the address to listen at.
+        port: 0: any free port.
+        slots: sequences that are generated at a time.
+        max_waiting: sequences that may wait for a slot.
+
+    Raises:
+        UserError: slots is out of its range, or the address cannot be used.
+    """
+    # asyncio warns of each write to a client that has just gone away.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    worker = Worker(engine, slots, max_waiting)
+    try:
+        with _listening(host, port) as listener:
+            address, chosen = listener.getsockname()[:2]
+            shown = f"[{address}]" if ":" in address else address
+            print(f"{name} at http://{shown}:{chosen}/v1", flush=True)
+            config = uvicorn.Config(
+                create_app(engine, worker, name),
+                log_level="warning",
+                timeout_graceful_shutdown=GRACE,
+            )
+            uvicorn.Server(config).run([listener])
+    finally:
+        worker.close()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    if port > MAX_PORT:
+        raise UserError(f"port is {port} and must be 0 to {MAX_PORT}")
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen at {host} port {port} ({error}): choose others with --host and --port"
+        ) from None

@@ -1,0 +1,228 @@
+"""`storyllamas serve` over HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import engine_files
+import httpx2
+import pytest
+from conftest import PATIENCE, ROOT
+
+from storyllamas.engine.engine import Engine
+
+SLOTS, WAITING = 3, 4
+CONTEXT = 100_000
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = engine_files.small_config(context=CONTEXT)
+    path = tmp_path_factory.mktemp("server") / "tiny.slm"
+    return engine_files.write(path, config, engine_files.random_tensors(config, 5))
+
+
+@pytest.fixture(scope="module")
+def engine(path: Path) -> Engine:
+    return Engine(path)
+
+
+@pytest.fixture(scope="module")
+def client(path: Path) -> Iterator[httpx2.Client]:
+    """A client of a server in a process of its own, which ends without an error."""
+    command = [sys.executable, "-m", "storyllamas", "serve", "--model", path, "--port", "0"]
+    limits = ["--slots", str(SLOTS), "--max-waiting", str(WAITING)]
+    process = subprocess.Popen(
+        [*command, *limits], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout
+    line = process.stdout.readline()
+    found = re.fullmatch(r"tiny at (http://127\.0\.0\.1:\d+)/v1\n", line)
+    assert found, process.communicate()
+    with httpx2.Client(base_url=found[1], timeout=PATIENCE) as client:
+        yield client
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert errors == ""
+
+
+def alone(engine: Engine, prompt: str, **options: Any) -> tuple[str, int]:
+    story = engine.generate(prompt, **options)
+    return "".join(story), story.tokens
+
+
+def complete(client: httpx2.Client, **fields: Any) -> Any:
+    answer = client.post("/v1/completions", json=fields)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def events(client: httpx2.Client, **fields: Any) -> list[Any]:
+    with client.stream("POST", "/v1/completions", json=fields | {"stream": True}) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in answer.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def test_a_completion_is_the_text_of_the_engine(client: httpx2.Client, engine: Engine) -> None:
+    answer = complete(client, prompt="ab é", seed=7, max_tokens=20, n=2, model="tiny")
+    expected = [alone(engine, "ab é", seed=seed, max_tokens=20) for seed in (7, 8)]
+    assert [choice["text"] for choice in answer["choices"]] == [text for text, _ in expected]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    prompt, tokens = len(engine.encode("ab é")), sum(count for _, count in expected)
+    assert answer["usage"] == {
+        "prompt_tokens": prompt,
+        "completion_tokens": tokens,
+        "total_tokens": prompt + tokens,
+    }
+    assert (answer["object"], answer["model"]) == ("text_completion", "tiny")
+
+
+def test_a_stream_has_the_same_text(client: httpx2.Client) -> None:
+    fields = {"prompt": "a", "seed": 3, "max_tokens": 25, "n": 3, "echo": True}
+    whole = complete(client, **fields)
+    *parts, last = events(client, **fields)
+    texts, reasons = [""] * 3, [None] * 3
+    for part in parts:
+        (choice,) = part["choices"]
+        assert reasons[choice["index"]] is None
+        texts[choice["index"]] += choice["text"]
+        reasons[choice["index"]] = choice["finish_reason"]
+    assert texts == [choice["text"] for choice in whole["choices"]]
+    assert reasons == [choice["finish_reason"] for choice in whole["choices"]]
+    assert all(text.startswith("a") for text in texts)
+    assert last["usage"] == whole["usage"]
+    assert len({part["id"] for part in parts}) == 1
+
+
+def test_many_clients_get_what_each_would_get_alone(client: httpx2.Client, engine: Engine) -> None:
+    def ask(seed: int) -> str:
+        fields = {"prompt": "ab" * (seed % 3), "seed": seed, "max_tokens": 10 + seed}
+        return complete(client, **fields)["choices"][0]["text"]
+
+    with ThreadPoolExecutor(SLOTS + WAITING) as pool:
+        texts = list(pool.map(ask, range(20)))
+    for seed, text in enumerate(texts):
+        assert text == alone(engine, "ab" * (seed % 3), seed=seed, max_tokens=10 + seed)[0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_text_ends_a_completion(client: httpx2.Client, engine: Engine, stream: bool) -> None:
+    text, _ = alone(engine, "a", seed=1, max_tokens=60)
+    assert len(text) > 20
+    stop = text[10:14]
+    fields = {"prompt": "a", "seed": 1, "max_tokens": 60, "stop": ["no such text", stop]}
+    if stream:
+        choices = [part["choices"][0] for part in events(client, **fields)[:-1]]
+        found, reason = "".join(each["text"] for each in choices), choices[-1]["finish_reason"]
+    else:
+        (choice,) = complete(client, **fields)["choices"]
+        found, reason = choice["text"], choice["finish_reason"]
+    assert (found, reason) == (text[: text.index(stop)], "stop")
+
+
+def test_a_client_that_goes_away_frees_its_slots(client: httpx2.Client) -> None:
+    """More streams than there are slots, each of which would take minutes."""
+    fields = {"prompt": "a", "max_tokens": CONTEXT, "stream": True, "n": SLOTS, "temperature": 50}
+    for _ in range(4):
+        with client.stream("POST", "/v1/completions", json=fields) as answer:
+            next(answer.iter_lines())
+    complete(client, prompt="a", max_tokens=3)
+    values = client.get("/metrics").text
+    assert re.search(r"^storyllamas_sequences_waiting 0$", values, re.MULTILINE)
+
+
+def test_a_full_queue_is_status_429(client: httpx2.Client) -> None:
+    fields = {"prompt": "a", "n": SLOTS + WAITING + 1, "max_tokens": 5}
+    answer = client.post("/v1/completions", json=fields)
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "1"
+    assert "are in progress: try again later" in answer.json()["error"]["message"]
+    complete(client, prompt="a", max_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        (b"{", 400, "the body is not a JSON object"),
+        (b'{"model": "gpt"}', 400, "model is 'gpt', and this server has 'tiny'"),
+        (b'{"logprobs": 1}', 400, "logprobs is not supported: leave it out"),
+        (b'{"max_tokens": 0}', 400, "max_tokens is 0: "),
+        (b'{"stop": ""}', 400, "stop is '': "),
+        (b" " * (2 << 20), 413, "the body has more than 1048576 bytes: send a shorter one"),
+        (b'{"prompt": "%s"}' % (b"ab " * 120_000), 400, "prompt has .* tokens, and the model's"),
+    ],
+)
+def test_what_the_server_rejects(
+    client: httpx2.Client, body: bytes, status: int, sentence: str
+) -> None:
+    answer = client.post("/v1/completions", content=body)
+    assert answer.status_code == status, answer.text
+    assert re.search(sentence, answer.json()["error"]["message"])
+
+
+def test_the_other_pages(client: httpx2.Client) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny"]
+    before = counter(client, "requests_total")
+    complete(client, prompt="a", max_tokens=3)
+    assert counter(client, "requests_total") == before + 1
+    assert client.get("/v1/nothing").status_code == 404
+    assert client.get("/v1/completions").status_code == 405
+
+
+def counter(client: httpx2.Client, name: str) -> int:
+    found = re.search(rf"^storyllamas_{name} (\d+)$", client.get("/metrics").text, re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+def test_a_slow_reader_delays_nobody(client: httpx2.Client) -> None:
+    fields = {"prompt": "a", "max_tokens": 20_000, "stream": True, "temperature": 50}
+    with client.stream("POST", "/v1/completions", json=fields) as slow:
+        next(slow.iter_lines())
+        ended = threading.Event()
+
+        def ask() -> None:
+            complete(client, prompt="b", max_tokens=50)
+            ended.set()
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        assert ended.wait(PATIENCE)
+
+
+def test_the_openai_client(client: httpx2.Client, engine: Engine) -> None:
+    openai = pytest.importorskip("openai")
+    api = openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0)
+    expected, _ = alone(engine, "ab", seed=5, max_tokens=20)
+    options = {"model": "tiny", "prompt": "ab", "seed": 5, "max_tokens": 20}
+    assert api.completions.create(**options).choices[0].text == expected
+    parts = api.completions.create(**options, stream=True)
+    assert "".join(part.choices[0].text for part in parts if part.choices) == expected
+    assert [model.id for model in api.models.list()] == ["tiny"]
+
+
+def test_addresses_that_cannot_be_used(path: Path) -> None:
+    command = [sys.executable, "-m", "storyllamas", "serve", "--model", path]
+    for options, sentence in (
+        (["--port", "70000"], "port is 70000 and must be 0 to 65535"),
+        (["--host", "192.0.2.1"], "cannot listen at 192.0.2.1 port 8080 "),
+        (["--slots", "257"], "slots is 257 and must be 1 to 256"),
+    ):
+        done = subprocess.run(
+            [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: {sentence}"), done.stderr
