@@ -148,7 +148,10 @@ def test_a_full_queue_is_status_429(client: httpx2.Client) -> None:
     answer = client.post("/v1/completions", json=fields)
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "1"
-    assert "are in progress: try again later" in answer.json()["error"]["message"]
+    assert (
+        "places for sequences are taken, and the request has 8: try"
+        in answer.json()["error"]["message"]
+    )
     complete(client, prompt="a", max_tokens=3)
 
 

@@ -72,7 +72,9 @@ def test_full_queue_and_errors(engine: Engine) -> None:
     results: queue.Queue[Piece] = queue.Queue()
     gate = threading.Event()
     long = worker.submit("a", lambda _: gate.wait(DEADLINE) and None, max_tokens=4000)
-    with pytest.raises(QueueFullError, match="1 sequences are in progress: try again later"):
+    with pytest.raises(
+        QueueFullError, match="1 of 1 places for sequences are taken, and the request has 1"
+    ):
         worker.submit("a", results.put)
     long.cancel()
     gate.set()

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from storyllamas.engine.engine import make_options
 from storyllamas.server.request import CompletionRequest
 from storyllamas.server.stop_texts import StopTexts
 from storyllamas.server.worker import Piece, Sequence, Worker
@@ -81,8 +82,9 @@ class Completion:
                 with suppress(RuntimeError):  # the server has stopped, and the loop is closed
                     loop.call_soon_threadsafe(arrivals.put_nowait, (index, piece))
 
-            options = self.request.options(index)
-            self._sequences.append(self.worker.submit(self.request.prompt, deliver, **options))
+            options = make_options(self.request.options(index))
+            self._sequences.append(Sequence(self.request.prompt, options, deliver))
+        self.worker.submit_all(self._sequences)
 
     def _choice(self, index: int, piece: Piece, stops: StopTexts) -> Choice:
         if piece.error:

@@ -93,14 +93,27 @@ class Worker:
             UserError: the worker is closed, or an option is not a number.
         """
         sequence = Sequence(prompt, make_options(options), deliver)
+        self.submit_all([sequence])
+        return sequence
+
+    def submit_all(self, sequences: list[Sequence]) -> None:
+        """Add all sequences, or none of them.
+
+        Raises:
+            QueueFullError: there is no room for all.
+            UserError: the worker is closed.
+        """
         with self._changed:
             if self._closed:
                 raise UserError("the server is stopping: send the request again later")
-            if len(self._waiting) + len(self._running) >= self._capacity:
-                raise QueueFullError(f"{self._capacity} sequences are in progress: try again later")
-            self._waiting.append(sequence)
+            taken = len(self._waiting) + len(self._running)
+            if taken + len(sequences) > self._capacity:
+                raise QueueFullError(
+                    f"{taken} of {self._capacity} places for sequences are taken, and the request "
+                    f"has {len(sequences)}: try again later"
+                )
+            self._waiting.extend(sequences)
             self._changed.notify()
-        return sequence
 
     def load(self) -> tuple[int, int]:
         """Return the numbers of sequences that are running and that wait."""
