@@ -490,17 +490,28 @@ class Terminal:
         os.write(self.ours, text.encode())
 
     def press(self, key: str, end: str) -> None:
-        """Press a key until `end` is printed, or with end "" until the program ends.
+        """Press a key until `end` is printed.
 
         Python may notice a signal between the print of a prompt and the wait for a key only at the
         next key.
         """
         deadline = time.monotonic() + PATIENCE
-        while self.process.poll() is None if end == "" else end not in self.text:
-            assert time.monotonic() < deadline, f"no end after {self.text!r}"
-            self.type(key)
+        while end not in self.text:
+            assert self.process.poll() is None, f"it ended after {self.text!r}"
+            assert time.monotonic() < deadline, f"no {end!r} after {self.text!r}"
             with suppress(OSError):  # the other end is closed
-                while (end == "" or end not in self.text) and self._read(1):
+                self.type(key)
+                while end not in self.text and self._read(1):
+                    pass
+
+    def end(self) -> None:
+        """Press Ctrl-D until the program ends."""
+        deadline = time.monotonic() + PATIENCE
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, f"it goes on after {self.text!r}"
+            with suppress(OSError):  # the other end is closed
+                self.type("\x04")
+                while self._read(1):
                     pass
 
 
@@ -534,7 +545,7 @@ def test_ctrl_c_stops_a_reply_and_ctrl_d_ends(terminal: Terminal) -> None:
     terminal.type("é\n")
     terminal.read_to(PROMPT)
     terminal.press("\x03", PROMPT)
-    terminal.press("\x04", "")
+    terminal.end()
     assert terminal.process.returncode == 0
     assert "Traceback" not in terminal.text
 

@@ -46,20 +46,10 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(compiler: str, folder: Path, *options: str) -> Path:
-    csrc = ROOT / "csrc"
+    csrc, sources = ROOT / "csrc", library_files()
     flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-I", csrc]
     test = ROOT / "tests" / "c" / "sizes.c"
-    call(
-        compiler,
-        *flags,
-        *options,
-        test,
-        *library_files(),
-        "-lm",
-        "-pthread",
-        "-o",
-        folder / "sizes",
-    )
+    call(compiler, *flags, *options, test, *sources, "-lm", "-pthread", "-o", folder / "sizes")
     return folder / "sizes"
 
 
