@@ -147,9 +147,15 @@ static void sample(void *context, size_t first, size_t end, size_t thread) {
     const sampling *c = context;
     for (size_t i = first; i < end; i++) {
         sl_sequence *sequence = c->sequences[i];
-        sequence->next_id = sl_sample(c->model->kernels, &sequence->options, &sequence->random,
-                                      sequence->logits, c->model->info.vocab_size, sequence->ids,
-                                      sequence->id_count, &sequence->sampler);
+        const sl_kernels *kernels = c->model->kernels;
+        const size_t count = c->model->info.vocab_size, top = (size_t)sequence->options.logprobs;
+        if (top) memcpy(sequence->unsampled, sequence->logits, count * sizeof(float));
+        sequence->next_id =
+            sl_sample(kernels, &sequence->options, &sequence->random, sequence->logits, count,
+                      sequence->ids, sequence->id_count, &sequence->sampler);
+        if (top)
+            sl_logprobs_fill(&sequence->logprobs, kernels, sequence->unsampled, count,
+                             sequence->next_id, top);
         sequence->logits = NULL;
     }
 }
@@ -164,6 +170,11 @@ static bool ends_sequence(const sl_model *model, int32_t id) {
 static void append_token(const sl_model *model, sl_sequence *sequence, sl_piece *piece) {
     const sl_info *info = &model->info;
     piece->id = sequence->next_id;
+    if (sequence->options.logprobs) {
+        piece->logprob = sequence->logprobs.sampled;
+        piece->top = sequence->logprobs.top;
+        piece->top_count = sequence->logprobs.top_count;
+    }
     if (!sequence->options.ignore_eos) {
         if (ends_sequence(model, piece->id)) sequence->stop = SL_STOP_EOS;
         if (piece->id == info->bos_id) sequence->stop = SL_STOP_BOS;

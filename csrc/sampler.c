@@ -69,6 +69,8 @@ int sl_check_options(const sl_options *o) {
     if (o->repetition_window < 0)
         return reject_integer("repetition_window", o->repetition_window, "0 or more");
     if (o->max_tokens < 1) return reject_integer("max_tokens", o->max_tokens, "1 or more");
+    if (o->logprobs < 0 || o->logprobs > SL_MAX_LOGPROBS)
+        return reject_integer("logprobs", o->logprobs, "0 (off) to 20");
     return SL_OK;
 }
 

@@ -51,6 +51,7 @@ static void lay_out_sequence(sl_sequence *sequence, const sl_model *model, arena
             allocate_array(a, 1, info->vocab_size, sizeof *sequence->sampler.candidates),
         .sampler.indices = allocate_array(a, 1, info->vocab_size + SL_TILE_ROWS, sizeof(int32_t)),
         .sampler.marks = allocate_array(a, 1, info->vocab_size, 1),
+        .unsampled = allocate_array(a, 1, info->vocab_size, sizeof *sequence->unsampled),
         .text = allocate_array(a, 1, sl_decoder_bound(&model->tokenizer), 1),
     };
     if (sequence) *sequence = laid_out;

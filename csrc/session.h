@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "autotune.h"
+#include "logprobs.h"
 #include "sampler.h"
 #include "thread_pool.h"
 
@@ -15,12 +16,14 @@ typedef struct {
     sl_random random;
     sl_sampler sampler;
     sl_decoder decoder;
+    sl_logprobs logprobs;
     int32_t *ids; /* [context]; the model has processed those before cache.position */
     size_t id_count;
     size_t prompt_count;
-    float *logits;   /* after the last id; NULL: not computed yet */
-    int32_t next_id; /* the token that was sampled from them */
-    int32_t stop;    /* SL_RUNNING or why the sequence ended */
+    float *logits;    /* after the last id; NULL: not computed yet */
+    float *unsampled; /* [vocab_size] a copy of them, if options.logprobs is set */
+    int32_t next_id;  /* the token that was sampled from them */
+    int32_t stop;     /* SL_RUNNING or why the sequence ended */
     bool is_started;
     bool was_running; /* before the current step */
     char *text;       /* [sl_decoder_bound] */

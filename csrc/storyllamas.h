@@ -57,6 +57,7 @@ extern "C" {
         .seed = 42,                                                                                \
         .max_tokens = 256,                                                                         \
         .ignore_eos = 0,                                                                           \
+        .logprobs = 0,                                                                             \
     }
 
 /* The defaults of sl_model_options: automatic. */
@@ -352,7 +353,11 @@ typedef struct {
     uint64_t seed;
     int32_t max_tokens; /* to generate, not counting the prompt; 1 and up */
     int32_t ignore_eos; /* 1: continue after EOS and BOS, to measure speed */
+    int32_t
+        logprobs; /* 0 … SL_MAX_LOGPROBS; each piece shows as many of the most probable tokens */
 } sl_options;
+
+enum { SL_MAX_LOGPROBS = 20 };
 
 enum {
     SL_RUNNING = 0,
@@ -368,13 +373,23 @@ enum {
 /* Return "running", "eos", "bos", "max_tokens", "context", "callback" or "idle". */
 SL_API const char *sl_stop_name(int32_t stop);
 
+/* A token and its log probability, the natural logarithm, in the model's own distribution: that of
+ * temperature 1 before any step of sl_options. */
+typedef struct {
+    int32_t id;
+    float logprob;
+} sl_logprob;
+
 /* A generated token. The text is always valid UTF-8. A character of several tokens comes with
  * the last of them, so the text of a token may be empty. */
 typedef struct {
-    const char *text; /* valid until the session's next call; no final NUL */
-    size_t length;    /* in bytes */
-    int32_t id;       /* the token; -1: the sequence stopped without one */
-    int32_t stop;     /* SL_RUNNING, or why the sequence ends here */
+    const char *text;      /* valid until the session's next call; no final NUL */
+    size_t length;         /* in bytes */
+    int32_t id;            /* the token; -1: the sequence stopped without one */
+    int32_t stop;          /* SL_RUNNING, or why the sequence ends here */
+    float logprob;         /* of the token; 0 if options.logprobs is 0 or there is no token */
+    size_t top_count;      /* options.logprobs, or fewer in a small vocabulary; 0 without a token */
+    const sl_logprob *top; /* [top_count], the most probable first; valid as long as text */
 } sl_piece;
 
 enum { SL_MAX_SLOTS = 256 };

@@ -303,6 +303,32 @@ def test_a_penalty_that_overflows_leaves_the_largest(
     assert story.ids == [20] * 4
 
 
+@pytest.mark.parametrize("rules", [{}, {"temperature": 0}, {"temperature": 3, "top_k": 7}])
+def test_logprobs_are_those_of_the_logits(small: Engine, rules: dict[str, float]) -> None:
+    """Neither temperature nor penalty changes them, and they do not change the story."""
+    chosen = {"max_tokens": 12, "repetition_penalty": 1.5, "ignore_eos": True, **rules}
+    prompt = [BOS, 20, 21]
+    story = generate_story(small, prompt, logprobs=4, **chosen)
+    assert story.ids == generate_story(small, prompt, **chosen).ids
+    logits = small.logits(prompt + story.ids)[len(prompt) - 1 :].astype(np.float64)
+    logprobs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    assert [each.id for each in story.logprobs] == story.ids
+    for row, each in zip(logprobs, story.logprobs, strict=False):
+        best = np.argsort(-row, kind="stable")[:4]
+        assert [id for id, _ in each.top] == best.tolist()
+        assert [value for _, value in each.top] == pytest.approx(row[best], abs=1e-5)
+        assert each.logprob == pytest.approx(row[each.id], abs=1e-5)
+
+
+def test_among_equal_logprobs_lower_ids_come_first(tmp_path: Path) -> None:
+    config = small_config()
+    tensors = {name: 0 * tensor for name, tensor in engine_files.random_tensors(config).items()}
+    engine = Engine(engine_files.write(tmp_path / "m.slm", config, tensors))
+    (first,) = generate_story(engine, [BOS], logprobs=20, max_tokens=1, ignore_eos=True).logprobs
+    assert [id for id, _ in first.top] == list(range(20))
+    assert first.logprob == pytest.approx(-math.log(VOCAB_SIZE), abs=1e-6)
+
+
 def test_same_seed_same_story(small: Engine) -> None:
     def generated(seed: int) -> list[int]:
         return generate_story(small, temperature=1, seed=seed).ids
@@ -439,6 +465,8 @@ def test_stories_side_by_side(small: Engine) -> None:
         ({"repetition_penalty": 0}, "repetition_penalty is 0 and must be above 0"),
         ({"repetition_window": -1}, "repetition_window is -1 and must be 0 or more"),
         ({"max_tokens": 0}, "max_tokens is 0 and must be 1 or more"),
+        ({"logprobs": -1}, "logprobs is -1 and must be 0 (off) to 20"),
+        ({"logprobs": 21}, "logprobs is 21 and must be 0 (off) to 20"),
         ({"seed": -1}, "seed is -1 and must be a whole number from 0 to 18446744073709551615"),
     ],
 )

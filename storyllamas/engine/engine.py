@@ -26,6 +26,7 @@ import numpy.typing as npt
 from storyllamas.config import ROPE_SCALINGS
 from storyllamas.engine.batch import BATCH_SIZE, GeneratedStory, generate_batch
 from storyllamas.engine.ffi import check, ffi, ids_pointer, lib, string, utf8, whole_ids
+from storyllamas.engine.logprobs import Logprobs
 from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.errors import UserError
 from storyllamas.regular_file import check_path
@@ -119,6 +120,7 @@ class Engine:
         seed: int | None = None,
         max_tokens: int | None = None,
         ignore_eos: bool = False,
+        logprobs: int | None = None,
     ) -> Story:
         """Generate a story that continues the prompt.
 
@@ -137,6 +139,7 @@ class Engine:
             seed: 0 … 2^64 - 1; the same seed generates the same story.
             max_tokens: the largest number of tokens to generate, without the prompt; 1 and up.
             ignore_eos: continue after EOS and BOS, to measure speed.
+            logprobs: the number of most probable tokens in each of `Story.logprobs`, 0 … 20; 0 is off.
 
         Returns:
             An iterator over the text after the prompt, piece by piece.
@@ -154,6 +157,7 @@ class Engine:
             "seed": seed,
             "max_tokens": max_tokens,
             "ignore_eos": ignore_eos,
+            "logprobs": logprobs,
         }
         options = make_options(given)
         session = self._take_session()
@@ -293,6 +297,7 @@ class Story(Iterator[str]):
 
     Attributes:
         ids: the tokens generated so far, without the prompt and EOS.
+        logprobs: if they were asked for, those of each token so far, of EOS too.
         prompt_tokens: the number of tokens in the prompt, BOS included.
         stop: why the story stopped: "eos", "bos", "max_tokens" or "context"; "" while it is
             running and after an early `close`.
@@ -303,6 +308,7 @@ class Story(Iterator[str]):
         self._engine = engine
         self._session = session
         self.ids: list[int] = []
+        self.logprobs: list[Logprobs] = []
         self.prompt_tokens: int = lib.sl_prompt_tokens(session)
         self.stop = ""
 
@@ -317,6 +323,8 @@ class Story(Iterator[str]):
         while self._session is not None:
             check(lib.sl_next(self._session, piece))
             text = bytes(ffi.buffer(piece.text, piece.length)).decode()
+            if piece.top_count:
+                self.logprobs.append(Logprobs.of(piece))
             if piece.stop:
                 self.stop = string(lib.sl_stop_name(piece.stop))
                 self.close()
