@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import engine_files
 import httpx2
+import numpy as np
 import pytest
 from conftest import PATIENCE, ROOT
 
@@ -80,7 +82,7 @@ def test_a_completion_is_the_text_of_the_engine(client: httpx2.Client, engine: E
     expected = [alone(engine, "ab é", seed=seed, max_tokens=20) for seed in (7, 8)]
     assert [choice["text"] for choice in answer["choices"]] == [text for text, _ in expected]
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
-    prompt, tokens = len(engine.encode("ab é")), sum(count for _, count in expected)
+    prompt, tokens = 1 + len(engine.encode("ab é")), sum(count for _, count in expected)
     assert answer["usage"] == {
         "prompt_tokens": prompt,
         "completion_tokens": tokens,
@@ -92,7 +94,7 @@ def test_a_completion_is_the_text_of_the_engine(client: httpx2.Client, engine: E
 def test_a_stream_has_the_same_text(client: httpx2.Client) -> None:
     fields = {"prompt": "a", "seed": 3, "max_tokens": 25, "n": 3, "echo": True}
     whole = complete(client, **fields)
-    *parts, last = events(client, **fields)
+    *parts, last = events(client, **fields, stream_options={"include_usage": True})
     texts, reasons = [""] * 3, [None] * 3
     for part in parts:
         (choice,) = part["choices"]
@@ -124,7 +126,7 @@ def test_a_stop_text_ends_a_completion(client: httpx2.Client, engine: Engine, st
     stop = text[10:14]
     fields = {"prompt": "a", "seed": 1, "max_tokens": 60, "stop": ["no such text", stop]}
     if stream:
-        choices = [part["choices"][0] for part in events(client, **fields)[:-1]]
+        choices = [part["choices"][0] for part in events(client, **fields)]
         found, reason = "".join(each["text"] for each in choices), choices[-1]["finish_reason"]
     else:
         (choice,) = complete(client, **fields)["choices"]
@@ -134,13 +136,32 @@ def test_a_stop_text_ends_a_completion(client: httpx2.Client, engine: Engine, st
 
 def test_a_client_that_goes_away_frees_its_slots(client: httpx2.Client) -> None:
     """More streams than there are slots, each of which would take minutes."""
-    fields = {"prompt": "a", "max_tokens": CONTEXT, "stream": True, "n": SLOTS, "temperature": 50}
+    fields = {"max_tokens": CONTEXT, "stream": True, "n": SLOTS, "ignore_eos": True}
     for _ in range(4):
         with client.stream("POST", "/v1/completions", json=fields) as answer:
+            assert answer.status_code == 200
             next(answer.iter_lines())
+        until_idle(client)
     complete(client, prompt="a", max_tokens=3)
     values = client.get("/metrics").text
     assert re.search(r"^storyllamas_sequences_waiting 0$", values, re.MULTILINE)
+
+
+def test_a_client_that_does_not_wait_for_the_whole_frees_its_slots(client: httpx2.Client) -> None:
+    fields = {"prompt": "a", "max_tokens": CONTEXT, "n": SLOTS, "ignore_eos": True}
+    with pytest.raises(httpx2.ReadTimeout):
+        client.post("/v1/completions", json=fields, timeout=1)
+    until_idle(client)
+
+
+def until_idle(client: httpx2.Client) -> None:
+    """Wait until the server knows that its clients have gone away."""
+    deadline = time.monotonic() + PATIENCE
+    while not re.search(
+        r"^storyllamas_sequences_running 0$", client.get("/metrics").text, re.MULTILINE
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_full_queue_is_status_429(client: httpx2.Client) -> None:
@@ -160,8 +181,9 @@ def test_a_full_queue_is_status_429(client: httpx2.Client) -> None:
     [
         (b"{", 400, "the body is not a JSON object"),
         (b'{"model": "gpt"}', 400, "model is 'gpt', and this server has 'tiny'"),
-        (b'{"logprobs": 1}', 400, "logprobs is not supported: leave it out"),
-        (b'{"max_tokens": 0}', 400, "max_tokens is 0: "),
+        (b'{"tools": 1}', 400, "tools is not supported: leave it out"),
+        (b'{"max_tokens": -1}', 400, "max_tokens is -1: "),
+        (b'{"prompt": [100000]}', 400, "token 100000 is not in the vocabulary, which has"),
         (b'{"stop": ""}', 400, "stop is '': "),
         (b" " * (2 << 20), 413, "the body has more than 1048576 bytes: send a shorter one"),
         (b'{"prompt": "%s"}' % (b"ab " * 120_000), 400, "prompt has .* tokens, and the model's"),
@@ -173,6 +195,59 @@ def test_what_the_server_rejects(
     answer = client.post("/v1/completions", content=body)
     assert answer.status_code == status, answer.text
     assert re.search(sentence, answer.json()["error"]["message"])
+
+
+def test_several_prompts_and_ids(client: httpx2.Client, engine: Engine) -> None:
+    options = {"seed": 2, "max_tokens": 9}
+    expected = [alone(engine, prompt, **options)[0] for prompt in ("a", "b é")]
+    answer = complete(client, prompt=["a", "b é"], **options)
+    assert [choice["text"] for choice in answer["choices"]] == expected
+    ids = [[engine.bos_id, *engine.encode(prompt)] for prompt in ("a", "b é")]
+    answer = complete(client, prompt=ids, n=2, echo=True, **options)
+    texts = [choice["text"] for choice in answer["choices"]]
+    assert [texts[0], texts[2]] == ["a" + expected[0], "b é" + expected[1]]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs(client: httpx2.Client, engine: Engine, stream: bool) -> None:
+    """Of the echoed prompt and of the completion; each text stands at its offset."""
+    prompt = "ab é"
+    fields = {"prompt": prompt, "seed": 4, "max_tokens": 15, "logprobs": 2, "echo": True}
+    if stream:
+        parts = [part["choices"][0] for part in events(client, **fields)]
+        text = "".join(part["text"] for part in parts)
+        shown = {
+            name: [value for part in parts for value in part["logprobs"][name]]
+            for name in parts[0]["logprobs"]
+        }
+    else:
+        (choice,) = complete(client, **fields)["choices"]
+        text, shown = choice["text"], choice["logprobs"]
+    story = engine.generate(prompt, seed=4, max_tokens=15)
+    assert text == prompt + "".join(story)
+    ids = [engine.bos_id, *engine.encode(prompt), *story.ids]
+    assert shown["token_logprobs"] == pytest.approx(engine.score(ids).tolist(), abs=1e-5)
+    assert all(len(top) == 2 for top in shown["top_logprobs"])
+    best = engine.logits(ids[:-1]).max(axis=1) - np.logaddexp.reduce(
+        engine.logits(ids[:-1]), axis=1
+    )
+    assert [max(top.values()) for top in shown["top_logprobs"]] == pytest.approx(best, abs=1e-5)
+    for token, offset in zip(shown["tokens"], shown["text_offset"], strict=True):
+        expected = token.lstrip() if offset == 0 else token
+        # Bytes that are no character show when the next token comes, in front of its text.
+        at = text.index(expected, offset) if not token.startswith("bytes:") else offset
+        assert set(text[offset:at]) <= {"\ufffd"}
+    assert any(token.startswith("bytes:") for token in shown["tokens"])
+
+
+def test_logprobs_of_a_prompt_alone(client: httpx2.Client, engine: Engine) -> None:
+    fields = {"prompt": "ab", "max_tokens": 0, "logprobs": 0, "echo": True}
+    (choice,) = complete(client, **fields)["choices"]
+    scores = engine.score([engine.bos_id, *engine.encode("ab")]).tolist()
+    assert (choice["text"], choice["finish_reason"]) == ("ab", "length")
+    assert choice["logprobs"]["token_logprobs"] == pytest.approx(scores, abs=1e-5)
+    assert choice["logprobs"]["top_logprobs"] is None
 
 
 def test_the_other_pages(client: httpx2.Client) -> None:
@@ -192,7 +267,7 @@ def counter(client: httpx2.Client, name: str) -> int:
 
 
 def test_a_slow_reader_delays_nobody(client: httpx2.Client) -> None:
-    fields = {"prompt": "a", "max_tokens": 20_000, "stream": True, "temperature": 50}
+    fields = {"prompt": "a", "max_tokens": CONTEXT, "stream": True, "ignore_eos": True}
     with client.stream("POST", "/v1/completions", json=fields) as slow:
         next(slow.iter_lines())
         ended = threading.Event()

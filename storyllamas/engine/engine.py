@@ -139,7 +139,7 @@ class Engine:
             seed: 0 … 2^64 - 1; the same seed generates the same story.
             max_tokens: the largest number of tokens to generate, without the prompt; 1 and up.
             ignore_eos: continue after EOS and BOS, to measure speed.
-            logprobs: the number of most probable tokens in each of `Story.logprobs`, 0 … 20; 0 is off.
+            logprobs: the number of most probable tokens in each of `Story.logprobs`, 0 (off) … 20.
 
         Returns:
             An iterator over the text after the prompt, piece by piece.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storyllamas.engine.ffi import Ids, check, ffi, ids_pointer, lib, utf8, whole_ids
+from storyllamas.errors import UserError
 
 if TYPE_CHECKING:
     from storyllamas.vocabulary import Vocabulary
@@ -118,6 +119,18 @@ class FastTokenizer:
                 )
             )
         return ids[: count[0]]
+
+    def piece(self, id: int) -> bytes:
+        """Return a piece as the vocabulary spells it, such as b"<s>".
+
+        Raises:
+            UserError: the id is not in the vocabulary.
+        """
+        length = ffi.new("size_t *")
+        text = lib.sl_token_text(self.handle, id, length)
+        if not text:
+            raise UserError(f"token {id} is not in the vocabulary")
+        return bytes(ffi.buffer(text, length[0]))
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """Decode ids; control pieces such as BOS and EOS have no text.

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
-import uuid
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +15,12 @@ from starlette.routing import Route
 
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
-from storyllamas.server.completion import Choice, Completion
+from storyllamas.server import answers
+from storyllamas.server.answers import Answer
+from storyllamas.server.choice import Chunk
+from storyllamas.server.completion import Completion
+from storyllamas.server.logprobs import TokenTexts, check_prompt
+from storyllamas.server.metrics import Counters, exposition
 from storyllamas.server.request import CompletionRequest, parse
 from storyllamas.server.worker import QueueFullError, Worker
 
@@ -32,15 +33,9 @@ RETRY_SECONDS = 1
 CLIENT_LEFT = 499
 """The status in nginx's logs of a request whose client has gone away."""
 
-
-@dataclass
-class Counters:
-    """What /metrics shows."""
-
-    requests: int = 0
-    rejected: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+EVENT_SECONDS = 0.0003
+"""The share of an event in the time between two events of each stream. If there are more tokens
+than events, an event has several tokens."""
 
 
 @dataclass
@@ -50,53 +45,103 @@ class Server:
     engine: Engine
     worker: Worker
     name: str
+    slots: int
     counters: Counters = field(default_factory=Counters)
+    streams: int = 0
     started: int = field(default_factory=lambda: int(time.time()))
+    texts: TokenTexts = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make what the routes look up."""
+        self.texts = TokenTexts(self.engine)
 
     async def completions(self, request: Request) -> Response:
         """Answer POST /v1/completions."""
         self.counters.requests += 1
         try:
             asked = parse(await _body(request))
-            prompt_tokens = self._check(asked)
-            completion = Completion(self.worker, asked)
-            choices = completion.choices()
-            first = await anext(choices)
-            if first.error:
-                await choices.aclose()
-                raise UserError(first.error)
+            answer = self._begin(asked)
+            chunks = await self._chunks(answer)
         except QueueFullError as error:
             return self._rejected(str(error), 429, {"Retry-After": str(RETRY_SECONDS)})
         except UserError as error:
             return self._rejected(str(error), 400)
-        self.counters.prompt_tokens += prompt_tokens
-        about = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": self.name,
-        }
-        usage = Usage(prompt_tokens, completion, self.counters)
-        arrivals = _chained(first, choices)
+        self.counters.prompt_tokens += sum(map(len, answer.prompts))
         if asked.stream:
-            events = _events(arrivals, about, asked, usage)
+            self.streams += 1
+            events = answers.events(answer, chunks, lambda: self._end(answer))
             return StreamingResponse(events, media_type="text/event-stream")
-        return await _whole(request, arrivals, about, asked, usage)
+        try:
+            value = await answers.until_left(answers.whole(answer, chunks), request.receive)
+        except UserError as error:
+            return _error(str(error), 500)
+        finally:
+            self.counters.completion_tokens += answer.completion.tokens
+        return JSONResponse(value) if value else Response(status_code=CLIENT_LEFT)
 
-    def _check(self, asked: CompletionRequest) -> int:
-        """Return the number of tokens of the prompt."""
+    def _begin(self, asked: CompletionRequest) -> Answer:
+        """Check a request, and encode its prompts."""
         if asked.model not in ("", self.name):
             raise UserError(f"model is {asked.model!r}, and this server has {self.name!r}")
-        tokens = len(self.engine.encode(asked.prompt))
-        if tokens >= self.engine.context:
+        prompts = [self._ids(prompt) for prompt in asked.prompts]
+        if asked.echo and asked.logprobs is not None:
+            for ids in prompts:
+                check_prompt(self.engine, ids)
+        echoes = [self._text(prompt) if asked.echo else "" for prompt in asked.prompts]
+        completion = Completion(self.worker, asked, prompts)
+        return Answer(self.engine, self.texts, self.name, asked, prompts, echoes, completion)
+
+    def _text(self, prompt: str | list[int]) -> str:
+        return prompt if isinstance(prompt, str) else self.engine.decode(prompt)
+
+    def _ids(self, prompt: str | list[int]) -> list[int]:
+        """Return the ids of a prompt; a text gets BOS as in `Engine.generate`."""
+        info = self.engine.info
+        if isinstance(prompt, str):
+            text = self.engine.encode(prompt)
+            has_bos = info["adds_bos"] or (not text and info["bos_id"] >= 0)
+            ids = [info["bos_id"], *text] if has_bos else text
+        else:
+            ids = prompt
+            for id in ids:
+                if id >= info["vocab_size"]:
+                    raise UserError(
+                        f"token {id} is not in the vocabulary, which has {info['vocab_size']}"
+                    )
+        if not ids:
+            raise UserError("prompt has no tokens, and the model has no BOS to start from")
+        if len(ids) >= self.engine.context:
             raise UserError(
-                f"prompt has {tokens} tokens, and the model's context is {self.engine.context}: "
+                f"prompt has {len(ids)} tokens, and the model's context is {self.engine.context}: "
                 "send a shorter one"
             )
-        return tokens
+        return ids
+
+    async def _chunks(self, answer: Answer) -> AsyncGenerator[Chunk, None]:
+        """Submit the sequences, and return their chunks when the first is there.
+
+        Raises:
+            UserError: there is no room for them, or the engine rejects them.
+        """
+        if answer.asked.max_tokens == 0:
+            return answers.each(answer.only_prompts())
+        pause = self._pause if answer.asked.stream else lambda: 0.0
+        chunks = answer.completion.chunks(pause)
+        first = await anext(chunks)
+        if first.error:
+            await chunks.aclose()
+            raise UserError(first.error)
+        return answers.chained(first, chunks)
+
+    def _pause(self) -> float:
+        return EVENT_SECONDS * self.streams
+
+    def _end(self, answer: Answer) -> None:
+        self.streams -= 1
+        self.counters.completion_tokens += answer.completion.tokens
 
     def _rejected(self, message: str, status: int, headers: Any = None) -> Response:
-        self.counters.rejected += 1
+        self.counters.requests_rejected += 1
         return _error(message, status, headers)
 
     async def models(self, request: Request) -> Response:
@@ -114,58 +159,27 @@ class Server:
         return JSONResponse({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
-        """Answer GET /metrics in Prometheus' text format."""
+        """Answer GET /metrics."""
         running, waiting = self.worker.load()
-        counters = {
-            "requests": ("requests for completions", self.counters.requests),
-            "requests_rejected": ("requests that were rejected", self.counters.rejected),
-            "prompt_tokens": ("tokens of prompts", self.counters.prompt_tokens),
-            "completion_tokens": ("generated tokens", self.counters.completion_tokens),
-        }
         gauges = {
-            "sequences_running": ("sequences that have a slot", running),
-            "sequences_waiting": ("sequences that wait for a slot", waiting),
+            "sequences_running": running,
+            "sequences_waiting": waiting,
+            "slots": self.slots,
         }
-        lines = [
-            line
-            for kind, values in (("counter", counters), ("gauge", gauges))
-            for name, (text, value) in values.items()
-            for line in _metric(f"storyllamas_{name}", kind, text, value)
-        ]
-        return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+        text = exposition(self.counters, gauges)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
-@dataclass
-class Usage:
-    """Counts the tokens of a request, once for the client and once for /metrics."""
-
-    prompt_tokens: int
-    completion: Completion
-    counters: Counters
-
-    def close(self) -> dict[str, int]:
-        """Return the usage of a request that has ended."""
-        tokens = self.completion.tokens
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": tokens,
-            "total_tokens": self.prompt_tokens + tokens,
-        }
-
-    def count(self) -> None:
-        """Add the tokens to the counters."""
-        self.counters.completion_tokens += self.completion.tokens
-
-
-def create_app(engine: Engine, worker: Worker, name: str) -> Starlette:
+def create_app(engine: Engine, worker: Worker, name: str, slots: int) -> Starlette:
     """Return the application.
 
     Args:
         engine: the model.
         worker: generates its sequences.
         name: what clients call the model.
+        slots: of the worker.
     """
-    server = Server(engine, worker, name)
+    server = Server(engine, worker, name, slots)
     return Starlette(
         routes=[
             Route("/v1/completions", server.completions, methods=["POST"]),
@@ -195,97 +209,3 @@ async def _body(request: Request) -> bytes:
         if len(body) > MAX_BODY:
             raise HTTPException(413, f"the body has more than {MAX_BODY} bytes: send a shorter one")
     return body
-
-
-async def _chained(
-    first: Choice, rest: AsyncGenerator[Choice, None]
-) -> AsyncGenerator[Choice, None]:
-    try:
-        yield first
-        async for choice in rest:
-            yield choice
-    finally:
-        await rest.aclose()
-
-
-def _shown(choice: Choice, text: str) -> dict[str, Any]:
-    reason = choice.finish_reason or None
-    return {"index": choice.index, "text": text, "logprobs": None, "finish_reason": reason}
-
-
-async def _events(
-    arrivals: AsyncGenerator[Choice, None],
-    about: dict[str, Any],
-    asked: CompletionRequest,
-    usage: Usage,
-) -> AsyncGenerator[str, None]:
-    """Yield server-sent events, the last one with the usage."""
-    echoed = set(range(asked.n)) if asked.echo else set()
-    try:
-        async with aclosing(arrivals):
-            async for choice in arrivals:
-                if choice.error:
-                    yield _event({"error": {"message": choice.error, "type": "server_error"}})
-                    return
-                text = choice.text
-                if choice.index in echoed:
-                    echoed.remove(choice.index)
-                    text = asked.prompt + text
-                yield _event({**about, "choices": [_shown(choice, text)]})
-        yield _event({**about, "choices": [], "usage": usage.close()})
-        yield "data: [DONE]\n\n"
-    finally:
-        usage.count()
-
-
-def _event(value: Any) -> str:
-    return f"data: {json.dumps(value)}\n\n"
-
-
-async def _whole(
-    request: Request,
-    arrivals: AsyncGenerator[Choice, None],
-    about: dict[str, Any],
-    asked: CompletionRequest,
-    usage: Usage,
-) -> Response:
-    """Return all texts at once, or nothing to a client that goes away."""
-    collecting = asyncio.ensure_future(_collect(arrivals, asked))
-    leaving = asyncio.ensure_future(_disconnection(request))
-    try:
-        await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not collecting.done():
-            collecting.cancel()
-            await asyncio.wait({collecting})
-            return Response(status_code=CLIENT_LEFT)  # nobody reads it
-        choices = collecting.result()
-    except UserError as error:
-        return _error(str(error), 500)
-    finally:
-        leaving.cancel()
-        usage.count()
-    return JSONResponse({**about, "choices": choices, "usage": usage.close()})
-
-
-async def _collect(
-    arrivals: AsyncGenerator[Choice, None], asked: CompletionRequest
-) -> list[dict[str, Any]]:
-    texts = [asked.prompt if asked.echo else ""] * asked.n
-    ends: dict[int, Choice] = {}
-    async with aclosing(arrivals):
-        async for choice in arrivals:
-            if choice.error:
-                raise UserError(choice.error)
-            texts[choice.index] += choice.text
-            ends[choice.index] = choice
-    return [_shown(ends[index], text) for index, text in enumerate(texts)]
-
-
-async def _disconnection(request: Request) -> None:
-    while not await request.is_disconnected():
-        await asyncio.sleep(0.05)
-
-
-def _metric(name: str, kind: str, text: str, value: int) -> list[str]:
-    name += "_total" * (kind == "counter")
-    return [f"# HELP {name} {text}", f"# TYPE {name} {kind}", f"{name} {value}"]

@@ -3,69 +3,77 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from storyllamas.engine.engine import make_options
+from storyllamas.server.choice import Choice, Chunk
 from storyllamas.server.request import CompletionRequest
-from storyllamas.server.stop_texts import StopTexts
-from storyllamas.server.worker import Piece, Sequence, Worker
+from storyllamas.server.worker import Sequence, Worker
 
 
-@dataclass
-class Choice:
-    """One of the texts of a request.
-
-    Attributes:
-        text: the new text since the last `Choice` of the same index.
-        finish_reason: "stop", "length", or "" while the text goes on.
-        error: a message if the sequence failed, else "".
-    """
-
-    index: int
-    text: str = ""
-    finish_reason: str = ""
-    error: str = ""
-
-
-@dataclass
 class Completion:
     """The sequences of a request; `cancel` frees their slots.
 
     Attributes:
-        tokens: the number of generated tokens so far.
+        loop: the event loop of the request.
+        arrived: is set there when a choice has something to take.
     """
 
-    worker: Worker
-    request: CompletionRequest
-    tokens: int = 0
-    _sequences: list[Sequence] = field(default_factory=list)
+    def __init__(
+        self, worker: Worker, request: CompletionRequest, prompts: list[list[int]]
+    ) -> None:
+        """Prepare the sequences: `request.count` for each prompt.
 
-    async def choices(self) -> AsyncGenerator[Choice, None]:
-        """Submit the sequences, and yield their text as it comes, in any order of their indices.
+        Args:
+            worker: generates them.
+            request: what the client asks for.
+            prompts: the ids of its prompts, BOS included.
+        """
+        self._worker = worker
+        self.loop = asyncio.get_running_loop()
+        self.arrived = asyncio.Event()
+        self._choices: list[Choice] = []
+        self._sequences: list[Sequence] = []
+        for prompt in prompts if request.max_tokens != 0 else []:
+            for number in range(request.count):
+                choice = Choice(len(self._choices), request.stops, bool(request.stream))
+                self._choices.append(choice)
+                options = make_options(request.options(number))
+                self._sequences.append(Sequence(prompt, options, choice.add, self))
+
+    @property
+    def tokens(self) -> int:
+        """The number of generated tokens so far."""
+        return sum(choice.tokens for choice in self._choices)
+
+    async def chunks(self, pause: Callable[[], float] = lambda: 0) -> AsyncGenerator[Chunk, None]:
+        """Submit the sequences, and yield what they gain, in any order of their indices.
 
         All sequences are cancelled when the iterator is closed.
+
+        Args:
+            pause: returns the seconds between two rounds of chunks; what comes in between is in
+                the next chunk.
 
         Raises:
             QueueFullError: there is no room for all sequences.
             UserError: the worker is closed.
         """
-        arrivals: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
-        filters = [StopTexts(self.request.stops) for _ in range(self.request.n)]
-        running = set(range(self.request.n))
+        running = set(range(len(self._choices)))
         try:
-            self._submit(arrivals)
+            self._worker.submit(self._sequences)
             while running:
-                index, piece = await arrivals.get()
-                if index not in running:
-                    continue  # it ended at a stop text, and this token was on its way
-                choice = self._choice(index, piece, filters[index])
-                if choice.finish_reason or choice.error:
-                    running.remove(index)
-                    self._sequences[index].cancel()
-                if choice.text or choice.finish_reason or choice.error:
-                    yield choice
+                await self.arrived.wait()
+                self.arrived.clear()
+                for index in sorted(running):
+                    if chunk := self._choices[index].take():
+                        if chunk.is_last:
+                            running.remove(index)
+                            self._sequences[index].cancel()  # it may have ended at a stop text
+                        yield chunk
+                if running and (seconds := pause()):
+                    await asyncio.sleep(seconds)
         finally:
             self.cancel()
 
@@ -74,26 +82,13 @@ class Completion:
         for sequence in self._sequences:
             sequence.cancel()
 
-    def _submit(self, arrivals: asyncio.Queue[tuple[int, Piece]]) -> None:
-        loop = asyncio.get_running_loop()
-        for index in range(self.request.n):
 
-            def deliver(piece: Piece, index: int = index) -> None:
-                with suppress(RuntimeError):  # the server has stopped, and the loop is closed
-                    loop.call_soon_threadsafe(arrivals.put_nowait, (index, piece))
+def notify(completions: list[Completion]) -> None:
+    """Wake requests of one event loop; call it in any other thread."""
+    with suppress(RuntimeError):  # the server has stopped, and the loop is closed
+        completions[0].loop.call_soon_threadsafe(_wake, completions)
 
-            options = make_options(self.request.options(index))
-            self._sequences.append(Sequence(self.request.prompt, options, deliver))
-        self.worker.submit_all(self._sequences)
 
-    def _choice(self, index: int, piece: Piece, stops: StopTexts) -> Choice:
-        if piece.error:
-            return Choice(index, error=piece.error)
-        self.tokens += piece.id >= 0 and piece.stop not in ("eos", "bos")
-        text = stops.add(piece.text)
-        if stops.is_found:
-            return Choice(index, text, "stop")
-        if piece.stop:
-            reason = "length" if piece.stop in ("max_tokens", "context") else "stop"
-            return Choice(index, text + stops.rest(), reason)
-        return Choice(index, text)
+def _wake(completions: list[Completion]) -> None:
+    for completion in completions:
+        completion.arrived.set()
