@@ -136,6 +136,14 @@ def test_a_client_is_notified_once_a_step(engine: Engine) -> None:
     assert whole.take() is None
 
 
+def test_a_whole_text_is_taken_once_it_is_complete() -> None:
+    choice = Choice(0, [], is_streamed=False)
+    assert not choice.add(Piece("ab", 5))
+    assert choice.take() is None
+    assert choice.add(Piece("c", 6, "max_tokens"))
+    assert choice.take() == Chunk(0, "abc", "length")
+
+
 def test_tokens_behind_a_stop_text_do_not_count() -> None:
     choice = Choice(0, ["cd"], is_streamed=True)
     assert choice.add(Piece("ab", 5))

@@ -22,7 +22,7 @@ from storyllamas.server.completion import Completion
 from storyllamas.server.logprobs import TokenTexts, check_prompt
 from storyllamas.server.metrics import Counters, exposition
 from storyllamas.server.request import CompletionRequest, parse
-from storyllamas.server.worker import QueueFullError, Worker
+from storyllamas.server.worker import STOPPING, QueueFullError, Worker
 
 MAX_BODY = 1 << 20
 """Bytes of a request's body."""
@@ -61,11 +61,13 @@ class Server:
         try:
             asked = parse(await _body(request))
             answer = self._begin(asked)
-            chunks = await self._chunks(answer)
+            chunks = await answers.until_left(self._chunks(answer), request.receive)
         except QueueFullError as error:
             return self._rejected(str(error), 429, {"Retry-After": str(RETRY_SECONDS)})
         except UserError as error:
-            return self._rejected(str(error), 400)
+            return self._rejected(str(error), 503 if str(error) == STOPPING else 400)
+        if chunks is None:
+            return Response(status_code=CLIENT_LEFT)
         self.counters.prompt_tokens += sum(map(len, answer.prompts))
         if asked.stream:
             self.streams += 1

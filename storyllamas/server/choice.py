@@ -60,7 +60,7 @@ class Choice:
         Args:
             index: of the choice.
             stops: texts that end it.
-            is_streamed: whether the client waits for each token.
+            is_streamed: whether the client waits for each token, not for the whole text.
         """
         self.tokens = 0
         self._index = index
@@ -83,10 +83,10 @@ class Choice:
             return self._has_ended or (self._is_streamed and bool(self._new.text))
 
     def take(self) -> Chunk | None:
-        """Return what is new, or None if nothing is."""
+        """Return what is new; None: nothing is, or the client waits for the whole text."""
         with self._lock:
             new = self._new
-            if not new.text and not new.is_last:
+            if not new.is_last and not (new.text and self._is_streamed):
                 return None
             self._new = Chunk(self._index)
             return new

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import sys
 
 import uvicorn
+from starlette.applications import Starlette
 
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
@@ -47,14 +49,23 @@ def serve(engine: Engine, name: str, *, host: str, port: int, slots: int, max_wa
             address, chosen = listener.getsockname()[:2]
             shown = f"[{address}]" if ":" in address else address
             print(f"{name} at http://{shown}:{chosen}/v1", flush=True)
-            config = uvicorn.Config(
-                create_app(engine, worker, name, slots),
-                log_level="warning",
-                timeout_graceful_shutdown=GRACE,
-            )
-            uvicorn.Server(config).run([listener])
+            _Server(create_app(engine, worker, name, slots), worker).run([listener])
     finally:
         worker.close()
+
+
+class _Server(uvicorn.Server):
+    """Ends requests that are still in progress some time after Ctrl-C."""
+
+    def __init__(self, app: Starlette, worker: Worker) -> None:
+        super().__init__(
+            uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2 * GRACE)
+        )
+        self._worker = worker
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(GRACE, self._worker.stop)
+        await super().shutdown(sockets)
 
 
 def _listening(host: str, port: int) -> socket.socket:

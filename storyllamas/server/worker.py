@@ -122,11 +122,15 @@ class Worker:
         with self._changed:
             return len(self._running), len(self._waiting)
 
-    def close(self) -> None:
-        """End all sequences and the thread; a second call is a no-op."""
+    def stop(self) -> None:
+        """End all sequences after their next token, without waiting for that."""
         with self._changed:
             self._closed = True
             self._changed.notify()
+
+    def close(self) -> None:
+        """End all sequences and the thread; a second call is a no-op."""
+        self.stop()
         self._thread.join()
 
     def _run(self) -> None:
