@@ -6,7 +6,7 @@
  *
  *     LANES, PARTS       floats in a register, registers for a tile's rows
  *     BLOCK_MAX          largest number of tiles times rows of x in a block, 6 at most
- *     FLOAT_ROWS         rows of x in a block of f32, f16 or i8 weights, 4 or 6
+ *     FLOAT_ROWS         rows of x in a block of f32 or f16 weights, 4 or 6
  *     vector, integers   a register of floats, a register of 32-bit integers
  *     zeros()            a vector of zeros
  *     repeat(k)          the integer k in every lane
