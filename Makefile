@@ -51,7 +51,7 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P MAX_TOKENS
 
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story train-distributed engine run-c sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format clean
+.PHONY: help setup story train-distributed engine run-c sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format completions install uninstall clean
 
 help: ## list the targets
 	@echo "StoryLlamas: train a small Llama on your machine and generate stories in C."
@@ -141,6 +141,9 @@ format: $(VENV)/installed-dev ## format Python and C
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $$(git ls-files '*.c' '*.h')
 
+completions: $(VENV)/installed-dev ## write the scripts of shell completion, after a change of the command line
+	$(BIN)/python -m storyllamas.completions.generate
+
 clean: ## delete builds and caches; keep models, data and .venv
 	$(MAKE) -C csrc clean
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -152,12 +155,14 @@ ENGINE_SOURCES := setup.py storyllamas/engine/build.py $(filter-out csrc/build/%
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
+# A module for one version of Python, from an older build, would be loaded in place of the new one.
 $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt $(ENGINE_SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	rm -f storyllamas/_engine.cpython-*
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,chat]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # Builds llama-cpp-python from source, which takes minutes and needs a C++ compiler.
