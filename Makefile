@@ -74,6 +74,12 @@ train-distributed: setup ## train the model that params.yaml names in several pr
 engine: ## build the C program csrc/build/run
 	@$(MAKE) --no-print-directory -C csrc
 
+install: ## install the C library and program, not the Python package: PREFIX=, LIBDIR=, DESTDIR=
+	@$(MAKE) --no-print-directory -C csrc install
+
+uninstall: ## remove what `make install` installed: PREFIX=, LIBDIR=, DESTDIR=
+	@$(MAKE) --no-print-directory -C csrc uninstall
+
 run-c: engine ## print a story with the C program (options: see below)
 	@csrc/build/run "$$MODEL" $(SETTINGS) --prompt "$$PROMPT"
 

@@ -17,9 +17,7 @@ _KINDS = (
 
 
 # A pipe that nobody writes to would block without O_NONBLOCK. Windows has O_BINARY alone.
-_FLAGS = os.O_RDONLY | sum(
-    getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
-)
+_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
