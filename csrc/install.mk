@@ -11,7 +11,7 @@ DESTDIR ?=
 OBJCOPY ?= objcopy
 export PREFIX LIBDIR DESTDIR
 
-VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' ../pyproject.toml)
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' ../pyproject.toml)
 # Increases if programs that use the shared library must be compiled again.
 ABI := 0
 
