@@ -51,7 +51,7 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P MAX_TOKENS
 
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story train-distributed engine run-c sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format completions install uninstall clean
+.PHONY: help setup story train-distributed engine run-c sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format clean
 
 help: ## list the targets
 	@echo "StoryLlamas: train a small Llama on your machine and generate stories in C."
@@ -74,6 +74,7 @@ train-distributed: setup ## train the model that params.yaml names in several pr
 engine: ## build the C program csrc/build/run
 	@$(MAKE) --no-print-directory -C csrc
 
+.PHONY: install uninstall
 install: ## install the C library and program, not the Python package: PREFIX=, LIBDIR=, DESTDIR=
 	@$(MAKE) --no-print-directory -C csrc install
 
@@ -147,6 +148,7 @@ format: $(VENV)/installed-dev ## format Python and C
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $$(git ls-files '*.c' '*.h')
 
+.PHONY: completions
 completions: $(VENV)/installed-dev ## write the scripts of shell completion, after a change of the command line
 	$(BIN)/python -m storyllamas.completions.generate
 
@@ -163,7 +165,7 @@ $(BIN)/python:
 
 # A module for one version of Python, from an older build, would be loaded in place of the new one.
 $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt $(ENGINE_SOURCES)
-	rm -f storyllamas/_engine.cpython-*
+	@rm -f storyllamas/_engine.cpython-*
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,chat]'
 	@touch $@
 
