@@ -74,6 +74,13 @@ train-distributed: setup ## train the model that params.yaml names in several pr
 engine: ## build the C program csrc/build/run
 	@$(MAKE) --no-print-directory -C csrc
 
+.PHONY: install uninstall
+install: ## install the C library and program, not the Python package: PREFIX=, LIBDIR=, DESTDIR=
+	@$(MAKE) --no-print-directory -C csrc install
+
+uninstall: ## remove what `make install` installed: PREFIX=, LIBDIR=, DESTDIR=
+	@$(MAKE) --no-print-directory -C csrc uninstall
+
 run-c: engine ## print a story with the C program (options: see below)
 	@csrc/build/run "$$MODEL" $(SETTINGS) --prompt "$$PROMPT"
 
@@ -141,6 +148,10 @@ format: $(VENV)/installed-dev ## format Python and C
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $$(git ls-files '*.c' '*.h')
 
+.PHONY: completions
+completions: $(VENV)/installed-dev ## write the scripts of shell completion, after a change of the command line
+	$(BIN)/python -m storyllamas.completions.generate
+
 clean: ## delete builds and caches; keep models, data and .venv
 	$(MAKE) -C csrc clean
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -152,12 +163,14 @@ ENGINE_SOURCES := setup.py storyllamas/engine/build.py $(filter-out csrc/build/%
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
+# A module for one version of Python, from an older build, would be loaded in place of the new one.
 $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt $(ENGINE_SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@rm -f storyllamas/_engine.cpython-*
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,chat]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # Builds llama-cpp-python from source, which takes minutes and needs a C++ compiler.

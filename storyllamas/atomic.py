@@ -1,10 +1,13 @@
-"""Atomic writes: a file or folder appears complete or not at all, even if the power fails."""
+"""Atomic writes: a file or folder appears complete or not at all, even if the power fails.
+
+On Windows, where a folder cannot be locked or synchronized, leftovers of killed writers stay, and
+the last files before a power failure may be lost.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import glob
 import json
 import os
@@ -16,6 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+if sys.platform != "win32":
+    import fcntl
 
 _REPLACED = "replaced"
 """The name of an old folder in a temporary folder, between two renames."""
@@ -121,6 +127,8 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def clear_leftovers(folder: Path, prefix: str = ".") -> None:
     """Remove temporary folders of killed writers in `folder` whose names begin with `prefix`."""
+    if sys.platform == "win32":
+        return
     for leftover in folder.glob(f"{glob.escape(prefix)}*.tmp"):
         # A live writer holds the lock.
         with suppress(OSError), _opened(leftover) as handle:
@@ -182,16 +190,7 @@ def _link_others(old: Path, new: Path) -> None:
 
 def _exchange(new: Path, target: Path) -> None:
     """Exchange two folders in one step, or in two where the system cannot."""
-    library = ctypes.CDLL(None, use_errno=True)
-    names = os.fsencode(new), os.fsencode(target)
-    if sys.platform == "darwin":
-        done = library.renamex_np(*names, 2) == 0  # RENAME_SWAP
-    elif hasattr(library, "renameat2"):
-        here = -100  # AT_FDCWD
-        done = library.renameat2(here, names[0], here, names[1], 2) == 0  # RENAME_EXCHANGE
-    else:
-        done = False
-    if done:
+    if _swap(os.fsencode(new), os.fsencode(target)):
         return
     replaced = new.with_name(_REPLACED)
     target.rename(replaced)
@@ -200,6 +199,19 @@ def _exchange(new: Path, target: Path) -> None:
     except OSError:
         replaced.rename(target)
         raise
+
+
+def _swap(first: bytes, second: bytes) -> bool:
+    """Exchange two names in one step if the system can; return whether it did."""
+    if sys.platform == "win32":
+        return False
+    library = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "darwin":
+        return bool(library.renamex_np(first, second, 2) == 0)  # RENAME_SWAP
+    if not hasattr(library, "renameat2"):
+        return False
+    here = -100  # AT_FDCWD
+    return bool(library.renameat2(here, first, here, second, 2) == 0)  # RENAME_EXCHANGE
 
 
 @contextmanager
@@ -211,6 +223,9 @@ def _temporary_folder(target: Path) -> Iterator[Path]:
     while True:
         with tempfile.TemporaryDirectory(".tmp", prefix.name, prefix.parent) as name:
             folder = Path(name)
+            if sys.platform == "win32":
+                yield folder
+                return
             with _opened(folder) as handle:
                 with suppress(OSError):  # some file systems have no locks
                     fcntl.flock(handle, fcntl.LOCK_EX)
@@ -227,7 +242,8 @@ def _prefix(target: Path) -> Path:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    handle = os.open(path, os.O_RDONLY)
+    # Windows synchronizes only what is open for writing.
+    handle = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         yield handle
     finally:
@@ -236,5 +252,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 def _sync(path: Path) -> None:
     """Wait until a file, or the list of names in a folder, is on the disk."""
+    if sys.platform == "win32" and path.is_dir():
+        return
     with _opened(path) as handle:
         os.fsync(handle)

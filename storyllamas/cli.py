@@ -1,4 +1,4 @@
-"""The command line: `storyllamas generate | chat | info | evaluate | corpus | export | import`."""
+"""The command line: `storyllamas COMMAND`; `storyllamas --help` lists the commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from storyllamas import completions
 from storyllamas.errors import UserError, exit_on_user_error
+from storyllamas.extras import needs
 from storyllamas.interop import formats
 from storyllamas.interop.model import open_model
 from storyllamas.rounding import shortest_float32
@@ -103,6 +105,14 @@ and llama3, tokenizers other than BPE, other architectures.
 """
 
 
+COMPLETION = """\
+Print a script that completes commands, options and files of `storyllamas` in a shell.
+
+  bash   eval "$(storyllamas completion bash)"                  in ~/.bashrc
+  fish   storyllamas completion fish | source                   in ~/.config/fish/config.fish
+  zsh    storyllamas completion zsh > FOLDER/_storyllamas       with a FOLDER of $fpath
+"""
+
 CORPUS_FOLDER = Path("data/corpus")
 
 OPTIONS: dict[str, tuple[type, str]] = {
@@ -148,12 +158,13 @@ RANDOM = "random"
 
 
 def _default_checkpoint() -> Path:
-    from storyllamas import params
-
     if not Path("params.yaml").is_file():
         raise UserError(
             "the current folder has no params.yaml that names a model: give one with --model"
         )
+    with needs("train"):
+        from storyllamas import params
+
     return Path("models") / params.load().model
 
 
@@ -220,12 +231,8 @@ def _chat(arguments: argparse.Namespace) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    try:
+    with needs("serve"):
         from storyllamas.server.serve import serve
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{error.name} is not installed: run `pip install 'storyllamas[serve]'`"
-        ) from None
     path = arguments.model or _default_model()
     serve(
         _open(arguments),
@@ -324,6 +331,10 @@ def _import(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
 
 
+def _completion(arguments: argparse.Namespace) -> None:
+    sys.stdout.write(completions.script(arguments.shell))
+
+
 def _positive(text: str) -> int:
     value = _whole(text)
     if not 1 <= value <= sys.maxsize:
@@ -404,7 +415,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(
-        name: str, run: Callable[[argparse.Namespace], None], summary: str, description: str = ""
+        name: str,
+        run: Callable[[argparse.Namespace], None],
+        summary: str,
+        description: str = "",
+        extra: str = "train",
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
@@ -412,7 +427,7 @@ def _parser() -> argparse.ArgumentParser:
             description=description or summary[0].upper() + summary[1:],
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, extra=extra)
         return sub
 
     generate = command("generate", _generate, "generate a story, or many", GENERATE)
@@ -445,7 +460,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, (kind, text) in OPTIONS.items():
         _add_option(generate, name, kind, text)
 
-    chat = command("chat", _chat, "hold a conversation with a model", CHAT)
+    chat = command("chat", _chat, "hold a conversation with a model", CHAT, "chat")
     chat.add_argument("model", type=Path, metavar="FILE", help="weight file with a chat template")
     chat.add_argument(
         "--system",
@@ -540,7 +555,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     corpus.add_argument("--json", action="store_true", help="print JSON")
 
-    export = command("export", _export, "write a model for another program", EXPORT)
+    export = command("export", _export, "write a model for another program", EXPORT, "convert")
     export.add_argument(
         "--model",
         type=Path,
@@ -553,7 +568,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("folder", type=Path, metavar="FOLDER", help="created if it does not exist")
 
-    importing = command("import", _import, "make a weight file of another program's model", IMPORT)
+    importing = command(
+        "import", _import, "make a weight file of another program's model", IMPORT, "convert"
+    )
     importing.add_argument("source", type=Path, metavar="SOURCE", help="file or folder")
     importing.add_argument("--out", type=Path, required=True, metavar="FILE", help="weight file")
     importing.add_argument(
@@ -580,6 +597,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="tokenizer.bin or tokenizer.model of a llama2.c checkpoint",
     )
+
+    completion = command(
+        "completion", _completion, "print a script that completes commands", COMPLETION
+    )
+    completion.add_argument("shell", choices=completions.SHELLS, metavar="SHELL", help="see above")
     return parser
 
 
@@ -589,7 +611,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = _parser().parse_args(arguments)
     _check_stdout(parsed)
     try:
-        parsed.run(parsed)
+        with needs(parsed.extra):
+            parsed.run(parsed)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has closed the pipe, as in `storyllamas generate | head -1`.

@@ -3,6 +3,8 @@
 Stories are framed as in training: BOS, text, EOS. A loss is the mean over all predicted tokens,
 EOS included. Bits per byte count the tokens of the text only, divided by the UTF-8 bytes of the
 text, so that models with different tokenizers compare.
+
+PyTorch is imported where the engine is compared with it, so that `score` works without it.
 """
 
 from __future__ import annotations
@@ -13,15 +15,18 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from storyllamas.bits_per_byte import bits_per_byte
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
-from storyllamas.model import Llama
-from storyllamas.params import Generation
+
+if TYPE_CHECKING:
+    from storyllamas.model import Llama
+    from storyllamas.params import Generation
 
 SPEED_RUNS = 5
 """Number of stories in a measurement of the engine's speed."""
@@ -91,14 +96,22 @@ class Parity:
     greedy_agreement: float
 
 
-@torch.no_grad()
+def _pytorch_logits(model: Llama, ids: list[int]) -> npt.NDArray[np.float32]:
+    """Return PyTorch's logits [n, vocab_size] of the token after each of n ids."""
+    import torch
+
+    with torch.no_grad():
+        logits: npt.NDArray[np.float32] = model(torch.tensor([ids]))[0].numpy()
+    return logits
+
+
 def parity(engine: Engine, model: Llama, stories: Sequence[str], prompts: Sequence[str]) -> Parity:
     """Compare the logits on stories and the greedy continuations of prompts."""
     bos_id, eos_id = engine.bos_id, engine.eos_id
     differences = []
     for story in stories:
         ids = [bos_id, *engine.encode(story)][: model.config.context]
-        expected = model(torch.tensor([ids]))[0].numpy()
+        expected = _pytorch_logits(model, ids)
         difference = np.abs(engine.logits(ids) - expected).max()
         differences.append(float(difference / np.abs(expected).max()))
     equal = []
@@ -108,12 +121,11 @@ def parity(engine: Engine, model: Llama, stories: Sequence[str], prompts: Sequen
     return Parity(max(differences), sum(equal) / len(equal))
 
 
-@torch.no_grad()
 def greedy(model: Llama, prompt: list[int], ends: tuple[int, ...]) -> list[int]:
     """Generate the greedy continuation with PyTorch, up to one of `ends` or a full context."""
     ids = list(prompt)
     while len(ids) < model.config.context:
-        following = int(model(torch.tensor([ids]))[0, -1].argmax())
+        following = int(_pytorch_logits(model, ids)[-1].argmax())
         if following in ends:
             break
         ids.append(following)
@@ -137,13 +149,12 @@ def _exhaust(story: Iterable[str]) -> None:
         pass
 
 
-@torch.no_grad()
 def pytorch_speed(model: Llama, prompt: list[int], tokens: int) -> float:
     """Return tokens per second of a naive PyTorch loop, which recomputes all positions."""
     ids = list(prompt)
     begun = time.perf_counter()
     for _ in range(tokens):
-        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+        ids.append(int(_pytorch_logits(model, ids)[-1].argmax()))
     return tokens / (time.perf_counter() - begun)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
-
-from rich import progress as bars
-from rich.console import Console
 
 from storyllamas.atomic import atomic_file
 from storyllamas.engine.batch import GeneratedStory
@@ -48,7 +47,7 @@ def write(
 ) -> None:
     """Write stories to the file `out`, which appears when all are finished, or else to stdout.
 
-    A progress bar (if stderr is a terminal) and a summary go to stderr.
+    A progress bar and a summary go to stderr; the bar needs a terminal and the package rich.
 
     Args:
         stories: in the order of the lines.
@@ -58,32 +57,42 @@ def write(
     """
     finished = tokens = 0
     begun = time.monotonic()
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    bar = _bar(console)
     try:
-        with atomic_file(out) if out else nullcontext(stdout) as file, bar:
-            task = bar.add_task("", total=total, rate="…")
+        with atomic_file(out) if out else nullcontext(stdout) as file, _bar(total) as show:
             for story in stories:
                 file.write(line(story).encode())
                 finished, tokens = finished + 1, tokens + story.tokens
-                rate = tokens / (time.monotonic() - begun)
-                bar.update(task, completed=finished, rate=f"{rate:,.0f}")
+                show(finished, tokens / (time.monotonic() - begun))
     except KeyboardInterrupt:
         what = f"{out} is not written" if out else "every printed line is complete"
-        console.print(f"stopped after {finished:,} of {total:,} stories: {what}")
+        _note(f"stopped after {finished:,} of {total:,} stories: {what}")
         raise
     seconds = time.monotonic() - begun
     speed = f"{tokens / seconds:,.0f} tokens/s"
-    console.print(f"{finished:,} stories, {tokens:,} tokens in {seconds:.1f} s, {speed}")
+    _note(f"{finished:,} stories, {tokens:,} tokens in {seconds:.1f} s, {speed}")
 
 
-def _bar(console: Console) -> bars.Progress:
-    return bars.Progress(
+def _note(text: str) -> None:
+    if sys.stderr:
+        print(text, file=sys.stderr)
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int, float], None]]:
+    """Yield a function that shows the number of finished stories and the tokens per second."""
+    if not (sys.stderr and sys.stderr.isatty() and find_spec("rich")):
+        yield lambda finished, rate: None
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
         bars.TextColumn("{task.completed:,}/{task.total:,} stories"),
         bars.BarColumn(),
         bars.TextColumn("{task.fields[rate]} tokens/s"),
         bars.TimeRemainingColumn(compact=True),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
     )
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with bars.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total, rate="…")
+        yield lambda finished, rate: bar.update(task, completed=finished, rate=f"{rate:,.0f}")

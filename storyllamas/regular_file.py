@@ -16,6 +16,10 @@ _KINDS = (
 )
 
 
+# A pipe that nobody writes to would block without O_NONBLOCK. Windows has O_BINARY alone.
+_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+
+
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading bytes; symbolic links are followed.
 
@@ -25,8 +29,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """
     check_path(path)
     try:
-        # A pipe that nobody writes to would block without O_NONBLOCK.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(path, _FLAGS)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from storyllamas import atomic
 from storyllamas.atomic import atomic_file, atomic_folder, atomic_path, write_text
@@ -132,6 +133,8 @@ def test_a_failure_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 KILLED = """
 import os, signal, sys
+from conftest import ROOT
+
 from storyllamas import atomic
 kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 step, exchange, target = sys.argv[1], sys.argv[2], sys.argv[3]
@@ -179,3 +182,23 @@ def test_folders_that_cannot_be_exchanged_are_rejected(
     (tmp_path / "file").write_text("x")
     with pytest.raises(NotADirectoryError), atomic_folder(tmp_path / "file"):
         pass
+
+
+WINDOWS = """
+import sys, pathlib, tempfile, subprocess, ctypes, shutil
+sys.platform, sys.modules["fcntl"] = "win32", None
+from storyllamas import atomic
+folder = pathlib.Path(sys.argv[1])
+for text in "ab":
+    atomic.write_text(folder / "file", text)
+    with atomic.atomic_folder(folder / "folder") as new:
+        (new / text).write_text(text)
+"""
+
+
+def test_it_writes_where_folders_have_no_locks(tmp_path: Path) -> None:
+    """As on Windows, whose Python has no fcntl and cannot open a folder."""
+    subprocess.run([sys.executable, "-c", WINDOWS, tmp_path], cwd=ROOT, check=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "b"
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["a", "b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import engine_files
@@ -589,6 +591,10 @@ def test_builds_in_place_when_it_must(tmp_path: Path) -> None:
     hide = "import sys; sys.modules['storyllamas._engine'] = None"
     missing = run("-c", f"{hide}; import storyllamas.engine.engine")
     assert "the C engine is not built: run `python -m storyllamas.engine.build`" in missing.stderr
+    # A module for one version of Python would be loaded in place of the one that is built.
+    stale = tmp_path / "storyllamas" / f"_engine{EXTENSION_SUFFIXES[0]}"
+    stale.touch()
+    os.utime(stale, (0, 0))
     first = build()
     assert run("-c", "from storyllamas import _engine as e; print(e.__file__)").stdout.startswith(
         str(tmp_path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from cffi import FFI
@@ -21,6 +22,18 @@ PREAMBLE = """
 #include "storyllamas.h"
 static sl_options sl_defaults(void) { return (sl_options)SL_OPTIONS_DEFAULTS; }
 """
+
+
+# MSVC needs flags of its own; its threads and mathematics need no library.
+COMPILER: dict[str, list[str]] = (
+    {"extra_compile_args": ["/std:c11", "/experimental:c11atomics", "/O2", "/utf-8"]}
+    if sys.platform == "win32"
+    else {
+        "extra_compile_args": ["-std=c11", "-O3", "-fvisibility=hidden", "-pthread"],
+        "extra_link_args": ["-pthread"],
+        "libraries": ["m"],
+    }
+)
 
 
 def source_files(kinds: str) -> list[Path]:
@@ -50,22 +63,28 @@ def ffibuilder() -> FFI:
         sources=[path.relative_to(ROOT).as_posix() for path in library_files()],
         depends=[path.relative_to(ROOT).as_posix() for path in source_files("h")],
         include_dirs=["csrc"],
-        extra_compile_args=["-std=c11", "-O3", "-fvisibility=hidden", "-pthread"],
-        extra_link_args=["-pthread"],
-        libraries=["m"],
+        **COMPILER,
     )
     return builder
 
 
+def modules(folder: Path) -> list[Path]:
+    """Return the extension modules in a folder that this Python can load; it loads the first."""
+    paths = [folder / f"_engine{suffix}" for suffix in EXTENSION_SUFFIXES]
+    return [path for path in paths if path.is_file()]
+
+
 def is_up_to_date() -> bool:
-    """Check whether the extension module exists and is newer than all of its sources."""
-    built = [path.stat().st_mtime for path in PACKAGE.glob("_engine.*.so")]
+    """Check whether there is one extension module, newer than all of its sources."""
+    built = [path.stat().st_mtime for path in modules(PACKAGE)]
     sources = [Path(__file__), *source_files("ch")]
-    return bool(built) and min(built) >= max(path.stat().st_mtime for path in sources)
+    return len(built) == 1 and built[0] >= max(path.stat().st_mtime for path in sources)
 
 
 def build() -> None:
     """Build the extension module inside the package, where it appears only when complete.
+
+    Other extension modules, which this Python might load in its place, are removed.
 
     Raises:
         UserError: the compiler is missing or fails.
@@ -92,9 +111,12 @@ def build() -> None:
                 "the C engine cannot be built: install a C compiler (gcc or clang), Python's "
                 "headers and setuptools, and see the compiler's output above"
             )
-        (module,) = Path(folder, PACKAGE.name).glob("_engine.*.so")
+        (module,) = modules(Path(folder, PACKAGE.name))
         with atomic_file(PACKAGE / module.name) as file:
             file.write(module.read_bytes())
+    for other in modules(PACKAGE):
+        if other.name != module.name:
+            other.unlink()
 
 
 def main() -> None:

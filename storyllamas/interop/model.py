@@ -26,10 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from storyllamas import tokenizer
 from storyllamas.config import ModelConfig, tensor_shapes
 from storyllamas.errors import UserError
-from storyllamas.interop.safetensors_file import TensorFiles
 from storyllamas.slm import weight_file
 from storyllamas.slm.limits import MAX_DIMENSION, MAXIMA
 from storyllamas.slm.quantize import Float32
@@ -238,6 +236,10 @@ def open_model(path: str | os.PathLike[str]) -> InteropModel:
 
 
 def _open_checkpoint(folder: Path) -> InteropModel:
+    # Only here, so that other models need neither of these packages.
+    from storyllamas import tokenizer
+    from storyllamas.interop.safetensors_file import TensorFiles
+
     remedy = "train the model again with `dvc repro`"
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
