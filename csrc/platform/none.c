@@ -11,10 +11,10 @@
 #include "../sizes.h"
 
 void *sl_pages_new(size_t bytes, bool huge) {
-    enum { ALIGNMENT = 64 };
+    enum { PAGE_ALIGNMENT = 64 };
     (void)huge;
-    const size_t rounded = sl_size_round_up(bytes, ALIGNMENT);
-    void *memory = rounded == SL_TOO_LARGE ? NULL : aligned_alloc(ALIGNMENT, rounded);
+    const size_t rounded = sl_size_round_up(bytes, PAGE_ALIGNMENT);
+    void *memory = rounded == SL_TOO_LARGE ? NULL : aligned_alloc(PAGE_ALIGNMENT, rounded);
     return memory ? memset(memory, 0, rounded) : NULL;
 }
 
