@@ -32,6 +32,8 @@ endif
 
 # bench-learning, bench-tokenizer, bench-pretokenize: a corpus, optional.
 export CORPUS
+# bench-server: llama.cpp's program llama-server, optional.
+export LLAMA_SERVER
 
 # run-c: only the options that you give are passed; the program has defaults for the others.
 ifneq ($(origin MODEL),undefined)
@@ -110,6 +112,10 @@ interop: $(VENV)/installed-interop ## compare imports and exports with transform
 
 bench: $(PEERS)/installed ## compare the C engine with others and with the machine's limits: SIZES= or MODEL=, ROUNDS=, ENGINES=, LLAMA2C=
 	$(PEERS)/bin/python -m bench $(if $(HAS_MODEL),--model "$$MODEL",--sizes $(SIZES)) --rounds $(ROUNDS) $(if $(ENGINES),--engines $(ENGINES))
+
+.PHONY: bench-server
+bench-server: $(VENV)/installed-dev ## put the server under load: SIZES=, ROUNDS=, LLAMA_SERVER= (llama.cpp's program)
+	$(BIN)/python -m bench.server --sizes $(SIZES) --rounds $(ROUNDS) $(if $(LLAMA_SERVER),--llama-server "$$LLAMA_SERVER")
 
 bench-kernels: $(VENV)/installed ## compare each kernel with the machine's limits: SIZES=
 	$(BIN)/python -m bench.kernels --sizes $(SIZES)
