@@ -58,6 +58,8 @@ __attribute__((constructor)) static void find_kernels(void) {
     if (avx2) available[count++] = &sl_kernels_avx2;
 #elif defined(SL_ARM)
     if (has_dot_product()) available[count++] = &sl_kernels_neon;
+#elif defined(SL_WASM)
+    available[count++] = &sl_kernels_wasm;
 #endif
     available[count] = &sl_kernels_scalar;
 }
