@@ -33,6 +33,13 @@ INLINE vector load_f32(const float *w) {
     return wasm_v128_load(w);
 }
 
+/* Return x, which the compiler no longer knows to be a constant. It repeats constants at each use,
+ * where a browser needs several instructions for them; x stays in a register. */
+INLINE v128_t hold(v128_t x) {
+    __asm__("" : "+r"(x));
+    return x;
+}
+
 /* Interleave the low halves and the high halves of four 32-bit lanes. */
 INLINE v128_t join_halves(v128_t low, v128_t high) {
     return wasm_i16x8_shuffle(low, high, 0, 8, 1, 9, 2, 10, 3, 11);
@@ -88,7 +95,7 @@ INLINE v128_t add_dot(v128_t sum, v128_t weights, v128_t x) {
 /* There is no product of bytes. Even and odd bytes become 16-bit numbers, which keep their bias. */
 INLINE void dot_q8(v128_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    const int8_t *x, size_t width, size_t group_size, size_t n) {
-    const v128_t byte = wasm_i16x8_const_splat(255);
+    const v128_t byte = hold(wasm_i16x8_const_splat(255));
     for (size_t c = 0; c < group_size; c += 4) {
         columns4 columns[BLOCK_MAX];
         UNROLL for (size_t i = 0; i < n; i++) columns[i] = repeat_columns(x + i * width + c);
@@ -107,7 +114,7 @@ INLINE void dot_q8(v128_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_b
 /* The low four bits of a byte belong to the first four columns, the high ones to the next four. */
 INLINE void dot_q4(v128_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    const int8_t *x, size_t width, size_t group_size, size_t n) {
-    const v128_t nibble = wasm_i16x8_const_splat(15);
+    const v128_t nibble = hold(wasm_i16x8_const_splat(15));
     for (size_t c = 0; c < group_size; c += 8) {
         columns4 first[BLOCK_MAX], second[BLOCK_MAX];
         UNROLL for (size_t i = 0; i < n; i++) {
