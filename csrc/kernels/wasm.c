@@ -33,11 +33,11 @@ INLINE vector load_f32(const float *w) {
     return wasm_v128_load(w);
 }
 
-/* Return x, which the compiler no longer knows to be a constant. It repeats constants at each use,
- * where a browser needs several instructions for them; x stays in a register. */
-INLINE v128_t hold(v128_t x) {
-    __asm__("" : "+r"(x));
-    return x;
+/* Return a pointer about which the compiler knows nothing. Then constants that are added to it
+ * become the offsets in instructions that load, and not additions of their own. */
+INLINE const uint8_t *base(const uint8_t *at) {
+    __asm__("" : "+r"(at));
+    return at;
 }
 
 /* Interleave the low halves and the high halves of four 32-bit lanes. */
@@ -95,17 +95,20 @@ INLINE v128_t add_dot(v128_t sum, v128_t weights, v128_t x) {
 /* There is no product of bytes. Even and odd bytes become 16-bit numbers, which keep their bias. */
 INLINE void dot_q8(v128_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    const int8_t *x, size_t width, size_t group_size, size_t n) {
-    const v128_t byte = hold(wasm_i16x8_const_splat(255));
+    const v128_t byte = wasm_i16x8_const_splat(255);
     for (size_t c = 0; c < group_size; c += 4) {
         columns4 columns[BLOCK_MAX];
         UNROLL for (size_t i = 0; i < n; i++) columns[i] = repeat_columns(x + i * width + c);
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < PARTS; h++) {
-            const v128_t weights = wasm_v128_load(w + t * tile_bytes + c * ROWS + h * 4 * LANES);
-            const v128_t even = wasm_v128_and(weights, byte), odd = wasm_u16x8_shr(weights, 8);
-            UNROLL for (size_t i = 0; i < n; i++) {
-                v128_t *d = &dot[t * n + i][h];
-                *d = add_dot(*d, even, columns[i].even);
-                *d = add_dot(*d, odd, columns[i].odd);
+        UNROLL for (size_t t = 0; t < tiles; t++) {
+            const uint8_t *at = base(w + t * tile_bytes + c * ROWS);
+            UNROLL for (size_t h = 0; h < PARTS; h++) {
+                const v128_t weights = wasm_v128_load(at + h * 4 * LANES);
+                const v128_t even = wasm_v128_and(weights, byte), odd = wasm_u16x8_shr(weights, 8);
+                UNROLL for (size_t i = 0; i < n; i++) {
+                    v128_t *d = &dot[t * n + i][h];
+                    *d = add_dot(*d, even, columns[i].even);
+                    *d = add_dot(*d, odd, columns[i].odd);
+                }
             }
         }
     }
@@ -114,25 +117,28 @@ INLINE void dot_q8(v128_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_b
 /* The low four bits of a byte belong to the first four columns, the high ones to the next four. */
 INLINE void dot_q4(v128_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    const int8_t *x, size_t width, size_t group_size, size_t n) {
-    const v128_t nibble = hold(wasm_i16x8_const_splat(15));
+    const v128_t nibble = wasm_i16x8_const_splat(15);
     for (size_t c = 0; c < group_size; c += 8) {
         columns4 first[BLOCK_MAX], second[BLOCK_MAX];
         UNROLL for (size_t i = 0; i < n; i++) {
             first[i] = repeat_columns(x + i * width + c);
             second[i] = repeat_columns(x + i * width + c + 4);
         }
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < PARTS; h++) {
-            const v128_t both = wasm_v128_load(w + t * tile_bytes + c * ROWS / 2 + h * 4 * LANES);
-            const v128_t low_even = wasm_v128_and(both, nibble);
-            const v128_t high_even = wasm_v128_and(wasm_u16x8_shr(both, 4), nibble);
-            const v128_t low_odd = wasm_v128_and(wasm_u16x8_shr(both, 8), nibble);
-            const v128_t high_odd = wasm_u16x8_shr(both, 12);
-            UNROLL for (size_t i = 0; i < n; i++) {
-                v128_t *d = &dot[t * n + i][h];
-                *d = add_dot(*d, low_even, first[i].even);
-                *d = add_dot(*d, low_odd, first[i].odd);
-                *d = add_dot(*d, high_even, second[i].even);
-                *d = add_dot(*d, high_odd, second[i].odd);
+        UNROLL for (size_t t = 0; t < tiles; t++) {
+            const uint8_t *at = base(w + t * tile_bytes + c * ROWS / 2);
+            UNROLL for (size_t h = 0; h < PARTS; h++) {
+                const v128_t both = wasm_v128_load(at + h * 4 * LANES);
+                const v128_t low_even = wasm_v128_and(both, nibble);
+                const v128_t high_even = wasm_v128_and(wasm_u16x8_shr(both, 4), nibble);
+                const v128_t low_odd = wasm_v128_and(wasm_u16x8_shr(both, 8), nibble);
+                const v128_t high_odd = wasm_u16x8_shr(both, 12);
+                UNROLL for (size_t i = 0; i < n; i++) {
+                    v128_t *d = &dot[t * n + i][h];
+                    *d = add_dot(*d, low_even, first[i].even);
+                    *d = add_dot(*d, low_odd, first[i].odd);
+                    *d = add_dot(*d, high_even, second[i].even);
+                    *d = add_dot(*d, high_odd, second[i].odd);
+                }
             }
         }
     }
