@@ -17,9 +17,13 @@ let isOpen = false, isRunning = false, startsWhenOpen = false;
 
 // ---- Messages to the reader ----------------------------------------------------------------------
 
-/** Say something that screen readers announce when they have time. */
-function say(text) {
+/** Say something that screen readers announce when they have time; `more` is only for them. */
+function say(text, more = "") {
   status.textContent = text;
+  const hidden = document.createElement("span");
+  hidden.className = "hidden";
+  hidden.textContent = ` ${more}`;
+  if (more) status.append(hidden);
 }
 
 /** Show an error, or remove it if the text is empty. */
@@ -140,7 +144,7 @@ const handlers = {
   },
   finished(message) {
     setRunning(false);
-    say(`${STOPS[message.stop]} ${speed.textContent}, seed ${run.options.seed}.`);
+    say(STOPS[message.stop], `${speed.textContent}, seed ${run.options.seed}.`);
   },
   failed({ during, message }) {
     if (during === "open") isOpen = startsWhenOpen = false;
