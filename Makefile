@@ -20,6 +20,9 @@ NPROC ?= 2
 # sweep: learning rates.
 RATES ?= 1e-3 2e-3 4e-3 8e-3
 
+# serve-web: the port.
+PORT ?= 8000
+
 # fuzz-tokenizer: minutes that each of its two fuzzers runs. fuzz: seconds that each of its fuzzers runs.
 MINUTES ?= 60
 SECONDS ?= 60
@@ -51,7 +54,7 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P MAX_TOKENS
 
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story train-distributed engine run-c sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format clean
+.PHONY: help setup story train-distributed engine run-c web serve-web sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format clean
 
 help: ## list the targets
 	@echo "StoryLlamas: train a small Llama on your machine and generate stories in C."
@@ -76,6 +79,14 @@ engine: ## build the C program csrc/build/run
 
 run-c: engine ## print a story with the C program (options: see below)
 	@csrc/build/run "$$MODEL" $(SETTINGS) --prompt "$$PROMPT"
+
+web: ## build the page for browsers, with the models that are there: build/web
+	@$(MAKE) --no-print-directory -C csrc wasm
+	@$(PYTHON) web/build.py csrc/build/engine.wasm build/web $(wildcard models/*/export/q[48].slm)
+
+serve-web: web ## show that page at http://localhost:8000: PORT=
+	@echo "http://localhost:$(PORT)"
+	@$(PYTHON) -m http.server --bind 127.0.0.1 --directory build/web $(PORT)
 
 sizes: setup ## train each size as an experiment and compare them: SIZES=, RECIPE=, STEPS=
 	@$(BIN)/python -m storyllamas.experiments.run sizes --sizes $(SIZES) \

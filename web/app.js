@@ -68,7 +68,7 @@ function openModel(source, name) {
   showError("");
   say(`Opening ${name} …`);
   find("model-info").textContent = "";
-  worker.postMessage({ kind: "open", ...source });
+  worker.postMessage({ kind: "open", name, ...source });
 }
 
 function openSelected() {

@@ -77,11 +77,13 @@ export class Engine {
    * Open a weight file. It replaces the model that was open before.
    *
    * @param {ArrayBuffer} data the whole file
+   * @param {string} name of the file, for messages
    * @returns {object} parameters, bytes, type, context, vocabulary, kernels
    */
-  open(data) {
+  open(data, name = "data") {
     const address = this.#copy(new Uint8Array(data));
-    this.#check(this.#exports.open(address, data.byteLength));
+    const status = this.#exports.open(address, data.byteLength);
+    if (status) throw new Error(this.#message().replace(/\bdata\b/i, () => name));
     return JSON.parse(this.#string(this.#exports.info()));
   }
 
@@ -168,12 +170,13 @@ export class Engine {
     return this.#text(address, end - address);
   }
 
-  #check(status) {
-    if (status) throw new Error(sentence(this.#string(this.#exports.error())));
+  /** Return the message of the last error as a sentence. */
+  #message() {
+    const message = this.#string(this.#exports.error());
+    return `${message[0].toUpperCase()}${message.slice(1)}.`;
   }
-}
 
-/** Return a message of the engine as a sentence. */
-function sentence(message) {
-  return `${message[0].toUpperCase()}${message.slice(1)}.`;
+  #check(status) {
+    if (status) throw new Error(this.#message());
+  }
 }

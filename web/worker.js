@@ -1,8 +1,8 @@
 /**
  * The engine in a worker, so that the page stays responsive.
  *
- * The page sends {kind: "open", address} or {kind: "open", file}, {kind: "generate", prompt,
- * options} and {kind: "stop"}. The worker answers "progress", "opened", "tokens", "finished" and
+ * The page sends {kind: "open", name} with address or file, {kind: "generate", prompt, options} and
+ * {kind: "stop"}. The worker answers "progress", "opened", "tokens", "finished" and
  * "failed".
  */
 
@@ -29,12 +29,12 @@ function pause() {
   });
 }
 
-async function open({ address, file }) {
+async function open({ address, file, name }) {
   const data = file
     ? await file.arrayBuffer()
     : await fetchModel(address, (share) => postMessage({ kind: "progress", share }));
   engine ??= await Engine.load(new URL("engine.wasm", import.meta.url));
-  postMessage({ kind: "opened", info: engine.open(data) });
+  postMessage({ kind: "opened", info: engine.open(data, name) });
 }
 
 /** Generate tokens for a slice of time. */
