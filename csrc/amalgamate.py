@@ -19,7 +19,7 @@ from pathlib import Path
 CSRC = Path(__file__).resolve().parent
 KERNELS = CSRC / "kernels"
 API = CSRC / "storyllamas.h"
-SHARED = {API, KERNELS / "kernels.h"}
+SHARED = {API, CSRC / "platform.h", KERNELS / "kernels.h"}
 """The headers that files in kernels/ share with the rest of the engine."""
 
 BEGINNING = """\

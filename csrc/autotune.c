@@ -1,10 +1,8 @@
 /* autotune.c: measures whether the thread pool is faster than one thread. */
 
-#define _POSIX_C_SOURCE 200809L /* clock_gettime */
-
 #include "autotune.h"
 
-#include <time.h>
+#include "platform.h"
 
 enum {
     WARM_UP = 1, /* steps that are not timed: threads wake up, caches change owners */
@@ -15,12 +13,6 @@ enum {
     CYCLE = 40 * HALF,
 };
 
-static int64_t nanoseconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
 /* The first half of a trial repeats the winner of the last trial, the second tries the other. */
 static bool is_trial_single(const sl_autotune *tune) {
     return tune->is_single != (tune->step >= HALF);
@@ -28,13 +20,13 @@ static bool is_trial_single(const sl_autotune *tune) {
 
 bool sl_autotune_begin(sl_autotune *tune) {
     if (tune->step >= TRIAL) return tune->is_single;
-    tune->start = nanoseconds();
+    tune->start = sl_clock();
     return is_trial_single(tune);
 }
 
 void sl_autotune_end(sl_autotune *tune) {
     if (tune->step < TRIAL && tune->step % HALF >= WARM_UP)
-        tune->spent[is_trial_single(tune)] += nanoseconds() - tune->start;
+        tune->spent[is_trial_single(tune)] += sl_clock() - tune->start;
     tune->step++;
     if (tune->step == TRIAL) {
         tune->is_single = tune->spent[true] < tune->spent[false];

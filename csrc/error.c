@@ -7,7 +7,7 @@
 
 #include "storyllamas.h"
 
-static _Thread_local char message[1024];
+static SL_THREAD_LOCAL char message[1024];
 
 int sl_fail(int code, const char *format, ...) {
     va_list arguments;

@@ -8,7 +8,11 @@
 
 #include "migration.h"
 
+#include "platform.h"
+
+#ifdef SL_PLATFORM_POSIX
 #include <sys/mman.h>
+#endif
 
 #if defined(MREMAP_FIXED) && defined(MADV_HUGEPAGE)
 
@@ -18,8 +22,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#include "pages.h"
 
 enum { START_PASS = 4 }; /* the forward pass that starts the migration */
 

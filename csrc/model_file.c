@@ -102,9 +102,9 @@ static int check_kind(const sl_model *model, const header *head, const char *pat
                        path, head->version, OLDEST_VERSION, VERSION);
     if (head->file_bytes != model->file_bytes)
         return sl_fail(SL_ERROR_FORMAT,
-                       "weight file %s is %zu bytes long and its header says %" PRIu64
-                       ": it was cut short or appended to; export it again",
-                       path, model->file_bytes, head->file_bytes);
+                       "weight file %s is %zu bytes long and its header says %llu: it was cut "
+                       "short or appended to; export it again",
+                       path, model->file_bytes, (unsigned long long)head->file_bytes);
     if (model->file_bytes % ALIGNMENT)
         return reject(path, "its length is not a multiple of 64 bytes");
     return SL_OK;

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 
 #include "error.h"
-#include "pages.h"
+#include "platform.h"
 #include "sizes.h"
 
 enum { BUFFER_ALIGNMENT = 64, HUGE_FROM_BYTES = 1 << 22 };

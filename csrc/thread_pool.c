@@ -4,16 +4,11 @@
  * that the system has suspended delays the loop only if it holds a part. Idle threads poll for the
  * next loop for a moment, then sleep. */
 
-#define _GNU_SOURCE /* sched_getaffinity */
-
 #include "thread_pool.h"
 
-#include <pthread.h>
-#include <sched.h>
+#ifdef SL_HAS_THREADS
+
 #include <stdatomic.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <unistd.h>
 
 enum {
     CACHE_LINE = 64,
@@ -33,14 +28,14 @@ struct sl_thread_pool {
     _Alignas(CACHE_LINE) atomic_size_t finished; /* parts that are done */
     _Alignas(CACHE_LINE) atomic_int sleepers;
     atomic_bool is_closing;
-    pthread_mutex_t mutex;
-    pthread_cond_t wake;
+    sl_mutex mutex;
+    sl_condition wake;
 
-    pid_t process; /* the process that has the threads */
+    int64_t process; /* the process that has the threads */
     size_t threads;
     struct sl_worker {
         sl_thread_pool *pool;
-        pthread_t thread;
+        sl_thread thread;
         size_t number;
     } workers[SL_MAX_THREADS];
 };
@@ -87,30 +82,29 @@ static uint64_t await_loop(sl_thread_pool *pool, uint64_t seen) {
         if (number >> PART_BITS != seen) return number >> PART_BITS;
         pause_briefly();
     }
-    pthread_mutex_lock(&pool->mutex);
+    sl_mutex_lock(&pool->mutex);
     atomic_fetch_add(&pool->sleepers, 1);
     while (current_loop(pool) == seen && !atomic_load(&pool->is_closing))
-        pthread_cond_wait(&pool->wake, &pool->mutex);
+        sl_condition_wait(&pool->wake, &pool->mutex);
     atomic_fetch_sub(&pool->sleepers, 1);
-    pthread_mutex_unlock(&pool->mutex);
+    sl_mutex_unlock(&pool->mutex);
     return current_loop(pool);
 }
 
-static void *work(void *argument) {
+static void work(void *argument) {
     const struct sl_worker *worker = argument;
     uint64_t seen = 0;
     while (!atomic_load_explicit(&worker->pool->is_closing, memory_order_relaxed)) {
         seen = await_loop(worker->pool, seen);
         take_parts(worker->pool, seen, worker->number);
     }
-    return NULL;
 }
 
 static void wake_sleepers(sl_thread_pool *pool) {
     if (atomic_load(&pool->sleepers) == 0) return;
-    pthread_mutex_lock(&pool->mutex);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->mutex);
+    sl_mutex_lock(&pool->mutex);
+    sl_condition_wake_all(&pool->wake);
+    sl_mutex_unlock(&pool->mutex);
 }
 
 /* Wait for the parts that other threads have taken. */
@@ -119,7 +113,7 @@ static void await_end(sl_thread_pool *pool, size_t parts) {
         if (i < WAIT_SPINS)
             pause_briefly();
         else
-            sched_yield();
+            sl_thread_yield();
     }
 }
 
@@ -146,27 +140,27 @@ void sl_parallel_for(sl_thread_pool *pool, size_t count, size_t grain, sl_task t
 }
 
 static void end_threads(sl_thread_pool *pool) {
-    pthread_mutex_lock(&pool->mutex);
+    sl_mutex_lock(&pool->mutex);
     atomic_store(&pool->is_closing, true);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->mutex);
-    for (size_t i = 1; i < pool->threads; i++) pthread_join(pool->workers[i].thread, NULL);
-    pthread_cond_destroy(&pool->wake);
-    pthread_mutex_destroy(&pool->mutex);
+    sl_condition_wake_all(&pool->wake);
+    sl_mutex_unlock(&pool->mutex);
+    for (size_t i = 1; i < pool->threads; i++) sl_thread_join(&pool->workers[i].thread);
+    sl_condition_destroy(&pool->wake);
+    sl_mutex_destroy(&pool->mutex);
 }
 
 sl_thread_pool *sl_thread_pool_new(size_t min_threads, size_t max_threads) {
-    sl_thread_pool *pool =
-        aligned_alloc(CACHE_LINE, (sizeof *pool + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
+    sl_thread_pool *pool = sl_pages_new(sizeof *pool, false);
     if (!pool) return NULL;
-    *pool = (sl_thread_pool){.process = getpid(), .threads = 1};
-    pthread_mutex_init(&pool->mutex, NULL);
-    pthread_cond_init(&pool->wake, NULL);
+    pool->process = sl_process();
+    pool->threads = 1;
+    sl_mutex_init(&pool->mutex);
+    sl_condition_init(&pool->wake);
     for (; pool->threads < max_threads; pool->threads++) {
         struct sl_worker *worker = &pool->workers[pool->threads];
         worker->pool = pool;
         worker->number = pool->threads;
-        if (pthread_create(&worker->thread, NULL, work, worker)) break;
+        if (!sl_thread_start(&worker->thread, work, worker)) break;
     }
     if (pool->threads >= min_threads) return pool;
     sl_thread_pool_free(pool);
@@ -174,21 +168,36 @@ sl_thread_pool *sl_thread_pool_new(size_t min_threads, size_t max_threads) {
 }
 
 bool sl_thread_pool_is_mine(const sl_thread_pool *pool) {
-    return pool->process == getpid();
+    return pool->process == sl_process();
 }
 
 void sl_thread_pool_free(sl_thread_pool *pool) {
     if (!pool) return;
     /* The child of a fork has no threads to wait for, and one of them may have held the mutex. */
     if (sl_thread_pool_is_mine(pool)) end_threads(pool);
-    free(pool);
+    sl_pages_free(pool, sizeof *pool);
 }
 
-size_t sl_processor_count(void) {
-#ifdef __linux__
-    cpu_set_t set;
-    if (!sched_getaffinity(0, sizeof set, &set)) return (size_t)CPU_COUNT(&set);
-#endif
-    const long count = sysconf(_SC_NPROCESSORS_ONLN);
-    return count > 0 ? (size_t)count : 1;
+#else /* the platform has no threads: the caller processes all items */
+
+void sl_parallel_for(sl_thread_pool *pool, size_t count, size_t grain, sl_task task,
+                     void *context) {
+    (void)pool, (void)grain;
+    if (count) task(context, 0, count, 0);
 }
+
+sl_thread_pool *sl_thread_pool_new(size_t min_threads, size_t max_threads) {
+    (void)min_threads, (void)max_threads;
+    return NULL;
+}
+
+bool sl_thread_pool_is_mine(const sl_thread_pool *pool) {
+    (void)pool;
+    return true;
+}
+
+void sl_thread_pool_free(sl_thread_pool *pool) {
+    (void)pool;
+}
+
+#endif

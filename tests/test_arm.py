@@ -40,6 +40,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_kernels_are_their_definitions(tmp_path: Path) -> None:
     csrc = ROOT / "csrc"
     sources = [ROOT / "tests" / "c" / "kernels.c", *(csrc / "kernels").glob("*.c")]
+    sources.append(csrc / "platform" / "posix.c")
     call(COMPILER, "-std=c11", "-O1", "-static", "-I", csrc, *sources, "-lm", "-o", tmp_path / "k")
     sets = {
         cpu: {line.split()[0] for line in call(QEMU, "-cpu", cpu, tmp_path / "k", 30).splitlines()}

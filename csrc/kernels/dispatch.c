@@ -2,17 +2,16 @@
 
 #include "sets.h"
 
-#include <stdbool.h>
+#include "../platform.h"
 
 #ifdef SL_X86
 #include <cpuid.h>
-#elif defined(SL_ARM) && defined(__linux__)
-#include <sys/auxv.h>
 #endif
 
 enum { MAX_SETS = 8 };
 
-static const sl_kernels *available[MAX_SETS];
+/* A program whose start-up code runs no constructors has the scalar set. */
+static const sl_kernels *available[MAX_SETS] = {&sl_kernels_scalar};
 
 #ifdef SL_X86
 /* Return whether the processor converts between f16 and f32. Not every compiler's
@@ -27,18 +26,6 @@ static bool has_f16(void) {
 static bool has_avx_vnni(void) {
     unsigned eax, ebx, ecx, edx;
     return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && eax & 1 << 4;
-}
-#endif
-
-#ifdef SL_ARM
-static bool has_dot_product(void) {
-#if defined(__ARM_FEATURE_DOTPROD)
-    return true;
-#elif defined(__linux__)
-    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
-#else
-    return false;
-#endif
 }
 #endif
 
@@ -57,7 +44,7 @@ __attribute__((constructor)) static void find_kernels(void) {
 #endif
     if (avx2) available[count++] = &sl_kernels_avx2;
 #elif defined(SL_ARM)
-    if (has_dot_product()) available[count++] = &sl_kernels_neon;
+    if (sl_has_dot_product()) available[count++] = &sl_kernels_neon;
 #elif defined(SL_WASM)
     available[count++] = &sl_kernels_wasm;
 #endif

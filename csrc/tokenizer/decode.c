@@ -14,7 +14,7 @@
 #define REPLACEMENT "\xef\xbf\xbd" /* U+FFFD */
 #define UNKNOWN " \xe2\x81\x87 "   /* U+2047: the text of SentencePiece's unknown piece */
 
-enum { REPLACEMENT_BYTES = 3, UNKNOWN_BYTES = 5, SHORT = 16 };
+enum { REPLACEMENT_BYTES = 3, UNKNOWN_BYTES = 5, SHORT_BYTES = 16 };
 
 /* ---- The table of decoded pieces ------------------------------------------------------------- */
 
@@ -69,7 +69,7 @@ bool sl_index_decoded(sl_tokenizer *tokenizer) {
     const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
     tokenizer->decoded = calloc(vocabulary->size, sizeof *tokenizer->decoded);
     tokenizer->decoded_text =
-        sl_allocate(sl_size_add(vocabulary->text_bytes, UNKNOWN_BYTES + SHORT), 1);
+        sl_allocate(sl_size_add(vocabulary->text_bytes, UNKNOWN_BYTES + SHORT_BYTES), 1);
     if (!tokenizer->decoded || !tokenizer->decoded_text) return false;
     uint32_t start = 0;
     for (int32_t id = 0; id < (int32_t)vocabulary->size; id++) {
@@ -78,7 +78,7 @@ bool sl_index_decoded(sl_tokenizer *tokenizer) {
         start += (uint32_t)length;
     }
     memset(tokenizer->decoded_text + start, 0,
-           SHORT); /* append_text reads SHORT bytes of the last piece */
+           SHORT_BYTES); /* append_text reads them after the last piece */
     return true;
 }
 
@@ -219,11 +219,12 @@ typedef struct {
     size_t length; /* may exceed capacity */
 } text_out;
 
-/* Append a text, or count its length if it does not fit. A short text is copied as SHORT bytes,
- * which is faster; the text that follows overwrites the excess. SHORT bytes must be readable. */
+/* Append a text, or count its length if it does not fit. A short text is copied as SHORT_BYTES
+ * bytes, which is faster; the text that follows overwrites the excess. SHORT_BYTES bytes must be
+ * readable. */
 static void append_text(text_out *out, const char *text, size_t length) {
-    if (length <= SHORT && out->length + SHORT <= out->capacity)
-        memcpy(out->bytes + out->length, text, SHORT);
+    if (length <= SHORT_BYTES && out->length + SHORT_BYTES <= out->capacity)
+        memcpy(out->bytes + out->length, text, SHORT_BYTES);
     else if (out->length + length <= out->capacity)
         memcpy(out->bytes + out->length, text, length);
     out->length += length;
@@ -251,7 +252,7 @@ static int decode(const sl_tokenizer *tokenizer, const int32_t *ids, size_t coun
 int sl_decode(const sl_tokenizer *tokenizer, const int32_t *ids, size_t count, char *text,
               size_t capacity, size_t *length) {
     *length = 0;
-    char *part = calloc(1, sl_decoder_bound(tokenizer) + SHORT);
+    char *part = calloc(1, sl_decoder_bound(tokenizer) + SHORT_BYTES);
     if (!part) return sl_fail(SL_ERROR_MEMORY, "not enough memory to decode %zu ids", count);
     text_out out = {text, capacity, 0};
     int status = decode(tokenizer, ids, count, part, &out);

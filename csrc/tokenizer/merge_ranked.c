@@ -6,6 +6,7 @@
 
 #include "merge.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 
 #include "../error.h"
@@ -75,12 +76,14 @@ int sl_index_ranks(sl_tokenizer *tokenizer, const char *path) {
     tokenizer->ranks = sl_allocate(count, sizeof *tokenizer->ranks);
     tokenizer->rank_mask = count - 1;
     if (!tokenizer->ranks)
-        return sl_fail(SL_ERROR_MEMORY, "not enough memory for %u merges", vocabulary->merge_count);
+        return sl_fail(SL_ERROR_MEMORY, "not enough memory for %" PRIu32 " merges",
+                       vocabulary->merge_count);
     memset(tokenizer->ranks, 0xff, count * sizeof *tokenizer->ranks);
     tokenizer->filter = calloc(FILTER_BITS * (size_t)count / 64, sizeof *tokenizer->filter);
     tokenizer->filter_mask = FILTER_BITS * count - 1;
     if (!tokenizer->filter)
-        return sl_fail(SL_ERROR_MEMORY, "not enough memory for %u merges", vocabulary->merge_count);
+        return sl_fail(SL_ERROR_MEMORY, "not enough memory for %" PRIu32 " merges",
+                       vocabulary->merge_count);
     for (uint32_t rank = 0; rank < vocabulary->merge_count; rank++) {
         const sl_merge_pair pair = vocabulary->merges[rank];
         int32_t id = -1;
