@@ -9,7 +9,7 @@
  *
  * seconds is the time of a call, the best of several tries; bytes is the size of the matrix. The
  * calls use copies of the matrix in turn, as many as fill MODEL_BYTES. So a matrix comes from the
- * same cache level or memory as in a model of that size. TYPE is f32, f16, q8 or q4. */
+ * same cache level or memory as in a model of that size. TYPE is f32, f16, i8, q8 or q4. */
 
 #define _GNU_SOURCE
 
@@ -96,10 +96,11 @@ typedef struct {
 static size_t matrix_bytes(const char *type, size_t tiles, size_t columns, size_t group_size) {
     if (!strcmp(type, "f32")) return tiles * SL_TILE_ROWS * columns * sizeof(float);
     if (!strcmp(type, "f16")) return tiles * SL_TILE_ROWS * columns * sizeof(uint16_t);
+    if (!strcmp(type, "i8")) return tiles * SL_TILE_ROWS * columns;
     const size_t groups = (columns + group_size - 1) / group_size;
     if (!strcmp(type, "q8")) return tiles * sl_tile_bytes(8, groups, group_size);
     if (!strcmp(type, "q4")) return tiles * sl_tile_bytes(4, groups, group_size);
-    fail("TYPE must be f32, f16, q8 or q4");
+    fail("TYPE must be f32, f16, i8, q8 or q4");
 }
 
 static void multiply(void *data, size_t call) {
@@ -112,6 +113,9 @@ static void multiply(void *data, size_t call) {
     else if (!strcmp(m->type, "f16"))
         m->kernels->matmul_f16(m->y, rows, (const uint16_t *)(const void *)tiles, stride,
                                SL_TILE_ROWS, m->tiles, m->columns, m->x, m->columns, m->n);
+    else if (!strcmp(m->type, "i8"))
+        m->kernels->matmul_i8(m->y, rows, (const int8_t *)tiles, stride, SL_TILE_ROWS, m->tiles,
+                              m->columns, m->x, m->columns, m->n);
     else if (!strcmp(m->type, "q8"))
         sl_matmul_of(m->kernels, SL_Q8)(m->y, rows, tiles, m->tiles, &m->quantized, m->n);
     else

@@ -12,11 +12,15 @@
  * position: they are multiplied by the softmax of the scores. The heads of a layer are neighbours
  * in memory, so that the filled part of the cache is contiguous at any context:
  *
- *   keys    [layers][tiles of 16 positions][kv_heads][head_dim][16]
+ *   keys    [layers][tiles of 16 positions][kv_heads] { scales, key[head_dim][16] }
  *   values  [layers][positions][kv_heads][head_dim in whole tiles]
  *
- * The cache is f32 if the weights are f32. If they are quantized it is f16, which halves the memory
- * traffic; products and sums are f32 in both cases. */
+ * Elements are f32, f16 or 8-bit integers; products and sums are f32 in all cases. A tile of 8-bit
+ * integers begins with its scales, f32 [2][16]: those of its positions' keys, then those of their
+ * values. With k = scale * integer the scales stay outside of the products:
+ *
+ *     score of a position = (Σ_d integer[d] q[d]) * key scale
+ *     output[d] = Σ_positions integer[d] * (probability * value scale) */
 
 #include "attention.h"
 
@@ -27,56 +31,72 @@
 
 /* ---- The cache ------------------------------------------------------------------------------- */
 
-bool sl_cache_is_f16(const sl_model *model) {
-    return sl_is_quantized(model->info.weight_type);
+enum { KEY_SCALES, VALUE_SCALES, SCALE_KINDS }; /* the order of the scales in a tile of keys */
+
+uint32_t sl_cache_type(const sl_model *model, uint32_t option) {
+    if (option != SL_CACHE_AUTO) return option;
+    return sl_is_quantized(model->info.weight_type) ? SL_CACHE_F16 : SL_CACHE_F32;
 }
 
-/* Return the elements from one tile of keys to the next. */
-static size_t key_stride(const sl_info *info) {
-    return (size_t)info->kv_heads * info->head_dim * SL_TILE_ROWS;
+static size_t element_bytes(uint32_t type) {
+    return type == SL_CACHE_Q8 ? 1 : type == SL_CACHE_F16 ? sizeof(uint16_t) : sizeof(float);
 }
 
-/* Return the elements from one position's values to the next. */
-static size_t value_stride(const sl_info *info) {
-    return (size_t)info->kv_heads * sl_padded_rows(info->head_dim);
+/* Return the bytes of the scales in a head's tile of keys. */
+static size_t scale_bytes(uint32_t type) {
+    return type == SL_CACHE_Q8 ? SCALE_KINDS * SL_TILE_ROWS * sizeof(float) : 0;
 }
 
-/* Return the elements of a layer's keys, and of its values. */
-static size_t layer_keys(const sl_info *info) {
-    return sl_size_multiply(sl_padded_rows(info->context) / SL_TILE_ROWS, key_stride(info));
+/* Return the bytes of a head's tile of keys. */
+static size_t key_tile_bytes(const sl_info *info, uint32_t type) {
+    return scale_bytes(type) + info->head_dim * SL_TILE_ROWS * element_bytes(type);
 }
 
-static size_t layer_values(const sl_info *info) {
-    return sl_size_multiply(info->context, value_stride(info));
+/* Return the bytes from one tile of a head's keys to the next. */
+static size_t key_stride(const sl_info *info, uint32_t type) {
+    return info->kv_heads * key_tile_bytes(info, type);
 }
 
-static size_t element_bytes(const sl_model *model) {
-    return sl_cache_is_f16(model) ? sizeof(uint16_t) : sizeof(float);
+/* Return the bytes of a head's values at one position. */
+static size_t value_bytes(const sl_info *info, uint32_t type) {
+    return sl_padded_rows(info->head_dim) * element_bytes(type);
 }
 
-size_t sl_keys_bytes(const sl_model *model) {
-    const size_t layer = sl_size_multiply(layer_keys(&model->info), element_bytes(model));
-    return sl_size_multiply(model->info.layers, layer);
+/* Return the bytes from one position's values to the next. */
+static size_t value_stride(const sl_info *info, uint32_t type) {
+    return info->kv_heads * value_bytes(info, type);
 }
 
-size_t sl_values_bytes(const sl_model *model) {
-    const size_t layer = sl_size_multiply(layer_values(&model->info), element_bytes(model));
-    return sl_size_multiply(model->info.layers, layer);
+/* Return the bytes of a layer's keys, and of its values. */
+static size_t layer_keys(const sl_info *info, uint32_t type) {
+    return sl_size_multiply(sl_padded_rows(info->context) / SL_TILE_ROWS, key_stride(info, type));
 }
 
-/* Return the start of a key-value head's matrix of keys, and of values. */
+static size_t layer_values(const sl_info *info, uint32_t type) {
+    return sl_size_multiply(info->context, value_stride(info, type));
+}
+
+size_t sl_keys_bytes(const sl_model *model, uint32_t type) {
+    return sl_size_multiply(model->info.layers, layer_keys(&model->info, type));
+}
+
+size_t sl_values_bytes(const sl_model *model, uint32_t type) {
+    return sl_size_multiply(model->info.layers, layer_values(&model->info, type));
+}
+
+/* Return the start of a key-value head's keys, and of its values. */
 static uint8_t *keys_of(const sl_model *model, const sl_kv_cache *cache, size_t layer,
                         size_t head) {
     const sl_info *info = &model->info;
-    const size_t first = layer * layer_keys(info) + head * info->head_dim * SL_TILE_ROWS;
-    return cache->keys + first * element_bytes(model);
+    return cache->keys + layer * layer_keys(info, cache->type) +
+           head * key_tile_bytes(info, cache->type);
 }
 
 static uint8_t *values_of(const sl_model *model, const sl_kv_cache *cache, size_t layer,
                           size_t head) {
     const sl_info *info = &model->info;
-    const size_t first = layer * layer_values(info) + head * sl_padded_rows(info->head_dim);
-    return cache->values + first * element_bytes(model);
+    return cache->values + layer * layer_values(info, cache->type) +
+           head * value_bytes(info, cache->type);
 }
 
 /* Read a byte of each cache line of rows[count][bytes]; rows are `stride` bytes apart. */
@@ -90,37 +110,70 @@ static void load_lines(const uint8_t *rows, size_t count, size_t stride, size_t 
 void sl_prefetch_cache(const sl_model *model, const sl_kv_cache *cache, size_t layer, size_t first,
                        size_t end) {
     const sl_info *info = &model->info;
-    const size_t heads = end - first, element = element_bytes(model), positions = cache->position;
+    const uint32_t type = cache->type;
+    const size_t heads = end - first, positions = cache->position;
     load_lines(keys_of(model, cache, layer, first), sl_padded_rows(positions + 1) / SL_TILE_ROWS,
-               key_stride(info) * element, heads * info->head_dim * SL_TILE_ROWS * element);
-    load_lines(values_of(model, cache, layer, first), positions, value_stride(info) * element,
-               heads * sl_padded_rows(info->head_dim) * element);
+               key_stride(info, type), heads * key_tile_bytes(info, type));
+    load_lines(values_of(model, cache, layer, first), positions, value_stride(info, type),
+               heads * value_bytes(info, type));
 }
 
-/* Return the index of element d of a position in the matrix of keys, and of values. */
-static size_t key_index(const sl_info *info, size_t position, size_t d) {
-    return position / SL_TILE_ROWS * key_stride(info) + d * SL_TILE_ROWS + position % SL_TILE_ROWS;
+/* Return scales[16] of a tile of 8-bit keys. */
+static float *tile_scales(uint8_t *tile, size_t kind) {
+    return (float *)(void *)tile + kind * SL_TILE_ROWS;
 }
 
-static size_t value_at(const sl_info *info, size_t position, size_t d) {
-    return position * value_stride(info) + d;
+/* Quantize x[head_dim] to integers[head_dim in whole tiles], with zeros behind. Returns the scale:
+ * the largest magnitude over 127. */
+static float quantize_head(const sl_model *model, int8_t *integers, const float *x) {
+    const size_t head_dim = model->info.head_dim;
+    float scale;
+    int32_t sum;
+    const sl_quantized q = {integers, &scale, &sum, 1, sl_padded_rows(head_dim)};
+    model->kernels->quantize(&q, 0, x, head_dim);
+    return scale;
 }
 
-static void store_f32(const sl_info *info, float *keys, float *values, size_t position,
-                      const float *key, const float *value) {
-    for (size_t d = 0; d < info->head_dim; d++) {
-        keys[key_index(info, position, d)] = key[d];
-        values[value_at(info, position, d)] = value[d];
+/* Store a key in column `lane` of a tile, and a value in its row. */
+static void store_f32(size_t head_dim, float *tile, size_t lane, float *row, const float *key,
+                      const float *value) {
+    for (size_t d = 0; d < head_dim; d++) {
+        tile[d * SL_TILE_ROWS + lane] = key[d];
+        row[d] = value[d];
     }
 }
 
-static void store_f16(const sl_model *model, const sl_attention_scratch *scratch, uint16_t *keys,
-                      uint16_t *values, size_t position, const float *key, const float *value) {
+static void store_f16(const sl_model *model, const sl_attention_scratch *scratch, uint16_t *tile,
+                      size_t lane, uint16_t *row, const float *key, const float *value) {
+    const size_t head_dim = model->info.head_dim;
+    model->kernels->to_f16(scratch->rounded, key, head_dim);
+    for (size_t d = 0; d < head_dim; d++) tile[d * SL_TILE_ROWS + lane] = scratch->rounded[d];
+    model->kernels->to_f16(row, value, head_dim);
+}
+
+static void store_q8(const sl_model *model, const sl_attention_scratch *scratch, uint8_t *tile,
+                     size_t lane, int8_t *row, const float *key, const float *value) {
+    int8_t *integers = (int8_t *)tile + scale_bytes(SL_CACHE_Q8);
+    tile_scales(tile, KEY_SCALES)[lane] = quantize_head(model, scratch->quantized, key);
+    for (size_t d = 0; d < model->info.head_dim; d++)
+        integers[d * SL_TILE_ROWS + lane] = scratch->quantized[d];
+    tile_scales(tile, VALUE_SCALES)[lane] = quantize_head(model, row, value);
+}
+
+/* Store the key and the value of a position in the cache of a head. */
+static void store(const sl_model *model, uint32_t type, uint8_t *keys, uint8_t *values,
+                  size_t position, const float *key, const float *value,
+                  const sl_attention_scratch *scratch) {
     const sl_info *info = &model->info;
-    model->kernels->to_f16(scratch->rounded, key, info->head_dim);
-    for (size_t d = 0; d < info->head_dim; d++)
-        keys[key_index(info, position, d)] = scratch->rounded[d];
-    model->kernels->to_f16(values + value_at(info, position, 0), value, info->head_dim);
+    const size_t lane = position % SL_TILE_ROWS;
+    uint8_t *tile = keys + position / SL_TILE_ROWS * key_stride(info, type);
+    void *row = values + position * value_stride(info, type);
+    if (type == SL_CACHE_Q8)
+        store_q8(model, scratch, tile, lane, row, key, value);
+    else if (type == SL_CACHE_F16)
+        store_f16(model, scratch, (uint16_t *)(void *)tile, lane, row, key, value);
+    else
+        store_f32(info->head_dim, (float *)(void *)tile, lane, row, key, value);
 }
 
 /* ---- Rotary position embedding --------------------------------------------------------------- */
@@ -154,19 +207,23 @@ void sl_fill_rotary(const sl_info *info, float *table, size_t first, size_t end)
 
 /* ---- Attention ------------------------------------------------------------------------------- */
 
-/* y[n][rows in whole tiles] = x[n][columns] times the transposed matrix in the cache. */
-static void multiply_cached(const sl_model *model, float *y, size_t y_stride, const void *tiles,
-                            size_t tile_stride, size_t column_stride, size_t rows, size_t columns,
-                            const float *x, size_t x_stride, size_t n) {
+/* y[n][rows in whole tiles] = x[n][columns] times the transposed matrix in the cache, without the
+ * scales of 8-bit integers. Strides count elements. */
+static void multiply_cached(const sl_model *model, uint32_t type, float *y, size_t y_stride,
+                            const void *tiles, size_t tile_stride, size_t column_stride,
+                            size_t rows, size_t columns, const float *x, size_t x_stride,
+                            size_t n) {
     const size_t tile_count = sl_padded_rows(rows) / SL_TILE_ROWS;
-    if (sl_cache_is_f16(model))
+    if (type == SL_CACHE_Q8)
+        model->kernels->matmul_i8(y, y_stride, tiles, tile_stride, column_stride, tile_count,
+                                  columns, x, x_stride, n);
+    else if (type == SL_CACHE_F16)
         model->kernels->matmul_f16(y, y_stride, tiles, tile_stride, column_stride, tile_count,
                                    columns, x, x_stride, n);
     else
         model->kernels->matmul_f32(y, y_stride, tiles, tile_stride, column_stride, tile_count,
                                    columns, x, x_stride, n);
 }
-
 /* Replace scores[positions] by the numerators of softmax(scores / sqrt(head_dim)), and set the
  * scores up to `end` to zero. Returns the denominator. */
 static float softmax(const sl_model *model, float *scores, size_t positions, size_t end) {
@@ -176,10 +233,46 @@ static float softmax(const sl_model *model, float *scores, size_t positions, siz
                                         1.0f / sqrtf((float)model->info.head_dim));
 }
 
+/* Multiply x[positions in whole tiles] by the positions' scales, of keys or of values. */
+static void apply_scales(const sl_info *info, float *x, uint8_t *keys, size_t positions,
+                         size_t kind) {
+    const size_t stride = key_stride(info, SL_CACHE_Q8);
+    for (size_t i = 0; i < positions; i += SL_TILE_ROWS, keys += stride) {
+        const float *scales = tile_scales(keys, kind);
+        for (size_t lane = 0; lane < SL_TILE_ROWS; lane++) x[i + lane] *= scales[lane];
+    }
+}
+
+/* scores[n][positions in whole tiles] = K q */
+static void score_positions(const sl_model *model, uint32_t type, uint8_t *keys, size_t positions,
+                            const float *queries, size_t query_stride, float *scores,
+                            size_t scores_stride, size_t n) {
+    const sl_info *info = &model->info;
+    multiply_cached(model, type, scores, scores_stride, keys + scale_bytes(type),
+                    key_stride(info, type) / element_bytes(type), SL_TILE_ROWS, positions,
+                    info->head_dim, queries, query_stride, n);
+    if (type == SL_CACHE_Q8)
+        for (size_t i = 0; i < n; i++)
+            apply_scales(info, scores + i * scores_stride, keys, positions, KEY_SCALES);
+}
+
+/* output[n][head_dim in whole tiles] = shares[n][positions] V. The call overwrites the shares. */
+static void average_values(const sl_model *model, uint32_t type, uint8_t *keys,
+                           const uint8_t *values, size_t positions, float *shares,
+                           size_t shares_stride, float *output, size_t output_stride, size_t n) {
+    const sl_info *info = &model->info;
+    if (type == SL_CACHE_Q8)
+        for (size_t i = 0; i < n; i++)
+            apply_scales(info, shares + i * shares_stride, keys, positions, VALUE_SCALES);
+    multiply_cached(model, type, output, output_stride, values, SL_TILE_ROWS,
+                    value_stride(info, type) / element_bytes(type), info->head_dim, positions,
+                    shares, shares_stride, n);
+}
+
 /* Compute attention for one query head and tokens first … first + n - 1 after the cache's position;
  * n is at most SL_MAX_QUERIES. queries[n][stride] and `output` start at token `first`. */
-static void attend_queries(const sl_model *model, const sl_kv_cache *cache, const void *keys,
-                           const void *values, size_t first, size_t n, const float *queries,
+static void attend_queries(const sl_model *model, const sl_kv_cache *cache, uint8_t *keys,
+                           const uint8_t *values, size_t first, size_t n, const float *queries,
                            size_t stride, float *output, const sl_attention_scratch *scratch) {
     const sl_info *info = &model->info;
     const size_t head_dim = info->head_dim, output_stride = sl_padded_rows(head_dim);
@@ -187,14 +280,14 @@ static void attend_queries(const sl_model *model, const sl_kv_cache *cache, cons
     const size_t position = cache->position + first, positions = position + n;
     float sums[SL_MAX_QUERIES];
     /* scores = K q, for all positions. */
-    multiply_cached(model, scratch->scores, scores_stride, keys, key_stride(info), SL_TILE_ROWS,
-                    positions, head_dim, queries, stride, n);
+    score_positions(model, cache->type, keys, positions, queries, stride, scratch->scores,
+                    scores_stride, n);
     /* Softmax. It is causal: token i attends to its own position and those before. */
     for (size_t i = 0; i < n; i++)
         sums[i] = softmax(model, scratch->scores + i * scores_stride, position + i + 1, positions);
     /* output = softmax(scores) V. */
-    multiply_cached(model, scratch->output, output_stride, values, SL_TILE_ROWS, value_stride(info),
-                    head_dim, positions, scratch->scores, scores_stride, n);
+    average_values(model, cache->type, keys, values, positions, scratch->scores, scores_stride,
+                   scratch->output, output_stride, n);
     for (size_t i = 0; i < n; i++) {
         const float *row = scratch->output + i * output_stride;
         float *out = output + i * info->heads * head_dim;
@@ -205,8 +298,8 @@ static void attend_queries(const sl_model *model, const sl_kv_cache *cache, cons
 
 /* Rotate the key of a token, and its queries that share the key. Store the key and the value in the
  * cache. qkv holds all of the token's queries, keys and values. */
-static void rotate_and_store(const sl_model *model, void *keys, void *values, size_t kv_head,
-                             size_t position, const float *rotary, float *qkv,
+static void rotate_and_store(const sl_model *model, uint32_t type, uint8_t *keys, uint8_t *values,
+                             size_t kv_head, size_t position, const float *rotary, float *qkv,
                              const sl_attention_scratch *scratch) {
     const sl_info *info = &model->info;
     const size_t head_dim = info->head_dim, sharing = info->heads / info->kv_heads;
@@ -216,10 +309,7 @@ static void rotate_and_store(const sl_model *model, void *keys, void *values, si
     const float *value = key + info->kv_heads * head_dim;
     model->kernels->rotate(queries, sharing, head_dim, angles);
     model->kernels->rotate(key, 1, head_dim, angles);
-    if (sl_cache_is_f16(model))
-        store_f16(model, scratch, keys, values, position, key, value);
-    else
-        store_f32(info, keys, values, position, key, value);
+    store(model, type, keys, values, position, key, value, scratch);
 }
 
 void sl_attend(const sl_model *model, const sl_kv_cache *cache, size_t layer, size_t kv_head,
@@ -228,10 +318,10 @@ void sl_attend(const sl_model *model, const sl_kv_cache *cache, size_t layer, si
     const sl_info *info = &model->info;
     const size_t head_dim = info->head_dim, sharing = info->heads / info->kv_heads;
     const size_t first_head = kv_head * sharing;
-    void *keys = keys_of(model, cache, layer, kv_head);
-    void *values = values_of(model, cache, layer, kv_head);
+    uint8_t *keys = keys_of(model, cache, layer, kv_head);
+    uint8_t *values = values_of(model, cache, layer, kv_head);
     for (size_t i = 0; i < count; i++)
-        rotate_and_store(model, keys, values, kv_head, cache->position + i, rotary,
+        rotate_and_store(model, cache->type, keys, values, kv_head, cache->position + i, rotary,
                          qkv + i * qkv_stride, scratch);
     for (size_t h = first_head; h < first_head + sharing; h++)
         for (size_t i = 0; i < count; i += SL_MAX_QUERIES) {

@@ -3,8 +3,6 @@
 #ifndef STORYLLAMAS_ATTENTION_H
 #define STORYLLAMAS_ATTENTION_H
 
-#include <stdbool.h>
-
 #include "model.h"
 
 /* The keys and values of one sequence, of all layers and heads. */
@@ -12,14 +10,16 @@ typedef struct {
     uint8_t *keys;   /* [sl_keys_bytes] */
     uint8_t *values; /* [sl_values_bytes] */
     size_t position; /* tokens in the cache */
+    uint32_t type;   /* SL_CACHE_F32, SL_CACHE_F16 or SL_CACHE_Q8 */
 } sl_kv_cache;
 
-/* Return whether the cache is f16, as for quantized models, and not f32. */
-bool sl_cache_is_f16(const sl_model *model);
+/* Return the type of cache that a session with this option has: for SL_CACHE_AUTO the one that
+ * suits the model, otherwise the option itself. */
+uint32_t sl_cache_type(const sl_model *model, uint32_t option);
 
 /* Return the bytes of a cache's keys, and of its values; SL_TOO_LARGE if they do not fit size_t. */
-size_t sl_keys_bytes(const sl_model *model);
-size_t sl_values_bytes(const sl_model *model);
+size_t sl_keys_bytes(const sl_model *model, uint32_t type);
+size_t sl_values_bytes(const sl_model *model, uint32_t type);
 
 /* Prefetch the filled part of a layer's cache, for key-value heads first … end - 1. Memory is
  * fastest if many cache lines are requested in a row before any is used. */
@@ -34,6 +34,7 @@ typedef struct {
     float *scores;     /* [SL_MAX_QUERIES][context in whole tiles] */
     float *output;     /* [SL_MAX_QUERIES][head_dim in whole tiles] */
     uint16_t *rounded; /* [head_dim]: a key as f16 */
+    int8_t *quantized; /* [head_dim in whole tiles]: a key as 8-bit integers */
 } sl_attention_scratch;
 
 enum { SL_MAX_QUERIES = 8 }; /* tokens whose queries are computed together */

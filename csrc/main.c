@@ -65,57 +65,61 @@ static void close_output(void) {
 /* ---- Arguments ------------------------------------------------------------------------------- */
 
 static void print_help(void) {
-    printf("run: generate a story with a StoryLlamas weight file\n"
-           "\n"
-           "usage: run MODEL.slm [options] [PROMPT]\n"
-           "\n"
-           "The program writes the story to standard output token by token, then its speed to\n"
-           "standard error. The story ends when the model generates its end-of-story token,\n"
-           "after --max-tokens tokens, or when the context is full.\n"
-           "\n"
-           "options\n"
-           "  -i, --prompt TEXT            text that the story begins with, in UTF-8;\n"
-           "                               - reads it from standard input\n"
-           "  -f, --prompt-file FILE       read that text from FILE; a line break at its end\n"
-           "                               does not count, nor at that of standard input\n"
-           "  -n, --max-tokens N           generate at most N tokens, 1 and up (%" PRId32 ");\n"
-           "                               -n 0: until the context is full\n"
-           "      --ignore-eos             continue after the end-of-story token\n"
-           "  -s, --seed N                 0 and up; same seed, same story (%" PRIu64 ");\n"
-           "                               random takes one and prints it on standard error\n"
-           "  -t, --temperature X          0 to 1000; 0 takes the most probable token (%g)\n"
-           "  -k, --top-k N                sample from the N most probable tokens;\n"
-           "                               0 is off (%" PRId32 ")\n"
-           "  -p, --top-p X                sample from the most probable tokens that together\n"
-           "                               have probability X, above 0, up to 1; 1 is off (%g);\n"
-           "                               -p 0 is also off\n"
-           "      --min-p X                exclude tokens less probable than X times the most\n"
-           "                               probable one, 0 up to below 1; 0 is off (%g)\n"
-           "      --repetition-penalty X   divide the logits of recent tokens by X, above 0,\n"
-           "                               up to 1000; 1 is off (%g)\n"
-           "      --repetition-window N    the last N tokens are recent, 0 and up (%" PRId32 ")\n"
-           "      --threads N              use N threads; 0 is automatic (%" PRIu32 ")\n"
-           "      --pages KIND             shared maps the file; huge copies it to huge pages,\n"
-           "                               which is faster if it is large; auto maps it and\n"
-           "                               moves a large file to huge pages later (auto)\n"
-           "      --ids                    print token ids instead of text, the prompt included\n"
-           "      --info                   print what is in the weight file\n"
-           "      --bench                  measure the speed: medians of five runs\n"
-           "  -m MODE                      generate; for chat there is `storyllamas chat`\n"
-           "  -z FILE                      ignored: the tokenizer is in the weight file\n"
-           "  -h, --help                   print this help\n"
-           "\n"
-           "The short options are those of llama2.c. The environment variable SL_KERNELS selects\n"
-           "one of the instruction sets that --info lists.\n"
-           "\n"
-           "examples\n"
-           "  run model.slm \"Once upon a time\"\n"
-           "  run model.slm --temperature 0 --max-tokens 100 --prompt \"Tom had a red ball\"\n"
-           "  run model.slm -t 0.8 -p 0.9 -s 42 -n 256 -i \"One day\"\n"
-           "  run model.slm --seed random -f beginning.txt\n",
-           defaults.max_tokens, defaults.seed, (double)defaults.temperature, defaults.top_k,
-           (double)defaults.top_p, (double)defaults.min_p, (double)defaults.repetition_penalty,
-           defaults.repetition_window, session_defaults.threads);
+    printf(
+        "run: generate a story with a StoryLlamas weight file\n"
+        "\n"
+        "usage: run MODEL.slm [options] [PROMPT]\n"
+        "\n"
+        "The program writes the story to standard output token by token, then its speed to\n"
+        "standard error. The story ends when the model generates its end-of-story token,\n"
+        "after --max-tokens tokens, or when the context is full.\n"
+        "\n"
+        "options\n"
+        "  -i, --prompt TEXT            text that the story begins with, in UTF-8;\n"
+        "                               - reads it from standard input\n"
+        "  -f, --prompt-file FILE       read that text from FILE; a line break at its end\n"
+        "                               does not count, nor at that of standard input\n"
+        "  -n, --max-tokens N           generate at most N tokens, 1 and up (%" PRId32 ");\n"
+        "                               -n 0: until the context is full\n"
+        "      --ignore-eos             continue after the end-of-story token\n"
+        "  -s, --seed N                 0 and up; same seed, same story (%" PRIu64 ");\n"
+        "                               random takes one and prints it on standard error\n"
+        "  -t, --temperature X          0 to 1000; 0 takes the most probable token (%g)\n"
+        "  -k, --top-k N                sample from the N most probable tokens;\n"
+        "                               0 is off (%" PRId32 ")\n"
+        "  -p, --top-p X                sample from the most probable tokens that together\n"
+        "                               have probability X, above 0, up to 1; 1 is off (%g);\n"
+        "                               -p 0 is also off\n"
+        "      --min-p X                exclude tokens less probable than X times the most\n"
+        "                               probable one, 0 up to below 1; 0 is off (%g)\n"
+        "      --repetition-penalty X   divide the logits of recent tokens by X, above 0,\n"
+        "                               up to 1000; 1 is off (%g)\n"
+        "      --repetition-window N    the last N tokens are recent, 0 and up (%" PRId32 ")\n"
+        "      --threads N              use N threads; 0 is automatic (%" PRIu32 ")\n"
+        "      --pages KIND             shared maps the file; huge copies it to huge pages,\n"
+        "                               which is faster if it is large; auto maps it and\n"
+        "                               moves a large file to huge pages later (auto)\n"
+        "      --cache TYPE             keep keys and values as f32, f16 or q8 (8 bits, half the\n"
+        "                               memory of f16); auto is f16 if the weights are\n"
+        "                               quantized, else f32 (auto)\n"
+        "      --ids                    print token ids instead of text, the prompt included\n"
+        "      --info                   print what is in the weight file\n"
+        "      --bench                  measure the speed: medians of five runs\n"
+        "  -m MODE                      generate; for chat there is `storyllamas chat`\n"
+        "  -z FILE                      ignored: the tokenizer is in the weight file\n"
+        "  -h, --help                   print this help\n"
+        "\n"
+        "The short options are those of llama2.c. The environment variable SL_KERNELS selects\n"
+        "one of the instruction sets that --info lists.\n"
+        "\n"
+        "examples\n"
+        "  run model.slm \"Once upon a time\"\n"
+        "  run model.slm --temperature 0 --max-tokens 100 --prompt \"Tom had a red ball\"\n"
+        "  run model.slm -t 0.8 -p 0.9 -s 42 -n 256 -i \"One day\"\n"
+        "  run model.slm --seed random -f beginning.txt\n",
+        defaults.max_tokens, defaults.seed, (double)defaults.temperature, defaults.top_k,
+        (double)defaults.top_p, (double)defaults.min_p, (double)defaults.repetition_penalty,
+        defaults.repetition_window, session_defaults.threads);
 }
 
 static float parse_real(const char *name, const char *text) {
@@ -142,6 +146,16 @@ static int32_t parse_pages(const char *text) {
     for (int32_t kind = SL_PAGES_AUTO; kind <= SL_PAGES_HUGE; kind++)
         if (!strcmp(text, names[kind])) return kind;
     fail("--pages is \"%s\" and must be auto, shared or huge", text);
+}
+
+static uint32_t parse_cache(const char *text) {
+    static const char *const names[SL_CACHE_TYPES] = {[SL_CACHE_AUTO] = "auto",
+                                                      [SL_CACHE_F32] = "f32",
+                                                      [SL_CACHE_F16] = "f16",
+                                                      [SL_CACHE_Q8] = "q8"};
+    for (uint32_t type = 0; type < SL_CACHE_TYPES; type++)
+        if (!strcmp(text, names[type])) return type;
+    fail("--cache is \"%s\" and must be auto, f32, f16 or q8", text);
 }
 
 /* Take a seed of 32 bits from the system and print it, so that the story can be repeated. */
@@ -226,6 +240,7 @@ enum {
     REPETITION_WINDOW,
     THREADS,
     PAGES,
+    CACHE,
     IDS,
     INFO,
     BENCH
@@ -290,6 +305,9 @@ static void parse_option(command *c, int option, const char *value) {
     case PAGES:
         c->model_options.pages = parse_pages(value);
         break;
+    case CACHE:
+        c->session_options.cache = parse_cache(value);
+        break;
     case IDS:
         c->ids = true;
         break;
@@ -324,6 +342,7 @@ static command parse(int argc, char **argv) {
         {"repetition-window", required_argument, NULL, REPETITION_WINDOW},
         {"threads", required_argument, NULL, THREADS},
         {"pages", required_argument, NULL, PAGES},
+        {"cache", required_argument, NULL, CACHE},
         {"ids", no_argument, NULL, IDS},
         {"info", no_argument, NULL, INFO},
         {"bench", no_argument, NULL, BENCH},

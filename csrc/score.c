@@ -17,8 +17,8 @@ static int for_logits(sl_session *s, const int32_t *ids, size_t count, logits_fu
     const size_t stride = sl_logits_stride(s->model);
     sl_sequence *sequence = &s->sequences[0];
     sl_sequence_reset(sequence);
-    for (size_t first = 0; first < count; first += SL_CHUNK_TOKENS) {
-        const size_t left = count - first, n = left < SL_CHUNK_TOKENS ? left : SL_CHUNK_TOKENS;
+    for (size_t first = 0; first < count; first += s->rows) {
+        const size_t left = count - first, n = left < s->rows ? left : s->rows;
         sl_forward(s, &(sl_segment){sequence, ids + first, n, n}, 1);
         const int status = sl_check_logits(s->logits, n * stride);
         if (status) return status;

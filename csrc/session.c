@@ -35,17 +35,23 @@ static size_t larger(size_t a, size_t b) {
     return a > b ? a : b;
 }
 
+static size_t smaller(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
 /* Return the width of the widest input of a matrix. */
 static size_t widest_input(const sl_info *info) {
     return larger(larger(info->dim, info->hidden), (size_t)info->heads * info->head_dim);
 }
 
-static void lay_out_sequence(sl_sequence *sequence, const sl_model *model, arena *a) {
+static void lay_out_sequence(sl_sequence *sequence, const sl_model *model, uint32_t type,
+                             arena *a) {
     const sl_info *info = &model->info;
     const sl_sequence laid_out = {
         .stop = SL_IDLE,
-        .cache.keys = allocate_array(a, 1, sl_keys_bytes(model), 1),
-        .cache.values = allocate_array(a, 1, sl_values_bytes(model), 1),
+        .cache.type = type,
+        .cache.keys = allocate_array(a, 1, sl_keys_bytes(model, type), 1),
+        .cache.values = allocate_array(a, 1, sl_values_bytes(model, type), 1),
         .ids = allocate_array(a, 1, info->context, sizeof *sequence->ids),
         .sampler.candidates =
             allocate_array(a, 1, info->vocab_size, sizeof *sequence->sampler.candidates),
@@ -56,13 +62,15 @@ static void lay_out_sequence(sl_sequence *sequence, const sl_model *model, arena
     if (sequence) *sequence = laid_out;
 }
 
-static void lay_out_attention(sl_attention_scratch *scratch, const sl_model *model, arena *a) {
+static void lay_out_attention(sl_attention_scratch *scratch, const sl_model *model, size_t queries,
+                              arena *a) {
     const size_t context = sl_padded_rows(model->info.context);
     const size_t head_dim = sl_padded_rows(model->info.head_dim);
     const sl_attention_scratch laid_out = {
-        .scores = allocate_array(a, SL_MAX_QUERIES, context, sizeof *scratch->scores),
-        .output = allocate_array(a, SL_MAX_QUERIES, head_dim, sizeof *scratch->output),
+        .scores = allocate_array(a, queries, context, sizeof *scratch->scores),
+        .output = allocate_array(a, queries, head_dim, sizeof *scratch->output),
         .rounded = allocate_array(a, 1, head_dim, sizeof *scratch->rounded),
+        .quantized = allocate_array(a, 1, head_dim, sizeof *scratch->quantized),
     };
     if (scratch) *scratch = laid_out;
 }
@@ -99,13 +107,15 @@ static void lay_out(sl_session *s, arena *a) {
     s->rotary = allocate_array(a, info->context, info->head_dim, sizeof *s->rotary);
     lay_out_quantized(s, a);
     for (size_t i = 0; i < s->threads; i++)
-        lay_out_attention(a->base ? &s->attention[i] : NULL, s->model, a);
+        lay_out_attention(a->base ? &s->attention[i] : NULL, s->model,
+                          smaller(s->rows, SL_MAX_QUERIES), a);
     for (size_t i = 0; i < s->slot_count; i++)
-        lay_out_sequence(a->base ? &s->sequences[i] : NULL, s->model, a);
+        lay_out_sequence(a->base ? &s->sequences[i] : NULL, s->model, s->cache_type, a);
 }
 
 static void use_small_pages_for_large_caches(const sl_session *s) {
-    const size_t keys = sl_keys_bytes(s->model), values = sl_values_bytes(s->model);
+    const size_t keys = sl_keys_bytes(s->model, s->cache_type);
+    const size_t values = sl_values_bytes(s->model, s->cache_type);
     if (keys < LARGE_CACHE_BYTES) return;
     for (size_t i = 0; i < s->slot_count; i++) {
         sl_pages_make_small(s->sequences[i].cache.keys, keys);
@@ -152,7 +162,20 @@ static int check_session_options(const sl_session_options *options) {
     if (options->slots < 1 || options->slots > SL_MAX_SLOTS)
         return sl_fail(SL_ERROR_ARGUMENT, "slots is %" PRIu32 " and must be 1 to %d",
                        options->slots, SL_MAX_SLOTS);
+    if (options->cache >= SL_CACHE_TYPES)
+        return sl_fail(SL_ERROR_ARGUMENT, "cache is %" PRIu32 " and must be one of SL_CACHE_…",
+                       options->cache);
+    if (options->chunk > SL_MAX_CHUNK)
+        return sl_fail(SL_ERROR_ARGUMENT, "chunk is %" PRIu32 " and must be 0 (automatic) to %d",
+                       options->chunk, SL_MAX_CHUNK);
     return SL_OK;
+}
+
+/* Return the largest number of tokens of a forward pass: a chunk of a prompt, no longer than the
+ * context, or a token for each slot. */
+static size_t count_rows(const sl_model *model, const sl_session_options *options) {
+    const size_t chunk = options->chunk ? options->chunk : SL_DEFAULT_CHUNK;
+    return larger(smaller(chunk, model->info.context), options->slots);
 }
 
 int sl_session_new(sl_session **session, const sl_model *model, const sl_session_options *options) {
@@ -166,7 +189,8 @@ int sl_session_new(sl_session **session, const sl_model *model, const sl_session
     s->model = model;
     s->threads = options->threads ? options->threads : automatic_threads(model);
     s->slot_count = options->slots;
-    s->rows = larger(SL_CHUNK_TOKENS, s->slot_count);
+    s->cache_type = sl_cache_type(model, options->cache);
+    s->rows = count_rows(model, options);
     if ((status = allocate_session(s, options->threads ? options->threads : 1)))
         sl_session_free(s);
     else

@@ -26,16 +26,16 @@ typedef struct {
     char *text;       /* [sl_decoder_bound] */
 } sl_sequence;
 
-/* A forward pass has at most this many tokens, or a token for each slot if there are more slots. */
-enum { SL_CHUNK_TOKENS = 128 };
+enum { SL_DEFAULT_CHUNK = 128 }; /* the automatic value of sl_session_options.chunk */
 
 struct sl_session {
     const sl_model *model;
     sl_thread_pool *pool;    /* NULL: one thread; see sl_session_pool */
     sl_autotune autotune[2]; /* of forward passes of one token, of several */
     size_t threads;
-    size_t rows;  /* the largest number of tokens of a forward pass */
-    void *memory; /* [memory_bytes] holds every array below */
+    size_t rows;         /* the largest number of tokens of a forward pass */
+    uint32_t cache_type; /* of every sequence: SL_CACHE_F32, SL_CACHE_F16 or SL_CACHE_Q8 */
+    void *memory;        /* [memory_bytes] holds every array below */
     size_t memory_bytes;
 
     sl_sequence *sequences; /* [slot_count]: one in each slot */

@@ -62,8 +62,8 @@ extern "C" {
 /* The defaults of sl_model_options: automatic. */
 #define SL_MODEL_OPTIONS_DEFAULTS {.pages = SL_PAGES_AUTO, .kernels = NULL}
 
-/* The defaults of sl_session_options: one slot, an automatic number of threads. */
-#define SL_SESSION_OPTIONS_DEFAULTS {.threads = 0, .slots = 1}
+/* The defaults of sl_session_options: one slot, the rest automatic. */
+#define SL_SESSION_OPTIONS_DEFAULTS {.threads = 0, .slots = 1, .cache = SL_CACHE_AUTO, .chunk = 0}
 
 /* The Python package reads the declarations between "cffi: begin" and "cffi: end". */
 /* cffi: begin */
@@ -379,12 +379,27 @@ typedef struct {
 
 enum { SL_MAX_SLOTS = 256 };
 
-/* None of these changes what is generated. */
+/* Types of the keys and values in the key-value cache. */
+enum {
+    SL_CACHE_AUTO = 0, /* f16 if the weights are quantized, else f32 */
+    SL_CACHE_F32,
+    SL_CACHE_F16,
+    SL_CACHE_Q8, /* 8-bit integers with an f32 scale for each position's key and value in a head */
+    SL_CACHE_TYPES
+};
+
+enum { SL_MAX_CHUNK = 1024 };
+
+/* Of these, only the type of the cache changes what is generated. */
 typedef struct {
     /* Size of the thread pool, with the calling thread counted, 1 … 64; 0: automatic. The session
      * measures whether the pool or one thread is faster, and uses the faster one. */
     uint32_t threads;
     uint32_t slots; /* largest number of sequences in a batch, 1 … SL_MAX_SLOTS */
+    uint32_t cache; /* one of SL_CACHE_… */
+    /* Largest number of a prompt's tokens that go through the model together, 1 … SL_MAX_CHUNK; 0:
+     * automatic, 128. Fewer take less memory, and prompts take longer. */
+    uint32_t chunk;
 } sl_session_options;
 
 /* Make a session. options may be NULL for the defaults. */

@@ -146,7 +146,8 @@ static void multiply(pass *p, const sl_matrix *matrix, float *result) {
 static bool is_cache_evicted(const pass *p) {
     enum { EVICTING_BYTES = 24 << 20 };
     const sl_model *model = p->s->model;
-    const uint64_t cache = (uint64_t)sl_keys_bytes(model) + sl_values_bytes(model);
+    const uint32_t type = p->s->cache_type;
+    const uint64_t cache = (uint64_t)sl_keys_bytes(model, type) + sl_values_bytes(model, type);
     return model->info.file_bytes + p->segment_count * cache >= EVICTING_BYTES;
 }
 

@@ -168,6 +168,7 @@ def _open(arguments: argparse.Namespace) -> Engine:
         arguments.model or _default_model(),
         threads=arguments.threads,
         pages=arguments.pages,
+        cache=arguments.cache,
         kernels=os.environ.get("SL_KERNELS"),
     )
 
@@ -356,6 +357,13 @@ def _add_engine(sub: argparse.ArgumentParser) -> None:
         default="auto",
         help="shared maps the file, huge copies it to huge pages (faster for large files), auto "
         "maps it and copies a large file while it generates (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--cache",
+        choices=["auto", "f32", "f16", "q8"],
+        default="auto",
+        help="type of the keys and values in the key-value cache; q8 has 8 bits, auto is f16 if "
+        "the weights are quantized, else f32 (default: %(default)s)",
     )
 
 

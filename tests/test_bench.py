@@ -135,7 +135,7 @@ def test_every_kernel_of_every_set(folder: Path) -> None:
     assert "scalar" in sets
     table = kernels.matrix_table(program, MACHINE, small_config(), "q4")
     assert all(f"| {each} |" in table for each in sets)
-    for weight_type in ("f32", "f16", "q8"):
+    for weight_type in ("f32", "f16", "i8", "q8"):
         runs = kernels.measured(program, "matrix", weight_type, 48, 16, 8, 10_000)
         assert [run["n"] for run in runs] == [1, 8, 32] * len(sets)
     with pytest.raises(subprocess.CalledProcessError):

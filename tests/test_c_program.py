@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT
 from engine_files import BOS, EOS, small_config, word_id
 
-from storyllamas.engine.engine import DEFAULTS, Engine, kernel_sets
+from storyllamas.engine.engine import CACHES, DEFAULTS, Engine, kernel_sets
 from storyllamas.errors import UserError
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES
@@ -77,6 +77,14 @@ def test_the_program_generates_the_story_of_the_library(run: Run, model: Path) -
     assert run("--prompt", "ab a", model, *options).stdout == done.stdout
     ids = [BOS, *Engine(model).encode("ab a"), *story.ids]
     assert numbers(run(model, *options, "--ids", "ab a").stdout) == ids
+
+
+def test_types_of_the_cache(run: Run, model: Path) -> None:
+    for cache in CACHES:
+        story = Engine(model, cache=cache).generate("ab a", seed=3, max_tokens=10**6)
+        text = "".join(story)
+        done = run(model, "--cache", cache, "-s", 3, "-n", 0, "ab a")
+        assert (done.returncode, done.stdout) == (0, f"ab a{text}\n")
 
 
 def test_llama2c_options(run: Run, model: Path) -> None:
@@ -242,6 +250,8 @@ WHOLE = "and must be a whole number from"
         (["--top-p", "0"], "top_p is 0 and must be above 0 and at most 1 (off)"),
         (["--top-p", "1.5"], "top_p is 1.5 and must be above 0 and at most 1 (off)"),
         (["--min-p", "1"], "min_p is 1 and must be at least 0 (off) and below 1"),
+        (["--cache", "q4"], '--cache is "q4" and must be auto, f32, f16 or q8'),
+        (["--cache", ""], '--cache is "" and must be auto, f32, f16 or q8'),
         (["--repetition-penalty", "0"], "repetition_penalty is 0 and must be above 0"),
         (["--prompt", "a", "b"], 'the prompt is given twice: "a" and "b"'),
         (["a", "b"], '"b" is one argument too many: put the prompt in quotes'),
@@ -675,10 +685,14 @@ def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return engine_files.write(path, config, engine_files.random_tensors(config, 1))
 
 
-@pytest.mark.parametrize("name", ["model", "large_model"])
-def test_threads_do_not_race(build: Path, name: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("name", "cache"), [("model", "auto"), ("model", "q8"), ("large_model", "auto")]
+)
+def test_threads_do_not_race(
+    build: Path, name: str, cache: str, request: pytest.FixtureRequest
+) -> None:
     path = request.getfixturevalue(name)
-    command = [build / "raced" / "run", path, "--threads", "3", "-n", "100"]
+    command = [build / "raced" / "run", path, "--threads", "3", "-n", "100", "--cache", cache]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr

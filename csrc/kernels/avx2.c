@@ -50,6 +50,11 @@ INLINE vector load_f16(const uint16_t *w) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)w));
 }
 
+INLINE vector load_i8(const int8_t *w) {
+    const __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)w);
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+}
+
 INLINE vector load_scales(const uint8_t *scales) {
     const __m128i half = _mm_loadu_si128((const __m128i *)(const void *)scales);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));

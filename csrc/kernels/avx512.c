@@ -45,7 +45,7 @@ enum { CHAINS = 2, BLOCK_MAX = 8, ROW_TILES = 4 };
         if (i < (n)) BLOCK(tile, i, 1);                                                            \
     }
 
-/* ---- Matrices of f32 and f16 ----------------------------------------------------------------- */
+/* ---- Matrices of f32, f16 and i8 ------------------------------------------------------------- */
 
 /* Compute a block of one tile and n rows i of x: sum[i] = Σ_c w[c] x[i][c] */
 INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t column_stride,
@@ -80,25 +80,36 @@ INLINE __m512 load_f16(const uint16_t *x) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)x));
 }
 
-/* Compute a block of f16 weights, as block_f32. A single row of x is multiplied with several tiles,
- * whose sums do not wait for each other. */
-INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_stride,
-                      size_t column_stride, size_t tiles, size_t columns, const float *x,
-                      size_t x_stride, size_t n) {
+INLINE __m512 load_i8(const int8_t *x) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)x)));
+}
+
+/* Load 16 numbers from index i on. */
+INLINE __m512 load_column(weight_bits bits, const void *w, size_t i) {
+    return bits == F16 ? load_f16((const uint16_t *)w + i) : load_i8((const int8_t *)w + i);
+}
+
+/* Compute a block of f16 or i8 weights, as block_f32. A single row of x is multiplied with several
+ * tiles, whose sums do not wait for each other. */
+INLINE void block_narrow(weight_bits bits, float *y, size_t y_stride, const void *w,
+                         size_t tile_stride, size_t column_stride, size_t tiles, size_t columns,
+                         const float *x, size_t x_stride, size_t n) {
     __m512 sum[BLOCK_MAX][CHAINS];
     UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm512_setzero_ps();
     size_t c = 0;
     for (; c + CHAINS <= columns; c += CHAINS)
         UNROLL for (size_t t = 0; t < tiles; t++)
             UNROLL for (size_t chain = 0; chain < CHAINS; chain++) {
-            const __m512 weights = load_f16(w + t * tile_stride + (c + chain) * column_stride);
+            const __m512 weights =
+                load_column(bits, w, t * tile_stride + (c + chain) * column_stride);
             UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][chain] = _mm512_fmadd_ps(
                 weights, _mm512_set1_ps(x[i * x_stride + c + chain]), sum[t * n + i][chain]);
         }
     if (c < columns)
         UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
             sum[t * n + i][0] =
-                _mm512_fmadd_ps(load_f16(w + t * tile_stride + c * column_stride),
+                _mm512_fmadd_ps(load_column(bits, w, t * tile_stride + c * column_stride),
                                 _mm512_set1_ps(x[i * x_stride + c]), sum[t * n + i][0]);
     UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
         _mm512_storeu_ps(y + i * y_stride + t * ROWS,
@@ -107,10 +118,20 @@ INLINE void block_f16(float *y, size_t y_stride, const uint16_t *w, size_t tile_
 
 static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
                        size_t column_stride, size_t tile_count, size_t columns, const float *x,
-                       size_t x_stride, size_t n){
+                       size_t x_stride, size_t n) {
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_f16(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
-              tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+    block_narrow(F16, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,  \
+                 tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+    FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
+#undef BLOCK
+}
+
+static void matmul_i8(float *y, size_t y_stride, const int8_t *tiles, size_t tile_stride,
+                      size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                      size_t x_stride, size_t n){
+#define BLOCK(tile, tile_n, i, i_n)                                                                \
+    block_narrow(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,   \
+                 tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
     FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
 #undef BLOCK
 }

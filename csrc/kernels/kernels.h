@@ -76,6 +76,11 @@ typedef struct {
                        size_t column_stride, size_t tile_count, size_t columns, const float *x,
                        size_t x_stride, size_t n);
 
+    /* The same with tiles of 8-bit integers; x, products and sums are f32. */
+    void (*matmul_i8)(float *y, size_t y_stride, const int8_t *tiles, size_t tile_stride,
+                      size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                      size_t x_stride, size_t n);
+
     /* The product for each quantized weight type, or NULL: see sl_matmul_of. */
     sl_matmul_quantized *matmul_quantized[SL_TYPE_COUNT];
 

@@ -7,17 +7,16 @@
  *     LANES, PARTS       floats in a register, registers for a tile's rows
  *     BLOCK_MAX          largest number of tiles times rows of x in a block, 6 at most
  *     ROW_TILES          tiles in a block of a single row of x, 2 or 4
- *     FLOAT_ROWS         rows of x in a block of f32 or f16 weights, 2, 4 or 6
+ *     FLOAT_ROWS         rows of x in a block of f32, f16 or i8 weights, 2, 4 or 6
  *     QUANTIZED_ROWS     rows of x in a block of quantized weights, 2 or 4
  *     vector, integers   a register of floats, a register of 32-bit integers
  *     zeros()            a vector of zeros
  *     repeat(k)          the integer k in every lane
- *     load_f32(w)        LANES floats; load_f16(w) and load_scales(w) convert f16 and bf16
- *     store_f32(y, x)    store LANES floats
- *     multiply_add(sum, w, x)                 sum + w * x, x a float
- *     add_scaled(sum, dot, scales, x_scale)   sum + dot * (scales * x_scale), x_scale a float
- *     Q8_BIAS                                 the bias of the weights in dot_q8: 0 or 128
- *     dot_q8, dot_q4                          described below
+ *     load_f32(w)        LANES floats; load_f16(w), load_i8(w) and load_scales(w) convert f16,
+ * 8-bit integers and bf16 store_f32(y, x)    store LANES floats multiply_add(sum, w, x) sum + w *
+ * x, x a float add_scaled(sum, dot, scales, x_scale)   sum + dot * (scales * x_scale), x_scale a
+ * float Q8_BIAS                                 the bias of the weights in dot_q8: 0 or 128 dot_q8,
+ * dot_q4                          described below
  *
  * dot_q8(dot, w, tile_bytes, tiles, x, width, group_size, n) adds dot products to dot[tiles * n]:
  * those of a group's weights, in tiles that are tile_bytes apart, with n rows of x, which are
@@ -45,10 +44,11 @@ INLINE void store_sums(float *y, size_t y_stride, vector sum[BLOCK_MAX][PARTS], 
             store_f32(y + i * y_stride + t * ROWS + p * LANES, sum[t * n + i][p]);
 }
 
-/* ---- Matrices of f32 and f16 ----------------------------------------------------------------- */
+/* ---- Matrices of f32, f16 and i8 ------------------------------------------------------------- */
 
 /* Load LANES numbers from index i on. */
 INLINE vector load_row(weight_bits bits, const void *w, size_t i) {
+    if (bits == Q8) return load_i8((const int8_t *)w + i);
     return bits == F16 ? load_f16((const uint16_t *)w + i) : load_f32((const float *)w + i);
 }
 
@@ -104,6 +104,13 @@ static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t 
                        size_t column_stride, size_t tile_count, size_t columns, const float *x,
                        size_t x_stride, size_t n) {
     matmul_float(F16, y, y_stride, tiles, tile_stride, column_stride, tile_count, columns, x,
+                 x_stride, n);
+}
+
+static void matmul_i8(float *y, size_t y_stride, const int8_t *tiles, size_t tile_stride,
+                      size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                      size_t x_stride, size_t n) {
+    matmul_float(Q8, y, y_stride, tiles, tile_stride, column_stride, tile_count, columns, x,
                  x_stride, n);
 }
 

@@ -42,6 +42,13 @@ INLINE vector load_f16(const uint16_t *w) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(w)));
 }
 
+INLINE vector load_i8(const int8_t *w) {
+    uint32_t four;
+    memcpy(&four, w, sizeof four);
+    const int16x4_t shorts = vget_low_s16(vmovl_s8(vcreate_s8(four)));
+    return vcvtq_f32_s32(vmovl_s16(shorts));
+}
+
 INLINE vector load_scales(const uint8_t *scales) {
     const uint16x4_t half = vreinterpret_u16_u8(vld1_u8(scales));
     return vreinterpretq_f32_u32(vshll_n_u16(half, 16));

@@ -13,6 +13,7 @@ typedef float float4 __attribute__((vector_size(16)));
 typedef int32_t int4 __attribute__((vector_size(16)));
 typedef int16_t short8 __attribute__((vector_size(16)));
 typedef uint16_t ushort4 __attribute__((vector_size(8)));
+typedef int8_t byte4 __attribute__((vector_size(4)));
 
 enum { ROWS = SL_TILE_ROWS, VECTORS = ROWS / 4 };
 
@@ -58,6 +59,28 @@ static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t 
             for (size_t c = 0; c < columns; c++)
                 for (size_t v = 0; v < VECTORS; v++)
                     sum[v] += load_f16(w + c * column_stride + 4 * v) * xi[c];
+            memcpy(y + i * y_stride + tile * ROWS, sum, sizeof sum);
+        }
+    }
+}
+
+static inline float4 load_i8(const int8_t *x) {
+    byte4 bytes;
+    memcpy(&bytes, x, sizeof bytes);
+    return __builtin_convertvector(bytes, float4);
+}
+
+static void matmul_i8(float *y, size_t y_stride, const int8_t *tiles, size_t tile_stride,
+                      size_t column_stride, size_t tile_count, size_t columns, const float *x,
+                      size_t x_stride, size_t n) {
+    for (size_t tile = 0; tile < tile_count; tile++) {
+        const int8_t *w = tiles + tile * tile_stride;
+        for (size_t i = 0; i < n; i++) {
+            const float *xi = x + i * x_stride;
+            float4 sum[VECTORS] = {0};
+            for (size_t c = 0; c < columns; c++)
+                for (size_t v = 0; v < VECTORS; v++)
+                    sum[v] += load_i8(w + c * column_stride + 4 * v) * xi[c];
             memcpy(y + i * y_stride + tile * ROWS, sum, sizeof sum);
         }
     }

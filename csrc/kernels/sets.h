@@ -33,6 +33,7 @@ extern const sl_kernels sl_kernels_wasm;   /* with SIMD128 */
         .name = #set,                                                                              \
         .matmul_f32 = matmul_f32,                                                                  \
         .matmul_f16 = matmul_f16,                                                                  \
+        .matmul_i8 = matmul_i8,                                                                    \
         .matmul_quantized = {__VA_ARGS__},                                                         \
         .quantize = quantize,                                                                      \
         .to_f16 = to_f16,                                                                          \

@@ -60,6 +60,11 @@ INLINE vector load_f16(const uint16_t *w) {
     return wasm_f32x4_mul(bits, wasm_f32x4_const_splat(0x1p112f));
 }
 
+INLINE vector load_i8(const int8_t *w) {
+    const v128_t shorts = wasm_i16x8_extend_low_i8x16(wasm_v128_load32_zero(w));
+    return wasm_f32x4_convert_i32x4(wasm_i32x4_extend_low_i16x8(shorts));
+}
+
 INLINE vector load_scales(const uint8_t *scales) {
     return join_halves(zeros(), wasm_v128_load64_zero(scales));
 }

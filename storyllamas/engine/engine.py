@@ -39,6 +39,13 @@ PAGES = {
     "huge": lib.SL_PAGES_HUGE,
 }
 
+CACHES = {
+    "auto": lib.SL_CACHE_AUTO,
+    "f32": lib.SL_CACHE_F32,
+    "f16": lib.SL_CACHE_F16,
+    "q8": lib.SL_CACHE_Q8,
+}
+
 
 def kernel_sets() -> list[str]:
     """Return the names of the instruction sets that this processor runs, fastest first."""
@@ -67,6 +74,7 @@ class Engine:
         threads: int = 0,
         pages: str = "auto",
         kernels: str | None = None,
+        cache: str = "auto",
     ) -> None:
         """Open a weight file and check all of it.
 
@@ -76,6 +84,8 @@ class Engine:
             pages: "shared" maps the file, "huge" copies it to huge pages, and "auto" maps it and
                 copies a file of 8 MB or more while it is used.
             kernels: one of `kernel_sets()`; None: the fastest.
+            cache: the type of the keys and values in the key-value cache, "f32", "f16" or "q8";
+                "auto": f16 if the weights are quantized, else f32. It changes what is generated.
 
         Raises:
             UserError: the file is missing, not a weight file, or damaged, or an option is out of
@@ -83,6 +93,8 @@ class Engine:
         """
         if pages not in PAGES:
             raise UserError(f"pages is {pages!r} and must be one of {', '.join(PAGES)}")
+        if cache not in CACHES:
+            raise UserError(f"cache is {cache!r} and must be one of {', '.join(CACHES)}")
         if not (isinstance(threads, int) and 0 <= threads <= MAX_THREADS):
             raise UserError(f"threads is {threads!r} and must be 0 (automatic) to {MAX_THREADS}")
         check_path(path)
@@ -92,7 +104,7 @@ class Engine:
         name = ffi.NULL if kernels is None else ffi.new("char[]", utf8(kernels))
         opening = ffi.new("sl_model_options *", {"pages": PAGES[pages], "kernels": name})
         check(lib.sl_model_open(handle, os.fsencode(path), opening))
-        self._threads = threads
+        self._session_options = {"threads": threads, "cache": CACHES[cache]}
         self._model = ffi.gc(handle[0], lib.sl_model_close)
         self._idle: list[Any] = []  # sessions that nobody uses; append and pop are atomic
         self.info = _info(lib.sl_model_info(self._model))
@@ -264,7 +276,7 @@ class Engine:
 
     def _new_session(self, slots: int) -> Any:
         handle = ffi.new("sl_session **")
-        options = ffi.new("sl_session_options *", {"threads": self._threads, "slots": slots})
+        options = ffi.new("sl_session_options *", self._session_options | {"slots": slots})
         check(lib.sl_session_new(handle, self._model, options))
 
         # The default argument keeps the model open until the session is freed.

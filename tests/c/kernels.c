@@ -136,6 +136,37 @@ static double matmul_f16(const sl_kernels *k) {
     return error / (double)columns;
 }
 
+static double matmul_i8(const sl_kernels *k) {
+    const size_t tiles = 1 + integer(9), columns = 1 + integer(70), n = 1 + integer(20);
+    const size_t rows = tiles * ROWS, y_stride = rows + integer(3) * 4, x_stride = columns + 1;
+    size_t tile_stride, column_stride;
+    const size_t count = lay_out(tiles, columns, &tile_stride, &column_stride);
+    int8_t *w = allocate(count);
+    for (size_t i = 0; i < count; i++) w[i] = (int8_t)((int)integer(256) - 128);
+    float *x = reals(n * x_stride), *y = reals(n * y_stride);
+    k->matmul_i8(y, y_stride, w, tile_stride, column_stride, tiles, columns, x, x_stride, n);
+    double error = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t t = 0; t < tiles; t++) {
+            float alone[ROWS];
+            k->matmul_i8(alone, ROWS, w + t * tile_stride, tile_stride, column_stride, 1, columns,
+                         x + i * x_stride, x_stride, 1);
+            error = larger(differs(alone, y + i * y_stride + t * ROWS), error);
+        }
+    for (size_t i = 0; i < n; i++)
+        for (size_t r = 0; r < rows; r++) {
+            double sum = 0;
+            for (size_t c = 0; c < columns; c++)
+                sum += (double)w[r / ROWS * tile_stride + c * column_stride + r % ROWS] *
+                       (double)x[i * x_stride + c];
+            error = larger(fabs(sum - (double)y[i * y_stride + r]), error);
+        }
+    free(w);
+    free(x);
+    free(y);
+    return error / (128.0 * (double)columns);
+}
+
 /* No neighbouring f16 may be nearer. A number halfway between two is rounded to the even one. A
  * number beyond the largest f16 becomes the largest. */
 static double to_f16(const sl_kernels *k) {
@@ -437,6 +468,7 @@ static const struct {
 } tests[] = {
     {"matmul_f32", matmul_f32, 1e-6},
     {"matmul_f16", matmul_f16, 1e-6},
+    {"matmul_i8", matmul_i8, 1e-6},
     {"to_f16", to_f16, 0},
     {"matmul_q8", matmul_q8, 1e-6},
     {"matmul_q4", matmul_q4, 1e-6},

@@ -122,9 +122,10 @@ static void use_chat(const sl_model *model) {
     if (!template != !length || (template && memchr(template, 0xff, length))) abort();
 }
 
-static void use_session(const sl_model *model) {
+static void use_session(const sl_model *model, uint32_t cache) {
     enum { SLOTS = 2 };
-    const sl_session_options session_options = {.threads = 1, .slots = SLOTS};
+    const sl_session_options session_options = {
+        .threads = 1, .slots = SLOTS, .cache = cache, .chunk = 3};
     sl_options options = SL_OPTIONS_DEFAULTS;
     sl_session *session;
     if (sl_session_new(&session, model, &session_options)) return;
@@ -167,7 +168,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     /* Wide models would take all the time. */
     const sl_info *info = sl_model_info(model);
     const uint64_t work = info->parameters + (uint64_t)info->head_dim * info->kv_heads;
-    if (work < 1 << 18 && info->context <= 1 << 12) use_session(model);
+    if (work < 1 << 18 && info->context <= 1 << 12)
+        use_session(model, data[CHECKSUM_AT] % SL_CACHE_TYPES); /* as good as any other choice */
     sl_model_close(model);
     return 0;
 }

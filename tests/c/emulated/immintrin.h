@@ -21,6 +21,9 @@ typedef struct {
 typedef struct {
     uint16_t h[16];
 } __m256i;
+typedef struct {
+    int8_t b[16];
+} __m128i;
 typedef uint16_t __mmask16;
 
 #define EMULATED static inline
@@ -62,6 +65,12 @@ EMULATED __m512i _mm512_loadu_si512(const void *at) {
 
 EMULATED __m256i _mm256_loadu_si256(const __m256i *at) {
     __m256i r;
+    memcpy(&r, at, sizeof r);
+    return r;
+}
+
+EMULATED __m128i _mm_loadu_si128(const __m128i *at) {
+    __m128i r;
     memcpy(&r, at, sizeof r);
     return r;
 }
@@ -201,6 +210,7 @@ EMULATED __m512 _mm512_xor_ps(__m512 a, __m512 b) {
 }
 
 DEFINE(__m512i, _mm512_cvtepu16_epi32, (__m256i x), r.i[l] = x.h[l])
+DEFINE(__m512i, _mm512_cvtepi8_epi32, (__m128i x), r.i[l] = x.b[l])
 DEFINE(__m512, _mm512_cvtepi32_ps, (__m512i x), r.f[l] = (float)x.i[l])
 DEFINE(__m512i, _mm512_cvtps_epi32, (__m512 x),
        r.i[l] = fabsf(x.f[l]) < 0x1p31f ? (int32_t)rintf(x.f[l]) : INT32_MIN)

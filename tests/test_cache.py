@@ -1,0 +1,227 @@
+"""Types of the key-value cache: what is generated from f16 and 8-bit keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import engine_files
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from storyllamas import model as torch_model
+from storyllamas.cli import main
+from storyllamas.config import ModelConfig
+from storyllamas.engine.engine import CACHES, Engine, kernel_sets
+from storyllamas.engine.ffi import ffi, lib
+from storyllamas.engine.sequence import CachedSequence
+from storyllamas.errors import UserError
+
+Float32 = npt.NDArray[np.float32]
+
+CONFIG = ModelConfig(
+    dim=72, layers=3, heads=6, kv_heads=2, head_dim=20, hidden=150, context=150, vocab_size=300
+)
+IDS = np.random.default_rng(3).integers(3, CONFIG.vocab_size, CONFIG.context).tolist()
+SHAPES = [
+    CONFIG,
+    ModelConfig(  # a head is a whole tile, one position more than whole tiles
+        dim=64, layers=2, heads=4, kv_heads=4, head_dim=16, hidden=90, context=81, vocab_size=270
+    ),
+    ModelConfig(  # the narrowest heads
+        dim=40, layers=2, heads=6, kv_heads=3, head_dim=2, hidden=30, context=50, vocab_size=270
+    ),
+    ModelConfig(
+        dim=50, layers=1, heads=3, kv_heads=1, head_dim=34, hidden=40, context=33, vocab_size=270
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    tensors = engine_files.random_tensors(CONFIG, 5)
+    sizes = {"q8": 32, "q4": 24}
+    return {
+        name: engine_files.write(folder / f"{name}.slm", CONFIG, tensors, None, name, sizes)
+        for name in ("f32", "q8", "q4")
+    }
+
+
+def rms(x: npt.NDArray[Any]) -> float:
+    return float(np.sqrt(np.mean(x.astype(np.float64) ** 2)))
+
+
+# ---- Numbers -------------------------------------------------------------------------------------
+
+
+def to_f16(x: torch.Tensor) -> torch.Tensor:
+    return x.half().float()
+
+
+def to_q8(x: torch.Tensor) -> torch.Tensor:
+    """Round each head [..., head_dim] to 8-bit multiples of its largest magnitude over 127."""
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return (x / scale).round().clamp(-127, 127) * scale
+
+
+@pytest.mark.parametrize(("cache", "rounded"), [("f16", to_f16), ("q8", to_q8)])
+@pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"head_dim {config.head_dim}")
+def test_logits_are_pytorchs_with_rounded_keys_and_values(
+    config: ModelConfig,
+    cache: str,
+    rounded: Callable[[torch.Tensor], torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A number between two integers may fall to the other side, so a few logits differ a little."""
+    tensors = engine_files.random_tensors(config, 5)
+    path = engine_files.write(tmp_path / "m.slm", config, tensors)
+    ids = np.random.default_rng(7).integers(0, config.vocab_size, config.context).tolist()
+    exact = engine_files.torch_logits(engine_files.torch_model(config, tensors), ids)
+    attend = torch_model.attend
+    monkeypatch.setattr(torch_model, "attend", lambda q, k, v: attend(q, rounded(k), rounded(v)))
+    expected = engine_files.torch_logits(engine_files.torch_model(config, tensors), ids)
+    logits = Engine(path, cache=cache).logits(ids)
+    assert rms(logits - expected) <= 0.2 * rms(expected - exact)
+
+
+def test_automatic_is_f32_or_f16(files: dict[str, Path]) -> None:
+    for name, expected in (("f32", "f32"), ("q8", "f16"), ("q4", "f16")):
+        logits = {cache: Engine(files[name], cache=cache).logits(IDS) for cache in CACHES}
+        assert (Engine(files[name]).logits(IDS) == logits["auto"]).all()
+        assert [cache for cache in CACHES if (logits[cache] == logits["auto"]).all()] == [
+            "auto",
+            expected,
+        ]
+
+
+@pytest.mark.parametrize("name", ["f32", "q8", "q4"])
+def test_bits_per_byte_differ_by_less_than_a_tenth_of_a_percent(
+    files: dict[str, Path], name: str
+) -> None:
+    """Score what the model itself generates, so that it is as certain as with a text it knows."""
+    engine = Engine(files[name], cache="f32")
+    texts = []
+    for seed in range(20):
+        story = engine.generate([1, 5], temperature=1, top_p=1, seed=seed, ignore_eos=True)
+        assert list(story)
+        texts.append([1, 5, *story.ids])
+    scores = {
+        cache: sum(Engine(files[name], cache=cache).score(ids).sum() for ids in texts)
+        for cache in ("f32", "q8")
+    }
+    assert abs(scores["q8"] / scores["f32"] - 1) < 1e-3
+
+
+@pytest.mark.parametrize("kernels", kernel_sets()[:-1])
+@pytest.mark.parametrize("name", ["f32", "q8", "q4"])
+def test_kernel_sets_agree(files: dict[str, Path], name: str, kernels: str) -> None:
+    reference = Engine(files[name], kernels="scalar", threads=1, cache="q8").logits(IDS)
+    logits = Engine(files[name], kernels=kernels, cache="q8").logits(IDS)
+    assert np.abs(logits - reference).max() <= 2e-2 * np.abs(reference).max()
+    assert rms(logits - reference) <= 3e-3 * rms(reference)
+
+
+# ---- The same bits -------------------------------------------------------------------------------
+
+
+def new_session(engine: Engine, **options: int) -> Any:
+    """Make a session of the C API, with one thread and one slot unless the options say other."""
+    handle = ffi.new("sl_session **")
+    chosen = ffi.new("sl_session_options *", {"threads": 1, "slots": 1} | options)
+    if lib.sl_session_new(handle, engine._model, chosen):
+        raise UserError(ffi.string(lib.sl_error()).decode())
+    return ffi.gc(handle[0], lib.sl_session_free)
+
+
+def logits_of(engine: Engine, session: Any) -> Float32:
+    logits = np.empty((len(IDS), CONFIG.vocab_size), np.float32)
+    pointer = ffi.from_buffer("float[]", logits)
+    assert lib.sl_logits(session, IDS, len(IDS), pointer) == lib.SL_OK
+    return logits
+
+
+@pytest.mark.parametrize("cache", ["f32", "f16", "q8"])
+@pytest.mark.parametrize("kernels", kernel_sets())
+def test_threads_and_chunks_change_no_bit(files: dict[str, Path], cache: str, kernels: str) -> None:
+    engine = Engine(files["q8"], kernels=kernels, cache=cache)
+    whole = engine.logits(IDS)
+    for chunk, threads, slots in ((1, 1, 1), (7, 3, 1), (16, 2, 5), (1024, 1, 200)):
+        options = {"cache": CACHES[cache], "chunk": chunk, "threads": threads, "slots": slots}
+        assert (logits_of(engine, new_session(engine, **options)) == whole).all()
+
+
+@pytest.mark.parametrize("name", ["f32", "q8"])
+def test_batches_are_the_stories_that_they_are_alone(files: dict[str, Path], name: str) -> None:
+    prompts = ["ab é "[: i % 6] * (i % 9) for i in range(24)]
+    alone = Engine(files[name], threads=1, cache="q8")
+    expected = []
+    for i, prompt in enumerate(prompts):
+        story = alone.generate(prompt, seed=50 + i)
+        expected.append((prompt + "".join(story), story.ids))
+    for batch_size, threads in ((5, 1), (24, 3)):
+        batch = Engine(files[name], threads=threads, cache="q8")
+        stories = batch.generate_many(prompts, batch_size=batch_size, seed=50)
+        assert [(story.text, story.ids) for story in stories] == expected
+
+
+def test_a_full_context(files: dict[str, Path]) -> None:
+    """Each token up to the last position is the most probable one of a single pass."""
+    engine = Engine(files["f32"], cache="q8")
+    story = engine.generate(IDS[:3], temperature=0, max_tokens=10**6, ignore_eos=True)
+    assert list(story)
+    ids = IDS[:3] + story.ids
+    assert (story.stop, len(ids)) == ("context", CONFIG.context)
+    assert engine.logits(ids)[2:-1].argmax(axis=1).tolist() == story.ids
+
+
+def test_a_resumed_sequence(files: dict[str, Path]) -> None:
+    engine = Engine(files["q8"], cache="q8")
+    cached = CachedSequence(engine)
+    for end in (5, 40, 23, 100):
+        text = "".join(cached.generate(IDS[:end], seed=9, max_tokens=20))
+        assert text == "".join(engine.generate(IDS[:end], seed=9, max_tokens=20))
+    assert cached.reused == 23
+
+
+# ---- Errors --------------------------------------------------------------------------------------
+
+
+def test_options_out_of_range(files: dict[str, Path]) -> None:
+    engine = Engine(files["f32"])
+    for cache in (len(CACHES), 2**32 - 1):
+        with pytest.raises(UserError, match=f"cache is {cache} and must be one of SL_CACHE_…"):
+            new_session(engine, cache=cache)
+    for chunk in (1025, 2**32 - 1):
+        with pytest.raises(UserError, match=rf"chunk is {chunk} and must be 0 \(auto.*\) to 1024"):
+            new_session(engine, chunk=chunk)
+    with pytest.raises(UserError, match="cache is 'q4' and must be one of auto, f32, f16, q8"):
+        Engine(files["f32"], cache="q4")
+
+
+def test_numbers_that_are_not_finite_are_found(tmp_path: Path) -> None:
+    """No 8-bit integer stands for infinity or NaN, so the scale does."""
+    config = engine_files.small_config()
+    tensors = engine_files.random_tensors(config)
+    tensors["layers.0.attention.qkv.weight"] *= 1e30
+    tensors["layers.0.attention_norm.weight"] *= 1e30
+    path = engine_files.write(tmp_path / "m.slm", config, tensors)
+    for cache in ("f32", "q8"):
+        with pytest.raises(UserError, match="the model's logits are not finite"):
+            Engine(path, cache=cache).logits([5, 6, 7])
+
+
+def test_the_command_line(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", "--model", str(files["f32"]), "--prompt", "ab", "--seed", "4"]
+    texts = {}
+    for cache in ("f32", "q8"):
+        expected = "ab" + "".join(Engine(files["f32"], cache=cache).generate("ab", seed=4))
+        with pytest.raises(SystemExit, match="0"):
+            main([*command, "--cache", cache])
+        texts[cache] = capsys.readouterr().out
+        assert texts[cache] == expected + "\n"
+    assert texts["f32"] != texts["q8"]
