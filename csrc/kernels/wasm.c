@@ -40,24 +40,19 @@ INLINE const uint8_t *base(const uint8_t *at) {
     return at;
 }
 
-/* Interleave the low halves and the high halves of four 32-bit lanes. */
-INLINE v128_t join_halves(v128_t low, v128_t high) {
-    return wasm_i16x8_shuffle(low, high, 0, 8, 1, 9, 2, 10, 3, 11);
-}
-
-/* The NaN that to_f16 writes, as the largest positive integer. */
+/* The NaN that to_f16 writes, as the largest integer. */
 enum { NAN_F16 = 0x7fff };
 
 /* Convert four f16 numbers that to_f16 wrote: shift the bits to where a float has them, then
  * multiply to correct the bias of the exponent. The product also makes subnormal numbers normal.
  * All bits of a float are set for NaN. */
 INLINE vector load_f16(const uint16_t *w) {
-    const v128_t half = wasm_v128_load64_zero(w);
-    const v128_t is_nan = wasm_i16x8_eq(half, wasm_i16x8_const_splat(NAN_F16));
-    const v128_t high =
-        wasm_v128_and(wasm_i16x8_shr(half, 3), wasm_i16x8_const_splat((int16_t)0x8fff));
-    const v128_t bits = join_halves(wasm_i16x8_shl(half, 13), wasm_v128_or(high, is_nan));
-    return wasm_f32x4_mul(bits, wasm_f32x4_const_splat(0x1p112f));
+    v128_t half = wasm_i32x4_load16x4(w);
+    __asm__("" : "+r"(half)); /* else the compiler compares 16 bits, and widens the result */
+    const v128_t is_nan = wasm_i32x4_eq(half, wasm_i32x4_const_splat(NAN_F16));
+    const v128_t bits =
+        wasm_v128_and(wasm_i32x4_shl(half, 13), wasm_i32x4_const_splat((int32_t)0x8fffe000));
+    return wasm_f32x4_mul(wasm_v128_or(bits, is_nan), wasm_f32x4_const_splat(0x1p112f));
 }
 
 INLINE vector load_i8(const int8_t *w) {
@@ -66,7 +61,7 @@ INLINE vector load_i8(const int8_t *w) {
 }
 
 INLINE vector load_scales(const uint8_t *scales) {
-    return join_halves(zeros(), wasm_v128_load64_zero(scales));
+    return wasm_i32x4_shl(wasm_u32x4_load16x4(scales), 16);
 }
 
 INLINE void store_f32(float *y, vector x) {
@@ -312,24 +307,37 @@ INLINE v128_t exponential(v128_t x) {
     return wasm_f32x4_mul(p, power_of_2(wasm_i32x4_sub(whole, half)));
 }
 
-/* y = gate / (1 + exp(-gate)) * up */
+/* Return gate / (1 + exp(-gate)) * up. -gate is limited to 88, as exp needs. Above that, silu is
+ * within 1e-36 of 0 anyway. */
+INLINE v128_t gated(v128_t gate, v128_t up) {
+    const v128_t max = wasm_f32x4_const_splat(EXP_MAX);
+    const v128_t e = exponential(wasm_f32x4_pmin(wasm_f32x4_neg(gate), max));
+    const v128_t silu = wasm_f32x4_div(gate, wasm_f32x4_add(wasm_f32x4_const_splat(1), e));
+    return wasm_f32x4_mul(silu, up);
+}
+
+/* A browser makes each constant again in every round of a loop, so a round has many lanes. */
+enum { ROUND = 4 * LANES };
+
 static void swiglu(float *y, const float *gate, const float *up, size_t n) {
-    const v128_t one = wasm_f32x4_const_splat(1), max = wasm_f32x4_const_splat(EXP_MAX);
-    for (size_t i = 0; i < n; i += LANES) {
-        const v128_t g = load(gate + i, n - i);
-        /* -gate is limited to 88, as exp needs. Above that, silu is within 1e-36 of 0 anyway. */
-        const v128_t e = exponential(wasm_f32x4_pmin(wasm_f32x4_neg(g), max));
-        const v128_t silu = wasm_f32x4_div(g, wasm_f32x4_add(one, e));
-        store(y + i, n - i, wasm_f32x4_mul(silu, load(up + i, n - i)));
-    }
+    size_t i = 0;
+    for (; i + ROUND <= n; i += ROUND)
+        UNROLL for (size_t j = i; j < i + ROUND; j += LANES)
+            wasm_v128_store(y + j, gated(wasm_v128_load(gate + j), wasm_v128_load(up + j)));
+    for (; i < n; i += LANES)
+        store(y + i, n - i, gated(load(gate + i, n - i), load(up + i, n - i)));
 }
 
 /* ---- Softmax and sampling -------------------------------------------------------------------- */
 
 static size_t argmax(const float *x, size_t n) {
     v128_t max = wasm_f32x4_splat(-INFINITY);
-    for (size_t i = 0; i < n; i += LANES)
-        max = wasm_f32x4_pmax(max, choose(n - i, load(x + i, n - i), max));
+    size_t from = 0;
+    for (; from + ROUND <= n; from += ROUND)
+        UNROLL for (size_t j = from; j < from + ROUND; j += LANES) max =
+            wasm_f32x4_pmax(max, wasm_v128_load(x + j));
+    for (; from < n; from += LANES)
+        max = wasm_f32x4_pmax(max, choose(n - from, load(x + from, n - from), max));
     max = wasm_f32x4_pmax(max, swap_halves(max));
     max = wasm_f32x4_pmax(max, swap_pairs(max));
     const float largest = wasm_f32x4_extract_lane(max, 0);
@@ -342,10 +350,18 @@ static size_t argmax(const float *x, size_t n) {
 
 /* y = exp((x - shift) * scale); the sum of y is the denominator of softmax */
 static float exponentials(float *y, const float *x, size_t n, float shift, float scale) {
+    const v128_t shifts = wasm_f32x4_splat(shift), scales = wasm_f32x4_splat(scale);
     v128_t sum = zeros();
-    for (size_t i = 0; i < n; i += LANES) {
-        const v128_t distance = wasm_f32x4_sub(load(x + i, n - i), wasm_f32x4_splat(shift));
-        const v128_t e = exponential(wasm_f32x4_mul(distance, wasm_f32x4_splat(scale)));
+    size_t i = 0;
+    for (; i + ROUND <= n; i += ROUND) UNROLL for (size_t j = i; j < i + ROUND; j += LANES) {
+            const v128_t distance = wasm_f32x4_sub(wasm_v128_load(x + j), shifts);
+            const v128_t e = exponential(wasm_f32x4_mul(distance, scales));
+            wasm_v128_store(y + j, e);
+            sum = wasm_f32x4_add(sum, e);
+        }
+    for (; i < n; i += LANES) {
+        const v128_t distance = wasm_f32x4_sub(load(x + i, n - i), shifts);
+        const v128_t e = exponential(wasm_f32x4_mul(distance, scales));
         store(y + i, n - i, e);
         sum = wasm_f32x4_add(sum, choose(n - i, e, zeros()));
     }
