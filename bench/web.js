@@ -22,15 +22,15 @@ export async function loadOurs(model, steps) {
   };
 }
 
-/** Return llama2.c with a checkpoint. It goes on after EOS. */
-export async function loadLlama2c(model, steps) {
-  const module = await WebAssembly.compile(await read("llama2c.wasm"));
+/** Return a build of llama2.c with its checkpoint. It goes on after EOS. */
+export async function loadLlama2c(build, steps) {
+  const module = await WebAssembly.compile(await read(build));
   const imports = {};
   for (const { module: from, name } of WebAssembly.Module.imports(module))
     (imports[from] ??= {})[name] = () => 8;
   const { exports } = await WebAssembly.instantiate(module, imports);
   exports._initialize();
-  const data = new Uint8Array(await read(model));
+  const data = new Uint8Array(await read("model.bin"));
   const address = exports.allocate(data.length);
   new Uint8Array(exports.memory.buffer).set(data, address);
   exports.load(address);

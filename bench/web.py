@@ -25,6 +25,9 @@ STORIES = 4
 """In a measurement."""
 
 TYPES = ("f32", "q8", "q4")
+OPTIMIZATIONS = ("O3", "Ofast")
+"""Of llama2.c: the engine's, and that of llama2.c's README."""
+
 NATIVE_KERNELS = "avx2"
 CSRC = build.ROOT / "csrc"
 FLAGS = ["--target=wasm32-wasi", "-msimd128", "-mnontrapping-fptoint", "-mexec-model=reactor"]
@@ -46,18 +49,28 @@ def make_engine() -> Path:
     return CSRC / "build" / "engine.wasm"
 
 
-def compile_llama2c(checkout: Path, target: Path) -> None:
-    """Compile llama2.c to WebAssembly, with its README's -Ofast.
+def compile_llama2c(checkout: Path, optimization: str, target: Path) -> None:
+    """Compile llama2.c to WebAssembly.
 
     Raises:
         UserError: the compiler is missing or fails.
     """
     source = build.BENCH / "peers" / "llama2c_wasm.c"
-    command = ["clang", *FLAGS, "-Ofast", "-w", "-D_WASI_EMULATED_MMAN", f"-I{checkout}"]
+    command = ["clang", *FLAGS, f"-{optimization}", "-w", "-D_WASI_EMULATED_MMAN", f"-I{checkout}"]
     command += [str(source), "-o", str(target), "-nodefaultlibs", "-lc", "-lwasi-emulated-mman"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"llama2.c cannot be compiled: {done.stderr.strip()}")
+
+
+def in_browser(weights: str) -> str:
+    """Return the name of a measurement in the browser."""
+    return f"{weights} in the browser"
+
+
+def natively(weights: str) -> str:
+    """Return the name of a native measurement."""
+    return f"{weights}, native {NATIVE_KERNELS}"
 
 
 def native_measurement(worker: Worker) -> Measurement:
@@ -96,7 +109,8 @@ def prepare_folder(folder: Path, model: models.Model, checkout: Path | None) -> 
         shutil.copyfile(model.folder / f"{name}.slm", folder / f"{name}.slm")
     if checkout:
         shutil.copyfile(model.folder / "llama2c" / "model.bin", folder / "model.bin")
-        compile_llama2c(checkout, folder / "llama2c.wasm")
+        for name in OPTIMIZATIONS:
+            compile_llama2c(checkout, name, folder / f"llama2c-{name}.wasm")
     (folder / "index.html").write_text("<!doctype html><title>bench</title>", encoding="utf-8")
 
 
@@ -113,33 +127,31 @@ def measurements(
     found = {}
     program = str(build.engine_worker())
     for name in TYPES:
-        found[f"{name} in the browser"] = web_measurement(browser, "loadOurs", f"{name}.slm")
+        found[in_browser(name)] = web_measurement(browser, "loadOurs", f"{name}.slm")
         path = str(model.folder / f"{name}.slm")
         worker = stack.enter_context(
             Worker(["env", f"SL_KERNELS={NATIVE_KERNELS}", program, path, "1"])
         )
-        found[f"{name}, native {NATIVE_KERNELS}"] = native_measurement(worker)
-    if checkout:
-        found["llama2.c in the browser"] = web_measurement(browser, "loadLlama2c", "model.bin")
+        found[natively(name)] = native_measurement(worker)
+    for name in OPTIMIZATIONS if checkout else ():
+        found[f"llama2.c -{name}"] = web_measurement(browser, "loadLlama2c", f"llama2c-{name}.wasm")
     return found
 
 
 def report(rates: dict[str, list[float]]) -> str:
     """Format a table: medians, and multiples of llama2.c and of the native engine."""
     medians = {name: statistics.median(values) for name, values in rates.items()}
+    peers = {name: rate for name, rate in medians.items() if name.startswith("llama2.c")}
     rows = []
     for name in TYPES:
-        ours, native = (
-            medians[f"{name} in the browser"],
-            medians[f"{name}, native {NATIVE_KERNELS}"],
-        )
-        peer = medians.get("llama2.c in the browser")
-        times = f"{ours / peer:.1f}" if peer else "not measured"
-        rows.append([name, f"{ours:,.0f}", times, f"{native:,.0f}", f"{100 * ours / native:.0f} %"])
-    if "llama2.c in the browser" in medians:
-        rows.append(["llama2.c", f"{medians['llama2.c in the browser']:,.0f}", "1.0", "", ""])
-    header = ["weights", "tokens/s in the browser", "times llama2.c"]
-    return table([*header, f"native {NATIVE_KERNELS}, tokens/s", "share of native"], rows)
+        ours, native = medians[in_browser(name)], medians[natively(name)]
+        times = [f"{ours / rate:.1f}" for rate in peers.values()]
+        share = f"{100 * ours / native:.0f} %"
+        rows.append([in_browser(name), f"{ours:,.0f}", *times, f"{native:,.0f}", share])
+    for name, rate in peers.items():
+        rows.append([f"{name}, f32", f"{rate:,.0f}", *("" for _ in peers), "", ""])
+    times = [f"times {name}" for name in peers]
+    return table(["", "tokens/s", *times, f"native {NATIVE_KERNELS}", "share of native"], rows)
 
 
 def main() -> None:

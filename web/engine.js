@@ -50,6 +50,7 @@ export class Engine {
   #exports;
   #decoder = new TextDecoder();
   #length; // where piece() writes a length
+  #stops = []; // names of stops, by number
 
   constructor(exports) {
     this.#exports = exports;
@@ -127,7 +128,7 @@ export class Engine {
     const token = {
       text: this.#text(words[at], words[at + 1]),
       id: words[at + 2],
-      stop: this.#string(this.#exports.stop_name(words[at + 3])),
+      stop: (this.#stops[words[at + 3]] ??= this.#string(this.#exports.stop_name(words[at + 3]))),
       probability: floats[at + 4],
       alternatives,
     };
