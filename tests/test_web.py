@@ -6,10 +6,8 @@ import json
 import re
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,16 @@ import numpy.typing as npt
 import pytest
 from conftest import PATIENCE, ROOT
 
+from bench import browser as headless
 from storyllamas.engine.engine import DEFAULTS, Engine
+from storyllamas.errors import UserError
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+pytest.importorskip("selenium", reason="needs selenium")
 
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 CONFIG = engine_files.small_config(dim=72, head_dim=20, hidden=150, context=120)
 VOCABULARY = CONFIG.vocab_size
@@ -35,7 +34,6 @@ PROMPT = "ab a"
 PREFIX = "some/where"
 """The folder of the server that has the page: it must work under any address."""
 
-BROWSER, DRIVER = "chromium", "chromedriver"
 MAX_MODULE_BYTES = 200_000
 TYPES = ("f32", "q8", "q4")
 
@@ -109,23 +107,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-class Site:
-    """The page on a local server, which can be stopped."""
+class Site(headless.Site):
+    """The page on a local server, in a folder of it."""
 
     def __init__(self, root: Path) -> None:
-        class Handler(SimpleHTTPRequestHandler):
-            def log_message(self, *_: object) -> None:
-                pass
-
+        super().__init__(root)
         self.folder = root / PREFIX
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(root)))
-        self.origin = f"http://127.0.0.1:{self.server.server_port}"
-        self.address = f"{self.origin}/{PREFIX}/"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.address += f"{PREFIX}/"
 
 
 def make_site(root: Path, module: Path, models: dict[str, Path]) -> Site:
@@ -146,18 +134,14 @@ def site(
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if not (shutil.which(BROWSER) and shutil.which(DRIVER)):
-        pytest.skip(f"needs {BROWSER} and {DRIVER} (Debian: chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which(BROWSER)
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(shutil.which(DRIVER)))
-    driver.set_window_size(1200, 900)
-    driver.set_script_timeout(PATIENCE)
-    yield driver
-    driver.quit()
+    with ExitStack() as stack:
+        try:
+            driver = stack.enter_context(headless.open_browser())
+        except UserError as error:
+            pytest.skip(str(error))
+        driver.set_window_size(1200, 900)
+        driver.set_script_timeout(PATIENCE)
+        yield driver
 
 
 class Page:
@@ -228,12 +212,7 @@ class Page:
 
     def run(self, script: str, *arguments: object) -> Any:
         """Run the body of an asynchronous function in the page, and return what it returns."""
-        wrapped = f"""const done = arguments[arguments.length - 1];
-            (async (...args) => {{ {script} }})(...arguments)
-            .then((result) => done({{ result }}), (error) => done({{ error: error.message }}))"""
-        answer = self.browser.execute_async_script(wrapped, *arguments)
-        assert "error" not in answer, answer["error"]
-        return answer["result"]
+        return headless.run(self.browser, script, *arguments)
 
     def drop(self, name: str, data: bytes) -> None:
         self.browser.execute_script(
