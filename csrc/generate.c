@@ -95,8 +95,9 @@ int sl_start_slot(sl_session *s, size_t slot, const char *prompt, size_t length,
     size_t count;
     sl_sequence_reset(sequence);
     if (bos_count) sequence->ids[0] = info->bos_id;
-    status = sl_encode(&s->model->tokenizer, NULL, prompt, length, sequence->ids + bos_count,
-                       info->context - bos_count, &count);
+    s->scratch.used = 0; /* a fork may have cut off another start */
+    status = sl_encode_prompt(&s->model->tokenizer, &s->scratch, prompt, length,
+                              sequence->ids + bos_count, info->context - bos_count, &count);
     count += bos_count;
     if (count > info->context) return reject_long_prompt(count, info->context);
     if (!status) start(s, sequence, count, options);

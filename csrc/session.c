@@ -3,7 +3,7 @@
 #include "session.h"
 
 #include <inttypes.h>
-#include <stdlib.h>
+#include <string.h>
 
 #include "error.h"
 #include "platform.h"
@@ -97,18 +97,21 @@ static void lay_out(sl_session *s, arena *a) {
     const size_t qkv = sl_padded_rows(head_rows * info->head_dim);
     s->sequences = allocate_array(a, 1, s->slot_count, sizeof *s->sequences);
     s->attention = allocate_array(a, 1, s->threads, sizeof *s->attention);
+    s->logits = allocate_array(a, s->rows, sl_padded_rows(info->vocab_size), sizeof *s->logits);
+    s->rotary = allocate_array(a, info->context, info->head_dim, sizeof *s->rotary);
+    const size_t scratch = a->used;
     s->x = allocate_array(a, s->rows, info->dim, sizeof *s->x);
     s->input = allocate_array(a, s->rows, widest_input(info), sizeof *s->input);
     s->qkv = allocate_array(a, s->rows, qkv, sizeof *s->qkv);
     s->gate_up =
         allocate_array(a, s->rows, sl_padded_rows(2 * (size_t)info->hidden), sizeof *s->gate_up);
     s->output = allocate_array(a, s->rows, sl_padded_rows(info->dim), sizeof *s->output);
-    s->logits = allocate_array(a, s->rows, sl_padded_rows(info->vocab_size), sizeof *s->logits);
-    s->rotary = allocate_array(a, info->context, info->head_dim, sizeof *s->rotary);
     lay_out_quantized(s, a);
     for (size_t i = 0; i < s->threads; i++)
         lay_out_attention(a->base ? &s->attention[i] : NULL, s->model,
                           smaller(s->rows, SL_MAX_QUERIES), a);
+    if (a->base) s->scratch.memory = a->base + scratch;
+    s->scratch.bytes = a->used - scratch;
     for (size_t i = 0; i < s->slot_count; i++)
         lay_out_sequence(a->base ? &s->sequences[i] : NULL, s->model, s->cache_type, a);
 }
@@ -130,29 +133,6 @@ static size_t automatic_threads(const sl_model *model) {
     const size_t processors = sl_processor_count();
     if (model->info.file_bytes < PARALLEL_FROM_BYTES) return 1;
     return processors < MAX_THREADS ? processors : MAX_THREADS;
-}
-
-/* Allocate the memory and start the threads: at least min_threads, at most s->threads. */
-static int allocate_session(sl_session *s, size_t min_threads) {
-    arena a = {0};
-    lay_out(s, &a);
-    s->memory_bytes = a.used;
-    s->memory = sl_pages_new(a.used, a.used >= HUGE_FROM_BYTES);
-    if (!s->memory)
-        return sl_fail(SL_ERROR_MEMORY,
-                       "not enough memory for %zu slots with a context of %" PRIu32
-                       " tokens: use fewer slots",
-                       s->slot_count, s->model->info.context);
-    a = (arena){.base = s->memory};
-    lay_out(s, &a);
-    use_small_pages_for_large_caches(s);
-    if (s->threads > 1 && !(s->pool = sl_thread_pool_new(min_threads, s->threads)) &&
-        min_threads > 1)
-        return sl_fail(SL_ERROR_MEMORY, "%zu threads cannot be started: use fewer", s->threads);
-    /* Passes of one token try one thread first. The pass of a prompt is often the only one of its
-     * kind, so it tries the pool first, which is likely faster. */
-    s->autotune[0].is_single = true;
-    return SL_OK;
 }
 
 static int check_session_options(const sl_session_options *options) {
@@ -178,24 +158,93 @@ static size_t count_rows(const sl_model *model, const sl_session_options *option
     return larger(smaller(chunk, model->info.context), options->slots);
 }
 
-int sl_session_new(sl_session **session, const sl_model *model, const sl_session_options *options) {
+/* Check the options and fill in a session without memory and threads. NULL options are the
+ * defaults; *options becomes those in use. */
+static int plan_session(sl_session *s, const sl_model *model, const sl_session_options **options) {
     static const sl_session_options defaults = SL_SESSION_OPTIONS_DEFAULTS;
-    *session = NULL;
-    if (!options) options = &defaults;
-    int status = check_session_options(options);
+    if (!*options) *options = &defaults;
+    const sl_session_options *o = *options;
+    const int status = check_session_options(o);
     if (status) return status;
-    sl_session *s = calloc(1, sizeof *s);
-    if (!s) return sl_fail(SL_ERROR_MEMORY, "not enough memory for a session");
-    s->model = model;
-    s->threads = options->threads ? options->threads : automatic_threads(model);
-    s->slot_count = options->slots;
-    s->cache_type = sl_cache_type(model, options->cache);
-    s->rows = count_rows(model, options);
-    if ((status = allocate_session(s, options->threads ? options->threads : 1)))
+    *s = (sl_session){
+        .model = model,
+        .threads = o->threads ? o->threads : automatic_threads(model),
+        .slot_count = o->slots,
+        .cache_type = sl_cache_type(model, o->cache),
+        .rows = count_rows(model, o),
+        .owns_memory = !o->memory,
+        .scratch.is_bounded = o->memory != NULL,
+        /* Passes of one token try one thread first. The pass of a prompt is often the only one of
+         * its kind, so it tries the pool first, which is likely faster. */
+        .autotune[0].is_single = true,
+    };
+    arena a = {0};
+    allocate_array(&a, 1, 1, sizeof *s);
+    lay_out(s, &a);
+    s->memory_bytes = a.used;
+    return SL_OK;
+}
+
+static int reject_memory_bytes(const sl_session *s) {
+    return sl_fail(SL_ERROR_MEMORY,
+                   "not enough memory for %zu slots with a context of %" PRIu32
+                   " tokens: use fewer slots",
+                   s->slot_count, s->model->info.context);
+}
+
+size_t sl_session_bytes(const sl_model *model, const sl_session_options *options) {
+    sl_session planned;
+    if (plan_session(&planned, model, &options)) return 0;
+    if (planned.memory_bytes < SL_TOO_LARGE) return planned.memory_bytes;
+    reject_memory_bytes(&planned);
+    return 0;
+}
+
+/* Check the caller's memory. */
+static int check_session_memory(const sl_session *planned, const sl_session_options *options) {
+    if (!options->memory && options->memory_bytes)
+        return sl_fail(SL_ERROR_ARGUMENT,
+                       "memory is NULL and memory_bytes is %zu: give both or neither",
+                       options->memory_bytes);
+    if ((uintptr_t)options->memory % BUFFER_ALIGNMENT)
+        return sl_fail(SL_ERROR_ARGUMENT, "memory is at address %p and must be at a multiple of %d",
+                       options->memory, BUFFER_ALIGNMENT);
+    if (options->memory && options->memory_bytes < planned->memory_bytes)
+        return sl_fail(SL_ERROR_ARGUMENT,
+                       "memory_bytes is %zu and the session needs %zu: give what "
+                       "sl_session_bytes returns",
+                       options->memory_bytes, planned->memory_bytes);
+    return SL_OK;
+}
+
+/* Put the session and its arrays into a block of zeros. */
+static sl_session *place_session(const sl_session *planned, void *memory) {
+    arena a = {.base = memory};
+    sl_session *s = allocate_array(&a, 1, 1, sizeof *s);
+    *s = *planned;
+    lay_out(s, &a);
+    if (s->owns_memory) use_small_pages_for_large_caches(s);
+    return s;
+}
+
+int sl_session_new(sl_session **session, const sl_model *model, const sl_session_options *options) {
+    sl_session planned;
+    *session = NULL;
+    int status = plan_session(&planned, model, &options);
+    if (status || (status = check_session_memory(&planned, options))) return status;
+    const size_t bytes = planned.memory_bytes;
+    void *memory = options->memory ? memset(options->memory, 0, bytes)
+                                   : sl_pages_new(bytes, bytes >= HUGE_FROM_BYTES);
+    if (!memory) return reject_memory_bytes(&planned);
+    sl_session *s = place_session(&planned, memory);
+    const size_t min_threads = options->threads ? options->threads : 1;
+    if (s->threads > 1) s->pool = sl_thread_pool_new(min_threads, s->threads);
+    if (min_threads > 1 && !s->pool) {
         sl_session_free(s);
-    else
-        *session = s;
-    return status;
+        return sl_fail(SL_ERROR_MEMORY, "%zu threads cannot be started: use fewer", min_threads);
+    }
+    *session = s;
+    return SL_OK;
 }
 
 sl_thread_pool *sl_session_pool(sl_session *s) {
@@ -218,6 +267,5 @@ size_t sl_logits_stride(const sl_model *model) {
 void sl_session_free(sl_session *session) {
     if (!session) return;
     sl_thread_pool_free(session->pool);
-    sl_pages_free(session->memory, session->memory_bytes);
-    free(session);
+    if (session->owns_memory) sl_pages_free(session, session->memory_bytes);
 }

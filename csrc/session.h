@@ -6,6 +6,7 @@
 #include "attention.h"
 #include "autotune.h"
 #include "sampler.h"
+#include "scratch.h"
 #include "thread_pool.h"
 
 /* A sequence of tokens, with its key-value cache and the state of sampling and decoding. */
@@ -35,8 +36,9 @@ struct sl_session {
     size_t threads;
     size_t rows;         /* the largest number of tokens of a forward pass */
     uint32_t cache_type; /* of every sequence: SL_CACHE_F32, SL_CACHE_F16 or SL_CACHE_Q8 */
-    void *memory;        /* [memory_bytes] holds every array below */
-    size_t memory_bytes;
+    size_t memory_bytes; /* of the block that begins here and holds every array below */
+    bool owns_memory;    /* the block is not the caller's */
+    sl_scratch scratch;  /* for encoding a prompt: the arrays that only a forward pass uses */
 
     sl_sequence *sequences; /* [slot_count]: one in each slot */
     size_t slot_count;

@@ -22,8 +22,9 @@
  *
  * A model is read-only once it is open. Any number of threads may share it. A session holds one
  * sequence or a batch of them, with key-value caches, scratch memory and a thread pool.
- * sl_session_new allocates all of that; generating a token allocates nothing. One thread at a time
- * may use a session. Free a model's sessions before you close the model.
+ * sl_session_new allocates all of that, or takes it from memory of yours; generating a token
+ * allocates nothing. One thread at a time may use a session. Free a model's sessions before you
+ * close the model.
  *
  * The child of a fork may use and free all that it inherits. A session starts new threads there. If
  * another thread of the parent was within sl_next or sl_step, that session's sequences are lost in
@@ -400,7 +401,16 @@ typedef struct {
     /* Largest number of a prompt's tokens that go through the model together, 1 … SL_MAX_CHUNK; 0:
      * automatic, 128. Fewer take less memory, and prompts take longer. */
     uint32_t chunk;
+    /* [memory_bytes] at a multiple of 64 bytes: the caller's memory for the session. It holds all
+     * that the session needs, but for threads: with one thread the session allocates nothing, then
+     * or later. Keep it until you free the session, and free it yourself. NULL: allocated. */
+    void *memory;
+    size_t memory_bytes; /* at least sl_session_bytes */
 } sl_session_options;
+
+/* Return the bytes of memory that a session with these options takes, or 0 after an error. The
+ * options' memory does not matter. options may be NULL for the defaults. */
+SL_API size_t sl_session_bytes(const sl_model *model, const sl_session_options *options);
 
 /* Make a session. options may be NULL for the defaults. */
 SL_API int sl_session_new(sl_session **session, const sl_model *model,
@@ -410,7 +420,9 @@ SL_API int sl_session_new(sl_session **session, const sl_model *model,
 SL_API void sl_session_free(sl_session *session);
 
 /* Start a sequence: put BOS and the ids of the prompt through the model. The prompt may be empty. A
- * prompt with more tokens than the context is SL_ERROR_ARGUMENT. */
+ * prompt with more tokens than the context is SL_ERROR_ARGUMENT. A session in the
+ * caller's memory has nothing more to encode a prompt: a word of hundreds of bytes, or a long prompt
+ * for a session with a small chunk, may be SL_ERROR_MEMORY. */
 SL_API int sl_start(sl_session *session, const char *prompt, size_t length,
                     const sl_options *options);
 

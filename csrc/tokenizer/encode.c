@@ -8,7 +8,6 @@
  *      pre-tokenizer's words, put_bordered at borders that no merge crosses;
  *   4. put_word takes the ids of a word from the cache, or merges its symbols. */
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "../error.h"
@@ -99,7 +98,7 @@ typedef struct {
 static int put_uncached(encoder *e, const char *text, size_t length, sl_word_key key,
                         sl_word *slot) {
     int32_t ids[MAX_WORD_IDS];
-    sl_id_list found = {ids, MAX_WORD_IDS, 0, -1, e->list.unk_id};
+    sl_id_list found = {ids, MAX_WORD_IDS, 0, -1, e->list.unk_id, e->list.scratch};
     const int status = merge_word(e->tokenizer, false, text, length, &found);
     if (status) return status;
     for (size_t i = 0; i < found.count; i++) sl_put(&e->list, ids[i]);
@@ -160,18 +159,19 @@ static int put_pretokenized(encoder *e, const char *text, size_t length) {
     return status;
 }
 
-static int reject_text_memory(size_t length) {
-    return sl_fail(SL_ERROR_MEMORY, "not enough memory to encode %zu bytes of text", length);
+int sl_reject_text_memory(size_t length) {
+    return sl_fail(SL_ERROR_MEMORY, "not enough memory to encode %zu bytes of text: give less",
+                   length);
 }
 
 /* Append the ids of a text for SL_BYTE_LEVEL with a space in front. */
 static int put_spaced(encoder *e, const char *text, size_t length) {
-    char *spaced = sl_allocate(length + 1, 1);
-    if (!spaced) return reject_text_memory(length);
+    char *spaced = sl_scratch_take(e->list.scratch, length + 1, 1);
+    if (!spaced) return sl_reject_text_memory(length);
     *spaced = ' ';
     memcpy(spaced + 1, text, length);
     const int status = put_pretokenized(e, spaced, length + 1);
-    free(spaced);
+    sl_scratch_give(e->list.scratch, spaced);
     return status;
 }
 
@@ -183,8 +183,8 @@ static bool begins_with_space(const char *text, size_t length) {
 /* Append the ids of a text for SL_PRE_SPACES. U+2581 in the text counts as a space, and borders are
  * found at spaces, so replace it first. */
 static int put_split_at_spaces(encoder *e, const char *text, size_t length, bool prefix) {
-    char *copy = sl_allocate(length, 1);
-    if (!copy) return reject_text_memory(length);
+    char *copy = sl_scratch_take(e->list.scratch, length, 1);
+    if (!copy) return sl_reject_text_memory(length);
     size_t count = 0;
     for (size_t at = 0; at < length;) {
         const bool space =
@@ -193,7 +193,7 @@ static int put_split_at_spaces(encoder *e, const char *text, size_t length, bool
         at += space ? SL_SPACE_BYTES : 1;
     }
     const int status = put_bordered(e, copy, count, prefix);
-    free(copy);
+    sl_scratch_give(e->list.scratch, copy);
     return status;
 }
 
@@ -244,9 +244,10 @@ static int put_with_added(encoder *e, const sl_matcher *matcher, put_part put, c
 static int put_after_normalizing(encoder *e, const char *text, size_t length) {
     size_t spaces = 1;
     for (size_t i = 0; i < length; i++) spaces += text[i] == ' ';
-    char *copy = sl_allocate(sl_size_add(length, sl_size_multiply(spaces, SL_SPACE_BYTES)), 1);
+    const size_t bytes = sl_size_add(length, sl_size_multiply(spaces, SL_SPACE_BYTES));
+    char *copy = sl_scratch_take(e->list.scratch, bytes, 1);
     char *out = copy;
-    if (!copy) return reject_text_memory(length);
+    if (!copy) return sl_reject_text_memory(length);
     if (e->tokenizer->vocabulary.dummy_prefix)
         out = (char *)memcpy(out, SL_SPACE, SL_SPACE_BYTES) + SL_SPACE_BYTES;
     for (size_t i = 0; i < length; i++) {
@@ -257,7 +258,7 @@ static int put_after_normalizing(encoder *e, const char *text, size_t length) {
     }
     const int status = put_with_added(e, &e->tokenizer->normalized, put_normalized, copy,
                                       (size_t)(out - copy), true);
-    free(copy);
+    sl_scratch_give(e->list.scratch, copy);
     return status;
 }
 
@@ -299,13 +300,13 @@ static int check_text(const char *text, size_t length) {
     return SL_OK;
 }
 
-static encoder make_encoder(const sl_tokenizer *tokenizer, sl_word_cache *cache, bool special,
-                            int32_t *ids, size_t capacity) {
+static encoder make_encoder(const sl_tokenizer *tokenizer, sl_word_cache *cache,
+                            sl_scratch *scratch, bool special, int32_t *ids, size_t capacity) {
     const sl_vocabulary *vocabulary = &tokenizer->vocabulary;
     const bool fuse = vocabulary->kind == SL_SENTENCEPIECE ||
                       (vocabulary->kind == SL_BPE && vocabulary->fuse_unk);
     const int32_t unk_id = fuse ? vocabulary->unk_id : NO_ID;
-    return (encoder){tokenizer, cache, special, {ids, capacity, 0, -1, unk_id}};
+    return (encoder){tokenizer, cache, special, {ids, capacity, 0, -1, unk_id, scratch}};
 }
 
 static int check_room(const sl_id_list *list) {
@@ -315,12 +316,13 @@ static int check_room(const sl_id_list *list) {
     return SL_OK;
 }
 
-static int encode(const sl_tokenizer *tokenizer, sl_word_cache *cache, bool special,
-                  const char *text, size_t length, int32_t *ids, size_t capacity, size_t *count) {
+static int encode(const sl_tokenizer *tokenizer, sl_word_cache *cache, sl_scratch *scratch,
+                  bool special, const char *text, size_t length, int32_t *ids, size_t capacity,
+                  size_t *count) {
     *count = 0;
     int status = check_cache(tokenizer, cache);
     if (status || (status = check_text(text, length))) return status;
-    encoder e = make_encoder(tokenizer, cache, special, ids, capacity);
+    encoder e = make_encoder(tokenizer, cache, scratch, special, ids, capacity);
     status = put_text(&e, text, length);
     *count = e.list.count;
     return status ? status : check_room(&e.list);
@@ -328,12 +330,19 @@ static int encode(const sl_tokenizer *tokenizer, sl_word_cache *cache, bool spec
 
 int sl_encode(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text, size_t length,
               int32_t *ids, size_t capacity, size_t *count) {
-    return encode(tokenizer, cache, false, text, length, ids, capacity, count);
+    sl_scratch scratch = {0};
+    return encode(tokenizer, cache, &scratch, false, text, length, ids, capacity, count);
+}
+
+int sl_encode_prompt(const sl_tokenizer *tokenizer, sl_scratch *scratch, const char *text,
+                     size_t length, int32_t *ids, size_t capacity, size_t *count) {
+    return encode(tokenizer, NULL, scratch, false, text, length, ids, capacity, count);
 }
 
 int sl_encode_special(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
                       size_t length, int32_t *ids, size_t capacity, size_t *count) {
-    return encode(tokenizer, cache, true, text, length, ids, capacity, count);
+    sl_scratch scratch = {0};
+    return encode(tokenizer, cache, &scratch, true, text, length, ids, capacity, count);
 }
 
 int sl_encode_stories(const sl_tokenizer *tokenizer, sl_word_cache *cache, const char *text,
@@ -341,7 +350,8 @@ int sl_encode_stories(const sl_tokenizer *tokenizer, sl_word_cache *cache, const
                       int32_t *ids, size_t capacity, size_t *count) {
     *count = 0;
     int status = check_cache(tokenizer, cache);
-    encoder e = make_encoder(tokenizer, cache, false, ids, capacity);
+    sl_scratch scratch = {0};
+    encoder e = make_encoder(tokenizer, cache, &scratch, false, ids, capacity);
     for (size_t i = 0; i < stories && !status; i++) {
         if (offsets[i] > offsets[i + 1])
             return sl_fail(SL_ERROR_ARGUMENT, "the offsets of the stories run backwards at %zu", i);

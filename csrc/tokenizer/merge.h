@@ -6,15 +6,17 @@
 
 #include <stdbool.h>
 
+#include "../scratch.h"
 #include "../storyllamas.h"
 
 /* The ids of a text so far. */
 typedef struct {
     int32_t *ids;
     size_t capacity;
-    size_t count;   /* may exceed capacity; ids beyond it are not written */
-    int32_t last;   /* the last id; -1: none */
-    int32_t unk_id; /* is not appended after itself: neighbouring unknown pieces become one */
+    size_t count;        /* may exceed capacity; ids beyond it are not written */
+    int32_t last;        /* the last id; -1: none */
+    int32_t unk_id;      /* is not appended after itself: neighbouring unknown pieces become one */
+    sl_scratch *scratch; /* for long words */
 } sl_id_list;
 
 /* Append an id. */

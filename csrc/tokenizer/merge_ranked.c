@@ -262,11 +262,11 @@ static void merge_chain(chain *c, uint32_t count) {
 }
 
 /* Merge symbols with a heap and a linked list. Returns false if there is not enough memory. */
-static bool merge_many(symbols *s) {
+static bool merge_many(symbols *s, sl_scratch *scratch) {
     chain c = {.tokenizer = s->tokenizer, .ids = s->ids};
-    c.previous = sl_allocate(s->count, sizeof *c.previous);
-    c.next = sl_allocate(s->count, sizeof *c.next);
-    c.heap = sl_allocate(sl_size_multiply(2, s->count), sizeof *c.heap);
+    c.previous = sl_scratch_take(scratch, s->count, sizeof *c.previous);
+    c.next = sl_scratch_take(scratch, s->count, sizeof *c.next);
+    c.heap = sl_scratch_take(scratch, sl_size_multiply(2, s->count), sizeof *c.heap);
     const bool enough = c.previous && c.next && c.heap;
     if (enough) {
         merge_chain(&c, s->count);
@@ -275,9 +275,9 @@ static bool merge_many(symbols *s) {
             if (s->ids[i] >= 0) s->ids[kept++] = s->ids[i];
         s->count = kept;
     }
-    free(c.previous);
-    free(c.next);
-    free(c.heap);
+    sl_scratch_give(scratch, c.heap);
+    sl_scratch_give(scratch, c.next);
+    sl_scratch_give(scratch, c.previous);
     return enough;
 }
 
@@ -287,7 +287,7 @@ static bool merge_many(symbols *s) {
 static bool put_merged(symbols *s, sl_id_list *list) {
     if (s->count <= FEW_SYMBOLS)
         merge_few(s);
-    else if (!merge_many(s))
+    else if (!merge_many(s, list->scratch))
         return false;
     for (uint32_t i = 0; i < s->count; i++) sl_put(list, s->ids[i]);
     return true;
@@ -297,11 +297,11 @@ static bool put_large(symbols *s, bool prefix, const char *word, size_t length, 
     const size_t max_count = s->tokenizer->vocabulary.kind == SL_BYTE_LEVEL
                                  ? length
                                  : sl_size_multiply(SL_SPACE_BYTES, length + 1);
-    s->ids = sl_allocate(max_count, sizeof *s->ids);
+    s->ids = sl_scratch_take(list->scratch, max_count, sizeof *s->ids);
     if (!s->ids) return false;
     add_word(s, prefix, word, length);
     const bool enough = put_merged(s, list);
-    free(s->ids);
+    sl_scratch_give(list->scratch, s->ids);
     return enough;
 }
 
@@ -318,7 +318,7 @@ static int merge_ranked_word(const sl_tokenizer *tokenizer, bool prefix, const c
         enough = put_merged(&s, list);
     }
     if (enough) return SL_OK;
-    return sl_fail(SL_ERROR_MEMORY, "not enough memory to encode %zu bytes of text", length);
+    return sl_reject_text_memory(length);
 }
 
 int sl_merge_ranked(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,

@@ -5,7 +5,6 @@
 
 #include "merge.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "../error.h"
@@ -201,25 +200,30 @@ static void merge_small(const sl_tokenizer *tokenizer, bool prefix, const char *
     encode_word(&e, prefix, word, length, list);
 }
 
+static uint32_t *take_splits(const sl_tokenizer *tokenizer, sl_scratch *scratch) {
+    const size_t size = tokenizer->vocabulary.size;
+    uint32_t *splits = sl_scratch_take(scratch, size, sizeof *splits);
+    return splits ? memset(splits, 0, size * sizeof *splits) : NULL;
+}
+
 static int merge_large(const sl_tokenizer *tokenizer, bool prefix, const char *word, size_t length,
                        sl_id_list *list) {
     const size_t spaces = count_spaces(word, length);
     const size_t normalized =
         sl_size_add(length - spaces, sl_size_multiply(SL_SPACE_BYTES, spaces + prefix));
     encoding e = {.tokenizer = tokenizer};
-    e.text = sl_allocate(normalized, 1);
-    e.symbols = sl_allocate(normalized, sizeof *e.symbols);
-    e.heap = sl_allocate(MERGES(length), sizeof *e.heap);
-    if (tokenizer->has_unused) e.splits = calloc(tokenizer->vocabulary.size, sizeof *e.splits);
+    e.text = sl_scratch_take(list->scratch, normalized, 1);
+    e.symbols = sl_scratch_take(list->scratch, normalized, sizeof *e.symbols);
+    e.heap = sl_scratch_take(list->scratch, MERGES(length), sizeof *e.heap);
+    if (tokenizer->has_unused) e.splits = take_splits(tokenizer, list->scratch);
     const bool is_out_of_memory =
         !e.text || !e.symbols || !e.heap || (tokenizer->has_unused && !e.splits);
     if (!is_out_of_memory) encode_word(&e, prefix, word, length, list);
-    free(e.text);
-    free(e.symbols);
-    free(e.heap);
-    free(e.splits);
-    if (is_out_of_memory)
-        return sl_fail(SL_ERROR_MEMORY, "not enough memory to encode %zu bytes of text", length);
+    sl_scratch_give(list->scratch, e.splits);
+    sl_scratch_give(list->scratch, e.heap);
+    sl_scratch_give(list->scratch, e.symbols);
+    sl_scratch_give(list->scratch, e.text);
+    if (is_out_of_memory) return sl_reject_text_memory(length);
     return SL_OK;
 }
 

@@ -92,6 +92,14 @@ int32_t sl_find_joint(const sl_tokenizer *tokenizer, int32_t left, int32_t right
 /* Remove the borders between characters that are neighbours in a piece. */
 void sl_index_borders(sl_tokenizer *tokenizer, int32_t id);
 
+/* Encode a text as sl_encode does, without a cache. Long words, and copies of the text, take
+ * scratch memory. */
+int sl_encode_prompt(const sl_tokenizer *tokenizer, sl_scratch *scratch, const char *text,
+                     size_t length, int32_t *ids, size_t capacity, size_t *count);
+
+/* Return an error: there is no scratch memory for `length` bytes of a text. */
+int sl_reject_text_memory(size_t length);
+
 /* Return the byte of a byte piece, whose text is "<0xNN>", or -1. */
 static inline int sl_byte_of(const char *text, uint32_t length) {
     static const char digits[] = "0123456789ABCDEF";
