@@ -148,6 +148,9 @@ INLINE void dot_q4(v128_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_b
 
 /* ---- Lanes ----------------------------------------------------------------------------------- */
 
+/* A browser makes each constant again in every round of a loop, so a round has many lanes. */
+enum { ROUND = 4 * LANES };
+
 /* Load 4 numbers of x[n]; if n is below 4, zeros follow. */
 INLINE v128_t load(const float *x, size_t n) {
     if (n >= LANES) return wasm_v128_load(x);
@@ -191,8 +194,11 @@ INLINE float add_lanes(v128_t x) {
  * compared as integers. */
 INLINE float largest_magnitude(const float *x, size_t n) {
     v128_t max = zeros();
-    for (size_t i = 0; i < n; i += LANES)
-        max = wasm_i32x4_max(max, wasm_f32x4_abs(load(x + i, n - i)));
+    size_t i = 0;
+    for (; i + ROUND <= n; i += ROUND)
+        UNROLL for (size_t j = i; j < i + ROUND; j += LANES) max =
+            wasm_i32x4_max(max, wasm_f32x4_abs(wasm_v128_load(x + j)));
+    for (; i < n; i += LANES) max = wasm_i32x4_max(max, wasm_f32x4_abs(load(x + i, n - i)));
     max = wasm_i32x4_max(max, swap_halves(max));
     return wasm_f32x4_extract_lane(wasm_i32x4_max(max, swap_pairs(max)), 0);
 }
@@ -207,10 +213,22 @@ INLINE v128_t nearest(v128_t x) {
 /* values = round(x * inverse); returns the sum of values */
 INLINE int32_t quantize_group(int8_t *values, size_t group_size, const float *x, size_t width,
                               float inverse) {
+    const v128_t factor = wasm_f32x4_splat(inverse);
     v128_t sum = zeros();
-    for (size_t c = 0; c < group_size; c += LANES) {
+    size_t c = 0;
+    for (; c + ROUND <= width; c += ROUND) {
+        v128_t rounded[ROUND / LANES];
+        UNROLL for (size_t p = 0; p < ROUND / LANES; p++) {
+            rounded[p] = nearest(wasm_f32x4_mul(wasm_v128_load(x + c + p * LANES), factor));
+            sum = wasm_i32x4_add(sum, rounded[p]);
+        }
+        const v128_t low = wasm_i16x8_narrow_i32x4(rounded[0], rounded[1]);
+        const v128_t high = wasm_i16x8_narrow_i32x4(rounded[2], rounded[3]);
+        wasm_v128_store(values + c, wasm_i8x16_narrow_i16x8(low, high));
+    }
+    for (; c < group_size; c += LANES) {
         const v128_t part = load(x + c, c < width ? width - c : 0);
-        const v128_t rounded = nearest(wasm_f32x4_mul(part, wasm_f32x4_splat(inverse)));
+        const v128_t rounded = nearest(wasm_f32x4_mul(part, factor));
         const v128_t shorts = wasm_i16x8_narrow_i32x4(rounded, rounded);
         wasm_v128_store32_lane(values + c, wasm_i8x16_narrow_i16x8(shorts, shorts), 0);
         sum = wasm_i32x4_add(sum, rounded);
@@ -315,9 +333,6 @@ INLINE v128_t gated(v128_t gate, v128_t up) {
     const v128_t silu = wasm_f32x4_div(gate, wasm_f32x4_add(wasm_f32x4_const_splat(1), e));
     return wasm_f32x4_mul(silu, up);
 }
-
-/* A browser makes each constant again in every round of a loop, so a round has many lanes. */
-enum { ROUND = 4 * LANES };
 
 static void swiglu(float *y, const float *gate, const float *up, size_t n) {
     size_t i = 0;
