@@ -11,7 +11,8 @@
 #include "kernels/kernels.h"
 #include "storyllamas.h"
 
-#define EXPORT(name) __attribute__((export_name(#name))) name
+/* The names in C have a prefix, because the C library has some of them, too. */
+#define EXPORT(name) __attribute__((export_name(#name))) web_##name
 
 enum { FILE_ALIGNMENT = 64, MAX_ALTERNATIVES = 8 };
 
@@ -52,7 +53,8 @@ const char *EXPORT(error)(void) {
     return sl_error();
 }
 
-static void close_model(void) {
+/* Close the model and free its file, before the next file takes memory. */
+void EXPORT(close)(void) {
     sl_session_free(session);
     sl_model_close(model);
     free(weights);
@@ -63,16 +65,15 @@ static void close_model(void) {
     file = NULL;
 }
 
-/* Replace the model by that of a weight file in memory of allocate(), which now belongs to the
- * model. After an error there is no model. */
+/* Open a weight file in memory of allocate(), which now belongs to the model. There must be no
+ * model, and after an error there is none. */
 int EXPORT(open)(void *data, size_t bytes) {
-    close_model();
     file = data;
     int status = sl_model_open_memory(&model, data, bytes, NULL);
     if (!status) status = sl_session_new(&session, model, NULL);
     if (!status && !(weights = malloc(sl_model_info(model)->vocab_size * sizeof *weights)))
         status = SL_ERROR_MEMORY;
-    if (status) close_model();
+    if (status) web_close();
     return status;
 }
 

@@ -48,9 +48,13 @@ function withoutSystem(module) {
 
 export class Engine {
   #exports;
-  #decoder = new TextDecoder();
+  #decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  #bytes; // the engine's memory, also as #words and #floats: see #memory
+  #words;
+  #floats;
   #length; // where piece() writes a length
   #stops = []; // names of stops, by number
+  #isOpen = false;
 
   constructor(exports) {
     this.#exports = exports;
@@ -82,8 +86,11 @@ export class Engine {
    * @returns {object} parameters, bytes, type, context, vocabulary, kernels
    */
   open(data, name = "data") {
+    this.#isOpen = false;
+    this.#exports.close();
     const address = this.#copy(new Uint8Array(data));
     const status = this.#exports.open(address, data.byteLength);
+    this.#isOpen = !status;
     if (status) throw new Error(this.#message().replace(/\bdata\b/i, () => name));
     return JSON.parse(this.#string(this.#exports.info()));
   }
@@ -98,6 +105,7 @@ export class Engine {
    * @returns {number} the tokens of the prompt
    */
   start(prompt, options = {}, alternatives = 0) {
+    if (!this.#isOpen) throw new Error("No model is open: open a weight file first.");
     const o = { ...DEFAULTS, ...options };
     const text = new TextEncoder().encode(prompt);
     const address = this.#copy(text);
@@ -119,9 +127,8 @@ export class Engine {
    */
   next() {
     this.#check(this.#exports.next());
-    const at = this.#exports.result() / 4;
-    const words = new Int32Array(this.#exports.memory.buffer);
-    const floats = new Float32Array(this.#exports.memory.buffer);
+    this.#memory();
+    const at = (this.#exports.result() >>> 0) / 4, words = this.#words, floats = this.#floats;
     const alternatives = [];
     for (let i = 0; i < words[at + 5]; i++)
       alternatives.push({ id: words[at + 6 + 2 * i], probability: floats[at + 7 + 2 * i] });
@@ -149,26 +156,39 @@ export class Engine {
   /** Return a token as the vocabulary spells it, with spaces as they are. */
   piece(id) {
     const address = this.#exports.piece(id, this.#length);
-    const bytes = new Int32Array(this.#exports.memory.buffer)[this.#length / 4];
-    return this.#text(address, bytes).replaceAll("\u2581", " ");
+    this.#memory();
+    return this.#text(address, this.#words[this.#length / 4]).replaceAll("\u2581", " ");
   }
 
   /** Copy bytes into the engine's memory and return their address. */
   #copy(bytes) {
-    const address = this.#exports.allocate(bytes.length);
+    const address = this.#exports.allocate(bytes.length) >>> 0;
     if (!address) throw new Error(`There is not enough memory for ${bytes.length} bytes.`);
-    new Uint8Array(this.#exports.memory.buffer).set(bytes, address);
+    this.#memory().set(bytes, address);
     return address;
   }
 
+  /** Return the engine's memory as bytes. The views end to be valid when it grows. */
+  #memory() {
+    const { buffer } = this.#exports.memory;
+    if (this.#bytes?.buffer !== buffer) {
+      this.#bytes = new Uint8Array(buffer);
+      this.#words = new Int32Array(buffer);
+      this.#floats = new Float32Array(buffer);
+    }
+    return this.#bytes;
+  }
+
+  /** Return a text. JavaScript gets addresses beyond 2 GB as negative numbers. */
   #text(address, length) {
-    return this.#decoder.decode(new Uint8Array(this.#exports.memory.buffer, address, length));
+    const start = address >>> 0;
+    return length ? this.#decoder.decode(this.#memory().subarray(start, start + length)) : "";
   }
 
   /** Return a text that ends with NUL. */
   #string(address) {
-    const end = new Uint8Array(this.#exports.memory.buffer).indexOf(0, address);
-    return this.#text(address, end - address);
+    const start = address >>> 0;
+    return this.#text(start, this.#memory().indexOf(0, start) - start);
   }
 
   /** Return the message of the last error as a sentence. */

@@ -1,5 +1,5 @@
 /**
- * Keeps the page for use without a network. The files come from the network if it answers, so that
+ * A service worker, which keeps the page for use without a network. The files come from the network if it answers, so that
  * a new version is never mixed with an old one. models.js keeps the weight files.
  */
 
@@ -9,11 +9,11 @@ const FILES = [
   "worker.js", "manifest.webmanifest", "icon.svg", "models/models.json",
 ];
 
-/** Return whether a request is for a file of the page, and not for a weight file. */
+const ADDRESSES = new Set(FILES.map((file) => new URL(file, location.href).href));
+
+/** Return whether a request is for a file of the page: neither a weight file nor anything else. */
 function isOfPage(request) {
-  const address = new URL(request.url);
-  return request.method === "GET" && address.origin === location.origin &&
-    !address.pathname.endsWith(".slm");
+  return request.method === "GET" && ADDRESSES.has(request.url.split(/[?#]/)[0]);
 }
 
 async function fromNetworkOrCache(request) {

@@ -68,8 +68,7 @@ async function generate({ prompt, options }) {
 function describe(error) {
   if (!(error instanceof WebAssembly.RuntimeError) && !(error instanceof RangeError))
     return error.message;
-  engine = null; // its memory may be in any state
-  return "The engine stopped working, perhaps for lack of memory: open the model again.";
+  return "The engine has failed, perhaps for lack of memory: load the page again.";
 }
 
 onmessage = async ({ data }) => {
