@@ -13,7 +13,7 @@ from typing import Any
 
 from storyllamas.errors import UserError
 
-BROWSER, DRIVER = "chromium", "chromedriver"
+BROWSERS, DRIVER = ("chromium", "google-chrome"), "chromedriver"
 FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage")
 
 
@@ -24,9 +24,11 @@ def open_browser() -> Iterator[Any]:
     Raises:
         UserError: Selenium, the browser or its driver is not installed.
     """
-    browser, driver = shutil.which(BROWSER), shutil.which(DRIVER)
+    browser = next((path for path in map(shutil.which, BROWSERS) if path), None)
+    driver = shutil.which(DRIVER)
     if not (browser and driver):
-        raise UserError(f"{BROWSER} or {DRIVER} is not found: install both")
+        missing = DRIVER if browser else BROWSERS[0]
+        raise UserError(f"{missing} is not found: install it (Debian: chromium chromium-driver)")
     try:
         from selenium import webdriver
         from selenium.webdriver.chrome.service import Service
