@@ -13,10 +13,12 @@
  *     zeros()            a vector of zeros
  *     repeat(k)          the integer k in every lane
  *     load_f32(w)        LANES floats; load_f16(w), load_i8(w) and load_scales(w) convert f16,
- * 8-bit integers and bf16 store_f32(y, x)    store LANES floats multiply_add(sum, w, x) sum + w *
- * x, x a float add_scaled(sum, dot, scales, x_scale)   sum + dot * (scales * x_scale), x_scale a
- * float Q8_BIAS                                 the bias of the weights in dot_q8: 0 or 128 dot_q8,
- * dot_q4                          described below
+ *                        8-bit integers and bf16
+ *     store_f32(y, x)    store LANES floats
+ *     multiply_add(sum, w, x)                 sum + w * x, x a float
+ *     add_scaled(sum, dot, scales, x_scale)   sum + dot * (scales * x_scale), x_scale a float
+ *     Q8_BIAS                                 the bias of the weights in dot_q8: 0 or 128
+ *     dot_q8, dot_q4                          described below
  *
  * dot_q8(dot, w, tile_bytes, tiles, x, width, group_size, n) adds dot products to dot[tiles * n]:
  * those of a group's weights, in tiles that are tile_bytes apart, with n rows of x, which are
