@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The value of `model`, with or without quotes.
 SIZE := $(shell sed -n 's/^model: *["'"'"']*\([^"'"'"' \#]*\).*/\1/p' params.yaml)
 
-# bench*, sizes: keys of `sizes` in params.yaml. bench, bench-train: rounds of measurements.
+# bench*, sizes: keys of `sizes` in params.yaml. bench, bench-train, bench-web: rounds of measurements.
 SIZES ?= 2m 7m 30m
 ROUNDS ?= 5
 PEERS := build/bench/peers
@@ -20,11 +20,14 @@ NPROC ?= 2
 # sweep: learning rates.
 RATES ?= 1e-3 2e-3 4e-3 8e-3
 
+# serve-web: the port.
+PORT ?= 8000
+
 # fuzz-tokenizer: minutes that each of its two fuzzers runs. fuzz: seconds that each of its fuzzers runs.
 MINUTES ?= 60
 SECONDS ?= 60
 
-# interop, bench, bench-train: the folder of a llama2.c checkout, optional. $(abspath) splits at spaces.
+# interop, bench, bench-train, bench-web: the folder of a llama2.c checkout, optional. $(abspath) splits at spaces.
 ifdef LLAMA2C
 override LLAMA2C := $(if $(filter /%,$(firstword $(LLAMA2C))),,$(CURDIR)/)$(value LLAMA2C)
 export LLAMA2C
@@ -53,7 +56,7 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P MAX_TOKENS
 
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story train-distributed engine run-c sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format clean
+.PHONY: help setup story train-distributed engine run-c web serve-web sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz fuzz-tokenizer bench-kernels bench-web bench-train bench-learning bench-quality lint format clean
 
 help: ## list the targets
 	@echo "StoryLlamas: train a small Llama on your machine and generate stories in C."
@@ -85,6 +88,14 @@ uninstall: ## remove what `make install` installed: PREFIX=, LIBDIR=, DESTDIR=
 
 run-c: engine ## print a story with the C program (options: see below)
 	@csrc/build/run "$$MODEL" $(SETTINGS) --prompt "$$PROMPT"
+
+web: ## build the page for browsers, with the models that are there: build/web
+	@$(MAKE) --no-print-directory -C csrc wasm
+	@$(PYTHON) web/build.py csrc/build/engine.wasm build/web $(wildcard models/*/export/q[48].slm)
+
+serve-web: web ## show that page at http://localhost:8000: PORT=
+	@echo "http://localhost:$(PORT)"
+	@$(PYTHON) -m http.server --bind 127.0.0.1 --directory build/web $(PORT)
 
 sizes: setup ## train each size as an experiment and compare them: SIZES=, RECIPE=, STEPS=
 	@$(BIN)/python -m storyllamas.experiments.run sizes --sizes $(SIZES) \
@@ -119,6 +130,9 @@ bench-server: $(VENV)/installed-dev ## put the server under load: SIZES=, ROUNDS
 
 bench-kernels: $(VENV)/installed ## compare each kernel with the machine's limits: SIZES=
 	$(BIN)/python -m bench.kernels --sizes $(SIZES)
+
+bench-web: $(VENV)/installed-dev ## compare the engine in a browser with llama2.c there and with the native one: ROUNDS=, LLAMA2C=
+	$(BIN)/python -m bench.web --rounds $(ROUNDS)
 
 bench-train: setup ## compare training with plain loops and with the machine's peak: SIZES=, ROUNDS=, RECIPES=, LLAMA2C=
 	$(BIN)/python -m bench.train --sizes $(SIZES) --rounds $(ROUNDS) $(if $(RECIPES),--recipes $(RECIPES))

@@ -22,8 +22,10 @@ static sl_session *new_session(int slots) {
 }
 
 static void bench_load(const char *path, int threads) {
+    sl_model_options options = SL_MODEL_OPTIONS_DEFAULTS;
+    options.kernels = getenv("SL_KERNELS");
     thread_count = (uint32_t)threads;
-    check(sl_model_open(&model, path, NULL));
+    check(sl_model_open(&model, path, &options));
     single = new_session(1);
 }
 

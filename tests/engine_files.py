@@ -102,6 +102,7 @@ def write_chain(
     logits: Callable[[int], npt.NDArray[np.float32]],
     vocabulary: Vocabulary | None = None,
     context: int = 40,
+    weight_type: str = "f32",
 ) -> Path:
     """Write a model whose next-token logits depend on the last token only.
 
@@ -118,7 +119,7 @@ def write_chain(
     tensors["embedding.weight"] = np.eye(size, dtype=np.float32)
     tensors["norm.weight"] = np.full(size, 1 / np.sqrt(size), np.float32)
     tensors["classifier.weight"] = np.stack([logits(token) for token in range(size)], axis=1)
-    return write(path, config, tensors, vocabulary)
+    return write(path, config, tensors, vocabulary, weight_type)
 
 
 def write_sequence(path: Path, story: list[int], context: int = 40) -> Path:

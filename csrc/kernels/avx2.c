@@ -26,7 +26,8 @@
 #include "blocks.h"
 #include "exponential.h"
 
-enum { LANES = 8, PARTS = ROWS / LANES, BLOCK_MAX = 6, FLOAT_ROWS = 6 };
+enum { LANES = 8, PARTS = ROWS / LANES, BLOCK_MAX = 6, ROW_TILES = 4 };
+enum { FLOAT_ROWS = 6, QUANTIZED_ROWS = 4 };
 
 /* ---- Registers, for matmul.h ----------------------------------------------------------------- */
 

@@ -26,7 +26,8 @@
 #include "blocks.h"
 #include "exponential.h"
 
-enum { CHAINS = 2, BLOCK_MAX = 8 }; /* BLOCK_MAX: largest number of tiles times rows in a block */
+/* BLOCK_MAX: largest number of tiles times rows in a block. */
+enum { CHAINS = 2, BLOCK_MAX = 8, ROW_TILES = 4 };
 
 /* Call BLOCK(tile, i, rows) until all of tile_count tiles are multiplied with n rows of x. */
 #define FOR_TILES(BLOCK, tile_count, n)                                                            \

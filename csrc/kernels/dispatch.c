@@ -45,6 +45,8 @@ SL_BEFORE_MAIN static void find_kernels(void) {
     if (avx2) available[count++] = &sl_kernels_avx2;
 #elif defined(SL_ARM)
     if (sl_has_dot_product()) available[count++] = &sl_kernels_neon;
+#elif defined(SL_WASM)
+    available[count++] = &sl_kernels_wasm;
 #endif
     available[count] = &sl_kernels_scalar;
 }

@@ -6,7 +6,9 @@
  *
  *     LANES, PARTS       floats in a register, registers for a tile's rows
  *     BLOCK_MAX          largest number of tiles times rows of x in a block, 6 at most
- *     FLOAT_ROWS         rows of x in a block of f32, f16 or i8 weights, 4 or 6
+ *     ROW_TILES          tiles in a block of a single row of x, 2 or 4
+ *     FLOAT_ROWS         rows of x in a block of f32, f16 or i8 weights, 2, 4 or 6
+ *     QUANTIZED_ROWS     rows of x in a block of quantized weights, 2 or 4
  *     vector, integers   a register of floats, a register of 32-bit integers
  *     zeros()            a vector of zeros
  *     repeat(k)          the integer k in every lane
@@ -157,7 +159,7 @@ INLINE void matmul_quantized(weight_bits bits, float *y, size_t y_stride, const 
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
     block_quantized(bits, y + (i) * y_stride + (tile) * ROWS, y_stride,                            \
                     tiles + (tile) * tile_bytes, tile_bytes, tile_n, x, i, i_n)
-    FOR_BLOCKS(BLOCK, tile_count, n, 4)
+    FOR_BLOCKS(BLOCK, tile_count, n, QUANTIZED_ROWS)
 #undef BLOCK
 }
 

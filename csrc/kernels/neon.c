@@ -18,7 +18,8 @@
 #include "blocks.h"
 #include "exponential.h"
 
-enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 4, FLOAT_ROWS = 4, Q8_BIAS = 0 };
+enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 4, ROW_TILES = 4 };
+enum { FLOAT_ROWS = 4, QUANTIZED_ROWS = 4, Q8_BIAS = 0 };
 
 /* ---- Registers, for matmul.h ----------------------------------------------------------------- */
 

@@ -14,6 +14,9 @@
 #elif defined(__aarch64__) &&                                                                      \
     (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
 #define SL_ARM /* an older Clang has the dot product only if all files are compiled for it */
+#elif defined(__wasm_simd128__)
+#define SL_WASM /* a module either runs or is rejected as a whole, so there is no test at run time \
+                 */
 #endif
 
 extern const sl_kernels sl_kernels_scalar;
@@ -21,6 +24,7 @@ extern const sl_kernels sl_kernels_avx2;
 extern const sl_kernels sl_kernels_avxvnni;
 extern const sl_kernels sl_kernels_avx512; /* with VNNI */
 extern const sl_kernels sl_kernels_neon;   /* with the dot product */
+extern const sl_kernels sl_kernels_wasm;   /* with SIMD128 */
 
 /* Define the table of a set. Its file has a static function for each kernel, of the same name. The
  * other arguments are the products for quantized weight types. */
