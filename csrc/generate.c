@@ -106,17 +106,13 @@ int sl_start_slot(sl_session *s, size_t slot, const char *prompt, size_t length,
 
 /* ---- Generating ------------------------------------------------------------------------------ */
 
-/* Return the stop of a running sequence that has reached a limit, else SL_RUNNING. */
-static int32_t reached_limit(const sl_sequence *sequence, const sl_info *info) {
-    if (sequence->id_count - sequence->prompt_count == (size_t)sequence->options.max_tokens)
-        return SL_STOP_MAX_TOKENS;
-    return sequence->id_count == info->context ? SL_STOP_CONTEXT : SL_RUNNING;
-}
-
 /* Return whether a sequence needs another token. Sets its stop if a limit is reached. */
 static bool needs_token(sl_sequence *sequence, const sl_info *info) {
     if (sequence->stop) return false;
-    sequence->stop = reached_limit(sequence, info);
+    if (sequence->id_count - sequence->prompt_count == (size_t)sequence->options.max_tokens)
+        sequence->stop = SL_STOP_MAX_TOKENS;
+    else if (sequence->id_count == info->context)
+        sequence->stop = SL_STOP_CONTEXT;
     return !sequence->stop;
 }
 
@@ -264,7 +260,7 @@ int sl_step(sl_session *session, sl_piece *pieces) {
 
 /* ---- One sequence, in slot 0 ----------------------------------------------------------------- */
 
-/* Put the tokens that the model has not processed through it, for the logits after them. */
+/* Put the prompt through the model. */
 static int prefill(sl_session *s) {
     sl_sequence *sequence = s->sequences;
     while (!sequence->logits) forward(s, &sequence, 1);
@@ -290,27 +286,12 @@ int sl_continue_ids(sl_session *s, const int32_t *ids, size_t count, const sl_op
     return status ? status : prefill(s);
 }
 
-static int reject_idle(void) {
-    return sl_fail(SL_ERROR_ARGUMENT, "no sequence has been started: call sl_start first");
-}
-
 int sl_next(sl_session *s, sl_piece *piece) {
     if (!s->is_in_step && !s->sequences[0].is_started) {
         *piece = (sl_piece){.text = "", .id = -1};
-        return reject_idle();
+        return sl_fail(SL_ERROR_ARGUMENT, "no sequence has been started: call sl_start first");
     }
     return step(s, 1, piece);
-}
-
-int sl_next_logits(sl_session *s, const float **logits) {
-    sl_sequence *sequence = s->sequences;
-    *logits = NULL;
-    if (recover(s) || !sequence->is_started) return reject_idle();
-    if (sequence->stop || reached_limit(sequence, &s->model->info)) return SL_OK;
-    sl_session_pool(s);
-    const int status = prefill(s);
-    if (!status) *logits = sequence->logits;
-    return status;
 }
 
 size_t sl_prompt_tokens(const sl_session *session) {

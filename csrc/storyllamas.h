@@ -464,11 +464,6 @@ SL_API int sl_continue_ids(sl_session *session, const int32_t *ids, size_t count
  * an empty text. */
 SL_API int sl_next(sl_session *session, sl_piece *piece);
 
-/* Set *logits to the logits[vocab_size] that the next sl_next samples from, before it applies an
- * option. They are valid until the session's next call. Do not change them. After the sequence has
- * stopped, or where the next token would exceed a limit, *logits is NULL. */
-SL_API int sl_next_logits(sl_session *session, const float **logits);
-
 /* Return the number of tokens in the prompt, and in the whole sequence so far: prompt and generated
  * tokens, without a final EOS. */
 SL_API size_t sl_prompt_tokens(const sl_session *session);

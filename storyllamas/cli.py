@@ -241,6 +241,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         port=arguments.port,
         slots=arguments.slots,
         max_waiting=arguments.max_waiting,
+        web=arguments.web,
     )
 
 
@@ -497,6 +498,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="sequences that may wait for a slot; further requests get status 429 (default: "
         "%(default)s)",
+    )
+    serve.add_argument(
+        "--web",
+        type=Path,
+        metavar="FOLDER",
+        help="show a page at /, such as build/web, which `make web` builds",
     )
 
     info = command("info", _info, "print what is in a weight file")

@@ -41,7 +41,11 @@ def engine(path: Path) -> Engine:
 @pytest.fixture(scope="module")
 def client(path: Path) -> Iterator[httpx2.Client]:
     """A client of a server in a process of its own, which ends without an error."""
+    page = path.parent / "page"
+    page.mkdir()
+    (page / "index.html").write_text("<p>A page")
     command = [sys.executable, "-m", "storyllamas", "serve", "--model", path, "--port", "0"]
+    command += ["--web", page]
     limits = ["--slots", str(SLOTS), "--max-waiting", str(WAITING)]
     process = subprocess.Popen(
         [*command, *limits], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -252,6 +256,7 @@ def test_logprobs_of_a_prompt_alone(client: httpx2.Client, engine: Engine) -> No
 
 def test_the_other_pages(client: httpx2.Client) -> None:
     assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/").text == "<p>A page"
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny"]
     before = counter(client, "requests_total")
     complete(client, prompt="a", max_tokens=3)
@@ -298,6 +303,7 @@ def test_addresses_that_cannot_be_used(path: Path) -> None:
         (["--port", "70000"], "port is 70000 and must be 0 to 65535"),
         (["--host", "192.0.2.1"], "cannot listen at 192.0.2.1 port 8080 "),
         (["--slots", "257"], "slots is 257 and must be 1 to 256"),
+        (["--web", path.parent], f"{path.parent} has no index.html: build the page"),
     ):
         done = subprocess.run(
             [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE

@@ -4,17 +4,17 @@
  * A function that can fail returns 0 or an error code of storyllamas.h; error() then returns the
  * message. Texts end with NUL unless a length comes with them. */
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/kernels.h"
 #include "storyllamas.h"
 
 /* The names in C have a prefix, because the C library has some of them, too. */
 #define EXPORT(name) __attribute__((export_name(#name))) web_##name
 
-enum { FILE_ALIGNMENT = 64, MAX_ALTERNATIVES = 8 };
+enum { FILE_ALIGNMENT = 64 };
 
 typedef struct {
     int32_t id;
@@ -22,7 +22,7 @@ typedef struct {
 } alternative;
 
 /* A generated token, in words of 4 bytes, which engine.js reads. Probabilities are those of the
- * model: softmax of the logits, before any option of sampling. */
+ * model, before any option of sampling, and 0 if there are no alternatives. */
 static struct {
     const char *text;
     size_t length;
@@ -30,14 +30,12 @@ static struct {
     int32_t stop;
     float probability;
     uint32_t alternatives_count;
-    alternative alternatives[MAX_ALTERNATIVES]; /* the most probable first */
+    alternative alternatives[SL_MAX_LOGPROBS]; /* the most probable first */
 } token;
 
 static void *file;
 static sl_model *model;
 static sl_session *session;
-static float *weights;               /* [vocab_size]: probabilities, not normalized */
-static uint32_t alternatives_wanted; /* for each token; 0: no probabilities either */
 
 /* Return memory for a weight file, or for a text; 0 if there is not enough. */
 void *EXPORT(allocate)(size_t bytes) {
@@ -57,11 +55,9 @@ const char *EXPORT(error)(void) {
 void EXPORT(close)(void) {
     sl_session_free(session);
     sl_model_close(model);
-    free(weights);
     free(file);
     session = NULL;
     model = NULL;
-    weights = NULL;
     file = NULL;
 }
 
@@ -71,8 +67,6 @@ int EXPORT(open)(void *data, size_t bytes) {
     file = data;
     int status = sl_model_open_memory(&model, data, bytes, NULL);
     if (!status) status = sl_session_new(&session, model, NULL);
-    if (!status && !(weights = malloc(sl_model_info(model)->vocab_size * sizeof *weights)))
-        status = SL_ERROR_MEMORY;
     if (status) web_close();
     return status;
 }
@@ -90,11 +84,10 @@ const char *EXPORT(info)(void) {
     return json;
 }
 
-/* Start a sequence. The options are those of sl_options; `alternatives`, up to MAX_ALTERNATIVES, is
- * how many come with each token. */
+/* Start a sequence. The options are those of sl_options, where `alternatives` is logprobs. */
 int EXPORT(start)(const char *prompt, size_t length, float temperature, int32_t top_k, float top_p,
                   float min_p, float repetition_penalty, int32_t repetition_window, uint64_t seed,
-                  int32_t max_tokens, uint32_t alternatives) {
+                  int32_t max_tokens, int32_t alternatives) {
     sl_options options = SL_OPTIONS_DEFAULTS;
     options.temperature = temperature;
     options.top_k = top_k;
@@ -104,47 +97,22 @@ int EXPORT(start)(const char *prompt, size_t length, float temperature, int32_t 
     options.repetition_window = repetition_window;
     options.seed = seed;
     options.max_tokens = max_tokens;
-    alternatives_wanted = alternatives < MAX_ALTERNATIVES ? alternatives : MAX_ALTERNATIVES;
+    options.logprobs = alternatives;
     return sl_start(session, prompt, length, &options);
-}
-
-/* Insert a token among the alternatives, which are sorted, if it is one of the most probable. */
-static void offer(int32_t id, float weight) {
-    size_t i = token.alternatives_count;
-    if (i < alternatives_wanted)
-        token.alternatives_count++;
-    else if (weight <= token.alternatives[--i].probability)
-        return;
-    for (; i > 0 && token.alternatives[i - 1].probability < weight; i--)
-        token.alternatives[i] = token.alternatives[i - 1];
-    token.alternatives[i] = (alternative){id, weight};
-}
-
-/* Compute the probabilities from which the next token is drawn. Returns the sum of the weights. */
-static float find_alternatives(const float *logits) {
-    const sl_info *i = sl_model_info(model);
-    const sl_kernels *kernels = sl_kernels_find(i->kernels);
-    const float largest = logits[kernels->argmax(logits, i->vocab_size)];
-    const float sum = kernels->exponentials(weights, logits, i->vocab_size, largest, 1);
-    for (uint32_t id = 0; id < i->vocab_size; id++) offer((int32_t)id, weights[id]);
-    for (size_t a = 0; a < token.alternatives_count; a++) token.alternatives[a].probability /= sum;
-    return sum;
 }
 
 /* Generate the next token; result() has it. */
 int EXPORT(next)(void) {
-    memset(&token, 0, sizeof token);
-    const float *logits = NULL;
-    int status = alternatives_wanted ? sl_next_logits(session, &logits) : SL_OK;
-    if (status) return status;
-    const float sum = logits ? find_alternatives(logits) : 0;
     sl_piece piece;
-    status = sl_next(session, &piece);
+    const int status = sl_next(session, &piece);
     token.text = piece.text;
     token.length = piece.length;
     token.id = piece.id;
     token.stop = piece.stop;
-    if (logits && piece.id >= 0) token.probability = weights[piece.id] / sum;
+    token.probability = piece.top_count ? expf(piece.logprob) : 0;
+    token.alternatives_count = (uint32_t)piece.top_count;
+    for (size_t i = 0; i < piece.top_count; i++)
+        token.alternatives[i] = (alternative){piece.top[i].id, expf(piece.top[i].logprob)};
     return status;
 }
 

@@ -101,7 +101,7 @@ export class Engine {
    * @param {string} prompt
    * @param {object} options those of DEFAULTS that differ; seed is a number or a BigInt
    * @param {number} alternatives how many of the most probable tokens come with each token, up to
-   *     8; without any, tokens have no probability either, which is faster
+   *     20; without any, tokens have no probability either, which is faster
    * @returns {number} the tokens of the prompt
    */
   start(prompt, options = {}, alternatives = 0) {

@@ -9,7 +9,7 @@ _shtab_storyllamas_subparsers=(generate chat serve info evaluate corpus export i
 
 _shtab_storyllamas_generate_option_strings=(-h --help --model --threads --pages --cache --prompt --prompt-file --prompts --count --out --seed --max-tokens --ignore-eos --temperature --top-k --top-p --min-p --repetition-penalty --repetition-window)
 _shtab_storyllamas_chat_option_strings=(-h --help --system --threads --pages --cache --seed --max-tokens --temperature --top-k --top-p --min-p --repetition-penalty --repetition-window)
-_shtab_storyllamas_serve_option_strings=(-h --help --model --threads --pages --cache --host --port --slots --max-waiting)
+_shtab_storyllamas_serve_option_strings=(-h --help --model --threads --pages --cache --host --port --slots --max-waiting --web)
 _shtab_storyllamas_info_option_strings=(-h --help --json)
 _shtab_storyllamas_evaluate_option_strings=(-h --help --model --threads --pages --cache --stories --count --json)
 _shtab_storyllamas_corpus_option_strings=(-h --help --edition --seed --picture --separator --json)
@@ -24,6 +24,7 @@ _shtab_storyllamas_generate___prompts_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_generate___out_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_chat_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_serve___model_COMPGEN=_shtab_compgen_files
+_shtab_storyllamas_serve___web_COMPGEN=_shtab_compgen_dirs
 _shtab_storyllamas_info_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_evaluate___model_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_evaluate___stories_COMPGEN=_shtab_compgen_files

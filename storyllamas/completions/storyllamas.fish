@@ -51,7 +51,7 @@ function _shtab_storyllamas_using
 end
 
 set -g _shtab_storyllamas_commands generate chat serve info evaluate corpus export import completion
-set -g _shtab_storyllamas_opts_with_value --cache --calibrate --count --edition --group-size --host --max-tokens --max-waiting --min-p --model --out --pages --picture --port --prompt --prompt-file --prompts --repetition-penalty --repetition-window --seed --separator --slots --stories --system --temperature --threads --to --tokenizer --top-k --top-p --type
+set -g _shtab_storyllamas_opts_with_value --cache --calibrate --count --edition --group-size --host --max-tokens --max-waiting --min-p --model --out --pages --picture --port --prompt --prompt-file --prompts --repetition-penalty --repetition-window --seed --separator --slots --stories --system --temperature --threads --to --tokenizer --top-k --top-p --type --web
 
 complete -c storyllamas -e
 complete -c storyllamas -f
@@ -102,6 +102,7 @@ complete -c storyllamas -n '_shtab_storyllamas_using serve' -l host -x -d 'addre
 complete -c storyllamas -n '_shtab_storyllamas_using serve' -l port -x -d '0: any free one (default: 8080)'
 complete -c storyllamas -n '_shtab_storyllamas_using serve' -l slots -x -d 'sequences that are generated at a time (default: 32)'
 complete -c storyllamas -n '_shtab_storyllamas_using serve' -l max-waiting -x -d 'sequences that may wait for a slot; further requests get status 429 (default: 256)'
+complete -c storyllamas -n '_shtab_storyllamas_using serve' -l web -xka "(__fish_complete_directories)" -d 'show a page at /, such as build/web, which `make web` builds'
 complete -c storyllamas -n '_shtab_storyllamas_using; and test $_shtab_storyllamas_npos -eq 0' -a info -d 'Print what is in a weight file'
 complete -c storyllamas -n '_shtab_storyllamas_using info' -s h -l help -d 'show this help message and exit'
 complete -c storyllamas -n '_shtab_storyllamas_using info' -l json -d 'print JSON'

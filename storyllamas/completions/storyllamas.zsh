@@ -152,6 +152,7 @@ _shtab_storyllamas_serve_options=(
   "--port[0\: any free one (default\: 8080)]:N:"
   "--slots[sequences that are generated at a time (default\: 32)]:N:"
   "--max-waiting[sequences that may wait for a slot\; further requests get status 429 (default\: 256)]:N:"
+  "--web[show a page at \/, such as build\/web, which \`make web\` builds]:FOLDER:_files -/"
 )
 
 # guard to ensure default positional specs are added only once per session

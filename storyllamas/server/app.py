@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
@@ -172,7 +174,9 @@ class Server:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
-def create_app(engine: Engine, worker: Worker, name: str, slots: int) -> Starlette:
+def create_app(
+    engine: Engine, worker: Worker, name: str, slots: int, web: Path | None = None
+) -> Starlette:
     """Return the application.
 
     Args:
@@ -180,14 +184,17 @@ def create_app(engine: Engine, worker: Worker, name: str, slots: int) -> Starlet
         worker: generates its sequences.
         name: what clients call the model.
         slots: of the worker.
+        web: folder of the page that is shown at /; None: there is no page.
     """
     server = Server(engine, worker, name, slots)
+    page = [Mount("/", StaticFiles(directory=web, html=True))] if web else []
     return Starlette(
         routes=[
             Route("/v1/completions", server.completions, methods=["POST"]),
             Route("/v1/models", server.models),
             Route("/health", server.health),
             Route("/metrics", server.metrics),
+            *page,
         ],
         exception_handlers={HTTPException: _http_error},
     )

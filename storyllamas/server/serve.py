@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import sys
+from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
@@ -26,7 +27,16 @@ SWITCH_SECONDS = 0.0005
 0.005 seconds it mostly waits: a token of a small model takes less."""
 
 
-def serve(engine: Engine, name: str, *, host: str, port: int, slots: int, max_waiting: int) -> None:
+def serve(
+    engine: Engine,
+    name: str,
+    *,
+    host: str,
+    port: int,
+    slots: int,
+    max_waiting: int,
+    web: Path | None,
+) -> None:
     """Answer requests until Ctrl-C or SIGTERM.
 
     Args:
@@ -36,20 +46,24 @@ def serve(engine: Engine, name: str, *, host: str, port: int, slots: int, max_wa
         port: 0: any free port.
         slots: sequences that are generated at a time.
         max_waiting: sequences that may wait for a slot.
+        web: folder of the page that is shown at /; None: there is no page.
 
     Raises:
-        UserError: slots is out of its range, or the address cannot be used.
+        UserError: slots is out of its range, the address cannot be used, or the folder has no
+            page.
     """
     # asyncio warns of each write to a client that has just gone away.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     sys.setswitchinterval(SWITCH_SECONDS)
+    if web and not (web / "index.html").is_file():
+        raise UserError(f"{web} has no index.html: build the page with `make web`")
     worker = Worker(engine, slots, max_waiting, notify)
     try:
         with _listening(host, port) as listener:
             address, chosen = listener.getsockname()[:2]
             shown = f"[{address}]" if ":" in address else address
             print(f"{name} at http://{shown}:{chosen}/v1", flush=True)
-            _Server(create_app(engine, worker, name, slots), worker).run([listener])
+            _Server(create_app(engine, worker, name, slots, web), worker).run([listener])
     finally:
         worker.close()
 
