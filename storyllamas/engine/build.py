@@ -24,9 +24,9 @@ static sl_options sl_defaults(void) { return (sl_options)SL_OPTIONS_DEFAULTS; }
 """
 
 
-# MSVC needs flags of its own; its threads and mathematics need no library.
+# clang-cl takes the flags of Microsoft's compiler; threads and mathematics need no library there.
 COMPILER: dict[str, list[str]] = (
-    {"extra_compile_args": ["/std:c11", "/experimental:c11atomics", "/O2", "/utf-8"]}
+    {"extra_compile_args": ["/std:c11", "/O2", "/utf-8"]}
     if sys.platform == "win32"
     else {
         "extra_compile_args": ["-std=c11", "-O3", "-fvisibility=hidden", "-pthread"],
