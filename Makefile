@@ -49,9 +49,12 @@ SETTINGS = $(if $(SEED),--seed "$$SEED") $(if $(TEMPERATURE),--temperature "$$TE
 	$(if $(MIN_P),--min-p "$$MIN_P") $(if $(MAX_TOKENS),--max-tokens "$$MAX_TOKENS")
 export SEED TEMPERATURE TOP_K TOP_P MIN_P MAX_TOKENS
 
+# cortex-m7: a model that fits the flash of a microcontroller.
+FIRMWARE = MODEL="$$(realpath $(if $(HAS_MODEL),"$$MODEL",models/$(SIZE)/export/q4.slm))"
+
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story train-distributed engine run-c sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format clean
+.PHONY: help setup story train-distributed engine run-c cortex-m7 run-cortex-m7 sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz fuzz-tokenizer bench-kernels bench-train bench-learning bench-quality lint format clean
 
 help: ## list the targets
 	@echo "StoryLlamas: train a small Llama on your machine and generate stories in C."
@@ -76,6 +79,12 @@ engine: ## build the C program csrc/build/run
 
 run-c: engine ## print a story with the C program (options: see below)
 	@csrc/build/run "$$MODEL" $(SETTINGS) --prompt "$$PROMPT"
+
+cortex-m7: ## build a program for a Cortex-M7 without an operating system: MODEL=
+	@$(MAKE) --no-print-directory -C examples/cortex-m7 $(FIRMWARE)
+
+run-cortex-m7: ## run it in qemu and print a story: MODEL=, the options of run-c
+	@$(MAKE) --no-print-directory -C examples/cortex-m7 $(FIRMWARE) run
 
 sizes: setup ## train each size as an experiment and compare them: SIZES=, RECIPE=, STEPS=
 	@$(BIN)/python -m storyllamas.experiments.run sizes --sizes $(SIZES) \
