@@ -1,9 +1,7 @@
 /* main.c: the command-line program. */
 
-#define _POSIX_C_SOURCE 200809L
-
 #include <errno.h>
-#include <fcntl.h>
+#include <float.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <math.h>
@@ -12,9 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
+#include "platform.h"
 #include "storyllamas.h"
 
 static const sl_options defaults = SL_OPTIONS_DEFAULTS;
@@ -35,7 +32,7 @@ typedef struct {
     bool ids;
 } command;
 
-static _Noreturn void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static _Noreturn void fail(const char *format, ...) SL_PRINTF(1);
 
 static _Noreturn void fail(const char *format, ...) {
     va_list arguments;
@@ -125,7 +122,7 @@ static void print_help(void) {
 static float parse_real(const char *name, const char *text) {
     char *end;
     const double value = strtod(text, &end);
-    if (*text == '\0' || text[strspn(text, "+-.0123456789eE")] || *end || !isfinite(value))
+    if (*text == '\0' || text[strspn(text, "+-.0123456789eE")] || *end || !(fabs(value) <= DBL_MAX))
         fail("%s is \"%s\" and must be a number", name, text);
     return (float)value;
 }
@@ -161,10 +158,9 @@ static uint32_t parse_cache(const char *text) {
 /* Take a seed of 32 bits from the system and print it, so that the story can be repeated. */
 static uint64_t take_seed(void) {
     uint32_t seed;
-    const int file = open("/dev/urandom", O_RDONLY);
-    if (file < 0 || read(file, &seed, sizeof seed) != sizeof seed)
-        fail("/dev/urandom has no random seed (%s): give a number with --seed", strerror(errno));
-    close(file);
+    const int failure = sl_program_entropy(&seed, sizeof seed);
+    if (failure)
+        fail(SL_ENTROPY " has no random seed (%s): give a number with --seed", strerror(failure));
     fprintf(stderr, "seed %" PRIu32 "\n", seed);
     return seed;
 }
@@ -218,7 +214,7 @@ static void load_prompt(command *c) {
     if (source && !strcmp(source, "-")) {
         read_prompt(c, stdin, "standard input");
     } else if (c->prompt_file) {
-        FILE *file = fopen(source, "rb");
+        FILE *file = sl_program_file(source);
         if (!file) fail("%s cannot be read: %s", source, strerror(errno));
         read_prompt(c, file, source);
         fclose(file);
@@ -373,9 +369,7 @@ static command parse(int argc, char **argv) {
 /* ---- Generating ------------------------------------------------------------------------------ */
 
 static double seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    return 1e-9 * (double)sl_clock();
 }
 
 static void print_prompt_ids(const sl_model *model, const command *c) {
@@ -507,6 +501,7 @@ static void bench(const command *c, const sl_info *info, sl_session *session) {
 }
 
 int main(int argc, char **argv) {
+    argv = sl_program_start(&argc, argv);
     command c = parse(argc, argv);
     if (!c.info && !c.bench) load_prompt(&c);
     sl_model *model;

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #if defined(SL_PLATFORM_NONE) /* chosen by the user */
 #elif defined(_WIN32)
@@ -136,5 +137,27 @@ int64_t sl_clock(void);
 
 /* Return whether the processor has the 8-bit dot product of AArch64. */
 bool sl_has_dot_product(void);
+
+/* ---- The command-line program ---------------------------------------------------------------- */
+
+#ifndef SL_PLATFORM_NONE
+
+#ifdef SL_PLATFORM_WINDOWS
+#define SL_ENTROPY "Windows"
+#else
+#define SL_ENTROPY "/dev/urandom"
+#endif
+
+/* Return the arguments in UTF-8 and set *argc to their number. argv are those of main. From here on
+ * standard input and output pass bytes as they are, and a console shows UTF-8. */
+char **sl_program_start(int *argc, char **argv);
+
+/* Open a file for reading as bytes, as fopen does. */
+FILE *sl_program_file(const char *path);
+
+/* Take random bytes from SL_ENTROPY. Returns 0 or an error number. */
+int sl_program_entropy(void *bytes, size_t count);
+
+#endif
 
 #endif

@@ -44,7 +44,14 @@
 extern "C" {
 #endif
 
+/* SL_API marks what a shared library exports. Define SL_BUILD_DLL to build one for Windows. */
+#if defined(_WIN32) && defined(SL_BUILD_DLL)
+#define SL_API __declspec(dllexport)
+#elif defined(__GNUC__) && !defined(_WIN32)
 #define SL_API __attribute__((visibility("default")))
+#else
+#define SL_API
+#endif
 
 /* The defaults of sl_options. */
 #define SL_OPTIONS_DEFAULTS                                                                        \
@@ -420,9 +427,9 @@ SL_API int sl_session_new(sl_session **session, const sl_model *model,
 SL_API void sl_session_free(sl_session *session);
 
 /* Start a sequence: put BOS and the ids of the prompt through the model. The prompt may be empty. A
- * prompt with more tokens than the context is SL_ERROR_ARGUMENT. A session in the
- * caller's memory has nothing more to encode a prompt: a word of hundreds of bytes, or a long prompt
- * for a session with a small chunk, may be SL_ERROR_MEMORY. */
+ * prompt with more tokens than the context is SL_ERROR_ARGUMENT. A session in the caller's memory
+ * has no other memory to encode a prompt: a word of hundreds of bytes, or a long prompt if the
+ * chunk is small, may be SL_ERROR_MEMORY. */
 SL_API int sl_start(sl_session *session, const char *prompt, size_t length,
                     const sl_options *options);
 

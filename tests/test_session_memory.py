@@ -34,7 +34,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["-std=c11", "-O1", "-I", ROOT / "csrc", "-DSL_SCALAR_ONLY"]
     source = ROOT / "tests" / "c" / "session_memory.c"
     command = [os.environ.get("CC", "cc"), *options, *wrap, source, *library_files()]
-    subprocess.run([*command, "-lm", "-pthread", "-o", path], check=True)
+    subprocess.run([*map(str, command), "-lm", "-pthread", "-o", str(path)], check=True)
     return path
 
 

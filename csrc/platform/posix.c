@@ -182,4 +182,24 @@ bool sl_has_dot_product(void) {
 #endif
 }
 
+/* ---- The command-line program ---------------------------------------------------------------- */
+
+char **sl_program_start(int *argc, char **argv) {
+    (void)argc;
+    return argv;
+}
+
+FILE *sl_program_file(const char *path) {
+    return fopen(path, "rb");
+}
+
+int sl_program_entropy(void *bytes, size_t count) {
+    const int file = open(SL_ENTROPY, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return errno;
+    const ssize_t taken = read(file, bytes, count);
+    const int failure = taken < 0 ? errno : taken == (ssize_t)count ? 0 : EIO;
+    close(file);
+    return failure;
+}
+
 #endif

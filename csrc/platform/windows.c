@@ -12,9 +12,15 @@
 #define NOMINMAX
 
 #include <errno.h>
+#include <fcntl.h>
+#include <io.h>
 #include <process.h>
 #include <stdlib.h>
 #include <windows.h>
+
+/* These headers need windows.h. */
+#include <ntsecapi.h>
+#include <shellapi.h>
 
 _Static_assert(sizeof(sl_mutex) == sizeof(SRWLOCK), "platform.h has the size of a lock");
 _Static_assert(sizeof(sl_condition) == sizeof(CONDITION_VARIABLE), "and of a condition");
@@ -206,6 +212,66 @@ int64_t sl_clock(void) {
 bool sl_has_dot_product(void) {
     enum { DOT_PRODUCT = 43 }; /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
     return IsProcessorFeaturePresent(DOT_PRODUCT);
+}
+
+/* ---- The command-line program ---------------------------------------------------------------- */
+
+static UINT old_code_page; /* of the console, which keeps it after the program */
+
+static void restore_console(void) {
+    SetConsoleOutputCP(old_code_page);
+}
+
+/* Called when the user presses Ctrl-C. The next handler ends the program. */
+static BOOL WINAPI restore_at_interrupt(DWORD event) {
+    (void)event;
+    restore_console();
+    return FALSE;
+}
+
+static void use_utf8_console(void) {
+    old_code_page = GetConsoleOutputCP();
+    if (!old_code_page || !SetConsoleOutputCP(CP_UTF8)) return; /* there is no console */
+    atexit(restore_console);
+    SetConsoleCtrlHandler(restore_at_interrupt, TRUE);
+}
+
+/* Convert a text to UTF-8. Half of a surrogate pair becomes U+FFFD. Returns NULL after an error. */
+static char *narrow(const wchar_t *wide) {
+    const int bytes = WideCharToMultiByte(CP_UTF8, 0, wide, -1, NULL, 0, NULL, NULL);
+    char *text = bytes > 0 ? malloc((size_t)bytes) : NULL;
+    if (text) WideCharToMultiByte(CP_UTF8, 0, wide, -1, text, bytes, NULL, NULL);
+    return text;
+}
+
+/* The arguments live as long as the program. If they cannot be converted, those of main stay. */
+char **sl_program_start(int *argc, char **argv) {
+    use_utf8_console();
+    _setmode(_fileno(stdin), _O_BINARY);
+    _setmode(_fileno(stdout), _O_BINARY);
+    int count;
+    wchar_t **wide = CommandLineToArgvW(GetCommandLineW(), &count);
+    char **arguments = wide ? calloc((size_t)count + 1, sizeof *arguments) : NULL;
+    bool is_complete = arguments != NULL;
+    for (int i = 0; is_complete && i < count; i++)
+        is_complete = (arguments[i] = narrow(wide[i])) != NULL;
+    LocalFree(wide);
+    if (!is_complete) return argv;
+    *argc = count;
+    return arguments;
+}
+
+FILE *sl_program_file(const char *path) {
+    wchar_t *wide = widen(path);
+    FILE *file = wide ? _wfopen(wide, L"rb") : NULL;
+    const int failure = wide ? errno : ENOENT;
+    free(wide);
+    errno = failure;
+    return file;
+}
+
+int sl_program_entropy(void *bytes, size_t count) {
+    return RtlGenRandom(bytes, (ULONG)count) ? 0 : EIO;
 }
 
 #endif
