@@ -14,7 +14,7 @@
 #include "tokenizer/utf8.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "weight files are little-endian and mapped as they are"
+#error "the engine needs a little-endian processor: it uses weight files as they are"
 #endif
 
 enum {

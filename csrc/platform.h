@@ -39,6 +39,25 @@
 #define SL_PRINTF(n)
 #endif
 
+/* SL_BEFORE_MAIN marks a function that runs before main. It does not run if the compiler knows no
+ * such functions, or if the start-up code of a program without a system calls none. */
+#ifdef __GNUC__
+#define SL_BEFORE_MAIN __attribute__((constructor))
+#else
+#define SL_BEFORE_MAIN
+#endif
+
+/* Return the index of the lowest bit that is set in x, which is not 0. */
+static inline unsigned sl_lowest_bit(uint64_t x) {
+#ifdef __GNUC__
+    return (unsigned)__builtin_ctzll(x);
+#else
+    unsigned index = 0;
+    while (!(x >> index & 1)) index++;
+    return index;
+#endif
+}
+
 /* ---- Memory ---------------------------------------------------------------------------------- */
 
 /* Return zeroed memory that starts at a page, or NULL if there is not enough or bytes is

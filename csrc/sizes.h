@@ -10,14 +10,12 @@
 #define SL_TOO_LARGE SIZE_MAX
 
 static inline size_t sl_size_add(size_t a, size_t b) {
-    size_t sum;
-    return __builtin_add_overflow(a, b, &sum) ? SL_TOO_LARGE : sum;
+    return a > SL_TOO_LARGE - b ? SL_TOO_LARGE : a + b;
 }
 
 static inline size_t sl_size_multiply(size_t a, size_t b) {
-    size_t product;
     if (a == SL_TOO_LARGE || b == SL_TOO_LARGE) return SL_TOO_LARGE;
-    return __builtin_mul_overflow(a, b, &product) ? SL_TOO_LARGE : product;
+    return b && a > SL_TOO_LARGE / b ? SL_TOO_LARGE : a * b;
 }
 
 /* Round a size up to a multiple of a power of two. */

@@ -62,11 +62,13 @@ def wine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         given = [WINE, *map(str, command)]
         return subprocess.run(given, capture_output=True, check=False, env=environment, **options)  # type: ignore[call-overload, no-any-return]
 
-    subprocess.run(
-        [SERVER, "-p60"], env=environment, check=True
-    )  # starting it for each call is slow
     call("cmd", "/c", "exit")  # makes the prefix
+    # A program that waits for its input keeps Wine alive, whose start is slow.
+    waiting = subprocess.Popen(
+        [WINE, "cmd"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment
+    )
     yield call
+    waiting.communicate()
     subprocess.run([SERVER, "-k"], env=environment, check=False)
 
 

@@ -30,7 +30,7 @@ static bool has_avx_vnni(void) {
 #endif
 
 /* Runs before main, so before any other thread exists. */
-__attribute__((constructor)) static void find_kernels(void) {
+SL_BEFORE_MAIN static void find_kernels(void) {
     size_t count = 0;
 #ifdef SL_X86
     __builtin_cpu_init();

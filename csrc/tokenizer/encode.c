@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "../error.h"
+#include "../platform.h"
 #include "../sizes.h"
 #include "pretokenize.h"
 #include "tokenizer.h"
@@ -60,7 +61,7 @@ static inline size_t next_border(border_scan *scan) {
         if (scan->block >= scan->length) return scan->length;
         scan->borders = find_borders(scan);
     }
-    const size_t found = scan->block + (size_t)__builtin_ctzll(scan->borders);
+    const size_t found = scan->block + sl_lowest_bit(scan->borders);
     scan->borders &= scan->borders - 1;
     return found;
 }
