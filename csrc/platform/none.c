@@ -10,12 +10,17 @@
 
 #include "../sizes.h"
 
+/* Not every C library has aligned_alloc. The address of the block is in front of the memory. */
 void *sl_pages_new(size_t bytes, bool huge) {
     enum { PAGE_ALIGNMENT = 64 };
     (void)huge;
-    const size_t rounded = sl_size_round_up(bytes, PAGE_ALIGNMENT);
-    void *memory = rounded == SL_TOO_LARGE ? NULL : aligned_alloc(PAGE_ALIGNMENT, rounded);
-    return memory ? memset(memory, 0, rounded) : NULL;
+    const size_t reserved = sl_size_add(bytes, sizeof(void *) + PAGE_ALIGNMENT - 1);
+    uint8_t *block = reserved == SL_TOO_LARGE ? NULL : calloc(1, reserved);
+    if (!block) return NULL;
+    uint8_t *memory = block + sizeof block;
+    memory += -(uintptr_t)memory & (PAGE_ALIGNMENT - 1);
+    memcpy(memory - sizeof block, &block, sizeof block);
+    return memory;
 }
 
 void sl_pages_make_small(void *start, size_t bytes) {
@@ -23,8 +28,10 @@ void sl_pages_make_small(void *start, size_t bytes) {
 }
 
 void sl_pages_free(void *pages, size_t bytes) {
+    void *block = NULL;
     (void)bytes;
-    free(pages);
+    if (pages) memcpy(&block, (uint8_t *)pages - sizeof block, sizeof block);
+    free(block);
 }
 
 int sl_file_open(sl_file *file, const char *path) {
