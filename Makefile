@@ -152,6 +152,8 @@ format: $(VENV)/installed-dev ## format Python and C
 
 clean: ## delete builds and caches; keep models, data and .venv
 	$(MAKE) -C csrc clean
+	$(MAKE) -C examples/cortex-m7 clean
+	$(MAKE) -C examples/esp32 clean
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find storyllamas stages bench tests -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '.*.tmp' -not -path './.git/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,7 +1,6 @@
 /* heap.c: gives newlib's malloc the RAM behind the variables, and counts its calls. */
 
 #include <errno.h>
-#include <malloc.h>
 #include <reent.h>
 #include <stddef.h>
 
@@ -19,11 +18,6 @@ void *_sbrk(ptrdiff_t bytes) {
     used += (size_t)bytes;
     if (used > largest) largest = used;
     return start;
-}
-
-/* The aligned_alloc of newlib calls a function that it does not have. */
-void *aligned_alloc(size_t alignment, size_t bytes) {
-    return memalign(alignment, bytes);
 }
 
 /* newlib calls these around each allocation and each release. */

@@ -1,6 +1,6 @@
 /* main.c: generates a story with the model in flash, and prints how much RAM that took.
  *
- * The arguments are SEED TEMPERATURE MAX_TOKENS PROMPT. */
+ * The arguments are SEED TEMPERATURE MAX_TOKENS CONTEXT PROMPT. */
 
 #include <inttypes.h>
 #include <malloc.h>
@@ -47,24 +47,27 @@ static size_t stack_bytes(void) {
     return (size_t)(stack_end - lowest);
 }
 
-/* Set the options that the arguments name. Returns the prompt. */
-static const char *read_arguments(sl_options *options) {
+/* Set the options and the context that the arguments name. Returns the prompt. */
+static const char *read_arguments(sl_options *options, uint32_t *context) {
     if (board_arguments(arguments, sizeof arguments)) return "Once upon a time";
     char *next = strchr(arguments, ' ');
     if (!next) return "Once upon a time";
     options->seed = strtoull(next, &next, 10);
     options->temperature = strtof(next, &next);
     options->max_tokens = (int32_t)strtol(next, &next, 10);
+    *context = strtoul(next, &next, 10);
     return *next == ' ' ? next + 1 : next;
 }
 
 /* Make a session whose memory is small: one thread, a cache of 8 bits, one token in each forward
- * pass. Returns it, or NULL after an error. */
-static sl_session *new_session(const sl_model *model, size_t *bytes) {
+ * pass, and a context no longer than this. Returns it, or NULL after an error. */
+static sl_session *new_session(const sl_model *model, uint32_t context, size_t *bytes) {
+    const uint32_t max = sl_model_info(model)->context;
     sl_session *session;
     sl_session_options options = {.threads = 1, .slots = 1, .cache = SL_CACHE_Q8, .chunk = 1};
+    options.context = context < max ? context : max;
     options.memory_bytes = *bytes = sl_session_bytes(model, &options);
-    options.memory = aligned_alloc(64, options.memory_bytes);
+    options.memory = memalign(64, options.memory_bytes);
     if (!options.memory) {
         print("error: the heap has too little room for a session of %u bytes\n", *bytes);
         return NULL;
@@ -107,13 +110,14 @@ static void print_memory(size_t model_bytes, size_t session_bytes) {
 int main(void) {
     sl_model *model;
     sl_options options = SL_OPTIONS_DEFAULTS;
-    const char *prompt = read_arguments(&options);
+    uint32_t context = 256;
+    const char *prompt = read_arguments(&options, &context);
     const size_t before = allocated();
     if (sl_model_open_memory(&model, model_start, (size_t)(model_end - model_start), NULL))
         return fail();
     const size_t model_bytes = allocated() - before;
     size_t session_bytes;
-    sl_session *session = new_session(model, &session_bytes);
+    sl_session *session = new_session(model, context, &session_bytes);
     if (!session || generate(session, prompt, &options)) return 1;
     print_memory(model_bytes, session_bytes);
     return 0;

@@ -74,9 +74,12 @@ static int generate(sl_session *session, const sl_options *options) {
 }
 
 static int print_story(const sl_model *model) {
+    enum { CONTEXT = 256 }; /* positions of a story, unless the model has fewer */
+    const uint32_t max = sl_model_info(model)->context;
     sl_session_options small = {.threads = 1, .slots = 1, .cache = SL_CACHE_Q8, .chunk = 1};
     sl_options options = SL_OPTIONS_DEFAULTS;
     sl_session *session;
+    small.context = max < CONTEXT ? max : CONTEXT;
     small.memory_bytes = sl_session_bytes(model, &small);
     small.memory = allocate(small.memory_bytes);
     if (!small.memory) {
