@@ -24,9 +24,11 @@ static void synchronize(void) {
     __asm__ volatile("dsb\n\tisb" ::: "memory");
 }
 
-/* Enable both caches, which are off and undefined after a reset. */
+/* Enable both caches, which are off and undefined after a reset. A program that ran before, such as
+ * a boot loader, may have enabled them. */
 static void enable_caches(void) {
     enum { WAY_SHIFT = 30, SET_SHIFT = 5 }; /* a Cortex-M7 has 4 ways with lines of 32 bytes */
+    if (CONFIGURATION & (USE_DATA_CACHE | USE_CODE_CACHE)) return;
     INVALIDATE_CODE = 0;
     CACHE_SELECTION = 0;
     synchronize();
