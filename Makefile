@@ -54,9 +54,12 @@ SETTINGS = $(if $(SEED),--seed "$$SEED") $(if $(TEMPERATURE),--temperature "$$TE
 	$(if $(MIN_P),--min-p "$$MIN_P") $(if $(MAX_TOKENS),--max-tokens "$$MAX_TOKENS")
 export SEED TEMPERATURE TOP_K TOP_P MIN_P MAX_TOKENS
 
+# cortex-m7: a model that fits the flash of a microcontroller.
+FIRMWARE = MODEL="$$(realpath $(if $(HAS_MODEL),"$$MODEL",models/$(SIZE)/export/q4.slm))"
+
 .DELETE_ON_ERROR:
 
-.PHONY: help setup story train-distributed engine run-c web serve-web sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz fuzz-tokenizer bench-kernels bench-web bench-train bench-learning bench-quality lint format clean
+.PHONY: help setup story train-distributed engine run-c web serve-web cortex-m7 run-cortex-m7 sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz fuzz-tokenizer bench-kernels bench-web bench-train bench-learning bench-quality lint format clean
 
 help: ## list the targets
 	@echo "StoryLlamas: train a small Llama on your machine and generate stories in C."
@@ -96,6 +99,12 @@ web: ## build the page for browsers, with the models that are there: build/web
 serve-web: web ## show that page at http://localhost:8000: PORT=
 	@echo "http://localhost:$(PORT)"
 	@$(PYTHON) -m http.server --bind 127.0.0.1 --directory build/web $(PORT)
+
+cortex-m7: ## build a program for a Cortex-M7 without an operating system: MODEL=
+	@$(MAKE) --no-print-directory -C examples/cortex-m7 $(FIRMWARE)
+
+run-cortex-m7: ## run it in qemu and print a story: MODEL=, the options of run-c
+	@$(MAKE) --no-print-directory -C examples/cortex-m7 $(FIRMWARE) run
 
 sizes: setup ## train each size as an experiment and compare them: SIZES=, RECIPE=, STEPS=
 	@$(BIN)/python -m storyllamas.experiments.run sizes --sizes $(SIZES) \
@@ -174,6 +183,8 @@ completions: $(VENV)/installed-dev ## write the scripts of shell completion, aft
 
 clean: ## delete builds and caches; keep models, data and .venv
 	$(MAKE) -C csrc clean
+	$(MAKE) -C examples/cortex-m7 clean
+	$(MAKE) -C examples/esp32 clean
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find storyllamas stages bench tests -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '.*.tmp' -not -path './.git/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +

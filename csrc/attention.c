@@ -68,34 +68,34 @@ static size_t value_stride(const sl_info *info, uint32_t type) {
 }
 
 /* Return the bytes of a layer's keys, and of its values. */
-static size_t layer_keys(const sl_info *info, uint32_t type) {
-    return sl_size_multiply(sl_padded_rows(info->context) / SL_TILE_ROWS, key_stride(info, type));
+static size_t layer_keys(const sl_info *info, const sl_kv_cache *cache) {
+    return sl_size_multiply(sl_padded_rows(cache->context) / SL_TILE_ROWS,
+                            key_stride(info, cache->type));
 }
 
-static size_t layer_values(const sl_info *info, uint32_t type) {
-    return sl_size_multiply(info->context, value_stride(info, type));
+static size_t layer_values(const sl_info *info, const sl_kv_cache *cache) {
+    return sl_size_multiply(cache->context, value_stride(info, cache->type));
 }
 
-size_t sl_keys_bytes(const sl_model *model, uint32_t type) {
-    return sl_size_multiply(model->info.layers, layer_keys(&model->info, type));
+size_t sl_keys_bytes(const sl_model *model, const sl_kv_cache *cache) {
+    return sl_size_multiply(model->info.layers, layer_keys(&model->info, cache));
 }
 
-size_t sl_values_bytes(const sl_model *model, uint32_t type) {
-    return sl_size_multiply(model->info.layers, layer_values(&model->info, type));
+size_t sl_values_bytes(const sl_model *model, const sl_kv_cache *cache) {
+    return sl_size_multiply(model->info.layers, layer_values(&model->info, cache));
 }
 
 /* Return the start of a key-value head's keys, and of its values. */
 static uint8_t *keys_of(const sl_model *model, const sl_kv_cache *cache, size_t layer,
                         size_t head) {
     const sl_info *info = &model->info;
-    return cache->keys + layer * layer_keys(info, cache->type) +
-           head * key_tile_bytes(info, cache->type);
+    return cache->keys + layer * layer_keys(info, cache) + head * key_tile_bytes(info, cache->type);
 }
 
 static uint8_t *values_of(const sl_model *model, const sl_kv_cache *cache, size_t layer,
                           size_t head) {
     const sl_info *info = &model->info;
-    return cache->values + layer * layer_values(info, cache->type) +
+    return cache->values + layer * layer_values(info, cache) +
            head * value_bytes(info, cache->type);
 }
 
@@ -276,7 +276,7 @@ static void attend_queries(const sl_model *model, const sl_kv_cache *cache, uint
                            size_t stride, float *output, const sl_attention_scratch *scratch) {
     const sl_info *info = &model->info;
     const size_t head_dim = info->head_dim, output_stride = sl_padded_rows(head_dim);
-    const size_t scores_stride = sl_padded_rows(info->context);
+    const size_t scores_stride = sl_padded_rows(cache->context);
     const size_t position = cache->position + first, positions = position + n;
     float sums[SL_MAX_QUERIES];
     /* scores = K q, for all positions. */

@@ -7,19 +7,21 @@
 
 /* The keys and values of one sequence, of all layers and heads. */
 typedef struct {
-    uint8_t *keys;   /* [sl_keys_bytes] */
-    uint8_t *values; /* [sl_values_bytes] */
-    size_t position; /* tokens in the cache */
-    uint32_t type;   /* SL_CACHE_F32, SL_CACHE_F16 or SL_CACHE_Q8 */
+    uint8_t *keys;    /* [sl_keys_bytes] */
+    uint8_t *values;  /* [sl_values_bytes] */
+    size_t position;  /* tokens in the cache */
+    uint32_t context; /* the largest number of them */
+    uint32_t type;    /* SL_CACHE_F32, SL_CACHE_F16 or SL_CACHE_Q8 */
 } sl_kv_cache;
 
 /* Return the type of cache that a session with this option has: for SL_CACHE_AUTO the one that
  * suits the model, otherwise the option itself. */
 uint32_t sl_cache_type(const sl_model *model, uint32_t option);
 
-/* Return the bytes of a cache's keys, and of its values; SL_TOO_LARGE if they do not fit size_t. */
-size_t sl_keys_bytes(const sl_model *model, uint32_t type);
-size_t sl_values_bytes(const sl_model *model, uint32_t type);
+/* Return the bytes of a cache's keys, and of its values; SL_TOO_LARGE if they do not fit size_t.
+ * Only the type and the context of the cache matter. */
+size_t sl_keys_bytes(const sl_model *model, const sl_kv_cache *cache);
+size_t sl_values_bytes(const sl_model *model, const sl_kv_cache *cache);
 
 /* Prefetch the filled part of a layer's cache, for key-value heads first … end - 1. Memory is
  * fastest if many cache lines are requested in a row before any is used. */

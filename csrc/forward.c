@@ -26,7 +26,7 @@ static void extend_rotary(sl_session *s, const sl_segment *segments, size_t coun
         if (last > end) end = last;
     }
     if (end <= s->rotary_count) return;
-    end = end + AHEAD < info->context ? end + AHEAD : info->context;
+    end = end + AHEAD < s->context ? end + AHEAD : s->context;
     sl_fill_rotary(info, s->rotary, s->rotary_count, end);
     s->rotary_count = end;
 }

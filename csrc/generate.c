@@ -8,11 +8,11 @@
 
 /* ---- Starting -------------------------------------------------------------------------------- */
 
-static int reject_long_prompt(size_t count, uint32_t context) {
+static int reject_long_prompt(const sl_session *s, size_t count) {
     return sl_fail(SL_ERROR_ARGUMENT,
-                   "the prompt has %zu tokens and the model's context is %" PRIu32
+                   "the prompt has %zu tokens and the %s's context is %" PRIu32
                    ": give a shorter prompt",
-                   count, context);
+                   count, s->context < s->model->info.context ? "session" : "model", s->context);
 }
 
 /* Return whether a fork cut off a step of this session. If so, discard its sequences, which may be
@@ -58,14 +58,13 @@ static size_t count_cached(const sl_sequence *sequence, const int32_t *ids, size
  * counts them in *kept, unless kept is NULL. */
 static int start_ids(sl_session *s, size_t slot, const int32_t *ids, size_t count,
                      const sl_options *options, size_t *kept) {
-    const uint32_t context = s->model->info.context;
     sl_sequence *sequence = find_sequence(s, slot);
     if (!sequence) return SL_ERROR_ARGUMENT;
     int status = sl_check_options(options);
     if (status) return status;
     if (count == 0)
         return sl_fail(SL_ERROR_ARGUMENT, "the prompt has no tokens: give at least one");
-    if (count > context) return reject_long_prompt(count, context);
+    if (count > s->context) return reject_long_prompt(s, count);
     if ((status = sl_check_ids(s->model, ids, count))) return status;
     const size_t cached = kept ? count_cached(sequence, ids, count) : 0;
     sl_sequence_reset(sequence);
@@ -97,9 +96,9 @@ int sl_start_slot(sl_session *s, size_t slot, const char *prompt, size_t length,
     if (bos_count) sequence->ids[0] = info->bos_id;
     s->scratch.used = 0; /* a fork may have cut off another start */
     status = sl_encode_prompt(&s->model->tokenizer, &s->scratch, prompt, length,
-                              sequence->ids + bos_count, info->context - bos_count, &count);
+                              sequence->ids + bos_count, s->context - bos_count, &count);
     count += bos_count;
-    if (count > info->context) return reject_long_prompt(count, info->context);
+    if (count > s->context) return reject_long_prompt(s, count);
     if (!status) start(s, sequence, count, options);
     return status;
 }
@@ -107,11 +106,11 @@ int sl_start_slot(sl_session *s, size_t slot, const char *prompt, size_t length,
 /* ---- Generating ------------------------------------------------------------------------------ */
 
 /* Return whether a sequence needs another token. Sets its stop if a limit is reached. */
-static bool needs_token(sl_sequence *sequence, const sl_info *info) {
+static bool needs_token(sl_sequence *sequence) {
     if (sequence->stop) return false;
     if (sequence->id_count - sequence->prompt_count == (size_t)sequence->options.max_tokens)
         sequence->stop = SL_STOP_MAX_TOKENS;
-    else if (sequence->id_count == info->context)
+    else if (sequence->id_count == sequence->cache.context)
         sequence->stop = SL_STOP_CONTEXT;
     return !sequence->stop;
 }
@@ -223,7 +222,7 @@ static int generate_all(sl_session *s, size_t count, sl_piece *pieces) {
         sl_sequence *sequence = &s->sequences[i];
         pieces[i] = (sl_piece){.text = sequence->text, .id = -1};
         sequence->was_running = sequence->stop == SL_RUNNING;
-        if (needs_token(sequence, &s->model->info)) waiting[waiting_count++] = sequence;
+        if (needs_token(sequence)) waiting[waiting_count++] = sequence;
     }
     for (;;) {
         const int failure = generate_ready(s, waiting, &waiting_count, pieces);

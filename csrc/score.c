@@ -36,10 +36,9 @@ static void copy_logits(const sl_session *s, const int32_t *ids, size_t first, s
 }
 
 int sl_logits(sl_session *s, const int32_t *ids, size_t count, float *logits) {
-    const uint32_t context = s->model->info.context;
-    if (count < 1 || count > context)
+    if (count < 1 || count > s->context)
         return sl_fail(SL_ERROR_ARGUMENT, "%zu tokens are given and must be 1 to %" PRIu32, count,
-                       context);
+                       s->context);
     const int status = sl_check_ids(s->model, ids, count);
     return status ? status : for_logits(s, ids, count, copy_logits, logits);
 }
@@ -60,7 +59,7 @@ static void score_logits(const sl_session *s, const int32_t *ids, size_t first, 
 }
 
 int sl_score(sl_session *s, const int32_t *ids, size_t count, double *scores) {
-    const size_t max = (size_t)s->model->info.context + 1;
+    const size_t max = (size_t)s->context + 1;
     if (count < 2 || count > max)
         return sl_fail(SL_ERROR_ARGUMENT, "%zu tokens are given to score and must be 2 to %zu",
                        count, max);

@@ -44,29 +44,30 @@ static size_t widest_input(const sl_info *info) {
     return larger(larger(info->dim, info->hidden), (size_t)info->heads * info->head_dim);
 }
 
-static void lay_out_sequence(sl_sequence *sequence, const sl_model *model, uint32_t type,
-                             arena *a) {
-    const sl_info *info = &model->info;
+static void lay_out_sequence(sl_sequence *sequence, const sl_session *s, arena *a) {
+    const sl_info *info = &s->model->info;
+    const sl_kv_cache cache = {.context = s->context, .type = s->cache_type};
     const sl_sequence laid_out = {
         .stop = SL_IDLE,
-        .cache.type = type,
-        .cache.keys = allocate_array(a, 1, sl_keys_bytes(model, type), 1),
-        .cache.values = allocate_array(a, 1, sl_values_bytes(model, type), 1),
-        .ids = allocate_array(a, 1, info->context, sizeof *sequence->ids),
+        .cache.context = s->context,
+        .cache.type = s->cache_type,
+        .cache.keys = allocate_array(a, 1, sl_keys_bytes(s->model, &cache), 1),
+        .cache.values = allocate_array(a, 1, sl_values_bytes(s->model, &cache), 1),
+        .ids = allocate_array(a, 1, s->context, sizeof *sequence->ids),
         .sampler.candidates =
             allocate_array(a, 1, info->vocab_size, sizeof *sequence->sampler.candidates),
         .sampler.indices = allocate_array(a, 1, info->vocab_size + SL_TILE_ROWS, sizeof(int32_t)),
         .sampler.marks = allocate_array(a, 1, info->vocab_size, 1),
         .unsampled = allocate_array(a, 1, info->vocab_size, sizeof *sequence->unsampled),
-        .text = allocate_array(a, 1, sl_decoder_bound(&model->tokenizer), 1),
+        .text = allocate_array(a, 1, sl_decoder_bound(&s->model->tokenizer), 1),
     };
     if (sequence) *sequence = laid_out;
 }
 
-static void lay_out_attention(sl_attention_scratch *scratch, const sl_model *model, size_t queries,
-                              arena *a) {
-    const size_t context = sl_padded_rows(model->info.context);
-    const size_t head_dim = sl_padded_rows(model->info.head_dim);
+static void lay_out_attention(sl_attention_scratch *scratch, const sl_session *s, arena *a) {
+    const size_t queries = smaller(s->rows, SL_MAX_QUERIES);
+    const size_t context = sl_padded_rows(s->context);
+    const size_t head_dim = sl_padded_rows(s->model->info.head_dim);
     const sl_attention_scratch laid_out = {
         .scores = allocate_array(a, queries, context, sizeof *scratch->scores),
         .output = allocate_array(a, queries, head_dim, sizeof *scratch->output),
@@ -99,7 +100,7 @@ static void lay_out(sl_session *s, arena *a) {
     s->sequences = allocate_array(a, 1, s->slot_count, sizeof *s->sequences);
     s->attention = allocate_array(a, 1, s->threads, sizeof *s->attention);
     s->logits = allocate_array(a, s->rows, sl_padded_rows(info->vocab_size), sizeof *s->logits);
-    s->rotary = allocate_array(a, info->context, info->head_dim, sizeof *s->rotary);
+    s->rotary = allocate_array(a, s->context, info->head_dim, sizeof *s->rotary);
     const size_t scratch = a->used;
     s->x = allocate_array(a, s->rows, info->dim, sizeof *s->x);
     s->input = allocate_array(a, s->rows, widest_input(info), sizeof *s->input);
@@ -109,17 +110,16 @@ static void lay_out(sl_session *s, arena *a) {
     s->output = allocate_array(a, s->rows, sl_padded_rows(info->dim), sizeof *s->output);
     lay_out_quantized(s, a);
     for (size_t i = 0; i < s->threads; i++)
-        lay_out_attention(a->base ? &s->attention[i] : NULL, s->model,
-                          smaller(s->rows, SL_MAX_QUERIES), a);
+        lay_out_attention(a->base ? &s->attention[i] : NULL, s, a);
     if (a->base) s->scratch.memory = a->base + scratch;
     s->scratch.bytes = a->used - scratch;
     for (size_t i = 0; i < s->slot_count; i++)
-        lay_out_sequence(a->base ? &s->sequences[i] : NULL, s->model, s->cache_type, a);
+        lay_out_sequence(a->base ? &s->sequences[i] : NULL, s, a);
 }
 
 static void use_small_pages_for_large_caches(const sl_session *s) {
-    const size_t keys = sl_keys_bytes(s->model, s->cache_type);
-    const size_t values = sl_values_bytes(s->model, s->cache_type);
+    const size_t keys = sl_keys_bytes(s->model, &s->sequences[0].cache);
+    const size_t values = sl_values_bytes(s->model, &s->sequences[0].cache);
     if (keys < LARGE_CACHE_BYTES) return;
     for (size_t i = 0; i < s->slot_count; i++) {
         sl_pages_make_small(s->sequences[i].cache.keys, keys);
@@ -136,7 +136,7 @@ static size_t automatic_threads(const sl_model *model) {
     return processors < MAX_THREADS ? processors : MAX_THREADS;
 }
 
-static int check_session_options(const sl_session_options *options) {
+static int check_session_options(const sl_model *model, const sl_session_options *options) {
     if (options->threads > SL_MAX_THREADS)
         return sl_fail(SL_ERROR_ARGUMENT, "threads is %" PRIu32 " and must be 0 (automatic) to %d",
                        options->threads, SL_MAX_THREADS);
@@ -149,14 +149,19 @@ static int check_session_options(const sl_session_options *options) {
     if (options->chunk > SL_MAX_CHUNK)
         return sl_fail(SL_ERROR_ARGUMENT, "chunk is %" PRIu32 " and must be 0 (automatic) to %d",
                        options->chunk, SL_MAX_CHUNK);
+    if (options->context > model->info.context)
+        return sl_fail(SL_ERROR_ARGUMENT,
+                       "context is %" PRIu32 " and must be 0 (automatic) to %" PRIu32
+                       ", the model's",
+                       options->context, model->info.context);
     return SL_OK;
 }
 
 /* Return the largest number of tokens of a forward pass: a chunk of a prompt, no longer than the
  * context, or a token for each slot. */
-static size_t count_rows(const sl_model *model, const sl_session_options *options) {
+static size_t count_rows(const sl_session_options *options, uint32_t context) {
     const size_t chunk = options->chunk ? options->chunk : SL_DEFAULT_CHUNK;
-    return larger(smaller(chunk, model->info.context), options->slots);
+    return larger(smaller(chunk, context), options->slots);
 }
 
 /* Check the options and fill in a session without memory and threads. NULL options are the
@@ -165,14 +170,16 @@ static int plan_session(sl_session *s, const sl_model *model, const sl_session_o
     static const sl_session_options defaults = SL_SESSION_OPTIONS_DEFAULTS;
     if (!*options) *options = &defaults;
     const sl_session_options *o = *options;
-    const int status = check_session_options(o);
+    const int status = check_session_options(model, o);
     if (status) return status;
+    const uint32_t context = o->context ? o->context : model->info.context;
     *s = (sl_session){
         .model = model,
         .threads = o->threads ? o->threads : automatic_threads(model),
         .slot_count = o->slots,
+        .context = context,
         .cache_type = sl_cache_type(model, o->cache),
-        .rows = count_rows(model, o),
+        .rows = count_rows(o, context),
         .owns_memory = !o->memory,
         .scratch.is_bounded = o->memory != NULL,
         /* Passes of one token try one thread first. The pass of a prompt is often the only one of
@@ -190,7 +197,7 @@ static int reject_memory_bytes(const sl_session *s) {
     return sl_fail(SL_ERROR_MEMORY,
                    "not enough memory for %zu slots with a context of %" PRIu32
                    " tokens: use fewer slots",
-                   s->slot_count, s->model->info.context);
+                   s->slot_count, s->context);
 }
 
 size_t sl_session_bytes(const sl_model *model, const sl_session_options *options) {

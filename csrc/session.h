@@ -38,6 +38,7 @@ struct sl_session {
     sl_autotune autotune[2]; /* of forward passes of one token, of several */
     size_t threads;
     size_t rows;         /* the largest number of tokens of a forward pass */
+    uint32_t context;    /* the largest number of positions of a sequence */
     uint32_t cache_type; /* of every sequence: SL_CACHE_F32, SL_CACHE_F16 or SL_CACHE_Q8 */
     size_t memory_bytes; /* of the block that begins here and holds every array below */
     bool owns_memory;    /* the block is not the caller's */

@@ -72,7 +72,8 @@ extern "C" {
 #define SL_MODEL_OPTIONS_DEFAULTS {.pages = SL_PAGES_AUTO, .kernels = NULL}
 
 /* The defaults of sl_session_options: one slot, the rest automatic. */
-#define SL_SESSION_OPTIONS_DEFAULTS {.threads = 0, .slots = 1, .cache = SL_CACHE_AUTO, .chunk = 0}
+#define SL_SESSION_OPTIONS_DEFAULTS                                                                \
+    {.threads = 0, .slots = 1, .cache = SL_CACHE_AUTO, .chunk = 0, .context = 0}
 
 /* The Python package reads the declarations between "cffi: begin" and "cffi: end". */
 /* cffi: begin */
@@ -413,7 +414,7 @@ enum {
 
 enum { SL_MAX_CHUNK = 1024 };
 
-/* Of these, only the type of the cache changes what is generated. */
+/* Of these, only the type of the cache and the context change what is generated. */
 typedef struct {
     /* Size of the thread pool, with the calling thread counted, 1 … 64; 0: automatic. The session
      * measures whether the pool or one thread is faster, and uses the faster one. */
@@ -423,6 +424,9 @@ typedef struct {
     /* Largest number of a prompt's tokens that go through the model together, 1 … SL_MAX_CHUNK; 0:
      * automatic, 128. Fewer take less memory, and prompts take longer. */
     uint32_t chunk;
+    /* Largest number of positions of a sequence, 1 … the model's context; 0: automatic, the model's
+     * context. Fewer take less memory; a sequence ends earlier with SL_STOP_CONTEXT. */
+    uint32_t context;
     /* [memory_bytes] at a multiple of 64 bytes: the caller's memory for the session. It holds all
      * that the session needs, but for threads: with one thread the session allocates nothing, then
      * or later. Keep it until you free the session, and free it yourself. NULL: allocated. */

@@ -146,9 +146,9 @@ static void multiply(pass *p, const sl_matrix *matrix, float *result) {
 static bool is_cache_evicted(const pass *p) {
     enum { EVICTING_BYTES = 24 << 20 };
     const sl_model *model = p->s->model;
-    const uint32_t type = p->s->cache_type;
-    const uint64_t cache = (uint64_t)sl_keys_bytes(model, type) + sl_values_bytes(model, type);
-    return model->info.file_bytes + p->segment_count * cache >= EVICTING_BYTES;
+    const sl_kv_cache *cache = &p->s->sequences[0].cache;
+    const uint64_t bytes = (uint64_t)sl_keys_bytes(model, cache) + sl_values_bytes(model, cache);
+    return model->info.file_bytes + p->segment_count * bytes >= EVICTING_BYTES;
 }
 
 /* Compute attention for key-value heads first … end - 1 of a segment. Its first token is number

@@ -16,7 +16,7 @@ from storyllamas import model as torch_model
 from storyllamas.cli import main
 from storyllamas.config import ModelConfig
 from storyllamas.engine.engine import CACHES, Engine, kernel_sets
-from storyllamas.engine.ffi import ffi, lib
+from storyllamas.engine.ffi import check, ffi, lib
 from storyllamas.engine.sequence import CachedSequence
 from storyllamas.errors import UserError
 
@@ -179,6 +179,44 @@ def test_a_full_context(files: dict[str, Path]) -> None:
     assert engine.logits(ids)[2:-1].argmax(axis=1).tolist() == story.ids
 
 
+@pytest.mark.parametrize("context", [1, 16, 33, 150])
+def test_a_shorter_context(files: dict[str, Path], context: int) -> None:
+    """The positions that there are have the logits of the whole context."""
+    engine = Engine(files["q8"], cache="q8")
+    options = {"cache": CACHES["q8"], "slots": 2, "chunk": 8}
+    session = new_session(engine, **options, context=context)
+    logits = np.empty((context, CONFIG.vocab_size), np.float32)
+    pointer = ffi.from_buffer("float[]", logits)
+    check(lib.sl_logits(session, IDS, context, pointer))
+    assert (logits == engine.logits(IDS[:context])).all()
+
+    sampling = ffi.new("sl_options *", lib.sl_defaults())
+    sampling.temperature, sampling.max_tokens, sampling.ignore_eos = 0, 1000, 1
+    pieces, ids = ffi.new("sl_piece[2]"), IDS[:1]
+    check(lib.sl_start_slot_ids(session, 1, ids, 1, sampling))
+    while pieces[1].stop != lib.SL_STOP_CONTEXT:
+        check(lib.sl_step(session, pieces))
+        ids.extend([pieces[1].id] if pieces[1].id >= 0 else [])
+    assert len(ids) == context
+    story = engine.generate(IDS[:1], temperature=0, max_tokens=10**6, ignore_eos=True)
+    assert list(story)
+    assert ids == [*IDS[:1], *story.ids][:context]
+
+
+def test_more_than_a_shorter_context_is_an_error(files: dict[str, Path]) -> None:
+    engine, sampling = Engine(files["q8"]), ffi.new("sl_options *", lib.sl_defaults())
+    session = new_session(engine, context=20)
+    logits, scores = ffi.new("float[]", 21 * CONFIG.vocab_size), ffi.new("double[]", 22)
+    with pytest.raises(UserError, match="has 21 tokens and the session's context is 20: give"):
+        check(lib.sl_start_ids(session, IDS, 21, sampling))
+    with pytest.raises(UserError, match="has 22 tokens and the session's context is 20: give"):
+        check(lib.sl_start(session, b"b" * 20, 20, sampling))
+    with pytest.raises(UserError, match="21 tokens are given and must be 1 to 20"):
+        check(lib.sl_logits(session, IDS, 21, logits))
+    with pytest.raises(UserError, match="22 tokens are given to score and must be 2 to 21"):
+        check(lib.sl_score(session, IDS, 22, scores))
+
+
 def test_a_resumed_sequence(files: dict[str, Path]) -> None:
     engine = Engine(files["q8"], cache="q8")
     cached = CachedSequence(engine)
@@ -201,6 +239,10 @@ def test_options_out_of_range(files: dict[str, Path]) -> None:
             new_session(engine, chunk=chunk)
     with pytest.raises(UserError, match="cache is 'q4' and must be one of auto, f32, f16, q8"):
         Engine(files["f32"], cache="q4")
+    with pytest.raises(
+        UserError, match=r"context is 151 and must be 0 \(auto.*\) to 150, the model"
+    ):
+        new_session(engine, context=151)
 
 
 def test_numbers_that_are_not_finite_are_found(tmp_path: Path) -> None:

@@ -1,0 +1,10 @@
+/* esp_timer.h: the part of ESP-IDF's header that the example uses. */
+
+#ifndef ESP_TIMER_H
+#define ESP_TIMER_H
+
+#include <stdint.h>
+
+int64_t esp_timer_get_time(void); /* in microseconds */
+
+#endif
