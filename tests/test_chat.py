@@ -7,6 +7,7 @@ import os
 import random
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -450,6 +451,13 @@ def test_what_the_command_rejects(tmp_path: Path, chat_file: Path) -> None:
     assert run("chat", chat_file, "--ignore-eos").returncode == 2
 
 
+def _control_terminal() -> None:
+    """Let Ctrl-C in the terminal on standard input interrupt this process."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # A job in the background of a shell, and what it starts, ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """`storyllamas chat` at a terminal of its own."""
 
@@ -466,7 +474,7 @@ class Terminal:
             cwd=ROOT,
             env=os.environ | {"TERM": "dumb"},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_control_terminal,
         )
         os.close(theirs)
         self.text = ""
@@ -501,7 +509,8 @@ class Terminal:
             assert time.monotonic() < deadline, f"no {end!r} after {self.text!r}"
             with suppress(OSError):  # the other end is closed
                 self.type(key)
-                while end not in self.text and self._read(1):
+                again = time.monotonic() + 1
+                while end not in self.text and self._read(again - time.monotonic()):
                     pass
 
     def end(self) -> None:
