@@ -133,8 +133,6 @@ def test_a_failure_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 KILLED = """
 import os, signal, sys
-from conftest import ROOT
-
 from storyllamas import atomic
 kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 step, exchange, target = sys.argv[1], sys.argv[2], sys.argv[3]

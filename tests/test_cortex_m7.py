@@ -93,7 +93,7 @@ def test_text_is_that_of_the_scalar_kernels(
         assert values["tokens"] == [len(story.ids), story.prompt_tokens]
         assert values["heap calls while generating"] == [0]
         assert values["model"][0] == model.stat().st_size
-        assert values["RAM in all"] < [300_000 if name == "260k" else 600_000]
+        assert values["RAM in all"] < [300_000 if name == "260k" else 620_000]
 
 
 def test_a_small_model_takes_little_memory(build: Path, models: dict[str, Path]) -> None:

@@ -281,7 +281,7 @@ def gguf(folder: Path, type_name: str = "", pre: str = "", **changes: Any) -> Or
         **changes: of the shape.
     """
     if pre:
-        tokenizer = ranked.train(PRE[pre], added=False)
+        tokenizer = ranked.train(PRE[pre], added=[])
         tokenizer.add_special_tokens(["<|end|>"])
         size = tokenizer.get_vocab_size()
     else:
