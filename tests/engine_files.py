@@ -78,6 +78,15 @@ def write(
     return path
 
 
+def write_types(folder: Path, config: ModelConfig) -> dict[str, Path]:
+    """Write the same random weights as f32, q8 and q4, by name."""
+    tensors, sizes = random_tensors(config, 5), {"q8": 32, "q4": 24}
+    return {
+        name: write(folder / f"{name}.slm", config, tensors, None, name, sizes)
+        for name in ("f32", "q8", "q4")
+    }
+
+
 def sealed(data: bytes | bytearray) -> bytes:
     """Return the file with a valid checksum, if it has whole blocks and a header."""
     data = bytearray(data)

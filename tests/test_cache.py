@@ -42,13 +42,7 @@ SHAPES = [
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    tensors = engine_files.random_tensors(CONFIG, 5)
-    sizes = {"q8": 32, "q4": 24}
-    return {
-        name: engine_files.write(folder / f"{name}.slm", CONFIG, tensors, None, name, sizes)
-        for name in ("f32", "q8", "q4")
-    }
+    return engine_files.write_types(tmp_path_factory.mktemp("cache"), CONFIG)
 
 
 def rms(x: npt.NDArray[Any]) -> float:
@@ -126,7 +120,7 @@ def test_kernel_sets_agree(files: dict[str, Path], name: str, kernels: str) -> N
     assert np.abs(logits - reference).max() <= bound * np.abs(reference).max()
 
 
-# ---- The same bits -------------------------------------------------------------------------------
+# ---- Bit-identical results -----------------------------------------------------------------------
 
 
 def new_session(engine: Engine, **options: int) -> Any:

@@ -23,13 +23,7 @@ IDS = np.random.default_rng(3).integers(3, CONFIG.vocab_size, CONFIG.context).to
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("sets")
-    tensors = engine_files.random_tensors(CONFIG, 5)
-    sizes = {"q8": 32, "q4": 24}
-    return {
-        name: engine_files.write(folder / f"{name}.slm", CONFIG, tensors, None, name, sizes)
-        for name in ("f32", "q8", "q4")
-    }
+    return engine_files.write_types(tmp_path_factory.mktemp("sets"), CONFIG)
 
 
 def test_the_reference_is_always_there() -> None:

@@ -94,32 +94,26 @@ async def whole(answer: Answer, chunks: AsyncGenerator[Chunk, None]) -> dict[str
     return answer.json(choices=[choices[index] for index in sorted(choices)], usage=answer.usage())
 
 
-async def events(
-    answer: Answer, chunks: AsyncGenerator[Chunk, None], end: Callable[[], None]
-) -> AsyncGenerator[str, None]:
+async def events(answer: Answer, chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[str, None]:
     """Yield server-sent events.
 
     Args:
         answer: what they have in common.
         chunks: what the choices gain.
-        end: is called at the end, also if the client has gone away.
     """
     seen: set[int] = set()
-    try:
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                if chunk.error:
-                    yield _event({"error": {"message": chunk.error, "type": "server_error"}})
-                    return
-                choice = answer.choice(chunk, is_first=chunk.index not in seen)
-                seen.add(chunk.index)
-                yield _event(answer.json(choices=[choice]))
-        options = answer.asked.stream_options
-        if options and options.include_usage:
-            yield _event(answer.json(choices=[], usage=answer.usage()))
-        yield "data: [DONE]\n\n"
-    finally:
-        end()
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if chunk.error:
+                yield _event({"error": {"message": chunk.error, "type": "server_error"}})
+                return
+            choice = answer.choice(chunk, is_first=chunk.index not in seen)
+            seen.add(chunk.index)
+            yield _event(answer.json(choices=[choice]))
+    options = answer.asked.stream_options
+    if options and options.include_usage:
+        yield _event(answer.json(choices=[], usage=answer.usage()))
+    yield "data: [DONE]\n\n"
 
 
 def _event(value: Any) -> str:

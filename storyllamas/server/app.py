@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,7 @@ class Server:
             return Response(status_code=CLIENT_LEFT)
         self.counters.prompt_tokens += sum(map(len, answer.prompts))
         if asked.stream:
-            self.streams += 1
-            events = answers.events(answer, chunks, lambda: self._end(answer))
-            return StreamingResponse(events, media_type="text/event-stream")
+            return StreamingResponse(self._stream(answer, chunks), media_type="text/event-stream")
         try:
             value = await answers.until_left(answers.whole(answer, chunks), request.receive)
         except UserError as error:
@@ -140,9 +139,18 @@ class Server:
     def _pause(self) -> float:
         return EVENT_SECONDS * self.streams
 
-    def _end(self, answer: Answer) -> None:
-        self.streams -= 1
-        self.counters.completion_tokens += answer.completion.tokens
+    async def _stream(
+        self, answer: Answer, chunks: AsyncGenerator[Chunk, None]
+    ) -> AsyncGenerator[str, None]:
+        """Yield the events, and count the stream while it runs."""
+        self.streams += 1
+        try:
+            async with aclosing(answers.events(answer, chunks)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self.streams -= 1
+            self.counters.completion_tokens += answer.completion.tokens
 
     def _rejected(self, message: str, status: int, headers: Any = None) -> Response:
         self.counters.requests_rejected += 1
