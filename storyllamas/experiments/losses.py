@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -49,7 +48,7 @@ def runs() -> list[Run]:
     Search the workspace, then DVC's experiments, then the history.
     """
     found: dict[str, Run] = {}
-    for revision in ("", *_revisions()):
+    for revision in ("", *experiments().values(), *history()):
         run = run_at(revision)
         if run:
             found.setdefault(run.size, run)
@@ -79,11 +78,16 @@ def draw(shown: list[Run]) -> None:
         axes.legend()
 
 
-def _revisions() -> Iterator[str]:
-    """Yield experiments, then commits that changed the validation log; the newest first of each."""
+def experiments() -> dict[str, str]:
+    """Return the commits of DVC's experiments by their references, the newest first."""
     order = "--sort=-committerdate"
-    yield from git("for-each-ref", order, "--format=%(objectname)", "refs/exps").split()
-    yield from git("log", "--format=%H", "--", "metrics/validation.csv").split()
+    lines = git("for-each-ref", order, "--format=%(refname) %(objectname)", "refs/exps")
+    return dict(line.split() for line in lines.splitlines())
+
+
+def history() -> list[str]:
+    """Return the commits that changed the validation log, the newest first."""
+    return git("log", "--format=%H", "--", "metrics/validation.csv").split()
 
 
 def run_at(revision: str) -> Run | None:
@@ -95,11 +99,16 @@ def run_at(revision: str) -> Run | None:
         return None
     values = json.loads(metrics)
     return Run(
-        values["size"], values["parameters"], values["recipe"], _curve(steps), _curve(validation)
+        values["size"], values["parameters"], values["recipe"], curve(steps), curve(validation)
     )
 
 
-def _curve(table: str) -> Curve:
+def curve(table: str) -> Curve:
+    """Read the columns `tokens` and `loss` of a log.
+
+    Args:
+        table: metrics/steps.csv or metrics/validation.csv.
+    """
     rows = list(csv.DictReader(io.StringIO(table)))
     return [int(row["tokens"]) / 1e6 for row in rows], [float(row["loss"]) for row in rows]
 
