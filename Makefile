@@ -35,6 +35,8 @@ endif
 
 # bench-learning, bench-tokenizer, bench-pretokenize: a corpus, optional.
 export CORPUS
+# report: an experiment or revision to compare with, optional.
+export BASE
 # bench-server: llama.cpp's program llama-server, optional.
 export LLAMA_SERVER
 
@@ -116,6 +118,10 @@ sweep: setup ## train with each learning rate as an experiment and rank them: RA
 
 plots: setup ## plot the losses of all runs so far: metrics/losses.png
 	$(BIN)/python -m storyllamas.experiments.losses
+
+.PHONY: report
+report: $(VENV)/installed-report ## write one HTML file of all runs, metrics and stories: build/report.html: BASE=
+	@$(BIN)/python -m storyllamas.report $(if $(BASE),--base "$$BASE")
 
 corpus: setup ## print and plot statistics of the corpus: metrics/corpus.png
 	$(BIN)/storyllamas corpus --picture metrics/corpus.png
@@ -202,6 +208,10 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt $(ENGINE_SOURCES
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/installed-report: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[report]'
 	@touch $@
 
 # Builds llama-cpp-python from source, which takes minutes and needs a C++ compiler.

@@ -158,7 +158,7 @@ def _chart(name: str, title: str, figure: go.Figure) -> Chart:
         plot_bgcolor="rgba(0,0,0,0)",
     )
     for axes in (figure.update_xaxes, figure.update_yaxes):
-        axes(fixedrange=True, zeroline=False, automargin=True)
+        axes(fixedrange=True, zeroline=False, automargin=True, title_font_size=13, title_standoff=8)
     return Chart(name, title, json.loads(figure.to_json()))
 
 

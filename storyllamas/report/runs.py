@@ -170,6 +170,12 @@ def _of_texts(origin: str, texts: Mapping[str, str]) -> Run | None:
     values = json.loads(metrics)
     for name in ("size", "recipe", "parameters", "tokens", "validation_loss"):
         values[name]  # an early check: charts and tables need them
-    corpus = recorded_params(texts[LOCK], f"train@{values['size']}").get("corpus.source", "")
+    corpus = _corpus(texts[LOCK], values["size"])
     run = Run(origin, corpus, values, losses.curve(steps), losses.curve(validation))
     return run if run.validation[1] else None
+
+
+def _corpus(lock: str, size: str) -> str:
+    """Return `corpus.source` of the run that a dvc.lock records; "" if it records none."""
+    source = recorded_params(lock, f"train@{size}").get("corpus.source")
+    return source or recorded_params(lock, "download").get("corpus", {}).get("source", "")

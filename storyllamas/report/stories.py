@@ -54,6 +54,17 @@ class Token:
         """The class of its probability, an index of `CLASSES` or the next one."""
         return sum(self.chosen.probability < smallest for smallest in CLASSES)
 
+    @property
+    def space(self) -> str:
+        """The space in front of its word, which has no color; "" if there is no word."""
+        word = self.text.lstrip()
+        return self.text.removesuffix(word) if word else ""
+
+    @property
+    def word(self) -> str:
+        """The text without `space`."""
+        return self.text.removeprefix(self.space)
+
 
 @dataclass(frozen=True)
 class Story:

@@ -90,13 +90,13 @@ def pairs(caption: str, values: Mapping[str, Any]) -> Table:
 def tables(document: Mapping[str, Any], caption: str = "") -> list[Table]:
     """Return tables of everything in nested metrics.
 
-    Groups that have a key in common are rows of one table; any other group is a table of its own.
+    Groups that have a key in common are columns of one table. Another group is a table of its own.
 
     Args:
         document: metrics; a value may be a mapping or a list of mappings.
         caption: title of the values that are in no group; "": "Overall".
     """
-    return _walk({title(caption): document}, "")
+    return _walk({caption or title(""): document}, "")
 
 
 def _walk(groups: Mapping[str, Mapping[str, Any]], parent: str) -> list[Table]:
@@ -159,14 +159,16 @@ def _related(groups: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _matrix(parent: str, groups: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Return a table with a row for each group; a cell is empty if its group has no such key."""
+    """Return a table with a column for each group; a cell is empty if its group has no such key."""
     keys = list(dict.fromkeys(key for group in groups.values() for key in group))
     rows = [
-        [Cell(name), *(cell(group[key]) if key in group else Cell("") for key in keys)]
-        for name, group in groups.items()
+        [
+            Cell(title(key)),
+            *(cell(group[key]) if key in group else Cell("") for group in groups.values()),
+        ]
+        for key in keys
     ]
-    caption = parent or ", ".join(groups)
-    return Table(caption, ["", *map(title, keys)], rows)
+    return Table(_join(parent, ", ".join(groups)), ["", *groups], rows)
 
 
 # ---- Markdown ------------------------------------------------------------------------------------
