@@ -60,10 +60,11 @@ def collect(base: str = "", models: Sequence[Path] | None = None) -> Report:
     """
     run = runs.present()
     evaluation = documents.read("eval.json")
-    chosen = params.load()
+    values = params.read("params.yaml")
+    chosen = params.parse(values)
     with closing(Experiments()) as dvc:
         differences = dvc.differences(base) if base else []
-        values, known = dvc.params(), runs.known(dvc.cache)
+        known = runs.known(dvc.cache)
     lock = read_at("", runs.LOCK)
     recorded = runs.recorded_params(lock, f"train@{run.metrics['size']}")
     generation = values.get("generation", {})

@@ -1,4 +1,4 @@
-"""The parameters of the experiment in the workspace, and how another one differs; from DVC."""
+"""The parameters of the workspace, and how another experiment differs, which DVC says."""
 
 from __future__ import annotations
 
@@ -37,15 +37,6 @@ class Experiments:
     def close(self) -> None:
         """Close the repository."""
         self._repo.close()
-
-    def params(self) -> dict[str, Any]:
-        """Return the values of params.yaml in the workspace."""
-        shown = self._repo.params.show()
-        files = next(iter(shown.values()), {}).get("data", {})
-        merged: dict[str, Any] = {}
-        for file in files.values():
-            merged |= file.get("data", {})
-        return merged
 
     def differences(self, base: str) -> list[Table]:
         """Return what differs between another experiment and the workspace: params and metrics.
