@@ -38,11 +38,13 @@ export CORPUS
 # bench-server: llama.cpp's program llama-server, optional.
 export LLAMA_SERVER
 
+PRETRAINED := models/pretrained/tinystories-2m-q4.slm
 # run-c: only the options that you give are passed; the program has defaults for the others.
 ifneq ($(origin MODEL),undefined)
 HAS_MODEL := yes
 else
-MODEL := models/$(SIZE)/export/f32.slm
+# Your own model if it is trained, else one that comes with the project.
+MODEL := $(or $(wildcard models/$(SIZE)/export/f32.slm),$(PRETRAINED))
 endif
 PROMPT ?= Once upon a time
 # $(value) keeps a dollar sign as it is typed.
@@ -55,7 +57,7 @@ SETTINGS = $(if $(SEED),--seed "$$SEED") $(if $(TEMPERATURE),--temperature "$$TE
 export SEED TEMPERATURE TOP_K TOP_P MIN_P MAX_TOKENS
 
 # cortex-m7: a model that fits the flash of a microcontroller.
-FIRMWARE = MODEL="$$(realpath $(if $(HAS_MODEL),"$$MODEL",models/$(SIZE)/export/q4.slm))"
+FIRMWARE = MODEL="$$(realpath $(if $(HAS_MODEL),"$$MODEL",$(or $(wildcard models/$(SIZE)/export/q4.slm),$(PRETRAINED))))"
 
 .DELETE_ON_ERROR:
 
@@ -94,7 +96,7 @@ run-c: engine ## print a story with the C program (options: see below)
 
 web: ## build the page for browsers, with the models that are there: build/web
 	@$(MAKE) --no-print-directory -C csrc wasm
-	@$(PYTHON) web/build.py csrc/build/engine.wasm build/web $(wildcard models/*/export/q[48].slm)
+	@$(PYTHON) web/build.py csrc/build/engine.wasm build/web $(wildcard models/pretrained/*.slm models/*/export/q[48].slm)
 
 serve-web: web ## show that page at http://localhost:8000: PORT=
 	@echo "http://localhost:$(PORT)"

@@ -168,8 +168,13 @@ def _default_checkpoint() -> Path:
     return Path("models") / params.load().model
 
 
+PRETRAINED = Path("models/pretrained/tinystories-2m-q4.slm")
+"""The model that comes with a checkout, for those who have not trained their own."""
+
+
 def _default_model() -> Path:
-    return _default_checkpoint() / "export" / "f32.slm"
+    trained = _default_checkpoint() / "export" / "f32.slm"
+    return PRETRAINED if PRETRAINED.is_file() and not trained.is_file() else trained
 
 
 def _open(arguments: argparse.Namespace) -> Engine:
