@@ -6,16 +6,17 @@ from dataclasses import asdict
 
 from storyllamas import params
 from storyllamas.atomic import atomic_file, write_json
-from storyllamas.corpus import files, sources
+from storyllamas.corpus import files, prompts, sources
 from storyllamas.corpus.cleaning import Cleaner
 from storyllamas.errors import exit_on_user_error
 
 
 @exit_on_user_error
 def main() -> None:
-    """Write data/corpus/train.txt and data/corpus/valid.txt, both or neither, and statistics."""
+    """Write data/corpus/train.txt and valid.txt, both or neither, prompts and statistics."""
     chosen = params.load()
     split = sources.split(chosen.corpus, chosen.seed)
+    write_json("data/corpus/prompts.json", prompts.find(chosen.corpus))
     cleaner = Cleaner(chosen.corpus.clean)
     with (
         atomic_file("data/corpus/train.txt") as train,
