@@ -16,7 +16,6 @@ def main() -> None:
     """Write data/corpus/train.txt and valid.txt, both or neither, prompts and statistics."""
     chosen = params.load()
     split = sources.split(chosen.corpus, chosen.seed)
-    write_json("data/corpus/prompts.json", prompts.find(chosen.corpus))
     cleaner = Cleaner(chosen.corpus.clean)
     with (
         atomic_file("data/corpus/train.txt") as train,
@@ -25,6 +24,7 @@ def main() -> None:
         # Validation first: the cleaner compares the training stories with it.
         files.write(valid, cleaner.valid(split.valid))
         files.write(train, cleaner.train(split.train))
+    write_json("data/corpus/prompts.json", prompts.find(chosen.corpus))
     parts = {"train": cleaner.train_counts, "valid": cleaner.valid_counts}
     read = {"empty": split.counts.empty, "invalid_bytes": split.counts.invalid_bytes}
     write_json(

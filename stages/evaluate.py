@@ -49,12 +49,15 @@ def main() -> None:
     shown = evaluation.fitting(engine, given)
     if len(shown) < len(given):
         print(f"{len(given) - len(shown)} prompts are longer than the context and are left out")
-    stories = evaluation.sample(engine, [*shown, *[""] * settings.samples], generation, chosen.seed)
-    summary = summarize(stories, files.read_bytes("data/corpus/train.txt"))
+    prompts = [*shown, *[""] * settings.samples]
+    generated = evaluation.sample(engine, prompts, generation, chosen.seed)
+    summary = summarize(generated, files.read_bytes("data/corpus/train.txt"))
     for note in summary.notes:
         print(note, flush=True)
-    report["measures"] = {"stories": len(stories), **summary.groups}
-    page = evaluation.samples_page(chosen.model, stories[: len(shown)], chosen.seed, summary.groups)
+    report["measures"] = {"stories": len(generated), **summary.groups}
+    page = evaluation.samples_page(
+        chosen.model, generated[: len(shown)], chosen.seed, summary.groups
+    )
     write_text("metrics/samples.md", page)
     write_json("metrics/eval.json", six_digits(report))
 

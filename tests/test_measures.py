@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storyllamas.measures import diversity, language, memorization, summary, words
-from storyllamas.measures.memorization import Copying, CopyIndex
+from storyllamas.measures.memorization import CopyIndex, Copying
 from storyllamas.measures.story import Story
 
 WORD = st.sampled_from(["a", "b", "c", "A", "d.", "“e”", "é", "it's", "f-g", "1"])
