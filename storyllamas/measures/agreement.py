@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from storyllamas.corpus import files
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.measures.story import Story
-from storyllamas.measures.summary import MEASURES, copying
+from storyllamas.measures.summary import MEASURES, PerStory, copying
 from storyllamas.measures.words import words
 
 COLUMNS = ("category", "prompt", "completion", "model_name")
@@ -122,7 +122,7 @@ def correlations(
 
 
 def measure(
-    scored: Sequence[Scored], training: Path | None
+    scored: Sequence[Scored], training: Path | None = None
 ) -> tuple[dict[str, list[float]], list[str]]:
     """Measure each completion.
 
@@ -132,30 +132,35 @@ def measure(
 
     Returns:
         The values of each measure in the order of the completions, and a sentence for each measure
-        that is left out.
+        that is left out. The number of words is there for comparison.
     """
     stories = [each.story for each in scored]
     values: dict[str, list[float]] = {}
     notes = []
-    for name, function in {k: v for family in MEASURES.values() for k, v in family.items()}.items():
-        try:
-            values[name] = _by_model(scored, function)
-        except UserError as error:
-            notes.append(f"{name} is left out: {error}")
+    for measures in MEASURES.values():
+        for name, function in measures.items():
+            try:
+                values[name] = _by_group(scored, function)
+            except UserError as error:
+                notes.append(f"{name} is left out: {error}")
     if training:
         values |= copying(stories, files.read_bytes(training))
     values["words"] = [len(words(story.completion)) for story in stories]
     return values, notes
 
 
-def _by_model(
-    scored: Sequence[Scored], function: Callable[[Sequence[Story]], Sequence[float]]
-) -> list[float]:
-    """Apply a function to the stories of each model; BLEU compares them with each other."""
+def _by_group(scored: Sequence[Scored], function: PerStory) -> list[float]:
+    """Apply a function to the stories of each model in each category.
+
+    BLEU compares the stories that a function gets, and a prompt may be in several categories.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, each in enumerate(scored):
+        groups.setdefault((each.model, each.category), []).append(index)
     values = [0.0] * len(scored)
-    for model in {each.model: None for each in scored}:
-        inside = [i for i, each in enumerate(scored) if each.model == model]
-        for i, value in zip(inside, function([scored[i].story for i in inside]), strict=True):
+    for inside in groups.values():
+        measured = function([scored[i].story for i in inside])
+        for i, value in zip(inside, measured, strict=True):
             values[i] = float(value)
     return values
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
 
 from storyllamas.extras import needs
 from storyllamas.measures.story import Story
+
+if TYPE_CHECKING:
+    from harper import Linter
 
 IGNORED_KINDS = frozenset(
     {
@@ -36,8 +41,8 @@ def faults(stories: Sequence[Story]) -> list[int]:
         UserError: harper-py is not installed.
     """
     with needs("measures"):
-        from harper import Language, Linter
-    linter = Linter()
+        from harper import Language
+    linter = _linter()
     return [
         sum(
             lint.span.start >= len(story.prompt) and lint.lint_kind not in IGNORED_KINDS
@@ -45,6 +50,14 @@ def faults(stories: Sequence[Story]) -> list[int]:
         )
         for story in stories
     ]
+
+
+@cache
+def _linter() -> Linter:
+    """Return a checker; its dictionary takes a second."""
+    from harper import Linter
+
+    return Linter()
 
 
 def grade_levels(stories: Sequence[str]) -> list[float]:
