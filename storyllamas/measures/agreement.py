@@ -197,8 +197,16 @@ def main() -> None:
     parser.add_argument(
         "--train", type=Path, help="training stories, for the memorization measures"
     )
+    parser.add_argument("--model", help="only the completions of this model")
     options = parser.parse_args()
     scored = read(options.scores)
+    if options.model:
+        names = sorted({each.model for each in scored})
+        if options.model not in names:
+            raise UserError(
+                f"{options.scores} has no model {options.model}: use one of {', '.join(names)}"
+            )
+        scored = [each for each in scored if each.model == options.model]
     values, notes = measure(scored, options.train)
     print(table(correlations(scored, values)))
     for note in notes:

@@ -14,8 +14,6 @@ from storyllamas.measures.words import words
 LONG_COPY = 25
 """Words of the longest copied run that does not count as long yet."""
 
-_N = (1, 2, 3)
-
 PerStory = Callable[[Sequence[Story]], Sequence[float]]
 
 
@@ -35,7 +33,9 @@ def _faults_per_100_words(stories: Sequence[Story]) -> list[float]:
 
 MEASURES: dict[str, dict[str, PerStory]] = {
     "diversity": {
-        **{f"distinct_{n}": _distinct(n) for n in _N},
+        "distinct_1": _distinct(1),
+        "distinct_2": _distinct(2),
+        "distinct_3": _distinct(3),
         "repeated_sentence_fraction": _of_text(diversity.repeats_sentence),
         "self_bleu": lambda stories: diversity.self_bleu([story.completion for story in stories]),
     },
@@ -83,8 +83,8 @@ def summarize(stories: Sequence[Story], training: Iterable[bytes]) -> Summary:
             except UserError as error:
                 notes.append(f"{name} is left out: {error}")
     texts = [story.completion for story in stories]
-    for n in _N:
-        groups["diversity"][f"corpus_distinct_{n}"] = diversity.corpus_distinct(texts, n)
+    for n, name in enumerate(("corpus_distinct_1", "corpus_distinct_2", "corpus_distinct_3"), 1):
+        groups["diversity"][name] = diversity.corpus_distinct(texts, n)
     return Summary(groups, notes)
 
 
