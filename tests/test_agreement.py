@@ -100,3 +100,24 @@ def test_the_table_begins_with_the_strongest_measure(
     lines = agreement.table(agreement.correlations(scored, values)).splitlines()
     assert lines[:3] == ["| measure | Plot |", "|---|---|", "| `length` | **−1.00** |"]
     assert "| `flat` | – |" in lines
+
+
+def test_the_command_prints_the_table_of_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(stories: list[object]) -> list[float]:
+        raise UserError("sacrebleu is not installed")
+
+    monkeypatch.setattr(agreement, "MEASURES", {"family": {"self_bleu": missing}})
+    rows = [row("a", 1), row("a b", 2), row("a", 3, model="n")]
+    path = str(write(tmp_path / "s.csv", *rows))
+    for words, code in ((["--model", "m", path], 0), (["--model", "o", path], 1)):
+        monkeypatch.setattr("sys.argv", ["agreement", *words])
+        with pytest.raises(SystemExit) as raised:
+            agreement.main()
+        assert bool(raised.value.code) == code
+    assert "has no model o: use one of m, n" in str(raised.value.code)
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| `words` | **1.00** |",
+        "self_bleu is left out: sacrebleu is not installed",
+    ]

@@ -70,11 +70,27 @@ class _Level:
         """Return the number of the n-gram at each position of a training text."""
         found = np.zeros(len(shorter), np.int64)
         positions, keys = self._pairs(shorter)
-        if len(self.keys) and len(keys):
-            at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-            is_known = self.keys[at] == keys
-            found[positions[is_known]] = at[is_known] + 1
+        found[positions] = self._look_up(keys)
         return found
+
+    def extend(self, positions: Ints, shorter: Ints) -> tuple[Ints, Ints]:
+        """Find n-grams that are one word longer; return the positions and numbers of those found.
+
+        Args:
+            positions: ascending positions of known n-grams; `step` is 1.
+            shorter: their numbers.
+        """
+        at = np.flatnonzero(np.diff(positions) == 1)
+        numbers = self._look_up(shorter[at] * self.base + shorter[at + 1])
+        is_known = numbers > 0
+        return positions[at[is_known]], numbers[is_known]
+
+    def _look_up(self, keys: Ints) -> Ints:
+        """Return the number of each key; 0 if no generated story has it."""
+        if not len(self.keys):
+            return np.zeros(len(keys), np.int64)
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[at] == keys, at + 1, 0)
 
 
 class CopyIndex:
@@ -124,20 +140,16 @@ class CopyIndex:
         ids[ends] = 0
         bigrams = self._bigrams.find(ids)
         self._rouge.compare(bigrams, ends)
-        found = self._four.find(bigrams)
-        for level in self._all_levels():
-            found = level.find(found)
-            if not found.any():
-                return
-            level.seen[found] = True
-            level.seen[0] = False
-
-    def _all_levels(self) -> Iterator[_Level]:
-        yield self._levels[0]
-        for longer in range(1, int(self._lengths.max(initial=0)) - N + 1):
+        eight = self._levels[0].find(self._four.find(bigrams))
+        positions = np.flatnonzero(eight)
+        numbers = eight[positions]
+        longer = 0
+        while len(numbers):
+            self._levels[longer].seen[numbers] = True
+            longer += 1
             if longer == len(self._levels):
                 self._levels.append(_Level(self._levels[-1].numbers, 1))
-            yield self._levels[longer]
+            positions, numbers = self._levels[longer].extend(positions, numbers)
 
     def _longest(self) -> Ints:
         longest = np.zeros(len(self._lengths), np.int64)
