@@ -34,7 +34,8 @@ export LLAMA2C
 endif
 
 # bench-learning, bench-tokenizer, bench-pretokenize: a corpus, optional.
-export CORPUS
+# agreement: a CSV file of scores, and a file of training stories, optional.
+export CORPUS SCORES
 # bench-server: llama.cpp's program llama-server, optional.
 export LLAMA_SERVER
 
@@ -125,6 +126,10 @@ corpus: setup ## print and plot statistics of the corpus: metrics/corpus.png
 vocab-table: setup ## compare vocabulary sizes on the corpus: metrics/vocabulary.*
 	$(BIN)/python -m storyllamas.corpus_stats.vocab_table
 
+.PHONY: agreement
+agreement: setup ## correlate the measures of stories with a person's scores: SCORES=, CORPUS= (training stories)
+	$(BIN)/python -m storyllamas.measures.agreement $(if $(CORPUS),--train "$$CORPUS") "$$SCORES"
+
 test: $(VENV)/installed-dev ## run all tests
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
@@ -199,7 +204,7 @@ $(BIN)/python:
 # A module for one version of Python, from an older build, would be loaded in place of the new one.
 $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt $(ENGINE_SOURCES)
 	@rm -f storyllamas/_engine.cpython-*
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,chat]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,chat,measures]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
