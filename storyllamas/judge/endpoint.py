@@ -89,14 +89,12 @@ class Endpoint:
         url: the base address, to which `/chat/completions` is added.
         key: is sent as a bearer token; "": none is sent.
         retries: settings of retries.
-        wait: waits for an event for some seconds, and returns whether it is set.
         note: is called with a phrase before each retry.
     """
 
     url: str
     key: str = field(default="", repr=False)
     retries: RetrySettings = RetrySettings()
-    wait: Callable[[threading.Event, float], bool] = threading.Event.wait
     note: Callable[[str], None] = lambda phrase: None
 
     def __post_init__(self) -> None:
@@ -152,6 +150,10 @@ class Endpoint:
             seconds = self._pause(error, attempt, wait)
             if self.wait(stopped or threading.Event(), seconds):
                 raise error
+
+    def wait(self, stopped: threading.Event, seconds: float) -> bool:
+        """Wait for some seconds; return at once, with True, when `stopped` is set."""
+        return stopped.wait(seconds)
 
     def _pause(self, error: MalformedError | TroubleError, attempt: int, asked: float) -> float:
         """Return the seconds to wait before retry number `attempt`, counted from 1, or give up."""

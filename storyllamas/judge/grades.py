@@ -33,6 +33,9 @@ TIE = 0
 _MAX_CHARACTERS = 20_000
 """Only the end of a longer answer is read."""
 
+_MAX_BRACES = 100
+"""Only the last braces are tried: each may begin an object that goes on to the end."""
+
 
 class MalformedError(ValueError):
     """An answer without what was asked for; the message is a phrase that says what is wrong."""
@@ -88,14 +91,16 @@ def _last_object(answer: str, keys: set[str]) -> dict[str, Any]:
 
 def _objects_from_the_end(text: str) -> Iterator[dict[str, Any]]:
     decoder = json.JSONDecoder()
-    start = text.rfind("{")
-    while start >= 0:
+    start = len(text)
+    for _ in range(_MAX_BRACES):
+        start = text.rfind("{", 0, start)
+        if start < 0:
+            return
         try:
             found, _ = decoder.raw_decode(text, start)
             yield {re.sub(r"[\s-]+", "_", key.strip().lower()): found[key] for key in found}
         except (ValueError, RecursionError):
-            pass
-        start = text.rfind("{", 0, start)
+            continue
 
 
 def _grade(name: str, value: object) -> float:

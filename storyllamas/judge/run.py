@@ -161,3 +161,4 @@ class Judge:
                 outcomes.put(str(error))
             except Exception as error:  # The thread that waits for the outcomes raises it.
                 outcomes.put(error)
+                return
