@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storyllamas import completions
+from storyllamas.argument_types import positive as _positive
+from storyllamas.argument_types import real as _real
+from storyllamas.argument_types import whole as _whole
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.extras import needs
 from storyllamas.interop import formats
 from storyllamas.interop.model import open_model
+from storyllamas.judge import command as judge_command
 from storyllamas.rounding import shortest_float32
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES, SPECS
@@ -41,6 +45,7 @@ examples:
   storyllamas chat SmolLM2.slm --system "Answer in one sentence."
   storyllamas info models/2m/export/q8.slm
   storyllamas evaluate --stories data/corpus/valid.txt
+  storyllamas judge stories.jsonl --endpoint http://127.0.0.1:8000/v1 --judge NAME
   storyllamas corpus data/corpus --picture corpus.png
   storyllamas export --to gguf-q8_0 my-story-model
   storyllamas import stories15M.bin --out stories15M.slm
@@ -341,29 +346,8 @@ def _completion(arguments: argparse.Namespace) -> None:
     sys.stdout.write(completions.script(arguments.shell))
 
 
-def _positive(text: str) -> int:
-    value = _whole(text)
-    if not 1 <= value <= sys.maxsize:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {sys.maxsize}")
-    return value
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-
-
 def _seed(text: str) -> int | str:
     return text if text == RANDOM else _whole(text)
-
-
-def _real(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def _add_option(sub: argparse.ArgumentParser, name: str, kind: type, text: str) -> None:
@@ -533,6 +517,15 @@ def _parser() -> argparse.ArgumentParser:
         help="score the first N stories (default: %(default)s)",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+    judge = command(
+        "judge",
+        judge_command.run,
+        "ask a large language model to grade or compare stories",
+        judge_command.DESCRIPTION,
+        "judge",
+    )
+    judge_command.add_options(judge)
 
     corpus = command("corpus", _corpus, "print statistics of a corpus", CORPUS)
     corpus.add_argument(
