@@ -35,6 +35,7 @@ def training_loss(model: Llama, device: Device, micro_batch: int) -> Loss:
 
     Raises:
         CompilationError: the compilation, or the first call of its result, fails.
+        OutOfMemoryError: the GPU's memory is too small for the micro-batch.
     """
     if not device.compiled:
         return model.loss
@@ -54,6 +55,8 @@ def training_loss(model: Llama, device: Device, micro_batch: int) -> Loss:
         with device.autocast():
             loss = compiled(tokens, targets)
         loss.backward()  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise CompilationError(_cause(error)) from None
     model.zero_grad(set_to_none=True)
