@@ -97,13 +97,8 @@ def _set_paths() -> None:
 
 
 def build_folder() -> Path:
-    """Return the folder of compiled code, which later runs of the same shape use again.
-
-    It is in the state folder. DVC's temporary workspaces, in .dvc/tmp, share that of their project.
-    """
-    state = workdir.root().absolute()
-    projects = [parent.parent for parent in state.parents if parent.name == ".dvc"]
-    return (projects[0] / ".storyllamas" if projects else state) / "compiled"
+    """Return the folder of compiled code, which later runs of the same shape use again."""
+    return workdir.project() / "compiled"
 
 
 def _needs_quotes(path: str | Path) -> bool:

@@ -29,7 +29,7 @@ from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.params import Recipe
 from storyllamas.token_file import TokenFile
-from storyllamas.training import metrics
+from storyllamas.training import metrics, speed_log
 from storyllamas.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointSaver
 from storyllamas.training.compiled import CompilationError, Loss, training_loss
 from storyllamas.training.csv_log import CsvLog
@@ -150,7 +150,10 @@ def training_run(
         )
         label = f"{name}-{folder.path.name}"
         tensorboard = workdir.root() / "tensorboard" / label if name and ranks.first else None
-        result = trainer.run(saver, Interrupt(parent), TensorBoardLog(tensorboard, trainer.step))
+        with speed_log.recorded(trainer):
+            result = trainer.run(
+                saver, Interrupt(parent), TensorBoardLog(tensorboard, trainer.step)
+            )
         if ranks.first and is_run_by_dvc() and saver.step < trainer.step:
             saver.save(trainer.checkpoint, last=True)
         try:
