@@ -17,6 +17,7 @@ from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.extras import needs
 from storyllamas.interop import formats
 from storyllamas.interop.model import open_model
+from storyllamas.plan import command as plan
 from storyllamas.rounding import shortest_float32
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES, SPECS
@@ -43,6 +44,7 @@ examples:
   storyllamas evaluate --stories data/corpus/valid.txt
   storyllamas corpus data/corpus --picture corpus.png
   storyllamas export --to gguf-q8_0 my-story-model
+  storyllamas plan -S recipe=fast
   storyllamas import stories15M.bin --out stories15M.slm
 """
 
@@ -604,6 +606,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="tokenizer.bin or tokenizer.model of a llama2.c checkpoint",
     )
+
+    estimate = command("plan", plan.run, "estimate what training costs here", plan.DESCRIPTION)
+    plan.add_arguments(estimate)
 
     completion = command(
         "completion", _completion, "print a script that completes commands", COMPLETION
