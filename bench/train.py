@@ -164,7 +164,7 @@ def _start(setup: Setup) -> Worker:
 
 def _setups(task: Task, where: str, llama2c: str) -> Iterator[Setup]:
     config, recipe = task.params.model_config(), task.params.recipe
-    yield Setup(OURS, where, params=task.raw, tokens=str(_token_file(config.vocab_size)))
+    yield Setup(OURS, where, params=task.raw, tokens=str(random_token_file(config.vocab_size)))
     shape = {field.name: getattr(config, field.name) for field in fields(Shape)}
     micro_batch = distributed.micro_batch(recipe, config.context, 1)
     plain = Setup(PLAIN, where, shape=shape, batch=task.batch, micro_batch=micro_batch)
@@ -173,7 +173,7 @@ def _setups(task: Task, where: str, llama2c: str) -> Iterator[Setup]:
         yield replace(plain, loop=LLAMA2C, llama2c=llama2c)
 
 
-def _token_file(vocab_size: int) -> Path:
+def random_token_file(vocab_size: int) -> Path:
     """Return a file of random tokens; the time does not depend on their values."""
     path = build.BUILD / "training" / f"random-{vocab_size}.bin"
     if not path.exists():

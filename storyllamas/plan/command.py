@@ -256,7 +256,7 @@ def _notes(rows: Sequence[Row], machine: Machine, runs: int) -> list[str]:
     if not any(isinstance(row.loss, Range) for row in rows):
         why = "too few" if runs < 4 else "none near enough"
         notes.append(
-            f"The expected loss is left out: {runs} finished runs compare with this recipe and "
+            f"The expected loss is left out: {runs} of your runs compare with this recipe and "
             f"corpus, {why} for a fit."
         )
     return notes

@@ -149,8 +149,7 @@ def memory_bytes(case: Case, machine: Machine) -> float:
     config, measured = case.chosen.model_config(), case.measured
     weights = FLOAT_BYTES * config.parameters
     kept = KEPT_SHARE if case.compiled else 1.0
-    tensors = weights + measured.state_bytes
-    tensors += kept * measured.micro_batch * measured.sequence_bytes
+    tensors = weights + measured.state_bytes + kept * measured.micro_batch * measured.sequence_bytes
     if machine.device == "cuda":
         return tensors
     logits = FLOAT_BYTES * measured.micro_batch * config.context * config.vocab_size

@@ -102,10 +102,14 @@ def _cells(row: Row, chosen: str, has_energy: bool, has_loss: bool) -> list[str]
         hours = found.watt_hours
         cells.append("" if hours is None else f"{hours / 1000:.3g} kWh")
     if has_loss:
-        loss = row.loss
-        is_known = isinstance(loss, Range)
-        cells.append(f"{loss.loss:.3f} ({loss.low:.3f}–{loss.high:.3f})" if is_known else loss)
+        cells.append(_loss(row.loss))
     return cells
+
+
+def _loss(found: Range | str) -> str:
+    if isinstance(found, str):
+        return found
+    return f"{found.loss:.3f} ({found.low:.3f}–{found.high:.3f})"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
