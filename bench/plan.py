@@ -65,9 +65,9 @@ def compare(recipe: str, sizes: Sequence[str], seconds: float) -> list[Compared]
     rows = {row.size: row.estimate for row in plan.rows}
     found = []
     for size in sizes:
-        estimate = rows.get(size, "not a size of the recipe")
-        if isinstance(estimate, str):
-            print(f"{size}, {recipe}: {estimate}", flush=True)
+        estimate = rows.get(size)
+        if estimate is None:
+            print(f"{size}, {recipe}: not a size of the recipe", flush=True)
             continue
         print(f"{size}, {recipe}: training for {seconds:.0f} s", flush=True)
         raw = {**params.read(build.ROOT / "params.yaml"), "model": size, "recipe": recipe}

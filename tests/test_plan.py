@@ -19,7 +19,7 @@ from storyllamas import params
 from storyllamas.errors import UserError
 from storyllamas.params import Params
 from storyllamas.plan import command, energy, loss, measure, table
-from storyllamas.plan.estimate import Case, correction, estimate, model_speed
+from storyllamas.plan.estimate import Case, correction, estimate, model_speed, scaled
 from storyllamas.plan.loss import Range, Run, expected
 from storyllamas.plan.measure import Machine, Measured, measure_machine, measure_size
 from storyllamas.training import speed_log
@@ -139,6 +139,16 @@ def test_costs_of_a_run() -> None:
     powered = dataclasses.replace(MEASURED, watts=90.0)
     hours = estimate(case(powered), MACHINE).watt_hours
     assert hours == pytest.approx(found.seconds / 3600 * 90)
+
+
+def test_a_size_that_is_not_measured_is_scaled() -> None:
+    small, large = case(), chosen(model="30m", train={"micro_batch": "auto"})
+    found = scaled(small, large)
+    work = large.model_config().training_flops / small.chosen.model_config().training_flops
+    assert found.pass_per_token == pytest.approx(work * MEASURED.pass_per_token)
+    assert found.micro_batch == 8
+    assert found.sequence_bytes == pytest.approx(4.0 * MEASURED.sequence_bytes, rel=0.1)
+    assert scaled(small, small.chosen) == MEASURED
 
 
 def test_gpus_of_several_processes_add_up() -> None:
@@ -307,8 +317,7 @@ def test_the_table_shows_all_sizes(
     text = capsys.readouterr().out
     assert "2m *  3,400  6.96 M" in text
     assert "kWh" in text
-    assert "30m" in text
-    assert "not measured within 20 s" in text
+    assert "30m is scaled from 7m: there was no time to measure it." in text
     assert "too far from your runs" in text
     assert "No earlier run on this machine corrects the speed yet." in text
     command.run(argparse.Namespace(set_param=[], json=True))

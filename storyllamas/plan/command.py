@@ -36,7 +36,7 @@ loss is fitted to your finished runs with the same corpus, tokenizer and hyperpa
 SECONDS = 20.0
 """Largest time of the whole command."""
 
-LAST_SECONDS = 1.0
+LAST_SECONDS = 2.0
 """Part of it that is kept for the fit and the table."""
 
 PARAMS = "params.yaml"
@@ -56,9 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the estimates."""
+    import psutil
+
     from storyllamas.plan import table
 
-    plan = make(arguments.set_param)
+    plan = make(arguments.set_param, psutil.Process().create_time())
     if arguments.json:
         print(json.dumps(table.as_json(plan), indent=2))
     else:
@@ -157,10 +159,10 @@ class Measurement:
         self._process.kill()
 
     def results(self) -> tuple[Machine, list[Measured]]:
-        """Wait for the machine, and for the sizes that are measured in time.
+        """Wait for the machine, and for the sizes that are measured in time, at least one.
 
         Raises:
-            UserError: not even the machine was measured.
+            UserError: no size was measured.
             SystemExit: the process failed, and has printed why.
         """
         from storyllamas.plan.measure import Machine, Measured
@@ -168,7 +170,7 @@ class Measurement:
         lines = self._process.communicate()[0].splitlines()
         if self._process.returncode and not self._has_expired:
             raise SystemExit(self._process.returncode)
-        if not lines:
+        if len(lines) < 2:
             raise UserError(
                 f"this machine is too busy to be measured within {SECONDS:.0f} s: try later"
             )
@@ -176,9 +178,14 @@ class Measurement:
         return Machine(**first), [Measured(**each) for each in others]
 
 
-def make(overrides: Sequence[str]) -> Plan:
-    """Measure and estimate all sizes of the recipe."""
-    began = time.time()
+def make(overrides: Sequence[str], began: float | None = None) -> Plan:
+    """Measure and estimate all sizes of the recipe.
+
+    Args:
+        overrides: values of `-S`.
+        began: time from which `SECONDS` count, as `time.time` counts; None: now.
+    """
+    began = began or time.time()
     raw = sizes_of(read_params(overrides))
     measurement = Measurement(list(raw.values()), began + SECONDS - LAST_SECONDS)
     try:
@@ -206,7 +213,7 @@ def _rows(
 ) -> list[Row]:
     """Return the rows of the table, the smallest size first."""
     from storyllamas.plan import loss
-    from storyllamas.plan.estimate import Case, Estimate, correction, estimate
+    from storyllamas.plan.estimate import Case, correction, estimate, scaled
     from storyllamas.plan.table import Row
     from storyllamas.training.device import is_compiled
 
@@ -217,14 +224,16 @@ def _rows(
     cases = {one.size: Case(sizes[one.size], one, compiled[one.size]) for one in measured}
     rows = []
     for name, chosen in sorted(sizes.items(), key=lambda item: item[1].model_config().parameters):
-        found: Estimate | str = f"not measured within {SECONDS:.0f} s"
-        if name in cases:
-            factor = correction(cases[name], list(cases.values()), machine, speeds)
-            found = estimate(cases[name], machine, *factor)
+        case, source = cases.get(name), ""
+        if case is None:
+            largest = cases[measured[-1].size]
+            case, source = Case(chosen, scaled(largest, chosen), compiled[name]), measured[-1].size
+        factor = correction(case, list(cases.values()), machine, speeds)
+        found = estimate(case, machine, *factor)
         recipe = chosen.recipe
         tokens = recipe.steps * recipe.tokens_per_step
         expected = loss.expected(runs, chosen.model_config().parameters, tokens)
-        rows.append(Row(name, recipe.steps, tokens, compiled[name], found, expected))
+        rows.append(Row(name, recipe.steps, tokens, compiled[name], found, source, expected))
     return rows
 
 
@@ -240,15 +249,19 @@ def _plan(
 
 def _notes(rows: Sequence[Row], machine: Machine, runs: int) -> list[str]:
     """Return what the table does not say, in sentences."""
-    from storyllamas.plan.estimate import Estimate
     from storyllamas.plan.loss import Range
 
-    found = [row.estimate for row in rows if isinstance(row.estimate, Estimate)]
+    found = [row.estimate for row in rows]
     notes = ["Disk is without the corpus; time is from the start of the training."]
     if any(each.runs for each in found):
         notes.append("Earlier runs on this machine correct the speed.")
-    elif found:
+    else:
         notes.append("No earlier run on this machine corrects the speed yet.")
+    for row in rows:
+        if row.scaled_from:
+            notes.append(
+                f"{row.size} is scaled from {row.scaled_from}: there was no time to measure it."
+            )
     if machine.device != "cpu" and any(row.compiled for row in rows):
         notes.append("On this device a compiled run may be faster than its estimate.")
     if any(each.watt_hours is None for each in found):

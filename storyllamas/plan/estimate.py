@@ -15,10 +15,12 @@ from statistics import geometric_mean, median
 from typing import Any
 
 from storyllamas.config import ModelConfig
-from storyllamas.params import Params, Recipe
+from storyllamas.params import AUTO, Params, Recipe
 from storyllamas.plan.measure import Machine, Measured
+from storyllamas.rounding import integer
 from storyllamas.slm.encoding import SPECS
 from storyllamas.training.checkpoints import MAX_CHECKPOINTS, MAX_TIME_SHARE
+from storyllamas.training.distributed import largest_divisor
 from storyllamas.training.memory import FLOAT_BYTES
 from storyllamas.training.speed_log import Speed
 
@@ -168,6 +170,40 @@ def disk_bytes(case: Case) -> float:
             bits += spec.bits + (32 / group if group else 0)
     files = config.parameters * (FLOAT_BYTES + bits / 8)
     return MAX_CHECKPOINTS * _checkpoint_bytes(config, case.measured) + 2 * files
+
+
+def scaled(source: Case, chosen: Params) -> Measured:
+    """Return what a size that was not measured would take, in proportion to one that was.
+
+    Time grows with the operations, that of the optimizers and their state with the weights.
+    """
+    before, after = source.chosen.model_config(), chosen.model_config()
+    measured, recipe = source.measured, chosen.recipe
+    work = after.training_flops / before.training_flops
+    weights = after.parameters / before.parameters
+    values = _kept_values(after) / _kept_values(before)
+    micro_batch = recipe.micro_batch
+    if micro_batch == AUTO:
+        sequences = recipe.tokens_per_step // after.context
+        micro_batch = largest_divisor(sequences, measured.micro_batch)
+    return Measured(
+        size=chosen.model,
+        micro_batch=micro_batch,
+        pass_per_token=work * measured.pass_per_token,
+        products_per_token=work * measured.products_per_token,
+        optimizer=weights * measured.optimizer,
+        validation_per_token=work * measured.validation_per_token,
+        sequence_bytes=integer(values * measured.sequence_bytes),
+        state_bytes=integer(weights * measured.state_bytes),
+        watts=measured.watts,
+    )
+
+
+def _kept_values(config: ModelConfig) -> int:
+    """Return about how many values of one sequence a forward pass keeps for the backward pass."""
+    scores = 3 * config.heads * config.context // 4
+    layer = 10 * config.dim + 4 * config.hidden + scores
+    return config.context * (config.layers * layer + 3 * config.vocab_size)
 
 
 def correction(

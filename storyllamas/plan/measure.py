@@ -129,8 +129,8 @@ def measure_size(chosen: params.Params, where: Device, seconds: float) -> Measur
         size = trainer.micro_batch.size
         sequence = memory.sequence_bytes(trainer.model, where)
         steps = _Steps(trainer)
-        steps.take(1)
-        once = sum(steps.take(1))
+        # Without the optimizers, which take seconds for a large model.
+        once = min(steps.take_pass(1) for _ in range(2))
         left = STEPS_SHARE * (seconds - (time.monotonic() - began))
         windows = max(1, min(size, int(left / MIN_STEPS / once)))
         with energy.measured() as meter:
@@ -172,6 +172,16 @@ class _Steps:
         self._trainer.micro_batch.size = windows
         seconds = _timed(lambda: self._trainer.train_step(self._interrupt), job.device)
         return seconds - self._updates, self._updates
+
+    def take_pass(self, windows: int) -> float:
+        """Return the seconds of a forward and backward pass, without a step."""
+        trainer, config = self._trainer, self._trainer.job.config
+        trainer.micro_batch.size = windows
+        batch = trainer.job.train.batch(0, windows, config.context, 0)
+        trainer.model.train()
+        seconds = _timed(lambda: trainer._accumulate(batch, self._interrupt), trainer.job.device)
+        trainer.model.zero_grad(set_to_none=True)
+        return seconds
 
     def take_for(self, seconds: float, windows: int) -> tuple[float, float]:
         """Take steps for some time; return the medians of `take`."""
@@ -236,10 +246,18 @@ def main() -> None:
     request = Request(**json.load(sys.stdin))
     sizes = [params.parse(raw) for raw in request.sizes]
     where = devices.choose(sizes[0].compute)
+    _import_optimizers()
     _answer(measure_machine(where))
     for index, chosen in enumerate(sizes):
         seconds = (request.until - time.time()) / (len(sizes) - index)
         _answer(measure_size(chosen, where, max(0.0, seconds)))
+
+
+def _import_optimizers() -> None:
+    """Take a step of an optimizer: the first one of a process imports PyTorch's compiler."""
+    weight = torch.zeros(1, requires_grad=True)
+    weight.grad = torch.zeros(1)
+    torch.optim.AdamW([weight], fused=True).step()
 
 
 def _answer(result: Machine | Measured) -> None:

@@ -22,7 +22,8 @@ class Row:
         steps: optimizer steps.
         tokens: tokens that it learns from.
         compiled: whether its steps are compiled.
-        estimate: what it costs, or why that is not known.
+        estimate: what it costs.
+        scaled_from: the size that was measured in place of this one; "": this one was.
         loss: expected loss, or why that is not known.
     """
 
@@ -30,7 +31,8 @@ class Row:
     steps: int
     tokens: int
     compiled: bool
-    estimate: Estimate | str
+    estimate: Estimate
+    scaled_from: str
     loss: Range | str
 
 
@@ -79,7 +81,7 @@ def as_text(plan: Plan) -> str:
         f"{how}; measured in {plan.seconds:.0f} s"
     )
     head = ["size", "steps", "tokens", "tokens/s", "time", "memory", "disk"]
-    has_energy = any(isinstance(r.estimate, Estimate) and r.estimate.watt_hours for r in plan.rows)
+    has_energy = any(row.estimate.watt_hours for row in plan.rows)
     has_loss = any(isinstance(row.loss, Range) for row in plan.rows)
     head += ["energy"] * has_energy + ["loss"] * has_loss
     cells = [head, *(_cells(row, plan.chosen, has_energy, has_loss) for row in plan.rows)]
@@ -90,8 +92,6 @@ def _cells(row: Row, chosen: str, has_energy: bool, has_loss: bool) -> list[str]
     name = f"{row.size} *" if row.size == chosen else row.size
     cells = [name, f"{row.steps:,}", _short(row.tokens)]
     found = row.estimate
-    if isinstance(found, str):
-        return [*cells, found]
     cells += [
         f"{integer(found.tokens_per_second):,}",
         duration(found.seconds),
@@ -114,13 +114,11 @@ def _loss(found: Range | str) -> str:
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return lines with the first column at the left and the others at the right."""
-    whole = [row for row in rows if len(row) == len(rows[0])]
-    widths = [max(len(row[column]) for row in whole) for column in range(len(rows[0]))]
-    widths[0] = max(len(row[0]) for row in rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         first, *others = row
-        columns = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=False)]
+        columns = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([f"  {first.ljust(widths[0])}", *columns]).rstrip())
     return lines
 
