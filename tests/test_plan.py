@@ -121,7 +121,7 @@ def test_a_step_is_passes_and_one_update() -> None:
     assert speed == pytest.approx(2048 / (2048 * 100e-6 + 0.02), rel=0.02)
     # Compiling leaves the products, 60 of 100 microseconds.
     compiled = model_speed(MEASURED, config, recipe, compiled=True)
-    assert compiled == pytest.approx(2048 / (2048 * 82e-6 + 0.02), rel=0.02)
+    assert compiled == pytest.approx(2048 / (2048 * 84e-6 + 0.02), rel=0.02)
     often = dataclasses.replace(recipe, eval_sequences=64, eval_every=1)
     slower = 2048 * 100e-6 + 0.02 + 64 * 256 * 30e-6
     assert model_speed(MEASURED, config, often, False) == pytest.approx(2048 / slower, rel=0.02)
