@@ -153,6 +153,11 @@ bench-web: $(VENV)/installed-dev ## compare the engine in a browser with llama2.
 bench-train: setup ## compare training with plain loops and with the machine's peak: SIZES=, ROUNDS=, RECIPES=, LLAMA2C=
 	$(BIN)/python -m bench.train --sizes $(SIZES) --rounds $(ROUNDS) $(if $(RECIPES),--recipes $(RECIPES))
 
+.PHONY: bench-plan
+bench-plan: setup ## compare the estimates of `storyllamas plan` with runs of 5 minutes: SIZES=, RECIPES=, RUN_MINUTES=
+	$(BIN)/python -m bench.plan --sizes $(SIZES) $(if $(RECIPES),--recipes $(RECIPES)) \
+		$(if $(RUN_MINUTES),--minutes $(RUN_MINUTES))
+
 bench-learning: setup ## compare the losses of recipes after the same number of tokens (hours): TOKENS=, SEEDS=, CORPUS=
 	$(BIN)/python -m bench.learning $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(CORPUS),--corpus "$$CORPUS")

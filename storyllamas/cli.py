@@ -21,6 +21,7 @@ from storyllamas.extras import needs
 from storyllamas.interop import formats
 from storyllamas.interop.model import open_model
 from storyllamas.judge import command as judge_command
+from storyllamas.plan import command as plan_command
 from storyllamas.rounding import shortest_float32
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES, SPECS
@@ -48,6 +49,7 @@ examples:
   storyllamas judge stories.jsonl --endpoint http://127.0.0.1:8000/v1 --judge NAME
   storyllamas corpus data/corpus --picture corpus.png
   storyllamas export --to gguf-q8_0 my-story-model
+  storyllamas plan -S recipe=fast
   storyllamas import stories15M.bin --out stories15M.slm
 """
 
@@ -602,6 +604,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="tokenizer.bin or tokenizer.model of a llama2.c checkpoint",
     )
+
+    estimate = command(
+        "plan", plan_command.run, "estimate what training costs here", plan_command.DESCRIPTION
+    )
+    plan_command.add_arguments(estimate)
 
     completion = command(
         "completion", _completion, "print a script that completes commands", COMPLETION

@@ -50,8 +50,8 @@ function _shtab_storyllamas_using
   test "$_shtab_storyllamas_cmdpath" = "$argv"
 end
 
-set -g _shtab_storyllamas_commands generate chat serve info evaluate judge corpus export import completion
-set -g _shtab_storyllamas_opts_with_value --against --answers --body --cache --calibrate --concurrency --count --edition --endpoint --group-size --host --judge --key-variable --max-tokens --max-waiting --min-p --model --out --pages --picture --port --price-in --price-out --prompt --prompt-file --prompts --repeats --repetition-penalty --repetition-window --seed --separator --slots --stories --system --temperature --threads --timeout --to --tokenizer --top-k --top-p --type --web
+set -g _shtab_storyllamas_commands generate chat serve info evaluate judge corpus export import plan completion
+set -g _shtab_storyllamas_opts_with_value --against --answers --body --cache --calibrate --concurrency --count --edition --endpoint --group-size --host --judge --key-variable --max-tokens --max-waiting --min-p --model --out --pages --picture --port --price-in --price-out --prompt --prompt-file --prompts --repeats --repetition-penalty --repetition-window --seed --separator --set-param --slots --stories --system --temperature --threads --timeout --to --tokenizer --top-k --top-p --type --web -S
 
 complete -c storyllamas -e
 complete -c storyllamas -f
@@ -158,6 +158,10 @@ complete -c storyllamas -n '_shtab_storyllamas_using import' -l group-size -x -d
 complete -c storyllamas -n '_shtab_storyllamas_using import' -l calibrate -xka "(__fish_complete_path (commandline -ct))" -d 'stories to which q4 is fitted (default: the bundled storybook)'
 complete -c storyllamas -n '_shtab_storyllamas_using import' -l tokenizer -xka "(__fish_complete_path (commandline -ct))" -d 'tokenizer.bin or tokenizer.model of a llama2.c checkpoint'
 complete -c storyllamas -n '_shtab_storyllamas_using import; and test $_shtab_storyllamas_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'file or folder'
+complete -c storyllamas -n '_shtab_storyllamas_using; and test $_shtab_storyllamas_npos -eq 0' -a plan -d 'Estimate what training costs on this machine, for each size of the chosen recipe: tokens a second,'
+complete -c storyllamas -n '_shtab_storyllamas_using plan' -s h -l help -d 'show this help message and exit'
+complete -c storyllamas -n '_shtab_storyllamas_using plan' -s S -l set-param -x -d 'change a parameter for this estimate, as `dvc exp run -S` does; may be repeated'
+complete -c storyllamas -n '_shtab_storyllamas_using plan' -l json -d 'print JSON'
 complete -c storyllamas -n '_shtab_storyllamas_using; and test $_shtab_storyllamas_npos -eq 0' -a completion -d 'Print a script that completes commands, options and files of `storyllamas` in a shell.'
 complete -c storyllamas -n '_shtab_storyllamas_using completion' -s h -l help -d 'show this help message and exit'
 complete -c storyllamas -n '_shtab_storyllamas_using completion; and test $_shtab_storyllamas_npos -eq 0' -ka "bash fish zsh" -d 'see above'

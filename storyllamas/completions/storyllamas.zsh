@@ -19,6 +19,7 @@ _shtab_storyllamas_commands() {
     import:'Write a model of another program as a weight file. SOURCE is'
     info:'Print what is in a weight file'
     judge:'Ask a large language model to grade stories, as the TinyStories paper does, or to choose the better'
+    plan:'Estimate what training costs on this machine, for each size of the chosen recipe: tokens a second,'
     serve:'Answer requests over HTTP as OpenAI'"'"'s interface does'
   )
   _describe 'storyllamas commands' _commands
@@ -169,6 +170,15 @@ _shtab_storyllamas_judge_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_storyllamas_judge_defaults_added=0
 
+_shtab_storyllamas_plan_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "*"{-S,--set-param}"[change a parameter for this estimate, as \`dvc exp run -S\` does\; may be repeated]:KEY=VALUE:"
+  "--json[print JSON]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_storyllamas_plan_defaults_added=0
+
 _shtab_storyllamas_serve_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--model[weight file]:FILE:_files"
@@ -213,6 +223,7 @@ _shtab_storyllamas() {
         import) _arguments -C -s $_shtab_storyllamas_import_options ;;
         info) _arguments -C -s $_shtab_storyllamas_info_options ;;
         judge) _arguments -C -s $_shtab_storyllamas_judge_options ;;
+        plan) _arguments -C -s $_shtab_storyllamas_plan_options ;;
         serve) _arguments -C -s $_shtab_storyllamas_serve_options ;;
       esac
   esac
