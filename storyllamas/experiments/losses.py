@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -48,7 +49,7 @@ def runs() -> list[Run]:
     Search the workspace, then DVC's experiments, then the history.
     """
     found: dict[str, Run] = {}
-    for revision in ("", *experiments().values(), *history()):
+    for revision in ("", *revisions()):
         run = run_at(revision)
         if run:
             found.setdefault(run.size, run)
@@ -76,6 +77,12 @@ def draw(shown: list[Run]) -> None:
         axes.yaxis.set_minor_formatter("")
         axes.grid(which="both", alpha=0.25)
         axes.legend()
+
+
+def revisions() -> Iterator[str]:
+    """Yield experiments, then commits that changed the validation log; the newest first of each."""
+    yield from experiments().values()
+    yield from history()
 
 
 def experiments() -> dict[str, str]:
