@@ -43,7 +43,7 @@ def html(report: Report) -> str:
         charts=drawn,
         figures={chart.name: chart.figure for chart in drawn},
         published=charts.PUBLISHED,
-        comparable=[run for run in report.runs if run.corpus == charts.PUBLISHED_CORPUS],
+        comparable=[run for run in report.runs if run.corpus_name == charts.PUBLISHED_CORPUS],
         run_columns=[title(name) for name in RUN_COLUMNS],
         run_rows=_run_rows(report.runs),
         tokens=stories.compact(report.prompts),

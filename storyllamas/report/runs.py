@@ -42,10 +42,14 @@ class Run:
         return self.metrics["size"], self.metrics["recipe"], self.corpus
 
     @property
+    def corpus_name(self) -> str:
+        """The corpus without the folders of its path."""
+        return PurePath(self.corpus).name or "unknown corpus"
+
+    @property
     def label(self) -> str:
         """The name of the run in charts."""
-        corpus = PurePath(self.corpus).name or "unknown corpus"
-        return f"{self.metrics['size']}, {self.metrics['recipe']}, {corpus}"
+        return f"{self.metrics['size']}, {self.metrics['recipe']}, {self.corpus_name}"
 
     @property
     def result(self) -> tuple[object, ...]:
@@ -177,5 +181,6 @@ def _of_texts(origin: str, texts: Mapping[str, str]) -> Run | None:
 
 def _corpus(lock: str, size: str) -> str:
     """Return `corpus.source` of the run that a dvc.lock records; "" if it records none."""
-    source = recorded_params(lock, f"train@{size}").get("corpus.source")
-    return source or recorded_params(lock, "download").get("corpus", {}).get("source", "")
+    of_training = recorded_params(lock, f"train@{size}").get("corpus.source")
+    of_download = recorded_params(lock, "download").get("corpus", {}).get("source")
+    return str(of_training or of_download or "")
