@@ -21,7 +21,11 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=TARGET, help=f"default: {TARGET}")
     parser.add_argument(
-        "--models", type=Path, nargs="+", metavar="FILE", help="default: models/*/export/*.slm"
+        "--models",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="default: those in models/*/export and models/pretrained",
     )
     arguments = parser.parse_args()
     with needs("train"):

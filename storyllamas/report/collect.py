@@ -53,7 +53,7 @@ def collect(base: str = "", models: Sequence[Path] | None = None) -> Report:
 
     Args:
         base: an experiment, a branch, a tag or a commit to compare with; "": none.
-        models: weight files; None: those in models/*/export.
+        models: weight files; None: those of `stories.weight_files`.
 
     Raises:
         UserError: there is no run yet, a file is damaged, or `base` does not exist.

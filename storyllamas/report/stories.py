@@ -101,8 +101,8 @@ class Prompt:
 
 
 def weight_files(root: Path = Path("models")) -> list[Path]:
-    """Return the weight files of the workflow."""
-    return list(root.glob("*/export/*.slm"))
+    """Return the weight files of the workflow, and those that come with the project."""
+    return [*root.glob("*/export/*.slm"), *root.glob("pretrained/*.slm")]
 
 
 def generate(
