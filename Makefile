@@ -34,15 +34,18 @@ export LLAMA2C
 endif
 
 # bench-learning, bench-tokenizer, bench-pretokenize: a corpus, optional.
-export CORPUS
+# agreement: a CSV file of scores, and a file of training stories, optional.
+export CORPUS SCORES
 # bench-server: llama.cpp's program llama-server, optional.
 export LLAMA_SERVER
 
+PRETRAINED := models/pretrained/tinystories-2m-q4.slm
 # run-c: only the options that you give are passed; the program has defaults for the others.
 ifneq ($(origin MODEL),undefined)
 HAS_MODEL := yes
 else
-MODEL := models/$(SIZE)/export/f32.slm
+# Your own model if it is trained, else one that comes with the project.
+MODEL := $(or $(wildcard models/$(SIZE)/export/f32.slm),$(PRETRAINED))
 endif
 PROMPT ?= Once upon a time
 # $(value) keeps a dollar sign as it is typed.
@@ -55,7 +58,7 @@ SETTINGS = $(if $(SEED),--seed "$$SEED") $(if $(TEMPERATURE),--temperature "$$TE
 export SEED TEMPERATURE TOP_K TOP_P MIN_P MAX_TOKENS
 
 # cortex-m7: a model that fits the flash of a microcontroller.
-FIRMWARE = MODEL="$$(realpath $(if $(HAS_MODEL),"$$MODEL",models/$(SIZE)/export/q4.slm))"
+FIRMWARE = MODEL="$$(realpath $(if $(HAS_MODEL),"$$MODEL",$(or $(wildcard models/$(SIZE)/export/q4.slm),$(PRETRAINED))))"
 
 .DELETE_ON_ERROR:
 
@@ -94,7 +97,7 @@ run-c: engine ## print a story with the C program (options: see below)
 
 web: ## build the page for browsers, with the models that are there: build/web
 	@$(MAKE) --no-print-directory -C csrc wasm
-	@$(PYTHON) web/build.py csrc/build/engine.wasm build/web $(wildcard models/*/export/q[48].slm)
+	@$(PYTHON) web/build.py csrc/build/engine.wasm build/web $(wildcard models/pretrained/*.slm models/*/export/q[48].slm)
 
 serve-web: web ## show that page at http://localhost:8000: PORT=
 	@echo "http://localhost:$(PORT)"
@@ -123,6 +126,10 @@ corpus: setup ## print and plot statistics of the corpus: metrics/corpus.png
 vocab-table: setup ## compare vocabulary sizes on the corpus: metrics/vocabulary.*
 	$(BIN)/python -m storyllamas.corpus_stats.vocab_table
 
+.PHONY: agreement
+agreement: setup ## correlate the measures of stories with a person's scores: SCORES=, CORPUS= (training stories)
+	$(BIN)/python -m storyllamas.measures.agreement $(if $(CORPUS),--train "$$CORPUS") "$$SCORES"
+
 test: $(VENV)/installed-dev ## run all tests
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
@@ -145,6 +152,11 @@ bench-web: $(VENV)/installed-dev ## compare the engine in a browser with llama2.
 
 bench-train: setup ## compare training with plain loops and with the machine's peak: SIZES=, ROUNDS=, RECIPES=, LLAMA2C=
 	$(BIN)/python -m bench.train --sizes $(SIZES) --rounds $(ROUNDS) $(if $(RECIPES),--recipes $(RECIPES))
+
+.PHONY: bench-plan
+bench-plan: setup ## compare the estimates of `storyllamas plan` with runs of 5 minutes: SIZES=, RECIPES=, RUN_MINUTES=
+	$(BIN)/python -m bench.plan --sizes $(SIZES) $(if $(RECIPES),--recipes $(RECIPES)) \
+		$(if $(RUN_MINUTES),--minutes $(RUN_MINUTES))
 
 bench-learning: setup ## compare the losses of recipes after the same number of tokens (hours): TOKENS=, SEEDS=, CORPUS=
 	$(BIN)/python -m bench.learning $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SEEDS),--seeds $(SEEDS)) \
@@ -197,7 +209,7 @@ $(BIN)/python:
 # A module for one version of Python, from an older build, would be loaded in place of the new one.
 $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt $(ENGINE_SOURCES)
 	@rm -f storyllamas/_engine.cpython-*
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,chat]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,chat,measures]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

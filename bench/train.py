@@ -32,7 +32,7 @@ from storyllamas import params, token_file
 from storyllamas.atomic import write_text
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.params import Params
-from storyllamas.training import device, process_env
+from storyllamas.training import device, distributed, process_env
 
 BATCH = 16
 """Windows a step with which all sizes are measured, in addition to those of the recipes."""
@@ -142,7 +142,8 @@ def measure(task: Task, where: str, llama2c: str, rounds: int) -> Measured:
                 found = arithmetic.ask(f"peak {precision}")["operations"]
                 peaks[precision] = max(before, found)
             arithmetic.pause()
-    case = Case(task.params.model, task.batch, recipe.micro_batch, task.recipes)
+    micro_batch = distributed.micro_batch(recipe, task.params.size.context, 1)
+    case = Case(task.params.model, task.batch, micro_batch, task.recipes)
     flops = task.params.model_config().training_flops
     return Measured(case, flops, peaks, [runner.row for runner in runners], _now())
 
@@ -163,15 +164,16 @@ def _start(setup: Setup) -> Worker:
 
 def _setups(task: Task, where: str, llama2c: str) -> Iterator[Setup]:
     config, recipe = task.params.model_config(), task.params.recipe
-    yield Setup(OURS, where, params=task.raw, tokens=str(_token_file(config.vocab_size)))
+    yield Setup(OURS, where, params=task.raw, tokens=str(random_token_file(config.vocab_size)))
     shape = {field.name: getattr(config, field.name) for field in fields(Shape)}
-    plain = Setup(PLAIN, where, shape=shape, batch=task.batch, micro_batch=recipe.micro_batch)
+    micro_batch = distributed.micro_batch(recipe, config.context, 1)
+    plain = Setup(PLAIN, where, shape=shape, batch=task.batch, micro_batch=micro_batch)
     yield plain
     if llama2c:
         yield replace(plain, loop=LLAMA2C, llama2c=llama2c)
 
 
-def _token_file(vocab_size: int) -> Path:
+def random_token_file(vocab_size: int) -> Path:
     """Return a file of random tokens; the time does not depend on their values."""
     path = build.BUILD / "training" / f"random-{vocab_size}.bin"
     if not path.exists():

@@ -11,7 +11,7 @@ COPY csrc /csrc
 RUN make -C /csrc run LDFLAGS="-static -s"
 
 FROM scratch
-ARG MODEL=models/2m/export/q4.slm
+ARG MODEL=models/pretrained/tinystories-2m-q4.slm
 COPY LICENSE /LICENSE
 COPY --from=build /csrc/build/run /run
 COPY ${MODEL} /model.slm

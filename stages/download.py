@@ -6,14 +6,14 @@ from dataclasses import asdict
 
 from storyllamas import params
 from storyllamas.atomic import atomic_file, write_json
-from storyllamas.corpus import files, sources
+from storyllamas.corpus import files, prompts, sources
 from storyllamas.corpus.cleaning import Cleaner
 from storyllamas.errors import exit_on_user_error
 
 
 @exit_on_user_error
 def main() -> None:
-    """Write data/corpus/train.txt and data/corpus/valid.txt, both or neither, and statistics."""
+    """Write data/corpus/train.txt and valid.txt, both or neither, prompts and statistics."""
     chosen = params.load()
     split = sources.split(chosen.corpus, chosen.seed)
     cleaner = Cleaner(chosen.corpus.clean)
@@ -24,6 +24,7 @@ def main() -> None:
         # Validation first: the cleaner compares the training stories with it.
         files.write(valid, cleaner.valid(split.valid))
         files.write(train, cleaner.train(split.train))
+    write_json("data/corpus/prompts.json", prompts.find(chosen.corpus))
     parts = {"train": cleaner.train_counts, "valid": cleaner.valid_counts}
     read = {"empty": split.counts.empty, "invalid_bytes": split.counts.invalid_bytes}
     write_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from storyllamas.atomic import write_json, write_text
 from storyllamas.corpus import files
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError, exit_on_user_error
+from storyllamas.measures.summary import summarize
 from storyllamas.rounding import integer, six_digits
 from storyllamas.training.trained_model import load_model
 
@@ -42,10 +44,20 @@ def main() -> None:
     report["parity"] = asdict(evaluation.parity(engine, model, compared, settings.prompts))
     speed = evaluation.pytorch_speed(model, [engine.bos_id], settings.speed_tokens)
     report["pytorch"] = {"tokens_per_second": integer(speed)}
-    samples = evaluation.sample(engine, [""] * settings.samples, generation, chosen.seed)
-    report["samples"] = asdict(evaluation.sample_metrics(samples))
-    shown = evaluation.sample(engine, settings.prompts, generation, chosen.seed)
-    page = evaluation.samples_page(chosen.model, settings.prompts, shown, chosen.seed)
+    # The stories of the page come first, so that their seeds begin with the seed of params.yaml.
+    given = [*settings.prompts, *json.loads(Path("data/corpus/prompts.json").read_text())]
+    shown = evaluation.fitting(engine, given)
+    if len(shown) < len(given):
+        print(f"{len(given) - len(shown)} prompts are longer than the context and are left out")
+    prompts = [*shown, *[""] * settings.samples]
+    generated = evaluation.sample(engine, prompts, generation, chosen.seed)
+    summary = summarize(generated, files.read_bytes("data/corpus/train.txt"))
+    for note in summary.notes:
+        print(note, flush=True)
+    report["measures"] = {"stories": len(generated), **summary.groups}
+    page = evaluation.samples_page(
+        chosen.model, generated[: len(shown)], chosen.seed, summary.groups
+    )
     write_text("metrics/samples.md", page)
     write_json("metrics/eval.json", six_digits(report))
 

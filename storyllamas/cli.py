@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storyllamas import completions
+from storyllamas.argument_types import positive as _positive
+from storyllamas.argument_types import real as _real
+from storyllamas.argument_types import whole as _whole
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.extras import needs
 from storyllamas.interop import formats
 from storyllamas.interop.model import open_model
+from storyllamas.judge import command as judge_command
+from storyllamas.plan import command as plan_command
 from storyllamas.rounding import shortest_float32
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES, SPECS
@@ -41,8 +46,10 @@ examples:
   storyllamas chat SmolLM2.slm --system "Answer in one sentence."
   storyllamas info models/2m/export/q8.slm
   storyllamas evaluate --stories data/corpus/valid.txt
+  storyllamas judge stories.jsonl --endpoint http://127.0.0.1:8000/v1 --judge NAME
   storyllamas corpus data/corpus --picture corpus.png
   storyllamas export --to gguf-q8_0 my-story-model
+  storyllamas plan -S recipe=fast
   storyllamas import stories15M.bin --out stories15M.slm
 """
 
@@ -168,8 +175,13 @@ def _default_checkpoint() -> Path:
     return Path("models") / params.load().model
 
 
+PRETRAINED = Path("models/pretrained/tinystories-2m-q4.slm")
+"""The model that comes with a checkout, for those who have not trained their own."""
+
+
 def _default_model() -> Path:
-    return _default_checkpoint() / "export" / "f32.slm"
+    trained = _default_checkpoint() / "export" / "f32.slm"
+    return PRETRAINED if PRETRAINED.is_file() and not trained.is_file() else trained
 
 
 def _open(arguments: argparse.Namespace) -> Engine:
@@ -336,29 +348,8 @@ def _completion(arguments: argparse.Namespace) -> None:
     sys.stdout.write(completions.script(arguments.shell))
 
 
-def _positive(text: str) -> int:
-    value = _whole(text)
-    if not 1 <= value <= sys.maxsize:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {sys.maxsize}")
-    return value
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-
-
 def _seed(text: str) -> int | str:
     return text if text == RANDOM else _whole(text)
-
-
-def _real(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def _add_option(sub: argparse.ArgumentParser, name: str, kind: type, text: str) -> None:
@@ -529,6 +520,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
+    judge = command(
+        "judge",
+        judge_command.run,
+        "ask a large language model to grade or compare stories",
+        judge_command.DESCRIPTION,
+        "judge",
+    )
+    judge_command.add_options(judge)
+
     corpus = command("corpus", _corpus, "print statistics of a corpus", CORPUS)
     corpus.add_argument(
         "corpus",
@@ -604,6 +604,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="tokenizer.bin or tokenizer.model of a llama2.c checkpoint",
     )
+
+    estimate = command(
+        "plan", plan_command.run, "estimate what training costs here", plan_command.DESCRIPTION
+    )
+    plan_command.add_arguments(estimate)
 
     completion = command(
         "completion", _completion, "print a script that completes commands", COMPLETION

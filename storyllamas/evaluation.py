@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from storyllamas.bits_per_byte import bits_per_byte
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
+from storyllamas.measures.story import Story
 
 if TYPE_CHECKING:
     from storyllamas.model import Llama
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 SPEED_RUNS = 5
 """Number of stories in a measurement of the engine's speed."""
+
+_TITLE_CHARACTERS = 80
+"""Characters of a prompt in the heading of its story."""
 
 
 @dataclass(frozen=True)
@@ -158,73 +162,38 @@ def pytorch_speed(model: Llama, prompt: list[int], tokens: int) -> float:
     return tokens / (time.perf_counter() - begun)
 
 
-@dataclass(frozen=True)
-class Story:
-    """A sampled story: its text, prompt included, and why it stopped."""
-
-    text: str
-    stop: str
-
-
 def sample(
     engine: Engine, prompts: Sequence[str], generation: Generation, seed: int
 ) -> list[Story]:
-    """Sample a story for each prompt; story i has the seed `seed + i`."""
-    stories = []
-    for index, prompt in enumerate(prompts):
-        pieces = engine.generate(prompt, seed=seed + index, **asdict(generation))
-        text = "".join(pieces)
-        stories.append(Story((prompt + text).strip(), pieces.stop))
-    return stories
+    """Sample a story for each prompt, in batches; story i has the seed `seed + i`."""
+    stories = engine.generate_many(prompts, seed=seed, **asdict(generation))
+    return [Story(each.prompt, each.text[len(each.prompt) :], each.stop) for each in stories]
 
 
-@dataclass(frozen=True)
-class SampleMetrics:
-    """Metrics of sampled stories.
+def fitting(engine: Engine, prompts: Sequence[str]) -> list[str]:
+    """Return the prompts that leave room in the context for a token."""
+    return [prompt for prompt in prompts if len(engine.encode(prompt)) + 1 < engine.context]
 
-    Attributes:
-        distinct_1: share of different words among all words, see `distinct`.
-        distinct_2: share of different pairs of words.
-        distinct_3: share of different triples of words.
-        eos_fraction: share of the stories that stopped at EOS.
+
+def samples_page(
+    size: str, stories: Sequence[Story], seed: int, measures: Mapping[str, Mapping[str, float]]
+) -> str:
+    """Format measures and sample stories as a Markdown page.
+
+    Args:
+        size: the name of the model's size.
+        stories: the stories; story i has the seed `seed + i`.
+        seed: the seed of the first story.
+        measures: value of each measure by family and name.
     """
-
-    distinct_1: float
-    distinct_2: float
-    distinct_3: float
-    eos_fraction: float
-
-
-def sample_metrics(stories: Sequence[Story]) -> SampleMetrics:
-    """Measure the variety of sampled stories and how many stopped at EOS."""
-    texts = [story.text for story in stories]
-    eos_fraction = sum(story.stop == "eos" for story in stories) / len(stories)
-    return SampleMetrics(
-        distinct_1=distinct(texts, 1),
-        distinct_2=distinct(texts, 2),
-        distinct_3=distinct(texts, 3),
-        eos_fraction=eos_fraction,
-    )
-
-
-def distinct(stories: Sequence[str], n: int) -> float:
-    """Return the share of different n-grams of words (Li et al. 2016, arXiv:1510.03055)."""
-    grams = [
-        tuple(words[i : i + n])
-        for words in (story.lower().split() for story in stories)
-        for i in range(len(words) - n + 1)
-    ]
-    return len(set(grams)) / max(1, len(grams))
-
-
-def samples_page(size: str, prompts: Sequence[str], stories: Sequence[Story], seed: int) -> str:
-    """Format sample stories as a Markdown page."""
-    lines = [f"# Stories by the {size} model", ""]
-    for index, (prompt, story) in enumerate(zip(prompts, stories, strict=True)):
-        title = f"“{prompt}”" if prompt else "No prompt"
+    lines = [f"# Stories by the {size} model", "", "| measure | value |", "|---|---|"]
+    for family, values in measures.items():
+        lines += [f"| {family}: `{name}` | {value:.4g} |" for name, value in values.items()]
+    lines.append("")
+    for index, story in enumerate(stories):
         quoted = [f"> {line}" if line else ">" for line in story.text.splitlines()]
         lines += [
-            f"## {title}",
+            f"## {_title(story.prompt)}",
             "",
             *quoted,
             "",
@@ -232,3 +201,11 @@ def samples_page(size: str, prompts: Sequence[str], stories: Sequence[Story], se
             "",
         ]
     return "\n".join(lines)
+
+
+def _title(prompt: str) -> str:
+    """Return a prompt as a heading: on one line, its end if it is long."""
+    if not prompt:
+        return "No prompt"
+    line = " ".join(prompt.split())
+    return f"“{line}”" if len(line) <= _TITLE_CHARACTERS else f"“… {line[-_TITLE_CHARACTERS:]}”"

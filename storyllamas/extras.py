@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from storyllamas.errors import UserError
 
-_DISTRIBUTIONS = {"google": "protobuf", "yaml": "pyyaml"}
+_DISTRIBUTIONS = {"google": "protobuf", "harper": "harper-py", "yaml": "pyyaml"}
 """The packages that have another name than the module that they install."""
 
 

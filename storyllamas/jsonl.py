@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from storyllamas.atomic import atomic_file
 from storyllamas.engine.batch import GeneratedStory
-from storyllamas.errors import UserError
+from storyllamas.errors import DAMAGED, UserError
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -27,6 +27,44 @@ def read_prompts(path: Path) -> list[str]:
             return [line.rstrip("\n") for line in file]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason}): convert it to UTF-8") from None
+
+
+def read_stories(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the prompt and the completion of each story in a file that `write` wrote.
+
+    Empty lines are skipped. A line without a prompt is a story that was generated without one.
+
+    Raises:
+        UserError: the file is missing, or a line is not a story.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, text in enumerate(file, 1):
+                if not text.isspace():
+                    yield _parts(text, f"line {number} of {path}")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist: write stories with `storyllamas generate --out`"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}): convert it to UTF-8") from None
+
+
+def _parts(text: str, name: str) -> tuple[str, str]:
+    """Return the prompt and the completion of a line, which `name` describes."""
+    try:
+        facts = json.loads(text)
+        prompt, whole = facts.get("prompt", ""), facts["text"]
+        is_story = whole.startswith(prompt)
+        whole.encode()  # Half of a surrogate pair is no text.
+    except DAMAGED:
+        is_story = False
+    if not is_story:
+        raise UserError(
+            f"{name} is not a story: give a file that `storyllamas generate --out` wrote, with a "
+            "text that begins with its prompt"
+        )
+    return prompt, whole[len(prompt) :]
 
 
 def line(story: GeneratedStory) -> str:

@@ -7,9 +7,16 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from datetime import date
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
@@ -21,6 +28,8 @@ from storyllamas.regular_file import open_regular
 from storyllamas.slm.encoding import GROUP_SIZES, SPECS, Encoding
 from storyllamas.vocabulary import TrainableKind
 from storyllamas.yaml_loader import shorten
+
+AUTO: Final = "auto"
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -37,6 +46,16 @@ def _one_of(names: Collection[str]) -> AfterValidator:
 
     return AfterValidator(check)
 
+
+def _check_micro_batch(value: object) -> int | str:
+    """Accept auto and numbers as `Count` does."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if value == AUTO or (is_number and 1 <= value <= 2**40):  # type: ignore[operator]
+        return value  # type: ignore[return-value]
+    raise PydanticCustomError("micro_batch", "use auto or a number of sequences from 1 on")
+
+
+MicroBatch = Annotated[int | Literal["auto"], PlainValidator(_check_micro_batch)]
 
 _strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -102,7 +121,7 @@ class Recipe:
     """How to train one size; params.yaml describes each value."""
 
     tokens_per_step: Count
-    micro_batch: Count
+    micro_batch: MicroBatch
     steps: Count
     optimizer: Literal["adamw", "muon"]
     learning_rate: Rate
@@ -447,12 +466,8 @@ def _merge_recipe(file: _File, name: str, model: str) -> Recipe:
         origin |= {key: f"{prefix}.{key}" for key in layer}
     recipe: Recipe = _validate(Recipe, values, origin, missing)
     context = file.sizes[model].context
-    window = recipe.micro_batch * context
-    if chosen and recipe.tokens_per_step % window:
-        raise UserError(
-            f"{origin['tokens_per_step']} is {recipe.tokens_per_step}: use a multiple of "
-            f"micro_batch * context ({recipe.micro_batch} * {context} = {window})"
-        )
+    if chosen:
+        _check_window(recipe, context, origin["tokens_per_step"])
     return recipe
 
 
@@ -468,6 +483,17 @@ def _slow_down(recipe: Recipe, file: _File, fine_tuning: FineTuning) -> Recipe:
     if not fine_tuning.start or file.train.get("learning_rate") is not None:
         return recipe
     return replace(recipe, learning_rate=recipe.learning_rate * fine_tuning.start_lr_scale)
+
+
+def _check_window(recipe: Recipe, context: int, name: str) -> None:
+    """Check that a step has whole micro-batches; `name` is the key of tokens_per_step."""
+    if recipe.micro_batch == AUTO:
+        window, factors = context, f"the context ({context})"
+    else:
+        window = recipe.micro_batch * context
+        factors = f"micro_batch * context ({recipe.micro_batch} * {context} = {window})"
+    if recipe.tokens_per_step % window:
+        raise UserError(f"{name} is {recipe.tokens_per_step}: use a multiple of {factors}")
 
 
 def _validate(kind: type[Any], value: object, origin: Mapping[str, str], parent: str = "") -> Any:

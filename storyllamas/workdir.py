@@ -19,6 +19,16 @@ def root() -> Path:
     return Path(os.environ.get("STORYLLAMAS_STATE") or ".storyllamas")
 
 
+def project() -> Path:
+    """Return the state folder that DVC's temporary workspaces in .dvc/tmp share with their project.
+
+    It holds what does not belong to a single run, such as compiled code.
+    """
+    state = root().absolute()
+    projects = [parent.parent for parent in state.parents if parent.name == ".dvc"]
+    return projects[0] / ".storyllamas" if projects else state
+
+
 def runs() -> Path:
     """Return the folder that has a folder of checkpoints for each training run."""
     return root() / "runs"

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote, unquote
 
-from storyllamas.corpus.tinystories import REPOSITORY, REVISION
+from storyllamas.corpus.tinystories import PROMPTS, REPOSITORY, REVISION
 from storyllamas.corpus.transfer import Published
 
 PREFIX = f"/datasets/{REPOSITORY}/resolve/{REVISION}/"
@@ -87,12 +88,12 @@ class Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def do_GET(self) -> None:
-        path = re.sub("^http://[^/]*", "", self.path)
+        path = unquote(re.sub("^http://[^/]*", "", self.path))
         self.hub.hosts.append(self.headers["Host"])
         if self.hub.cdn and path.startswith(PREFIX):
             self.send_response(302)
             location = self.hub.endpoint.replace("127.0.0.1", "localhost") + "/cdn/"
-            self.send_header("Location", location + path.removeprefix(PREFIX))
+            self.send_header("Location", location + quote(path.removeprefix(PREFIX)))
             self._end_without_body()
             return
         name = re.sub(f"^({re.escape(PREFIX)}|/cdn/|/mirror/)", "", path)
@@ -181,6 +182,7 @@ def serving() -> Iterator[Hub]:
             "TinyStories-valid.txt": stories(20, "Sue"),
             "TinyStoriesV2-GPT4-train.txt": stories(100, "Ben"),
             "TinyStoriesV2-GPT4-valid.txt": stories(10, "Amy"),
+            PROMPTS: b"- - Tom said\n- - 'Sue saw '\n",
         }
     )
     server = Server(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))

@@ -16,7 +16,7 @@ import yaml
 from conftest import PATIENCE, ROOT
 from hub import Fault, Hub, nobody_listens, serving
 
-from storyllamas.corpus.tinystories import FILES, PUBLISHED, REVISION
+from storyllamas.corpus.tinystories import FILES, PROMPTS, PUBLISHED, REVISION
 from storyllamas.corpus.transfer import Published
 
 TRAIN, VALID = FILES["v1"]
@@ -94,6 +94,9 @@ class Stage:
         folder = self.folder / "data/corpus"
         return (folder / "train.txt").read_bytes(), (folder / "valid.txt").read_bytes()
 
+    def prompts(self) -> list[str]:
+        return json.loads((self.folder / "data/corpus/prompts.json").read_text())
+
     def kept(self, name: str) -> Path:
         return self.folder / ".storyllamas/downloads" / REVISION / name
 
@@ -123,7 +126,8 @@ def test_downloads_both_files_once(hub: Hub, stage: Stage, edition: str) -> None
     for _ in range(2):
         finished(stage.start())
         assert stage.corpus() == tuple(hub.files[name] for name in FILES[edition])
-        assert hub.gets == [(name, 0) for name in FILES[edition]]
+        assert hub.gets == [(name, 0) for name in (*FILES[edition], PROMPTS)]
+        assert stage.prompts() == ["Tom said", "Sue saw"]
 
 
 @pytest.mark.parametrize("cut", [1, 54_321])
@@ -135,7 +139,7 @@ def test_a_killed_download_resumes(hub: Hub, stage: Stage, cut: int) -> None:
     process.kill()
     process.communicate()
     stage.succeeds()
-    assert hub.gets == [(TRAIN, 0), (TRAIN, cut), (VALID, 0)]
+    assert hub.gets == [(TRAIN, 0), (TRAIN, cut), (VALID, 0), (PROMPTS, 0)]
 
 
 def test_two_processes_do_not_download_the_same_file(hub: Hub, tmp_path: Path) -> None:
@@ -152,7 +156,7 @@ def test_two_processes_do_not_download_the_same_file(hub: Hub, tmp_path: Path) -
     hub.go.set()
     finished(first)
     finished(second)
-    assert sorted(hub.gets) == [(TRAIN, 0), (VALID, 0)]
+    assert sorted(hub.gets) == [(PROMPTS, 0), (TRAIN, 0), (VALID, 0)]
     assert pair[0].corpus() == pair[1].corpus() == (hub.files[TRAIN], hub.files[VALID])
 
 
@@ -188,6 +192,14 @@ def test_missing_file_is_named_with_its_status(hub: Hub, stage: Stage) -> None:
     assert "404" in sentence
 
 
+def test_a_dataset_without_prompts_is_a_corpus(hub: Hub, stage: Stage) -> None:
+    del hub.files[PROMPTS]
+    sentence = stage.succeeds()
+    assert f"there are no evaluation prompts: {PROMPTS} could not be downloaded" in sentence
+    assert "404" in sentence
+    assert stage.prompts() == []
+
+
 def test_the_message_without_a_server_says_what_to_do(stage: Stage) -> None:
     with nobody_listens() as stage.hub.endpoint:
         sentence = stage.fails()
@@ -217,7 +229,7 @@ def cache_file(stage: Stage, name: str, data: bytes) -> None:
 
 
 def test_the_hubs_cache_is_used_first(hub: Hub, stage: Stage) -> None:
-    for name in (TRAIN, VALID):
+    for name in (TRAIN, VALID, PROMPTS):
         cache_file(stage, name, hub.files[name])
     stage.succeeds()
     assert hub.gets == []
@@ -225,7 +237,8 @@ def test_the_hubs_cache_is_used_first(hub: Hub, stage: Stage) -> None:
 
 def test_a_damaged_file_in_the_hubs_cache_is_not_used(hub: Hub, stage: Stage) -> None:
     cache_file(stage, TRAIN, hub.files[TRAIN][:-9])
-    cache_file(stage, VALID, hub.files[VALID])
+    for name in (VALID, PROMPTS):
+        cache_file(stage, name, hub.files[name])
     assert "is not the published file" in stage.succeeds()
     assert hub.gets == [(TRAIN, 0)]
 
@@ -240,7 +253,7 @@ def test_a_mirror_behind_a_url(hub: Hub, stage: Stage) -> None:
     assert "secret" not in sentence
     with nobody_listens() as stage.environment["HF_ENDPOINT"]:
         stage.succeeds(Fault(cut_at=100))
-    assert hub.gets == [(TRAIN, 0), (TRAIN, 0), (TRAIN, 100), (VALID, 0)]
+    assert hub.gets == [(TRAIN, 0), (TRAIN, 0), (TRAIN, 100), (VALID, 0), (PROMPTS, 0)]
 
 
 def test_a_mirror_in_a_folder(hub: Hub, stage: Stage, tmp_path: Path) -> None:
@@ -253,7 +266,11 @@ def test_a_mirror_in_a_folder(hub: Hub, stage: Stage, tmp_path: Path) -> None:
     (mirror / VALID).write_bytes(hub.files[VALID][::-1])
     assert "SHA-256" in stage.fails()
     (mirror / VALID).write_bytes(hub.files[VALID])
+    assert f"there are no evaluation prompts: {mirror / PROMPTS} cannot be used" in stage.succeeds()
+    assert stage.prompts() == []
+    (mirror / PROMPTS).write_bytes(hub.files[PROMPTS])
     stage.succeeds()
+    assert stage.prompts() == ["Tom said", "Sue saw"]
     assert hub.gets == []
 
 
@@ -266,10 +283,10 @@ def test_a_proxy_is_used(hub: Hub, stage: Stage) -> None:
         "no_proxy": "",
     }
     stage.succeeds()
-    assert hub.hosts == ["hub.invalid"] * 2
+    assert hub.hosts == ["hub.invalid"] * 3
 
 
 def test_the_published_files_are_pinned() -> None:
-    assert set(PUBLISHED) == {name for names in FILES.values() for name in names}
-    assert len({values.sha256 for values in PUBLISHED.values()}) == 4
+    assert set(PUBLISHED) == {PROMPTS, *(name for names in FILES.values() for name in names)}
+    assert len({values.sha256 for values in PUBLISHED.values()}) == 5
     assert all(int(values.sha256, 16) and len(values.sha256) == 64 for values in PUBLISHED.values())

@@ -19,6 +19,7 @@ PLUMBING = {
     "storyllamas/__init__.py",
     "storyllamas/atomic.py",  # how files are written, not what
     "storyllamas/errors.py",
+    "storyllamas/extras.py",  # messages
     "storyllamas/params.py",  # DVC compares the values
     "storyllamas/regular_file.py",
     "storyllamas/workdir.py",

@@ -570,6 +570,7 @@ def test_defaults_are_the_headers(spread: tuple[Engine, object]) -> None:
     assert generate_story(engine).ids == generate_story(engine, **given).ids
 
 
+@pytest.mark.usefixtures("quick_compiler")
 def test_builds_in_place_when_it_must(tmp_path: Path) -> None:
     """As in a fresh clone: the module is missing, then up to date, then older than a source."""
     for name in ("storyllamas", "csrc"):

@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from storyllamas import evaluation, tokenizer
 from storyllamas.engine.engine import Engine
-from storyllamas.evaluation import Story
+from storyllamas.measures.story import Story
 from storyllamas.model import Llama
 from storyllamas.params import Generation
 
@@ -91,20 +91,27 @@ def test_samples_are_generated_from_their_seeds(pair: tuple[Engine, Llama]) -> N
     assert {story.stop for story in generated} <= {"eos", "bos", "max_tokens"}
 
 
-def test_distinct_counts_ngrams_of_words() -> None:
-    stories = ["The cat sat", "the cat ran", "hi"]
-    assert evaluation.distinct(stories, 1) == 5 / 7
-    assert evaluation.distinct(stories, 2) == 3 / 4
-    assert evaluation.distinct(stories, 3) == 1
-    assert evaluation.distinct([], 2) == 0
+def test_prompts_that_fill_the_context_do_not_fit(pair: tuple[Engine, Llama]) -> None:
+    engine, _ = pair
+    longest = "a" * (engine.context - 2)
+    while len(engine.encode(longest)) > engine.context - 2:
+        longest = longest[:-1]
+    while len(engine.encode(longest + "a")) <= engine.context - 2:
+        longest += "a"
+    assert evaluation.fitting(engine, ["", longest, longest + "a"]) == ["", longest]
+    (story,) = evaluation.sample(engine, [longest], HOW, seed=1)
+    assert story.stop
 
 
-def test_the_page_quotes_every_line() -> None:
-    page = evaluation.samples_page(
-        "2m", ["Once", ""], [Story("Once\n\nx", "eos"), Story("y", "max_tokens")], 7
-    )
+def test_the_page_has_the_measures_and_quotes_every_line() -> None:
+    stories = [Story("Once", "\n\nx", "eos"), Story("", " y", "max_tokens")]
+    long = Story("One day. " * 20, "z", "eos")
+    measures = {"diversity": {"distinct_3": 0.61234}}
+    page = evaluation.samples_page("2m", [*stories, long], 7, measures)
+    assert "| diversity: `distinct_3` | 0.6123 |\n\n## " in page
     assert "## “Once”\n\n> Once\n>\n> x\n\nSeed 7, stopped at eos.\n" in page
     assert "## No prompt\n\n> y\n\nSeed 8, stopped at max_tokens.\n" in page
+    assert f"## “… {('One day. ' * 20).strip()[-80:]}”\n" in page
 
 
 def test_speeds_are_positive(pair: tuple[Engine, Llama], tmp_path: Path) -> None:

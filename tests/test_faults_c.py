@@ -153,7 +153,7 @@ def test_stories_before_the_one_that_fails_are_generated(tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("program")
-    command = ["make", "-C", ROOT / "csrc", f"BUILD={folder}", "CFLAGS=-O1", "run"]
+    command = ["make", "-C", ROOT / "csrc", f"BUILD={folder}", "CFLAGS=-O0", "run"]
     subprocess.run(command, check=True, capture_output=True)
     return folder / "run"
 
@@ -202,7 +202,7 @@ def test_each_request_to_the_system_may_fail_once(
     csrc = ROOT / "csrc"
     names = ["malloc", "calloc", "aligned_alloc", "mmap", "mremap", "pthread_create"]
     wrap = [f"-Wl,--wrap={name}" for name in names]
-    options = ["-std=c11", "-O1", "-g", "-I", csrc, *wrap, *([sanitizer] if sanitizer else [])]
+    options = ["-std=c11", "-O0", "-g", "-I", csrc, *wrap, *([sanitizer] if sanitizer else [])]
     test = ROOT / "tests" / "c" / "one_failure.c"
     program = tmp_path / "one_failure"
     command = [compiler, *options, test, *library_files(), "-lm", "-pthread", "-o", program]

@@ -17,8 +17,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from filelock import FileLock
+from conftest import ROOT, made_once
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("git") is None, reason="needs git"),
@@ -105,20 +104,7 @@ class Built:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Return the distributions; the first of several test processes builds them."""
     pytest.importorskip("ensurepip", reason="needs ensurepip to make a virtual environment")
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-    folder = root / "distributions"
-    with FileLock(root / "distributions.lock"):
-        if not folder.exists():
-            unfinished = Built(root / "distributions")
-            folder.mkdir()
-            try:
-                unfinished.build()
-            except BaseException:
-                shutil.rmtree(folder)
-                raise
-    return Built(folder)
+    return Built(made_once(tmp_path_factory, "distributions", lambda folder: Built(folder).build()))
 
 
 def command(built: Built, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:

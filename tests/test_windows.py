@@ -10,7 +10,7 @@ from pathlib import Path
 
 import engine_files
 import pytest
-from conftest import ROOT
+from conftest import ROOT, made_once
 from engine_files import small_config
 from test_amalgamation import PROGRAM
 
@@ -30,19 +30,14 @@ Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("build")
-    command = [
-        "make",
-        "-j2",
-        "-C",
-        ROOT / "csrc",
-        f"BUILD={folder}",
-        "CFLAGS=-O1 -Werror",
-        "windows",
-    ]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder / "windows"
+
+    def make(folder: Path) -> None:
+        settings = [f"BUILD={folder}", "CFLAGS=-O1 -Werror"]
+        command = ["make", "-j2", "-C", str(ROOT / "csrc"), *settings, "windows"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "for_windows", make) / "windows"
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
-from filelock import FileLock
+from conftest import ROOT, made_once
 from tokenizers import Tokenizer
 
 from storyllamas import params, tokenizer
@@ -56,7 +55,7 @@ class Workspace:
     def fill(self) -> None:
         """Copy the project, with small parameters, and commit it."""
         folder = self.folder
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         tracked = self._output("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT)
         for name in tracked.splitlines():
             if (ROOT / name).is_file() and not name.startswith(("metrics/", "bench/", "dvc.lock")):
@@ -120,17 +119,14 @@ class Workspace:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run all stages once for all workers of pytest-xdist, and commit the results."""
-    base = tmp_path_factory.getbasetemp()
-    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = root / "finished"
-    with FileLock(root / "finished.lock"):
-        if not folder.exists():
-            space = Workspace(root / "unfinished")
-            space.fill()
-            space.run("dvc", "repro")
-            space.commit("run")
-            space.folder.rename(folder)
-    return folder
+
+    def make(folder: Path) -> None:
+        space = Workspace(folder)
+        space.fill()
+        space.run("dvc", "repro")
+        space.commit("run")
+
+    return made_once(tmp_path_factory, "finished", make)
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ const CACHE = "storyllamas-models";
 
 /** Return the models of models/models.json; none if the site has no such file. */
 export async function listModels() {
-  const response = await fetch("models/models.json");
+  // Not from the browser's HTTP cache: a static server seldom says how long a list is good for.
+  const response = await fetch("models/models.json", { cache: "reload" });
   return response.ok ? response.json() : [];
 }
 

@@ -1,6 +1,7 @@
 /**
- * A service worker, which keeps the page for use without a network. The files come from the network if it answers, so that
- * a new version is never mixed with an old one. models.js keeps the weight files.
+ * A service worker, which keeps the page for use without a network. The files come from the
+ * network if it answers, so that a new version is never mixed with an old one. models.js keeps
+ * the weight files.
  */
 
 const CACHE = "storyllamas-page";
@@ -19,7 +20,8 @@ function isOfPage(request) {
 async function fromNetworkOrCache(request) {
   const cache = await caches.open(CACHE);
   try {
-    const response = await fetch(request);
+    // The browser's HTTP cache alone may hold some files of an old version.
+    const response = await fetch(request, request.cache === "default" ? { cache: "no-cache" } : {});
     if (response.ok) await cache.put(request, response.clone());
     return response;
   } catch (error) {

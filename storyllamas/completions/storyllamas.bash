@@ -5,16 +5,18 @@
 #    source ~/.local/share/bash_completion/storyllamas
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_storyllamas_subparsers=(generate chat serve info evaluate corpus export import completion)
+_shtab_storyllamas_subparsers=(generate chat serve info evaluate judge corpus export import plan completion)
 
 _shtab_storyllamas_generate_option_strings=(-h --help --model --threads --pages --cache --prompt --prompt-file --prompts --count --out --seed --max-tokens --ignore-eos --temperature --top-k --top-p --min-p --repetition-penalty --repetition-window)
 _shtab_storyllamas_chat_option_strings=(-h --help --system --threads --pages --cache --seed --max-tokens --temperature --top-k --top-p --min-p --repetition-penalty --repetition-window)
 _shtab_storyllamas_serve_option_strings=(-h --help --model --threads --pages --cache --host --port --slots --max-waiting --web)
 _shtab_storyllamas_info_option_strings=(-h --help --json)
 _shtab_storyllamas_evaluate_option_strings=(-h --help --model --threads --pages --cache --stories --count --json)
+_shtab_storyllamas_judge_option_strings=(-h --help --against --endpoint --judge --key-variable --count --repeats --seed --temperature --max-tokens --body --concurrency --timeout --price-in --price-out --answers --out --json --yes)
 _shtab_storyllamas_corpus_option_strings=(-h --help --edition --seed --picture --separator --json)
 _shtab_storyllamas_export_option_strings=(-h --help --model --to)
 _shtab_storyllamas_import_option_strings=(-h --help --out --type --group-size --calibrate --tokenizer)
+_shtab_storyllamas_plan_option_strings=(-h --help -S --set-param --json)
 _shtab_storyllamas_completion_option_strings=(-h --help)
 _shtab_storyllamas_option_strings=(-h --help)
 
@@ -28,6 +30,10 @@ _shtab_storyllamas_serve___web_COMPGEN=_shtab_compgen_dirs
 _shtab_storyllamas_info_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_evaluate___model_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_evaluate___stories_COMPGEN=_shtab_compgen_files
+_shtab_storyllamas_judge_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_storyllamas_judge___against_COMPGEN=_shtab_compgen_files
+_shtab_storyllamas_judge___answers_COMPGEN=_shtab_compgen_files
+_shtab_storyllamas_judge___out_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_corpus_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_corpus___picture_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_export_pos_0_COMPGEN=_shtab_compgen_dirs
@@ -49,7 +55,7 @@ _shtab_storyllamas_corpus___edition_choices=(v1 v2-gpt4)
 _shtab_storyllamas_export___to_choices=(hf gguf gguf-f16 gguf-bf16 gguf-q8_0 gguf-q4_0 llama2c llama2c-q8)
 _shtab_storyllamas_import___type_choices=(f32 q8 q4)
 _shtab_storyllamas_completion_pos_0_choices=(bash fish zsh)
-_shtab_storyllamas_pos_0_choices=(generate chat serve info evaluate corpus export import completion)
+_shtab_storyllamas_pos_0_choices=(generate chat serve info evaluate judge corpus export import plan completion)
 
 _shtab_storyllamas_generate__h_nargs=0
 _shtab_storyllamas_generate___help_nargs=0
@@ -64,6 +70,10 @@ _shtab_storyllamas_info___json_nargs=0
 _shtab_storyllamas_evaluate__h_nargs=0
 _shtab_storyllamas_evaluate___help_nargs=0
 _shtab_storyllamas_evaluate___json_nargs=0
+_shtab_storyllamas_judge__h_nargs=0
+_shtab_storyllamas_judge___help_nargs=0
+_shtab_storyllamas_judge___json_nargs=0
+_shtab_storyllamas_judge___yes_nargs=0
 _shtab_storyllamas_corpus__h_nargs=0
 _shtab_storyllamas_corpus___help_nargs=0
 _shtab_storyllamas_corpus___json_nargs=0
@@ -71,6 +81,9 @@ _shtab_storyllamas_export__h_nargs=0
 _shtab_storyllamas_export___help_nargs=0
 _shtab_storyllamas_import__h_nargs=0
 _shtab_storyllamas_import___help_nargs=0
+_shtab_storyllamas_plan__h_nargs=0
+_shtab_storyllamas_plan___help_nargs=0
+_shtab_storyllamas_plan___json_nargs=0
 _shtab_storyllamas_completion__h_nargs=0
 _shtab_storyllamas_completion___help_nargs=0
 _shtab_storyllamas_pos_0_nargs=A...

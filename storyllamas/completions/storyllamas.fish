@@ -50,8 +50,8 @@ function _shtab_storyllamas_using
   test "$_shtab_storyllamas_cmdpath" = "$argv"
 end
 
-set -g _shtab_storyllamas_commands generate chat serve info evaluate corpus export import completion
-set -g _shtab_storyllamas_opts_with_value --cache --calibrate --count --edition --group-size --host --max-tokens --max-waiting --min-p --model --out --pages --picture --port --prompt --prompt-file --prompts --repetition-penalty --repetition-window --seed --separator --slots --stories --system --temperature --threads --to --tokenizer --top-k --top-p --type --web
+set -g _shtab_storyllamas_commands generate chat serve info evaluate judge corpus export import plan completion
+set -g _shtab_storyllamas_opts_with_value --against --answers --body --cache --calibrate --concurrency --count --edition --endpoint --group-size --host --judge --key-variable --max-tokens --max-waiting --min-p --model --out --pages --picture --port --price-in --price-out --prompt --prompt-file --prompts --repeats --repetition-penalty --repetition-window --seed --separator --set-param --slots --stories --system --temperature --threads --timeout --to --tokenizer --top-k --top-p --type --web -S
 
 complete -c storyllamas -e
 complete -c storyllamas -f
@@ -116,6 +116,27 @@ complete -c storyllamas -n '_shtab_storyllamas_using evaluate' -l cache -xka "au
 complete -c storyllamas -n '_shtab_storyllamas_using evaluate' -l stories -xka "(__fish_complete_path (commandline -ct))" -d 'file of stories, in any format of a corpus (default: data/corpus/valid.txt)'
 complete -c storyllamas -n '_shtab_storyllamas_using evaluate' -l count -x -d 'score the first N stories (default: 200)'
 complete -c storyllamas -n '_shtab_storyllamas_using evaluate' -l json -d 'print JSON'
+complete -c storyllamas -n '_shtab_storyllamas_using; and test $_shtab_storyllamas_npos -eq 0' -a judge -d 'Ask a large language model to grade stories, as the TinyStories paper does, or to choose the better'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -s h -l help -d 'show this help message and exit'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l against -xka "(__fish_complete_path (commandline -ct))" -d 'compare with the stories of another model, which has the same prompts'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l endpoint -x -d 'base address of the endpoint, such as http://127.0.0.1:8000/v1'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l judge -x -d 'name of the judge at the endpoint'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l key-variable -x -d 'environment variable with the endpoint'"'"'s key; without it, no key is sent'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l count -x -d 'judge the first N stories of each file'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l repeats -x -d 'ask each question N times, with a seed of its own each; give a --temperature above 0, too (default: 1)'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l seed -x -d 'first seed (default: 1)'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l temperature -x -d '0 and up (default: 0)'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l max-tokens -x -d 'tokens of an answer at most (default: 500)'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l body -x -d 'fields to change in each request, such as '"'"'{"seed": null}'"'"'; null leaves one out'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l concurrency -x -d 'questions that are asked at a time (default: 4)'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l timeout -x -d 'seconds to wait for an answer (default: 120)'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l price-in -x -d 'price of a million tokens in, in any currency'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l price-out -x -d 'price of a million tokens out, in any currency'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l answers -xka "(__fish_complete_path (commandline -ct))" -d 'write all answers to FILE at the end; its answers are not asked for again'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'write the result as JSON'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l json -d 'print JSON'
+complete -c storyllamas -n '_shtab_storyllamas_using judge' -l yes -d 'start without a question'
+complete -c storyllamas -n '_shtab_storyllamas_using judge; and test $_shtab_storyllamas_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'file of generated stories'
 complete -c storyllamas -n '_shtab_storyllamas_using; and test $_shtab_storyllamas_npos -eq 0' -a corpus -d 'Print statistics of a corpus: its stories, their lengths, words and beginnings, duplicates, decoding'
 complete -c storyllamas -n '_shtab_storyllamas_using corpus' -s h -l help -d 'show this help message and exit'
 complete -c storyllamas -n '_shtab_storyllamas_using corpus' -l edition -xka "v1 v2-gpt4" -d 'edition of TinyStories, if the folder has both (default: v1)'
@@ -137,6 +158,10 @@ complete -c storyllamas -n '_shtab_storyllamas_using import' -l group-size -x -d
 complete -c storyllamas -n '_shtab_storyllamas_using import' -l calibrate -xka "(__fish_complete_path (commandline -ct))" -d 'stories to which q4 is fitted (default: the bundled storybook)'
 complete -c storyllamas -n '_shtab_storyllamas_using import' -l tokenizer -xka "(__fish_complete_path (commandline -ct))" -d 'tokenizer.bin or tokenizer.model of a llama2.c checkpoint'
 complete -c storyllamas -n '_shtab_storyllamas_using import; and test $_shtab_storyllamas_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'file or folder'
+complete -c storyllamas -n '_shtab_storyllamas_using; and test $_shtab_storyllamas_npos -eq 0' -a plan -d 'Estimate what training costs on this machine, for each size of the chosen recipe: tokens a second,'
+complete -c storyllamas -n '_shtab_storyllamas_using plan' -s h -l help -d 'show this help message and exit'
+complete -c storyllamas -n '_shtab_storyllamas_using plan' -s S -l set-param -x -d 'change a parameter for this estimate, as `dvc exp run -S` does; may be repeated'
+complete -c storyllamas -n '_shtab_storyllamas_using plan' -l json -d 'print JSON'
 complete -c storyllamas -n '_shtab_storyllamas_using; and test $_shtab_storyllamas_npos -eq 0' -a completion -d 'Print a script that completes commands, options and files of `storyllamas` in a shell.'
 complete -c storyllamas -n '_shtab_storyllamas_using completion' -s h -l help -d 'show this help message and exit'
 complete -c storyllamas -n '_shtab_storyllamas_using completion; and test $_shtab_storyllamas_npos -eq 0' -ka "bash fish zsh" -d 'see above'

@@ -18,6 +18,8 @@ _shtab_storyllamas_commands() {
     generate:'Generate a story, or many.'
     import:'Write a model of another program as a weight file. SOURCE is'
     info:'Print what is in a weight file'
+    judge:'Ask a large language model to grade stories, as the TinyStories paper does, or to choose the better'
+    plan:'Estimate what training costs on this machine, for each size of the chosen recipe: tokens a second,'
     serve:'Answer requests over HTTP as OpenAI'"'"'s interface does'
   )
   _describe 'storyllamas commands' _commands
@@ -142,6 +144,41 @@ _shtab_storyllamas_info_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_storyllamas_info_defaults_added=0
 
+_shtab_storyllamas_judge_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--against[compare with the stories of another model, which has the same prompts]:FILE:_files"
+  "--endpoint[base address of the endpoint, such as http\:\/\/127.0.0.1\:8000\/v1]:URL:"
+  "--judge[name of the judge at the endpoint]:NAME:"
+  "--key-variable[environment variable with the endpoint\'s key\; without it, no key is sent]:NAME:"
+  "--count[judge the first N stories of each file]:N:"
+  "--repeats[ask each question N times, with a seed of its own each\; give a --temperature above 0, too (default\: 1)]:N:"
+  "--seed[first seed (default\: 1)]:N:"
+  "--temperature[0 and up (default\: 0)]:X:"
+  "--max-tokens[tokens of an answer at most (default\: 500)]:N:"
+  "--body[fields to change in each request, such as \'\{\"seed\"\: null\}\'\; null leaves one out]:JSON:"
+  "--concurrency[questions that are asked at a time (default\: 4)]:N:"
+  "--timeout[seconds to wait for an answer (default\: 120)]:X:"
+  "--price-in[price of a million tokens in, in any currency]:X:"
+  "--price-out[price of a million tokens out, in any currency]:X:"
+  "--answers[write all answers to FILE at the end\; its answers are not asked for again]:FILE:_files"
+  "--out[write the result as JSON]:FILE:_files"
+  "--json[print JSON]"
+  "--yes[start without a question]"
+  ":file of generated stories:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_storyllamas_judge_defaults_added=0
+
+_shtab_storyllamas_plan_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "*"{-S,--set-param}"[change a parameter for this estimate, as \`dvc exp run -S\` does\; may be repeated]:KEY=VALUE:"
+  "--json[print JSON]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_storyllamas_plan_defaults_added=0
+
 _shtab_storyllamas_serve_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--model[weight file]:FILE:_files"
@@ -185,6 +222,8 @@ _shtab_storyllamas() {
         generate) _arguments -C -s $_shtab_storyllamas_generate_options ;;
         import) _arguments -C -s $_shtab_storyllamas_import_options ;;
         info) _arguments -C -s $_shtab_storyllamas_info_options ;;
+        judge) _arguments -C -s $_shtab_storyllamas_judge_options ;;
+        plan) _arguments -C -s $_shtab_storyllamas_plan_options ;;
         serve) _arguments -C -s $_shtab_storyllamas_serve_options ;;
       esac
   esac

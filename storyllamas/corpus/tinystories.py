@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import quote
 
 from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
 
@@ -25,7 +26,11 @@ FILES = {
     "v1": ("TinyStories-train.txt", "TinyStories-valid.txt"),
     "v2-gpt4": ("TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"),
 }
+PROMPTS = "Evaluation prompts.yaml"
+"""The prompts with which the paper compares models; a list of lists of one text."""
+
 PUBLISHED = {
+    PROMPTS: Published(11_759, "a915216be5516348af9db387c5bb51e8e930e7997eb0543a3de0bf63c7fe81ee"),
     "TinyStories-train.txt": Published(
         1_924_281_556, "c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f"
     ),
@@ -62,6 +67,19 @@ def download(edition: str, folder: Path, mirror: str = "") -> tuple[Path, Path]:
     return train, valid
 
 
+def download_prompts(folder: Path, mirror: str = "") -> Path:
+    """Return the path of `PROMPTS`; download it if it is missing.
+
+    Args:
+        folder: as for `download`.
+        mirror: as for `download`.
+
+    Raises:
+        UserError: as for `download`.
+    """
+    return _find(PROMPTS, folder, mirror) or _fetch(PROMPTS, folder, mirror)
+
+
 def _find(name: str, folder: Path, mirror: str) -> Path | None:
     """Return the path of a file that is on this machine, or None."""
     if (folder / name).exists():
@@ -92,7 +110,7 @@ def _checked(path: Path) -> Path:
 
 def _fetch(name: str, folder: Path, mirror: str) -> Path:
     hub = hf_hub_url(REPOSITORY, name, repo_type="dataset", revision=REVISION)
-    url = f"{mirror.rstrip('/')}/{name}" if mirror else hub
+    url = f"{mirror.rstrip('/')}/{quote(name)}" if mirror else hub
     place = re.sub("//[^/@]*@", "//", mirror) or constants.ENDPOINT
     target, published = folder / name, PUBLISHED[name]
     left = transfer.remaining(target, published)

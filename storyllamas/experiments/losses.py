@@ -49,7 +49,7 @@ def runs() -> list[Run]:
     Search the workspace, then DVC's experiments, then the history.
     """
     found: dict[str, Run] = {}
-    for revision in ("", *_revisions()):
+    for revision in ("", *revisions()):
         run = run_at(revision)
         if run:
             found.setdefault(run.size, run)
@@ -79,7 +79,7 @@ def draw(shown: list[Run]) -> None:
         axes.legend()
 
 
-def _revisions() -> Iterator[str]:
+def revisions() -> Iterator[str]:
     """Yield experiments, then commits that changed the validation log; the newest first of each."""
     order = "--sort=-committerdate"
     yield from git("for-each-ref", order, "--format=%(objectname)", "refs/exps").split()

@@ -35,6 +35,7 @@ def training_loss(model: Llama, device: Device, micro_batch: int) -> Loss:
 
     Raises:
         CompilationError: the compilation, or the first call of its result, fails.
+        OutOfMemoryError: the GPU's memory is too small for the micro-batch.
     """
     if not device.compiled:
         return model.loss
@@ -54,6 +55,8 @@ def training_loss(model: Llama, device: Device, micro_batch: int) -> Loss:
         with device.autocast():
             loss = compiled(tokens, targets)
         loss.backward()  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise CompilationError(_cause(error)) from None
     model.zero_grad(set_to_none=True)
@@ -94,13 +97,8 @@ def _set_paths() -> None:
 
 
 def build_folder() -> Path:
-    """Return the folder of compiled code, which later runs of the same shape use again.
-
-    It is in the state folder. DVC's temporary workspaces, in .dvc/tmp, share that of their project.
-    """
-    state = workdir.root().absolute()
-    projects = [parent.parent for parent in state.parents if parent.name == ".dvc"]
-    return (projects[0] / ".storyllamas" if projects else state) / "compiled"
+    """Return the folder of compiled code, which later runs of the same shape use again."""
+    return workdir.project() / "compiled"
 
 
 def _needs_quotes(path: str | Path) -> bool:

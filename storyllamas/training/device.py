@@ -77,13 +77,20 @@ def choose(compute: Compute, flops: float = 0.0) -> Device:
         _reuse_freed_pages()
         _use_deterministic_algorithms()
     must_compile = compute.compile == "always"
-    compiled = must_compile or _should_compile(compute, name, flops)
+    compiled = is_compiled(compute, name, flops)
     return Device(name, bfloat16, torch.get_num_threads(), compiled, must_compile)
 
 
-def _should_compile(compute: Compute, name: str, flops: float) -> bool:
-    """Return whether to compile a run of so many FLOPs, which pays only if it is long."""
-    return compute.compile == "auto" and flops >= _MIN_FLOPS_TO_COMPILE.get(name, math.inf)
+def is_compiled(compute: Compute, name: str, flops: float) -> bool:
+    """Return whether a run of so many FLOPs is compiled: `auto` compiles long ones, where it pays.
+
+    Args:
+        compute: section `compute` of params.yaml.
+        name: cpu, cuda or mps.
+        flops: operations of the whole run.
+    """
+    is_long = flops >= _MIN_FLOPS_TO_COMPILE.get(name, math.inf)
+    return compute.compile == "always" or (compute.compile == "auto" and is_long)
 
 
 def computes_in_bfloat16(name: str) -> bool:

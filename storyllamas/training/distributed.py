@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from storyllamas.errors import UserError
-from storyllamas.params import Compute, Recipe
+from storyllamas.params import AUTO, Compute, Recipe
 from storyllamas.training.compiled import Loss
 from storyllamas.training.launch import EXIT_RANK_LOST, RESUME_HINT, is_launched
 
@@ -84,6 +84,14 @@ class Ranks:
         """Return the mean of all ranks' values, bit-identical on all ranks."""
         return self.sum(value) / self.world_size
 
+    def min(self, value: int) -> int:
+        """Return the smallest value of all ranks."""
+        if self.world_size == 1:
+            return value
+        smallest = torch.tensor(value)
+        dist.all_reduce(smallest, dist.ReduceOp.MIN)
+        return int(smallest.item())
+
     def any(self, value: bool) -> bool:
         """Return whether the value is true on any rank."""
         return self.sum(value) > 0
@@ -131,16 +139,18 @@ class Ranks:
         raise SystemExit(status)
 
 
-def micro_batch(recipe: Recipe, context: int, ranks: int) -> int:
+def micro_batch(recipe: Recipe, context: int, ranks: int, limit: int | None = None) -> int:
     """Return the size of a micro-batch, in windows, with which all ranks take equally many.
 
     It is the recipe's, or a smaller one that gives the same result. With dropout, whose mask
-    depends on the micro-batch, only the recipe's size gives the same result.
+    depends on the micro-batch, only the recipe's size gives the same result. With `auto`, it is
+    the largest size within `limit`.
 
     Args:
         recipe: hyperparameters.
         context: tokens of a window.
         ranks: number of processes.
+        limit: with `auto`, the largest size that fits the memory; None: any.
 
     Raises:
         UserError: the ranks cannot split a step evenly.
@@ -153,15 +163,21 @@ def micro_batch(recipe: Recipe, context: int, ranks: int) -> int:
             f"{sequences}, or a multiple of {ranks * context} tokens"
         )
     own = sequences // ranks
-    fits = next(size for size in range(min(recipe.micro_batch, own), 0, -1) if own % size == 0)
-    if recipe.dropout and fits != recipe.micro_batch:
+    wanted = limit or own if recipe.micro_batch == AUTO else recipe.micro_batch
+    fits = largest_divisor(own, wanted)
+    if recipe.dropout and recipe.micro_batch != AUTO and fits != wanted:
         raise UserError(
-            f"micro_batch is {recipe.micro_batch}: a step has {sequences // recipe.micro_batch} "
+            f"micro_batch is {wanted}: a step has {sequences // wanted} "
             f"micro-batches, which {ranks} processes cannot split evenly; use "
             f"train.micro_batch={fits}, which changes the dropout masks, or another number of "
             f"processes"
         )
     return fits
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """Return the largest divisor of `number` up to `limit`; both are at least 1."""
+    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
 
 @contextmanager

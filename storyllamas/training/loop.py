@@ -29,13 +29,14 @@ from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.params import Recipe
 from storyllamas.token_file import TokenFile
-from storyllamas.training import metrics
+from storyllamas.training import metrics, speed_log
 from storyllamas.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointSaver
 from storyllamas.training.compiled import CompilationError, Loss, training_loss
 from storyllamas.training.csv_log import CsvLog
 from storyllamas.training.device import Device
-from storyllamas.training.distributed import Ranks, micro_batch
+from storyllamas.training.distributed import Ranks
 from storyllamas.training.interrupt import Interrupt, is_run_by_dvc
+from storyllamas.training.micro_batch import MicroBatch
 from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.progress import Progress
 from storyllamas.training.schedule import learning_rate
@@ -153,7 +154,10 @@ def training_run(
         )
         label = f"{name}-{folder.path.name}"
         tensorboard = workdir.root() / "tensorboard" / label if name and ranks.first else None
-        result = trainer.run(saver, Interrupt(parent), TensorBoardLog(tensorboard, trainer.step))
+        with speed_log.recorded(trainer):
+            result = trainer.run(
+                saver, Interrupt(parent), TensorBoardLog(tensorboard, trainer.step)
+            )
         if ranks.first and is_run_by_dvc() and saver.step < trainer.step:
             saver.save(trainer.checkpoint, last=True)
         try:
@@ -218,6 +222,7 @@ class Trainer:
         job: what to train.
         ranks: the processes that train together.
         model: the weights.
+        micro_batch: the sequences in one forward pass.
         step: steps taken.
         seconds: time since the run began, earlier processes included.
         seconds_in_checkpoints: the part of it that writing checkpoints took.
@@ -244,13 +249,14 @@ class Trainer:
         """
         self.job = job
         self.ranks = ranks or Ranks()
-        self.micro_batch = micro_batch(job.recipe, job.config.context, self.ranks.world_size)
         torch.manual_seed(job.seed)
         self.model = Llama(job.config, job.recipe.dropout, job.recipe.zero_init_residual).to(
             job.device.name
         )
         if job.start:
             job.start.apply(self.model)
+        size = resumed.metadata["micro_batch"] if resumed else None
+        self.micro_batch = MicroBatch(self.model, job.recipe, job.device, self.ranks, size)
         self.optimizers = Optimizers(self.model, job.recipe)
         windows = job.recipe.eval_sequences, job.config.context
         self.validation_set = job.valid.first_windows(*windows)
@@ -261,7 +267,7 @@ class Trainer:
         self.best_loss = math.inf
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
-        loss = self._loss(resumed.step if resumed else 0)
+        loss = self.micro_batch.halving(lambda: self._loss(resumed.step if resumed else 0))
         rows: dict[str, Any] = {"steps": [], "validation": []}
         if resumed:
             rows = self._restore(resumed)
@@ -277,7 +283,7 @@ class Trainer:
             return loss
         failure: CompilationError | None = None
         try:
-            loss = training_loss(self.model, self.job.device, self.micro_batch)
+            loss = training_loss(self.model, self.job.device, self.micro_batch.size)
         except CompilationError as error:
             failure = error
         if self.ranks.any(failure is not None):
@@ -332,46 +338,65 @@ class Trainer:
 
     def train_step(self, interrupt: Interrupt) -> tuple[float, float]:
         """Take the next step; return its batch's mean loss and the gradient's norm."""
-        job, recipe, device = self.job, self.job.recipe, self.job.device
+        job, recipe = self.job, self.job.recipe
         sequences = recipe.tokens_per_step // job.config.context
         batch = job.train.batch(self.step, sequences, job.config.context, job.seed)
         self.model.train()
+        total = self.micro_batch.halving(lambda: self._accumulate(batch, interrupt))
+        limit = recipe.grad_clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        mean = self.ranks.mean(total)
+        self._check_finite("loss", mean)
+        self._check_finite("norm of the gradient", norm)
+        try:
+            self.optimizers.step(learning_rate(self.step, recipe))
+        except torch.OutOfMemoryError:
+            raise UserError(
+                "the memory of the GPU is too small for the optimizer of this model: use a smaller "
+                "model or compute.device=cpu; the last checkpoint stays"
+            ) from None
+        self.step += 1
+        return mean, norm
+
+    def _accumulate(self, batch: tuple[Any, Any], interrupt: Interrupt) -> float:
+        """Add up the gradients of a step's micro-batches; return their mean loss on this rank.
+
+        It changes nothing but the gradients, so that a step can begin again.
+        """
+        job, device, sequences = self.job, self.job.device, len(batch[0])
         total = torch.zeros((), device=device.name)
-        for first in self.ranks.split(range(0, sequences, self.micro_batch)):
+        for first in self.ranks.split(range(0, sequences, self.micro_batch.size)):
             interrupt.check_parent()
             torch.manual_seed(_dropout_seed(job.seed, self.step, first))
             tokens, targets = self._to_device(batch, first)
             with device.autocast():
                 loss = self.loss(tokens, targets)
-            scaled = loss * (self.micro_batch * self.ranks.world_size / sequences)
+            scaled = loss * (self.micro_batch.size * self.ranks.world_size / sequences)
             scaled.backward()  # type: ignore[no-untyped-call]
             total += scaled.detach()
-        limit = recipe.grad_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-        mean = self.ranks.mean(total.item())
-        self._check_finite("loss", mean)
-        self._check_finite("norm of the gradient", norm)
-        self.optimizers.step(learning_rate(self.step, recipe))
-        self.step += 1
-        return mean, norm
+        return total.item()
 
-    @torch.no_grad()
     def _validate(self) -> float:
         """Return the mean loss on the validation windows; copy the weights if it is the lowest."""
         self.model.eval()
-        tokens, _ = self.validation_set
-        total = 0.0
-        for first in self.ranks.split(range(0, len(tokens), self.micro_batch)):
-            inputs, targets = self._to_device(self.validation_set, first)
-            with self.job.device.autocast():
-                total += self.model.loss(inputs, targets).item() * len(inputs)
-        loss = self.ranks.sum(total) / len(tokens)
+        total = self.micro_batch.halving(self._validation_total)
+        loss = self.ranks.sum(total) / len(self.validation_set[0])
         self._check_finite("validation loss", loss)
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, self.step
             self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
         self.validation_log.append(metrics.validation_row(self, loss))
         return loss
+
+    @torch.no_grad()
+    def _validation_total(self) -> float:
+        """Return the sum of the losses of this rank's validation windows."""
+        windows, total = len(self.validation_set[0]), 0.0
+        for first in self.ranks.split(range(0, windows, self.micro_batch.size)):
+            inputs, targets = self._to_device(self.validation_set, first)
+            with self.job.device.autocast():
+                total += self.model.loss(inputs, targets).item() * len(inputs)
+        return total
 
     def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
@@ -383,7 +408,7 @@ class Trainer:
 
     def _to_device(self, batch: tuple[Any, Any], first: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets [micro_batch, context] from row `first` of a batch on."""
-        rows = slice(first, first + self.micro_batch)
+        rows = slice(first, first + self.micro_batch.size)
         inputs, targets = (torch.from_numpy(part[rows]).to(self.job.device.name) for part in batch)
         return inputs, targets
 
@@ -399,6 +424,7 @@ class Trainer:
             "peak_memory_bytes": self.peak_memory_bytes,
             "best_loss": self.best_loss if self.best else None,
             "best_step": self.best_step,
+            "micro_batch": self.micro_batch.size,
             "steps": self.step_log.rows,
             "validation": self.validation_log.rows,
         }

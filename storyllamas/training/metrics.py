@@ -76,6 +76,7 @@ def final_metrics(trainer: Trainer) -> dict[str, Any]:
         "precision": job.device.precision,
         "threads": job.device.threads,
         "processes": trainer.ranks.world_size,
+        "micro_batch": trainer.micro_batch.size,
         "compiled": job.device.compiled,
     }
 

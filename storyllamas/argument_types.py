@@ -1,0 +1,42 @@
+"""Types of command-line options for argparse; a wrong value is a sentence."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def positive(text: str) -> int:
+    """Return a whole number from 1 to the largest size.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is not such a number.
+    """
+    value = whole(text)
+    if not 1 <= value <= sys.maxsize:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {sys.maxsize}")
+    return value
+
+
+def whole(text: str) -> int:
+    """Return a whole number.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is not a whole number.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def real(text: str) -> float:
+    """Return a number.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is not a number.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None

@@ -1,0 +1,1 @@
+"""A judge: grades and comparisons of stories by a model behind an OpenAI-compatible endpoint."""
