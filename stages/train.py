@@ -9,15 +9,20 @@ if __name__ == "__main__":
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from storyllamas import params, token_file
 from storyllamas.atomic import write_json
+from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.training import device, distributed
 from storyllamas.training.launch import is_rank, launch
 from storyllamas.training.loop import Job, training_run
 from storyllamas.training.metrics import train_json
+from storyllamas.training.start import Start
 from storyllamas.training.trained_model import save_model
+
+TOKENIZER = Path("models/tokenizer.model")
 
 
 @exit_on_user_error
@@ -35,14 +40,16 @@ def main() -> None:
 
 def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
     """Train the model; the first rank writes the outputs."""
-    digest = hashlib.sha256(Path("models/tokenizer.model").read_bytes()).digest()
+    digest = hashlib.sha256(TOKENIZER.read_bytes()).digest()
+    config, start = read_start(chosen)
     job = Job(
-        config=chosen.model_config(),
+        config=config,
         recipe=chosen.recipe,
         seed=chosen.seed,
         train=token_file.read("data/tokens/train.bin", digest),
         valid=token_file.read("data/tokens/valid.bin", digest),
         device=device.choose(chosen.compute, chosen.training_flops),
+        start=start,
     )
     if job.train.vocab_size != job.config.vocab_size:
         raise UserError(
@@ -55,17 +62,35 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
         if not ranks.first:
             return
         about = {"size": chosen.model, "recipe": chosen.recipe_name, "seed": chosen.seed}
-        details = {
+        details: dict[str, Any] = {
             "corpus": chosen.corpus.source,
             "hyperparameters": asdict(chosen.recipe),
             "tokenizer_sha256": digest.hex(),
             # Without the time, so that the same weights are the same file.
             "training": result.metrics,
         }
+        if start:
+            details["fine_tuning"] = asdict(chosen.fine_tuning) | {"start_sha256": start.digest()}
         folder = Path("models") / chosen.model
         save_model(folder, job.config, result.tensors, {**about, **details})
         metrics = train_json(result, job.device, ranks.world_size)
         write_json("metrics/train.json", about | metrics)
+
+
+def read_start(chosen: params.Params) -> tuple[ModelConfig, Start | None]:
+    """Return the shape of the model, and the weights to start from if `train.start` names some."""
+    config, path = chosen.model_config(), Path(chosen.fine_tuning.start)
+    if not chosen.fine_tuning.start:
+        return config, None
+    if path.resolve().is_relative_to((Path("models") / chosen.model).resolve()):
+        raise UserError(
+            f"train.start is {path}, which this training replaces: restore it with `dvc checkout "
+            f"--force train@{chosen.model}`, copy it to another folder and name that"
+        )
+    from storyllamas.training import start_reader
+
+    config, tensors = start_reader.read(path, config, TOKENIZER)
+    return config, Start(tensors)
 
 
 if __name__ == "__main__":

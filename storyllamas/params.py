@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from datetime import date
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
@@ -142,6 +142,17 @@ class Recipe:
 
 
 @dataclass(frozen=True, config=_strict)
+class FineTuning:
+    """The model that training starts from; the keys of `train` that are not the recipe's."""
+
+    start: str = ""
+    start_lr_scale: Rate = 0.25
+
+
+FINE_TUNING_KEYS = {field.name for field in fields(FineTuning)}
+
+
+@dataclass(frozen=True, config=_strict)
 class Compute:
     """The device, precision and processes of the training."""
 
@@ -212,6 +223,7 @@ class Params:
     seed: int
     sizes: dict[str, Size]
     recipe: Recipe
+    fine_tuning: FineTuning
     corpus: Corpus
     tokenizer: Tokenizer
     pretokenize: Pretokenize
@@ -313,6 +325,8 @@ def parse(raw: object) -> Params:
             f"recipes.{file.recipe}.sizes has no {file.model}: add it, or use one of "
             f"{', '.join(_recipe_sizes(file, file.recipe))}"
         )
+    fine_tuning = _fine_tuning(file)
+    recipe = _slow_down(recipes[file.recipe, file.model], file, fine_tuning)
     context = file.sizes[file.model].context
     if file.evaluation.speed_tokens >= context:
         raise UserError(
@@ -324,7 +338,8 @@ def parse(raw: object) -> Params:
         recipe_name=file.recipe,
         seed=file.seed,
         sizes=file.sizes,
-        recipe=recipes[file.recipe, file.model],
+        recipe=recipe,
+        fine_tuning=fine_tuning,
         corpus=file.corpus,
         tokenizer=file.tokenizer,
         pretokenize=file.pretokenize,
@@ -439,7 +454,11 @@ def _merge_recipe(file: _File, name: str, model: str) -> Recipe:
         missing: file.recipes[name]["sizes"][model],
     }
     if chosen:
-        layers["train"] = _without_none(file.train)
+        layers["train"] = {
+            key: value
+            for key, value in _without_none(file.train).items()
+            if key not in FINE_TUNING_KEYS
+        }
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for prefix, layer in layers.items():
@@ -450,6 +469,20 @@ def _merge_recipe(file: _File, name: str, model: str) -> Recipe:
     if chosen:
         _check_window(recipe, context, origin["tokens_per_step"])
     return recipe
+
+
+def _fine_tuning(file: _File) -> FineTuning:
+    """Return the keys of `train` that describe the start."""
+    values = {k: v for k, v in _without_none(file.train).items() if k in FINE_TUNING_KEYS}
+    found: FineTuning = _validate(FineTuning, values, {}, "train")
+    return found
+
+
+def _slow_down(recipe: Recipe, file: _File, fine_tuning: FineTuning) -> Recipe:
+    """Lower the recipe's learning rate if there is a start; one that `train` sets stays."""
+    if not fine_tuning.start or file.train.get("learning_rate") is not None:
+        return recipe
+    return replace(recipe, learning_rate=recipe.learning_rate * fine_tuning.start_lr_scale)
 
 
 def _check_window(recipe: Recipe, context: int, name: str) -> None:

@@ -19,7 +19,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -220,10 +220,14 @@ def _is_positive(value: object) -> bool:
         return False
 
 
-def open_model(path: str | os.PathLike[str]) -> InteropModel:
+def open_model(path: str | os.PathLike[str], tokenizers: Iterable[Path] = ()) -> InteropModel:
     """Open a weight file, or the folder of a trained model.
 
     The tokenizer of a trained model is tokenizer.model in its folder or in the parent folder.
+
+    Args:
+        path: the weight file or the folder.
+        tokenizers: other files that may be the tokenizer of a trained model.
 
     Raises:
         UserError: the model is missing or damaged, or was trained with another tokenizer.
@@ -232,10 +236,10 @@ def open_model(path: str | os.PathLike[str]) -> InteropModel:
     if not path.is_dir():
         file = weight_file.read(path)
         return InteropModel(file.config, file.vocabulary, file.tensor)
-    return _open_checkpoint(path)
+    return _open_checkpoint(path, tokenizers)
 
 
-def _open_checkpoint(folder: Path) -> InteropModel:
+def _open_checkpoint(folder: Path, tokenizers: Iterable[Path]) -> InteropModel:
     # Only here, so that other models need neither of these packages.
     from storyllamas import tokenizer
     from storyllamas.interop.safetensors_file import TensorFiles
@@ -251,8 +255,9 @@ def _open_checkpoint(folder: Path) -> InteropModel:
     path = folder / "model.safetensors"
     tensors = TensorFiles([path])
     check_tensors(str(path), tensor_shapes(config), tensors.shapes)
-    candidates = [folder / "tokenizer.model", folder.parent / "tokenizer.model"]
-    pieces = tokenizer.load(next((each for each in candidates if each.exists()), candidates[-1]))
-    if digest != pieces.digest.hex():
-        raise UserError(f"checkpoint {folder} was trained with another tokenizer: {remedy}")
-    return InteropModel(config, pieces.vocabulary(), tensors.read, about)
+    candidates = [folder / "tokenizer.model", folder.parent / "tokenizer.model", *tokenizers]
+    found = [each for each in candidates if each.exists()] or candidates[1:2]
+    for each in map(tokenizer.load, found):
+        if digest == each.digest.hex():
+            return InteropModel(config, each.vocabulary(), tensors.read, about)
+    raise UserError(f"checkpoint {folder} was trained with another tokenizer: {remedy}")

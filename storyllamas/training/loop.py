@@ -41,6 +41,7 @@ from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.progress import Progress
 from storyllamas.training.schedule import learning_rate
 from storyllamas.training.source_files import imported_files
+from storyllamas.training.start import Start
 from storyllamas.training.tensorboard import TensorBoardLog
 
 MAX_LOG_ROWS = 2000
@@ -58,6 +59,7 @@ class Job:
         train: tokens to learn from.
         valid: tokens to validate on, of the same tokenizer.
         device: device, precision and threads.
+        start: weights to start from; None: random ones.
     """
 
     config: ModelConfig
@@ -66,6 +68,7 @@ class Job:
     train: TokenFile
     valid: TokenFile
     device: Device
+    start: Start | None = None
 
     def key(self) -> str:
         """Return a digest of the job, the code and the libraries, as 16 hexadecimal digits.
@@ -80,6 +83,7 @@ class Job:
             "seed": self.seed,
             "data": [_file_digest(self.train.path), _file_digest(self.valid.path)],
             "device": device,
+            "start": self.start and self.start.key(),
             "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
             "libraries": [np.__version__, torch.__version__],
             "code": [_file_digest(path) for path in source_files()],
@@ -249,6 +253,8 @@ class Trainer:
         self.model = Llama(job.config, job.recipe.dropout, job.recipe.zero_init_residual).to(
             job.device.name
         )
+        if job.start:
+            job.start.apply(self.model)
         size = resumed.metadata["micro_batch"] if resumed else None
         self.micro_batch = MicroBatch(self.model, job.recipe, job.device, self.ranks, size)
         self.optimizers = Optimizers(self.model, job.recipe)
@@ -298,6 +304,9 @@ class Trainer:
         started = time.monotonic() - self.seconds
         shown = recipe.steps, self.step, recipe.tokens_per_step, self.job.device.name
         with interrupt, tensorboard, Progress(*shown) as progress:
+            if self.job.start and not self.step:
+                progress.set_validation_loss(self._validate())
+                tensorboard.log_validation(self.validation_log.rows[-1])
             while self.step < recipe.steps:
                 loss, norm = self.train_step(interrupt)
                 if self.step % log_every == 0 or self.step == recipe.steps:
