@@ -608,7 +608,7 @@ def _parser() -> argparse.ArgumentParser:
     estimate = command(
         "plan", plan_command.run, "estimate what training costs here", plan_command.DESCRIPTION
     )
-    plan_command.add_arguments(estimate)
+    plan_command.add_options(estimate)
 
     completion = command(
         "completion", _completion, "print a script that completes commands", COMPLETION

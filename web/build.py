@@ -68,7 +68,8 @@ def main() -> None:
         raise SystemExit("usage: python3 web/build.py ENGINE.wasm FOLDER [MODEL.slm…]")
     engine, folder, *models = map(Path, sys.argv[1:])
     build(engine, folder, models)
-    print(f"{folder}: engine of {engine.stat().st_size:,} bytes, {len(models)} models")
+    count = f"{len(models)} model{'s' * (len(models) != 1)}"
+    print(f"{folder}: engine of {engine.stat().st_size:,} bytes, {count}")
 
 
 if __name__ == "__main__":

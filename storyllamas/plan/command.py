@@ -42,7 +42,7 @@ LAST_SECONDS = 2.0
 PARAMS = "params.yaml"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument(
         *("-S", "--set-param"),
