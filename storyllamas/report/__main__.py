@@ -36,7 +36,7 @@ def main() -> None:
     report = collect(arguments.base, arguments.models)
     write_text(arguments.out, html(report))
     count = sum(len(prompt.stories) for prompt in report.prompts)
-    print(f"{arguments.out}: {len(report.runs)} runs, {count} stories")
+    print(f"{arguments.out}: runs: {len(report.runs)}, stories: {count}")
 
 
 if __name__ == "__main__":

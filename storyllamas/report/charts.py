@@ -24,6 +24,12 @@ PUBLISHED_CORPUS = "tinystories"
 MAX_POINTS = 400
 """Points of a curve; more are averaged, since a screen shows no more."""
 
+LOG_AXIS = {
+    "type": "log",
+    "tickvals": [digit * 10.0**power for power in range(-3, 15) for digit in (1, 2, 5)],
+}
+"""A logarithmic axis with whole labels; Plotly's own leave out the zeros of 0.2 and 500."""
+
 DASHES = {"solid": "", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2"}
 """Dashes of lines by Plotly's name: the pattern in SVG."""
 
@@ -104,7 +110,7 @@ def losses(runs: Sequence[Run]) -> Chart:
             showarrow=False, name="published",
         )  # fmt: skip
     figure.update_xaxes(title="million tokens", rangemode="tozero")
-    figure.update_yaxes(title="nats a token (log scale)", type="log", dtick="D2")
+    figure.update_yaxes(title="nats a token (log scale)", **LOG_AXIS, tickformat="~g")
     return _chart("losses", "Loss over training tokens", figure)
 
 
@@ -137,7 +143,7 @@ def _bits_per_byte(runs: Sequence[Run], name: str, title: str) -> Chart | None:
             )
     if not figure.data:
         return None
-    figure.update_xaxes(title=f"{title} (log scale)", type="log", dtick="D2")
+    figure.update_xaxes(title=f"{title} (log scale)", **LOG_AXIS, tickformat="~s")
     figure.update_yaxes(title="bits per byte, framed", rangemode="tozero")
     return _chart(name, f"Bits per byte against {title}", figure)
 

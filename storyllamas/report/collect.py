@@ -95,6 +95,8 @@ def _trained(
     names = (f"recipes.{recipe}.defaults", f"recipes.{recipe}.sizes.{size}", "train")
     model = {"size": size, "parameters": metrics["parameters"], **shape}
     hyperparameters = {"recipe": recipe, **_merged(recorded, *names)}
+    if not hyperparameters.get("start"):
+        hyperparameters = {k: v for k, v in hyperparameters.items() if not k.startswith("start")}
     results = {key: value for key, value in metrics.items() if key not in model | hyperparameters}
     corpus = documents.read("corpus.json")
     about_tokenizer = tokenizer.get("tokenizer", {}) | documents.read("tokenizer.json")
