@@ -134,6 +134,7 @@ vocab-table: setup ## compare vocabulary sizes on the corpus: metrics/vocabulary
 
 .PHONY: agreement
 agreement: setup ## correlate the measures of stories with a person's scores: SCORES=, CORPUS= (training stories)
+	$(if $(SCORES),,$(error name a file of scores: make agreement SCORES=FILE))
 	$(BIN)/python -m storyllamas.measures.agreement $(if $(CORPUS),--train "$$CORPUS") "$$SCORES"
 
 test: $(VENV)/installed-dev ## run all tests

@@ -34,7 +34,8 @@ DESCRIPTION = """\
 Generate stories with a small Llama model, and convert models from and to other programs.
 
 A model is a weight file (.slm), which the C engine runs. `dvc repro` writes weight files to
-models/SIZE/export/. The default is the float32 file of the size that params.yaml names.
+models/SIZE/export/. The default is the float32 file of the size that params.yaml names, or
+the model in models/pretrained/ if that size is not trained.
 """
 
 EPILOG = """\

@@ -53,7 +53,14 @@ def write_models(folder: Path, paths: list[Path]) -> None:
 
 
 def build(engine: Path, folder: Path, models: list[Path]) -> None:
-    """Write the page, the engine and the models; the folder is replaced."""
+    """Write the page, the engine and the models; the folder is replaced.
+
+    Raises:
+        SystemExit: a file is missing; the folder stays as it was.
+    """
+    for path in (engine, *models):
+        if not path.is_file():
+            raise SystemExit(f"error: {path} does not exist")
     shutil.rmtree(folder, ignore_errors=True)
     write_models(folder / "models", models)
     for path in PAGE.iterdir():
