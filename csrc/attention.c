@@ -319,8 +319,11 @@ static void rotate_and_store(const sl_model *model, uint32_t type, uint8_t *keys
     store(model, type, keys, values, position, key, value, scratch);
 }
 
-/* Return the kernel that averages values of this type, or NULL. */
+/* Return the kernel that averages values of this type, or NULL. A large head that has its keys for
+ * itself fills enough registers without it. */
 static sl_average *average_of(const sl_model *model, uint32_t type) {
+    const sl_info *info = &model->info;
+    if (info->heads == info->kv_heads && info->head_dim > SL_TILE_ROWS) return NULL;
     if (type == SL_CACHE_Q8) return model->kernels->average_i8;
     return type == SL_CACHE_F16 ? model->kernels->average_f16 : model->kernels->average_f32;
 }

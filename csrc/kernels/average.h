@@ -2,8 +2,9 @@
  * this file after matmul.h, whose macros and functions it uses.
  *
  * With one head at a time each sum waits for its own last addition, and a small head fills few
- * registers. So a block has the registers of several heads, and two queries that share them. Each
- * sum adds the positions in order, as a product of matrices does, so both have the same bits. */
+ * registers. So a block has the registers of several heads, and half as many of them if two queries
+ * share them. Each sum adds the positions in order, as a product of matrices does, so both have the
+ * same bits. */
 
 #ifndef STORYLLAMAS_AVERAGE_H
 #define STORYLLAMAS_AVERAGE_H
@@ -17,8 +18,8 @@ INLINE void block_average(weight_bits bits, float *y, const sl_values *v, size_t
     const size_t parts = (v->head_dim + LANES - 1) / LANES,
                  width = (v->head_dim + ROWS - 1) / ROWS * ROWS;
     const uint8_t *at[AVERAGE_REGISTERS];
-    const float *shares[AVERAGE_REGISTERS][AVERAGE_QUERIES];
-    vector sum[AVERAGE_REGISTERS][AVERAGE_QUERIES];
+    const float *shares[AVERAGE_REGISTERS][2];
+    vector sum[AVERAGE_REGISTERS][2];
     UNROLL for (size_t r = 0; r < registers; r++) {
         const size_t head = (first + r) / parts, part = (first + r) % parts;
         at[r] = (const uint8_t *)v->values + (head * width + part * LANES) * bits / 8;
@@ -40,20 +41,25 @@ INLINE void block_average(weight_bits bits, float *y, const sl_values *v, size_t
     }
 }
 
+/* Compute all registers from number `first` on that fill blocks of this many registers and queries.
+ * Returns the number of the first that is left. */
+INLINE size_t average_blocks(weight_bits bits, float *y, const sl_values *v, size_t first,
+                             size_t count, size_t registers, size_t queries) {
+    for (; first + registers <= count; first += registers) {
+        size_t q = 0;
+        for (; q + queries <= v->sharing; q += queries)
+            block_average(bits, y, v, first, registers, q, queries);
+        if (queries > 1 && q < v->sharing) block_average(bits, y, v, first, registers, q, 1);
+    }
+    return first;
+}
+
 INLINE void average(weight_bits bits, float *y, const sl_values *v) {
     const size_t count = v->heads * ((v->head_dim + LANES - 1) / LANES);
-    for (size_t r = 0, registers; r < count; r += registers) {
-        registers = count - r >= AVERAGE_REGISTERS ? AVERAGE_REGISTERS : 1;
-        for (size_t q = 0, queries; q < v->sharing; q += queries) {
-            queries = v->sharing - q >= AVERAGE_QUERIES ? AVERAGE_QUERIES : 1;
-            if (registers == 1)
-                for (size_t i = 0; i < queries; i++) block_average(bits, y, v, r, 1, q + i, 1);
-            else if (queries == 1)
-                block_average(bits, y, v, r, AVERAGE_REGISTERS, q, 1);
-            else
-                block_average(bits, y, v, r, AVERAGE_REGISTERS, q, AVERAGE_QUERIES);
-        }
-    }
+    size_t done = 0;
+    if (v->sharing == 1) done = average_blocks(bits, y, v, 0, count, AVERAGE_REGISTERS, 1);
+    done = average_blocks(bits, y, v, done, count, AVERAGE_REGISTERS / 2, 2);
+    average_blocks(bits, y, v, done, count, 1, 2);
 }
 
 static void average_f32(float *y, const sl_values *v) {

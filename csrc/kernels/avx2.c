@@ -28,7 +28,7 @@
 
 enum { LANES = 8, PARTS = ROWS / LANES, BLOCK_MAX = 6, ROW_TILES = 4 };
 enum { FLOAT_ROWS = 6, QUANTIZED_ROWS = 4 };
-enum { AVERAGE_REGISTERS = 4, AVERAGE_QUERIES = 2 };
+enum { AVERAGE_REGISTERS = 8 };
 
 /* ---- Registers, for matmul.h ----------------------------------------------------------------- */
 

@@ -20,7 +20,7 @@
 
 enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 4, ROW_TILES = 4 };
 enum { FLOAT_ROWS = 4, QUANTIZED_ROWS = 4, Q8_BIAS = 0 };
-enum { AVERAGE_REGISTERS = 4, AVERAGE_QUERIES = 2 };
+enum { AVERAGE_REGISTERS = 8 };
 
 /* ---- Registers, for matmul.h ----------------------------------------------------------------- */
 
