@@ -269,6 +269,18 @@ static void average_values(const sl_model *model, uint32_t type, uint8_t *keys,
                     shares, shares_stride, n);
 }
 
+/* output[n][heads * head_dim] = rows[n][head_dim in whole tiles] / sums[n], rows that are
+ * output_stride apart in the output. */
+static void divide_by_sums(const sl_info *info, float *output, size_t output_stride,
+                           const float *rows, const float *sums, size_t n) {
+    const size_t head_dim = info->head_dim, row_stride = sl_padded_rows(head_dim);
+    for (size_t i = 0; i < n; i++) {
+        const float inverse = 1 / sums[i];
+        for (size_t d = 0; d < head_dim; d++)
+            output[i * output_stride + d] = rows[i * row_stride + d] * inverse;
+    }
+}
+
 /* Compute attention for one query head and tokens first … first + n - 1 after the cache's position;
  * n is at most SL_MAX_QUERIES. queries[n][stride] and `output` start at token `first`. */
 static void attend_queries(const sl_model *model, const sl_kv_cache *cache, uint8_t *keys,
@@ -288,12 +300,7 @@ static void attend_queries(const sl_model *model, const sl_kv_cache *cache, uint
     /* output = softmax(scores) V. */
     average_values(model, cache->type, keys, values, positions, scratch->scores, scores_stride,
                    scratch->output, output_stride, n);
-    for (size_t i = 0; i < n; i++) {
-        const float *row = scratch->output + i * output_stride;
-        float *out = output + i * info->heads * head_dim;
-        const float inverse = 1 / sums[i];
-        for (size_t d = 0; d < head_dim; d++) out[d] = row[d] * inverse;
-    }
+    divide_by_sums(info, output, info->heads * head_dim, scratch->output, sums, n);
 }
 
 /* Rotate the key of a token, and its queries that share the key. Store the key and the value in the
@@ -312,9 +319,58 @@ static void rotate_and_store(const sl_model *model, uint32_t type, uint8_t *keys
     store(model, type, keys, values, position, key, value, scratch);
 }
 
-void sl_attend(const sl_model *model, const sl_kv_cache *cache, size_t layer, size_t kv_head,
-               size_t count, const float *rotary, float *qkv, size_t qkv_stride, float *output,
-               const sl_attention_scratch *scratch) {
+/* Return the kernel that averages values of this type, or NULL. A large head that has its keys for
+ * itself fills enough registers without it. */
+static sl_average *average_of(const sl_model *model, uint32_t type) {
+    const sl_info *info = &model->info;
+    if (info->heads == info->kv_heads && info->head_dim > SL_TILE_ROWS) return NULL;
+    if (type == SL_CACHE_Q8) return model->kernels->average_i8;
+    return type == SL_CACHE_F16 ? model->kernels->average_f16 : model->kernels->average_f32;
+}
+
+/* Compute attention for one token and key-value heads first … end - 1, whose queries are at most
+ * scratch->queries. Queries that share a head read its keys together, and the values of all heads
+ * are averaged together. */
+static void attend_token(const sl_model *model, const sl_kv_cache *cache, size_t layer,
+                         size_t first, size_t end, sl_average *average, const float *rotary,
+                         float *qkv, float *output, const sl_attention_scratch *scratch) {
+    const sl_info *info = &model->info;
+    const uint32_t type = cache->type;
+    const size_t head_dim = info->head_dim, sharing = info->heads / info->kv_heads;
+    const size_t positions = cache->position + 1, stride = sl_padded_rows(cache->context);
+    const size_t offset = first * sharing * head_dim;
+    float *scores = scratch->scores, sums[SL_MAX_QUERIES], *sum = sums;
+    for (size_t head = first; head < end; head++, scores += sharing * stride) {
+        uint8_t *keys = keys_of(model, cache, layer, head);
+        rotate_and_store(model, type, keys, values_of(model, cache, layer, head), head,
+                         cache->position, rotary, qkv, scratch);
+        score_positions(model, type, keys, positions, qkv + head * sharing * head_dim, head_dim,
+                        scores, stride, sharing);
+        for (size_t i = 0; i < sharing; i++, sum++) {
+            float *row = scores + i * stride;
+            *sum = softmax(model, row, positions, positions);
+            if (type == SL_CACHE_Q8) apply_scales(info, row, keys, positions, VALUE_SCALES);
+        }
+    }
+    const sl_values values = {
+        .values = values_of(model, cache, layer, first),
+        .stride = value_stride(info, type) / element_bytes(type),
+        .positions = positions,
+        .heads = end - first,
+        .sharing = sharing,
+        .head_dim = head_dim,
+        .shares = scratch->scores,
+        .shares_stride = stride,
+    };
+    average(scratch->output, &values);
+    divide_by_sums(info, output + offset, head_dim, scratch->output, sums, (end - first) * sharing);
+}
+
+/* Compute attention for one key-value head and the `count` tokens that follow those in the cache.
+ */
+static void attend_head(const sl_model *model, const sl_kv_cache *cache, size_t layer,
+                        size_t kv_head, size_t count, const float *rotary, float *qkv,
+                        size_t qkv_stride, float *output, const sl_attention_scratch *scratch) {
     const sl_info *info = &model->info;
     const size_t head_dim = info->head_dim, sharing = info->heads / info->kv_heads;
     const size_t first_head = kv_head * sharing;
@@ -329,4 +385,21 @@ void sl_attend(const sl_model *model, const sl_kv_cache *cache, size_t layer, si
             attend_queries(model, cache, keys, values, i, n, qkv + i * qkv_stride + h * head_dim,
                            qkv_stride, output + (i * info->heads + h) * head_dim, scratch);
         }
+}
+
+void sl_attend(const sl_model *model, const sl_kv_cache *cache, size_t layer, size_t first,
+               size_t end, size_t count, const float *rotary, float *qkv, size_t qkv_stride,
+               float *output, const sl_attention_scratch *scratch) {
+    sl_average *const average = average_of(model, cache->type);
+    const size_t sharing = model->info.heads / model->info.kv_heads;
+    if (count > 1 || !average || sharing > scratch->queries) {
+        for (size_t head = first; head < end; head++)
+            attend_head(model, cache, layer, head, count, rotary, qkv, qkv_stride, output, scratch);
+        return;
+    }
+    const size_t together = scratch->queries / sharing;
+    for (size_t head = first; head < end; head += together) {
+        const size_t left = end - head, n = left < together ? left : together;
+        attend_token(model, cache, layer, head, head + n, average, rotary, qkv, output, scratch);
+    }
 }

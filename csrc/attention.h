@@ -33,21 +33,22 @@ void sl_fill_rotary(const sl_info *info, float *table, size_t first, size_t end)
 
 /* Scratch memory of one thread. */
 typedef struct {
-    float *scores;     /* [SL_MAX_QUERIES][context in whole tiles] */
-    float *output;     /* [SL_MAX_QUERIES][head_dim in whole tiles] */
+    size_t queries;    /* that are computed together, at most SL_MAX_QUERIES */
+    float *scores;     /* [queries][context in whole tiles] */
+    float *output;     /* [queries][head_dim in whole tiles] */
     uint16_t *rounded; /* [head_dim]: a key as f16 */
     int8_t *quantized; /* [head_dim in whole tiles]: a key as 8-bit integers */
 } sl_attention_scratch;
 
-enum { SL_MAX_QUERIES = 8 }; /* tokens whose queries are computed together */
+enum { SL_MAX_QUERIES = 8 };
 
-/* Compute causal grouped-query attention for one key-value head and the `count` tokens that follow
- * those in the cache. qkv[count][qkv_stride] holds their queries, keys and values; the call rotates
- * them in place and appends keys and values to the cache, but leaves its position unchanged. It
- * writes the part of output[count][heads * head_dim] of the query heads that share the key-value
- * head. The rotary table must be filled for the tokens' positions. */
-void sl_attend(const sl_model *model, const sl_kv_cache *cache, size_t layer, size_t kv_head,
-               size_t count, const float *rotary, float *qkv, size_t qkv_stride, float *output,
-               const sl_attention_scratch *scratch);
+/* Compute causal grouped-query attention for key-value heads first … end - 1 and the `count` tokens
+ * that follow those in the cache. qkv[count][qkv_stride] holds their queries, keys and values; the
+ * call rotates them in place and appends keys and values to the cache, but leaves its position
+ * unchanged. It writes the part of output[count][heads * head_dim] of the query heads that share
+ * the key-value heads. The rotary table must be filled for the tokens' positions. */
+void sl_attend(const sl_model *model, const sl_kv_cache *cache, size_t layer, size_t first,
+               size_t end, size_t count, const float *rotary, float *qkv, size_t qkv_stride,
+               float *output, const sl_attention_scratch *scratch);
 
 #endif

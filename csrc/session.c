@@ -69,6 +69,7 @@ static void lay_out_attention(sl_attention_scratch *scratch, const sl_session *s
     const size_t context = sl_padded_rows(s->context);
     const size_t head_dim = sl_padded_rows(s->model->info.head_dim);
     const sl_attention_scratch laid_out = {
+        .queries = queries,
         .scores = allocate_array(a, queries, context, sizeof *scratch->scores),
         .output = allocate_array(a, queries, head_dim, sizeof *scratch->output),
         .rounded = allocate_array(a, 1, head_dim, sizeof *scratch->rounded),

@@ -162,9 +162,8 @@ static void attend_segment(const pass *p, const sl_segment *segment, size_t toke
     float *qkv = s->qkv + token * qkv_stride;
     float *output = s->input + token * info->heads * info->head_dim;
     if (is_cache_evicted(p)) sl_prefetch_cache(s->model, cache, p->layer, first, end);
-    for (size_t head = first; head < end; head++)
-        sl_attend(s->model, cache, p->layer, head, segment->count, s->rotary, qkv, qkv_stride,
-                  output, scratch);
+    sl_attend(s->model, cache, p->layer, first, end, segment->count, s->rotary, qkv, qkv_stride,
+              output, scratch);
 }
 
 /* Process items first … end - 1 of the loop over segments and key-value heads: item

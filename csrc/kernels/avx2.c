@@ -28,6 +28,7 @@
 
 enum { LANES = 8, PARTS = ROWS / LANES, BLOCK_MAX = 6, ROW_TILES = 4 };
 enum { FLOAT_ROWS = 6, QUANTIZED_ROWS = 4 };
+enum { AVERAGE_REGISTERS = 8 };
 
 /* ---- Registers, for matmul.h ----------------------------------------------------------------- */
 
@@ -182,7 +183,7 @@ INLINE void dot_q4(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_
         }
 }
 
-#include "matmul.h"
+#include "average.h"
 
 /* ---- Lanes ----------------------------------------------------------------------------------- */
 
@@ -349,25 +350,43 @@ static void swiglu(float *y, const float *gate, const float *up, size_t n) {
         _mm256_and_ps(_mm256_castsi256_ps(lanes(n)),                                               \
                       _mm256_cmp_ps(load(x, n), _mm256_set1_ps(number), relation))))
 
+/* Return the largest of x[n]; n is at least 1. */
+INLINE float largest_of(const float *x, size_t n) {
+    const __m256 low = _mm256_set1_ps(-INFINITY);
+    const size_t whole = n / LANES * LANES;
+    __m256 max =
+        _mm256_blendv_ps(low, load(x + whole, n - whole), _mm256_castsi256_ps(lanes(n - whole)));
+    for (size_t i = 0; i < whole; i += LANES) max = _mm256_max_ps(max, _mm256_loadu_ps(x + i));
+    return largest_lane(max);
+}
+
 static size_t argmax(const float *x, size_t n) {
-    __m256 max = _mm256_set1_ps(-INFINITY);
-    for (size_t i = 0; i < n; i += LANES)
-        max = _mm256_max_ps(
-            max, _mm256_blendv_ps(max, load(x + i, n - i), _mm256_castsi256_ps(lanes(n - i))));
-    const float largest = largest_lane(max);
-    for (size_t i = 0; i < n; i += LANES) {
-        const uint32_t equal = COMPARE(x + i, n - i, _CMP_EQ_OQ, largest);
-        if (equal) return i + (size_t)__builtin_ctz(equal);
+    const __m256 largest = _mm256_set1_ps(largest_of(x, n));
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        const __m256 equal = _mm256_cmp_ps(_mm256_loadu_ps(x + i), largest, _CMP_EQ_OQ);
+        if (_mm256_movemask_ps(equal))
+            return i + (size_t)__builtin_ctz((uint32_t)_mm256_movemask_ps(equal));
     }
+    for (; i < n; i++)
+        if (x[i] == _mm256_cvtss_f32(largest)) return i;
     return 0;
 }
 
 /* y = exp((x - shift) * scale); the sum of y is the denominator of softmax */
 static float exponentials(float *y, const float *x, size_t n, float shift, float scale) {
+    const __m256 shifts = _mm256_set1_ps(shift), scales = _mm256_set1_ps(scale);
     __m256 sum = _mm256_setzero_ps();
-    for (size_t i = 0; i < n; i += LANES) {
-        const __m256 distance = _mm256_sub_ps(load(x + i, n - i), _mm256_set1_ps(shift));
-        const __m256 e = exponential(_mm256_mul_ps(distance, _mm256_set1_ps(scale)));
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        const __m256 distance = _mm256_sub_ps(_mm256_loadu_ps(x + i), shifts);
+        const __m256 e = exponential(_mm256_mul_ps(distance, scales));
+        _mm256_storeu_ps(y + i, e);
+        sum = _mm256_add_ps(sum, e);
+    }
+    if (i < n) {
+        const __m256 distance = _mm256_sub_ps(load(x + i, n - i), shifts);
+        const __m256 e = exponential(_mm256_mul_ps(distance, scales));
         store(y + i, n - i, e);
         sum = _mm256_add_ps(sum, _mm256_and_ps(e, _mm256_castsi256_ps(lanes(n - i))));
     }
@@ -383,9 +402,9 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
 }
 
 #ifdef HAS_VNNI
-SL_KERNEL_SET(avxvnni, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
+SL_KERNEL_SET(avxvnni, SL_AVERAGES, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 #else
-SL_KERNEL_SET(avx2, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
+SL_KERNEL_SET(avx2, SL_AVERAGES, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 #endif
 
 #ifdef __clang__

@@ -468,7 +468,7 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
-SL_KERNEL_SET(avx512, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
+SL_KERNEL_SET(avx512, SL_NO_AVERAGES, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -57,6 +57,21 @@ typedef struct {
 
 #define SL_F16_MAX 65504.0f
 
+/* The values of a layer's heads, and the shares of the positions for the queries of one token.
+ * `sharing` queries share each head. */
+typedef struct {
+    const void *values; /* [positions][stride]: [heads][head_dim in whole tiles], f32, f16 or i8 */
+    size_t stride;
+    size_t positions;
+    size_t heads, sharing, head_dim;
+    const float *shares; /* [heads * sharing][shares_stride] */
+    size_t shares_stride;
+} sl_values;
+
+/* y[heads * sharing][head_dim in whole tiles] = Σ_i shares[i] * values[i], the values of a query's
+ * head. Padding of y may stay as it is. */
+typedef void sl_average(float *y, const sl_values *values);
+
 /* y[n][16 tiles] = x[n] times the transposed matrix of quantized tiles: the sum over groups of
  * scale * x_scale * Σ weight * x, with an integer sum Σ over the columns of the group. */
 typedef void sl_matmul_quantized(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
@@ -83,6 +98,9 @@ typedef struct {
 
     /* The product for each quantized weight type, or NULL: see sl_matmul_of. */
     sl_matmul_quantized *matmul_quantized[SL_TYPE_COUNT];
+
+    /* The average of values of each type, or NULL. It has the bits of the product of matrices. */
+    sl_average *average_f32, *average_f16, *average_i8;
 
     /* Quantize x[columns] to row i of q. A group with infinity or NaN gets zeros, and a scale that
      * is not finite. */

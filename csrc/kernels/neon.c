@@ -20,6 +20,7 @@
 
 enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 4, ROW_TILES = 4 };
 enum { FLOAT_ROWS = 4, QUANTIZED_ROWS = 4, Q8_BIAS = 0 };
+enum { AVERAGE_REGISTERS = 8 };
 
 /* ---- Registers, for matmul.h ----------------------------------------------------------------- */
 
@@ -104,7 +105,7 @@ INLINE void dot_q4(int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t til
         }
 }
 
-#include "matmul.h"
+#include "average.h"
 
 /* ---- Lanes ----------------------------------------------------------------------------------- */
 
@@ -275,7 +276,7 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
-SL_KERNEL_SET(neon, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
+SL_KERNEL_SET(neon, SL_AVERAGES, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 
 #ifdef __clang__
 #pragma clang attribute pop

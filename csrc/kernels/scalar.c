@@ -286,4 +286,4 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
-SL_KERNEL_SET(scalar, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
+SL_KERNEL_SET(scalar, SL_NO_AVERAGES, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);

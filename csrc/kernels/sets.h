@@ -26,14 +26,19 @@ extern const sl_kernels sl_kernels_avx512; /* with VNNI */
 extern const sl_kernels sl_kernels_neon;   /* with the dot product */
 extern const sl_kernels sl_kernels_wasm;   /* with SIMD128 */
 
+/* The averages of average.h, or none. */
+#define SL_AVERAGES .average_f32 = average_f32, .average_f16 = average_f16, .average_i8 = average_i8
+#define SL_NO_AVERAGES .average_f32 = NULL
+
 /* Define the table of a set. Its file has a static function for each kernel, of the same name. The
  * other arguments are the products for quantized weight types. */
-#define SL_KERNEL_SET(set, ...)                                                                    \
+#define SL_KERNEL_SET(set, averages, ...)                                                          \
     const sl_kernels sl_kernels_##set = {                                                          \
         .name = #set,                                                                              \
         .matmul_f32 = matmul_f32,                                                                  \
         .matmul_f16 = matmul_f16,                                                                  \
         .matmul_i8 = matmul_i8,                                                                    \
+        averages,                                                                                  \
         .matmul_quantized = {__VA_ARGS__},                                                         \
         .quantize = quantize,                                                                      \
         .to_f16 = to_f16,                                                                          \

@@ -15,6 +15,7 @@
  * registers. So a block has 8 sums: two tiles with a row of x, or a tile with two rows. */
 enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 2, ROW_TILES = 2 };
 enum { FLOAT_ROWS = 2, QUANTIZED_ROWS = 2, Q8_BIAS = 128 };
+enum { AVERAGE_REGISTERS = 8 };
 
 /* ---- Registers, for matmul.h ----------------------------------------------------------------- */
 
@@ -144,7 +145,7 @@ INLINE void dot_q4(v128_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_b
     }
 }
 
-#include "matmul.h"
+#include "average.h"
 
 /* ---- Lanes ----------------------------------------------------------------------------------- */
 
@@ -395,6 +396,6 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
-SL_KERNEL_SET(wasm, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
+SL_KERNEL_SET(wasm, SL_AVERAGES, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 
 #endif

@@ -167,6 +167,50 @@ static double matmul_i8(const sl_kernels *k) {
     return error / (128.0 * (double)columns);
 }
 
+/* Return the average of f32, f16 or i8 values, and what a product of matrices gives. */
+static void average_twice(const sl_kernels *k, int type, const sl_values *v, float *y, float *z) {
+    const size_t width = (v->head_dim + ROWS - 1) / ROWS * ROWS, stride = v->shares_stride;
+    (type == 0 ? k->average_f32 : type == 1 ? k->average_f16 : k->average_i8)(y, v);
+    for (size_t i = 0; i < v->heads * v->sharing; i++) {
+        const float *x = v->shares + i * stride;
+        const size_t at = i / v->sharing * width;
+        if (type == 0)
+            k->matmul_f32(z + i * width, width, (const float *)v->values + at, ROWS, v->stride,
+                          width / ROWS, v->positions, x, stride, 1);
+        else if (type == 1)
+            k->matmul_f16(z + i * width, width, (const uint16_t *)v->values + at, ROWS, v->stride,
+                          width / ROWS, v->positions, x, stride, 1);
+        else
+            k->matmul_i8(z + i * width, width, (const int8_t *)v->values + at, ROWS, v->stride,
+                         width / ROWS, v->positions, x, stride, 1);
+    }
+}
+
+/* The average of values must have the bits of the product of matrices. */
+static double average(const sl_kernels *k) {
+    if (!k->average_f32) return 0;
+    const int type = (int)integer(3);
+    const size_t head_dim = 2 + 2 * integer(40), heads = 1 + integer(8), sharing = 1 + integer(4);
+    const size_t width = (head_dim + ROWS - 1) / ROWS * ROWS, positions = 1 + integer(50);
+    const size_t stride = heads * width, count = positions * stride;
+    float *const numbers = reals(count);
+    uint16_t *const halves = f16s(count);
+    float *const shares = reals(heads * sharing * positions);
+    float *const y = reals(heads * sharing * width), *const z = reals(heads * sharing * width);
+    const void *const values = type == 0 ? (const void *)numbers : (const void *)halves;
+    const sl_values v = {values, stride, positions, heads, sharing, head_dim, shares, positions};
+    double error = 0;
+    average_twice(k, type, &v, y, z);
+    for (size_t i = 0; i < heads * sharing; i++)
+        if (memcmp(y + i * width, z + i * width, head_dim * sizeof *y)) error = (double)INFINITY;
+    free(numbers);
+    free(halves);
+    free(shares);
+    free(y);
+    free(z);
+    return error;
+}
+
 /* No neighbouring f16 may be nearer. A number halfway between two is rounded to the even one. A
  * number beyond the largest f16 becomes the largest. */
 static double to_f16(const sl_kernels *k) {
@@ -469,6 +513,7 @@ static const struct {
     {"matmul_f32", matmul_f32, 1e-6},
     {"matmul_f16", matmul_f16, 1e-6},
     {"matmul_i8", matmul_i8, 1e-6},
+    {"average", average, 0},
     {"to_f16", to_f16, 0},
     {"matmul_q8", matmul_q8, 1e-6},
     {"matmul_q4", matmul_q4, 1e-6},
