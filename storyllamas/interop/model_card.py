@@ -42,7 +42,7 @@ prompt = [{"role": "user", "content": "Features: BadEnding\\nWords: dragon, cake
 print(generate(prompt)[0]["generated_text"][-1]["content"])
 ```
 
-The model continues `<s>`, a prompt and `<s>` with a response and `</s>`, as the chat template writes.
+The model continues `<s>`, a prompt and `<s>` with a response and `</s>`: see its chat template.
 The prompts in its training data decide what it can follow.
 """
 
