@@ -464,7 +464,7 @@ class Trainer:
 
 def _predicted(targets: Any) -> float:
     """Return the number of predicted tokens in targets [n, context], in sequences of context."""
-    return int((targets != IGNORED).sum()) / targets.shape[1]
+    return np.count_nonzero(targets != IGNORED) / int(targets.shape[1])
 
 
 def _dropout_seed(seed: int, step: int, first: int) -> int:
