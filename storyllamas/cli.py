@@ -333,7 +333,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from storyllamas.corpus import formats as corpus_formats
 
     engine = _open(arguments)
-    stories = list(islice(corpus_formats.read(arguments.stories), arguments.count))
+    is_instruct = engine.chat_template == instruct.CHAT_TEMPLATE
+    kind = "instruct" if is_instruct else corpus_formats.STORIES
+    texts = islice(corpus_formats.read(arguments.stories, kind=kind), arguments.count)
+    stories = [instruct.parse(text) or text for text in texts] if is_instruct else list(texts)
     result = {"stories": len(stories), **dataclasses.asdict(evaluation.score(engine, stories))}
     if arguments.json:
         print(json.dumps(result, indent=2))
