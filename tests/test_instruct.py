@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from itertools import pairwise
@@ -17,6 +18,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from storyllamas import cli, evaluation, instruct, pretokenize, token_file, tokenizer
+from storyllamas.chat.conversation import special_tokens
+from storyllamas.chat.renderer import Renderer
 from storyllamas.corpus import files, formats, sources
 from storyllamas.corpus.storybook import records
 from storyllamas.engine.engine import Engine
@@ -25,6 +28,7 @@ from storyllamas.interop.model import open_model
 from storyllamas.model import Llama
 from storyllamas.params import Clean, Corpus
 from storyllamas.record_rows import IGNORED, pack
+from storyllamas.training.interrupt import Interrupt
 from storyllamas.training.loop import Trainer, training_run
 from storyllamas.training.trained_model import save_model
 
@@ -272,7 +276,7 @@ def make_job(folder: Path, **changes: object) -> training_job.Job:
             ids = (start + np.arange(length)).tolist()
             found.append((ids[:given], ids[given:]))
         parts[part] = write_records(folder / f"{part}.bin", found)
-    return training_job.dataclasses.replace(job, **parts)
+    return dataclasses.replace(job, **parts)
 
 
 def reference_loss(model: Llama, inputs: np.ndarray, targets: np.ndarray) -> torch.Tensor:
@@ -295,23 +299,13 @@ def test_loss_and_gradient_are_of_responses(
     wanted = trainer.model.embedding.weight.grad
     trainer.model.zero_grad()
     trainer.model.train()
-    mean = trainer._accumulate(batch, training_job_interrupt())
+    mean = trainer._accumulate(batch, Interrupt(None))
     assert mean == pytest.approx(expected.item(), rel=1e-6)
     torch.testing.assert_close(trainer.model.embedding.weight.grad, wanted, rtol=1e-4, atol=1e-7)
     with torch.no_grad():
         valid = reference_loss(trainer.model, *job.valid.first_windows(6, context)).item()
     assert trainer._validate() == pytest.approx(valid, rel=1e-6)
     trainer.close_logs()
-
-
-def training_job_interrupt() -> object:
-    """Return what never interrupts."""
-
-    class Never:
-        def check_parent(self) -> None:
-            pass
-
-    return Never()
 
 
 def test_run_learns_and_its_model_says_so(tmp_path: Path, state_root: Path) -> None:
@@ -340,7 +334,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     paths = {"instruct": folder / "i.slm", "stories": folder / "s.slm"}
     for name, template in (("instruct", instruct.CHAT_TEMPLATE), ("stories", "")):
-        chosen = training_job.dataclasses.replace(vocabulary, chat_template=template)
+        chosen = dataclasses.replace(vocabulary, chat_template=template)
         engine_files.write(paths[name], config, tensors, chosen)
     return paths
 
@@ -378,6 +372,15 @@ def test_wrong_request_is_one_sentence(
     with pytest.raises(SystemExit) as stopped:
         cli.main(["generate", "--model", str(models[model]), *arguments])
     assert message in str(stopped.value)
+
+
+def test_chat_template_makes_the_prompt_of_training(models: dict[str, Path]) -> None:
+    engine = Engine(models["instruct"])
+    renderer = Renderer("m.slm", engine.chat_template, special_tokens(engine))
+    with renderer:
+        text = renderer.render([{"role": "user", "content": "Words: a b"}])
+    ids = engine.tokenizer.encode(text, special=True)
+    assert ids == instruct.prompt_ids("Words: a b", engine.encode, engine.bos_id)
 
 
 def test_missing_words() -> None:
