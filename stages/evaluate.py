@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from storyllamas import evaluation, params
+from storyllamas import evaluation, instruct, params
 from storyllamas.atomic import write_json, write_text
 from storyllamas.corpus import files
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError, exit_on_user_error
+from storyllamas.instruct import Record
 from storyllamas.measures.summary import summarize
 from storyllamas.rounding import integer, six_digits
 from storyllamas.training.trained_model import load_model
+
+TRAIN, VALID = "data/corpus/train.txt", "data/corpus/valid.txt"
 
 
 @exit_on_user_error
@@ -27,8 +31,9 @@ def main() -> None:
     weight_files = sorted((folder / "export").glob("*.slm"))
     if not weight_files:
         raise UserError(f"{folder}/export has no weight file: run `dvc repro export`")
-    stories = list(islice(files.read("data/corpus/valid.txt"), settings.stories))
-    model, _ = load_model(folder)
+    model, about = load_model(folder)
+    has_prompts = about.get("corpus_kind") == "instruct"
+    stories: list[str | Record] = list(islice(read(VALID, has_prompts), settings.stories))
     report: dict[str, Any] = {"size": chosen.model, "stories": len(stories)}
     engines = {path.stem: Engine(path) for path in weight_files}
     for name, engine in engines.items():
@@ -45,21 +50,54 @@ def main() -> None:
     speed = evaluation.pytorch_speed(model, [engine.bos_id], settings.speed_tokens)
     report["pytorch"] = {"tokens_per_second": integer(speed)}
     # The stories of the page come first, so that their seeds begin with the seed of params.yaml.
-    given = [*settings.prompts, *json.loads(Path("data/corpus/prompts.json").read_text())]
+    if has_prompts:
+        given = [each.prompt for each in stories if isinstance(each, Record)]
+        given = given[: len(settings.prompts) + settings.samples]
+    else:
+        given = [*settings.prompts, *json.loads(Path("data/corpus/prompts.json").read_text())]
     shown = evaluation.fitting(engine, given)
     if len(shown) < len(given):
         print(f"{len(given) - len(shown)} prompts are longer than the context and are left out")
-    prompts = [*shown, *[""] * settings.samples]
-    generated = evaluation.sample(engine, prompts, generation, chosen.seed)
-    summary = summarize(generated, files.read_bytes("data/corpus/train.txt"))
+    if has_prompts:
+        generated = evaluation.respond(engine, shown, generation, chosen.seed)
+        report["words_fraction"] = evaluation.words_fraction(shown, generated)
+    else:
+        prompts = [*shown, *[""] * settings.samples]
+        generated = evaluation.sample(engine, prompts, generation, chosen.seed)
+    summary = summarize(generated, training_texts(has_prompts))
     for note in summary.notes:
         print(note, flush=True)
     report["measures"] = {"stories": len(generated), **summary.groups}
     page = evaluation.samples_page(
-        chosen.model, generated[: len(shown)], chosen.seed, summary.groups
+        chosen.model,
+        generated[: len(shown)],
+        chosen.seed,
+        summary.groups,
+        shown if has_prompts else (),
     )
     write_text("metrics/samples.md", page)
     write_json("metrics/eval.json", six_digits(report))
+
+
+def read(path: str, has_prompts: bool) -> Iterator[str | Record]:
+    """Yield the stories of a corpus file, or its records.
+
+    Raises:
+        UserError: the file is missing, or a story is no record.
+    """
+    for text in files.read(path):
+        record = instruct.parse(text) if has_prompts else text
+        if record is None:
+            raise UserError(f"{path} has a story that is no record: run `dvc repro download`")
+        yield record
+
+
+def training_texts(has_prompts: bool) -> Iterator[bytes]:
+    """Return the training stories in UTF-8, or the responses of training records."""
+    if not has_prompts:
+        return files.read_bytes(TRAIN)
+    records = read(TRAIN, has_prompts)
+    return (each.response.encode() for each in records if isinstance(each, Record))
 
 
 if __name__ == "__main__":

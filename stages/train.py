@@ -56,6 +56,9 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
             f"tokenizer.vocab_size is {job.config.vocab_size} and data/tokens/train.bin has "
             f"{job.train.vocab_size} pieces: run `dvc repro` to make it again"
         )
+    for data in (job.train, job.valid) if job.train.records and ranks.first else ():
+        if message := data.rows(job.config.context).describe(data.path, job.config.context):
+            print(message, flush=True)
     seconds = chosen.compute.checkpoint_seconds
     name = f"{chosen.model}-{chosen.recipe_name}"
     with training_run(job, Path("metrics"), seconds, PARENT, ranks=ranks, name=name) as result:
@@ -69,6 +72,8 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
             # Without the time, so that the same weights are the same file.
             "training": result.metrics,
         }
+        if job.train.records:
+            details["corpus_kind"] = "instruct"
         if start:
             details["fine_tuning"] = asdict(chosen.fine_tuning) | {"start_sha256": start.digest()}
         folder = Path("models") / chosen.model

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storyllamas import completions
+from storyllamas import completions, instruct
 from storyllamas.argument_types import positive as _positive
 from storyllamas.argument_types import real as _real
 from storyllamas.argument_types import whole as _whole
@@ -43,6 +43,7 @@ examples:
   storyllamas generate --model models/30m/export/q8.slm --temperature 0
   storyllamas generate --count 1000 --out stories.jsonl
   storyllamas generate --prompt-file beginning.txt --seed random
+  storyllamas generate --words "dragon, cake, sad" --ending happy
   storyllamas chat SmolLM2.slm --system "Answer in one sentence."
   storyllamas info models/2m/export/q8.slm
   storyllamas evaluate --stories data/corpus/valid.txt
@@ -64,6 +65,9 @@ depend on its batch, so the same command writes the same lines. The file can be 
 
 A prompt of - is read from standard input. One line break at the end of a prompt that is read from
 a file or from standard input does not count.
+
+--words and --ending need a model that was trained with corpus.kind=instruct. The story is printed
+without them.
 
 The environment variable SL_KERNELS selects an instruction set, for example scalar.
 """
@@ -228,22 +232,42 @@ def _generate(arguments: argparse.Namespace) -> None:
     if arguments.count or arguments.prompts or arguments.out:
         _generate_many(arguments, options)
         return
-    story = _open(arguments).generate(arguments.prompt, **options)
+    engine = _open(arguments)
+    asked = _asked(arguments, engine)
+    story = engine.generate(arguments.prompt if asked is None else asked, **options)
     print(arguments.prompt, end="", flush=True)
-    for piece in story:
-        print(piece, end="", flush=True)
+    for index, piece in enumerate(story):
+        is_first = index == 0 and asked is not None
+        print(instruct.response_text(piece) if is_first else piece, end="", flush=True)
     print()
     print(f"{story.tokens} tokens, stopped at {story.stop}", file=sys.stderr)
+
+
+def _asked(arguments: argparse.Namespace, engine: Engine) -> list[int] | None:
+    """Return the ids of the prompt that --words and --ending make; None without these options."""
+    if arguments.words is None and arguments.ending is None:
+        return None
+    if arguments.prompt or arguments.prompt_file or arguments.prompts:
+        raise UserError("--words and --ending make a prompt: leave out --prompt, or leave out them")
+    instruct.check_template(engine.chat_template, arguments.model or _default_model())
+    prompt = instruct.asked(arguments.words, arguments.ending)
+    return instruct.prompt_ids(prompt, engine.encode, engine.bos_id)
 
 
 def _generate_many(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
     from storyllamas import jsonl
 
-    prompts = [arguments.prompt]
+    engine = _open(arguments)
+    asked = _asked(arguments, engine)
+    prompts: list[str] | list[list[int]] = [arguments.prompt] if asked is None else [asked]
     if arguments.prompts:
         prompts = jsonl.read_prompts(arguments.prompts)
     count = arguments.count or 1
-    stories = _open(arguments).generate_many(prompts, count=count, **options)
+    stories = engine.generate_many(prompts, count=count, **options)
+    if asked is not None:
+        stories = (
+            dataclasses.replace(each, text=instruct.response_text(each.text)) for each in stories
+        )
     jsonl.write(stories, len(prompts) * count, arguments.out, sys.stdout.buffer)
 
 
@@ -309,7 +333,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from storyllamas.corpus import formats as corpus_formats
 
     engine = _open(arguments)
-    stories = list(islice(corpus_formats.read(arguments.stories), arguments.count))
+    is_instruct = engine.chat_template == instruct.CHAT_TEMPLATE
+    kind = "instruct" if is_instruct else corpus_formats.STORIES
+    texts = islice(corpus_formats.read(arguments.stories, kind=kind), arguments.count)
+    stories = [instruct.parse(text) or text for text in texts] if is_instruct else list(texts)
     result = {"stories": len(stories), **dataclasses.asdict(evaluation.score(engine, stories))}
     if arguments.json:
         print(json.dumps(result, indent=2))
@@ -454,6 +481,12 @@ def _parser() -> argparse.ArgumentParser:
     beginning.add_argument(
         "--prompts", type=Path, metavar="FILE", help="file with a prompt in each line"
     )
+    generate.add_argument(
+        "--words",
+        metavar="TEXT",
+        help='words that the story is to have, separated by commas, such as "dragon, cake, sad"',
+    )
+    generate.add_argument("--ending", choices=instruct.ENDINGS, help="how the story is to end")
     generate.add_argument(
         "--count", type=_positive, metavar="N", help="number of stories for each prompt"
     )

@@ -2,7 +2,8 @@
 
 Stories are framed as in training: BOS, text, EOS. A loss is the mean over all predicted tokens,
 EOS included. Bits per byte count the tokens of the text only, divided by the UTF-8 bytes of the
-text, so that models with different tokenizers compare.
+text, so that models with different tokenizers compare. Of a record, a prompt and its response, only
+the response counts.
 
 PyTorch is imported where the engine is compared with it, so that `score` works without it.
 """
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from storyllamas.bits_per_byte import bits_per_byte
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
+from storyllamas.instruct import Record, missing_words, prompt_ids, response_text
 from storyllamas.measures.story import Story
 
 if TYPE_CHECKING:
@@ -51,8 +53,8 @@ class Score:
     bits_per_byte: float
 
 
-def score(engine: Engine, stories: Sequence[str]) -> Score:
-    """Score stories with the C engine, on two threads.
+def score(engine: Engine, stories: Sequence[str | Record]) -> Score:
+    """Score stories, or the responses of records, with the C engine, on two threads.
 
     Raises:
         UserError: the model has no BOS or no EOS.
@@ -62,23 +64,34 @@ def score(engine: Engine, stories: Sequence[str]) -> Score:
     with ThreadPoolExecutor(2) as pool:
         scored = list(pool.map(lambda story: _log_probabilities(engine, story), stories))
     loss = -sum(logs.sum() for logs, _ in scored) / sum(len(logs) for logs, _ in scored)
-    text_bytes = sum(len(story.encode()) for story in stories)
+    text_bytes = sum(len(_predicted(story).encode()) for story in stories)
     nats = -sum(logs[is_text].sum() for logs, is_text in scored)
     return Score(float(loss), math.exp(loss), bits_per_byte(float(nats), text_bytes))
 
 
+def _predicted(story: str | Record) -> str:
+    return story if isinstance(story, str) else story.response
+
+
+def _framed(engine: Engine, story: str | Record) -> tuple[list[int], int]:
+    """Return the ids of a story as in training, and the number of those that are given."""
+    if isinstance(story, str):
+        return [engine.bos_id, *engine.encode(story), engine.eos_id], 1
+    return story.ids(engine.encode, engine.bos_id, engine.eos_id)
+
+
 def _log_probabilities(
-    engine: Engine, story: str
+    engine: Engine, story: str | Record
 ) -> tuple[
     np.ndarray[tuple[int], np.dtype[np.float64]], np.ndarray[tuple[int], np.dtype[np.bool_]]
 ]:
-    """Return the natural log-probability of each token after BOS, and a mask of text tokens.
+    """Return the natural log-probability of each predicted token, and a mask of text tokens.
 
     Both are [tokens].
     """
-    ids = [engine.bos_id, *engine.encode(story), engine.eos_id]
+    ids, given = _framed(engine, story)
     logs = np.concatenate([engine.score(window) for window in _windows(ids, engine.context)])
-    return logs, np.array(ids[1:]) != engine.eos_id
+    return logs[given - 1 :], np.array(ids[given:]) != engine.eos_id
 
 
 def _windows(ids: list[int], context: int) -> Iterator[list[int]]:
@@ -109,12 +122,14 @@ def _pytorch_logits(model: Llama, ids: list[int]) -> npt.NDArray[np.float32]:
     return logits
 
 
-def parity(engine: Engine, model: Llama, stories: Sequence[str], prompts: Sequence[str]) -> Parity:
+def parity(
+    engine: Engine, model: Llama, stories: Sequence[str | Record], prompts: Sequence[str]
+) -> Parity:
     """Compare the logits on stories and the greedy continuations of prompts."""
     bos_id, eos_id = engine.bos_id, engine.eos_id
     differences = []
     for story in stories:
-        ids = [bos_id, *engine.encode(story)][: model.config.context]
+        ids = _framed(engine, story)[0][:-1][: model.config.context]
         expected = _pytorch_logits(model, ids)
         difference = np.abs(engine.logits(ids) - expected).max()
         differences.append(float(difference / np.abs(expected).max()))
@@ -170,13 +185,35 @@ def sample(
     return [Story(each.prompt, each.text[len(each.prompt) :], each.stop) for each in stories]
 
 
+def respond(
+    engine: Engine, prompts: Sequence[str], generation: Generation, seed: int
+) -> list[Story]:
+    """Sample a response to the prompt of each record, as `sample` does for stories.
+
+    Each is a story without a prompt, since the prompt is no beginning of it.
+    """
+    ids = [prompt_ids(prompt, engine.encode, engine.bos_id) for prompt in prompts]
+    stories = engine.generate_many(ids, seed=seed, **asdict(generation))
+    return [Story("", response_text(each.text), each.stop) for each in stories]
+
+
+def words_fraction(prompts: Sequence[str], stories: Sequence[Story]) -> float:
+    """Return the share of responses that have all words of the prompt's line `Words`."""
+    pairs = zip(prompts, stories, strict=True)
+    return statistics.fmean(not missing_words(prompt, each.completion) for prompt, each in pairs)
+
+
 def fitting(engine: Engine, prompts: Sequence[str]) -> list[str]:
     """Return the prompts that leave room in the context for a token."""
     return [prompt for prompt in prompts if len(engine.encode(prompt)) + 1 < engine.context]
 
 
 def samples_page(
-    size: str, stories: Sequence[Story], seed: int, measures: Mapping[str, Mapping[str, float]]
+    size: str,
+    stories: Sequence[Story],
+    seed: int,
+    measures: Mapping[str, Mapping[str, float]],
+    prompts: Sequence[str] = (),
 ) -> str:
     """Format measures and sample stories as a Markdown page.
 
@@ -185,6 +222,7 @@ def samples_page(
         stories: the stories; story i has the seed `seed + i`.
         seed: the seed of the first story.
         measures: value of each measure by family and name.
+        prompts: the prompts of responses, for their headings; empty: each story has its own.
     """
     lines = [f"# Stories by the {size} model", "", "| measure | value |", "|---|---|"]
     for family, values in measures.items():
@@ -193,7 +231,7 @@ def samples_page(
     for index, story in enumerate(stories):
         quoted = [f"> {line}" if line else ">" for line in story.text.splitlines()]
         lines += [
-            f"## {_title(story.prompt)}",
+            f"## {_title(prompts[index] if prompts else story.prompt)}",
             "",
             *quoted,
             "",

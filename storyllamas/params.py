@@ -82,6 +82,7 @@ class Corpus:
     valid_share: Annotated[float, Field(gt=0, le=0.5)]
     separator: Annotated[str, Field(min_length=1)]
     clean: Clean
+    kind: Literal["stories", "instruct"] = "stories"
 
 
 @dataclass(frozen=True, config=_strict)

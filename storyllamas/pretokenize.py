@@ -20,9 +20,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from storyllamas import token_file, tokenizer
+from storyllamas import instruct, token_file, tokenizer
 from storyllamas.corpus import files
 from storyllamas.engine.tokenizer import FastTokenizer
+from storyllamas.errors import UserError
 from storyllamas.tokenizer.base import Tokenizer
 
 _SHARD_BYTES = 1 << 20
@@ -46,8 +47,14 @@ class Shard(NamedTuple):
 class Encoder:
     """An encoder of stories between BOS and EOS, which any number of threads may share."""
 
-    def __init__(self, trained: Tokenizer) -> None:
-        """Take a tokenizer that has BOS and EOS."""
+    def __init__(self, trained: Tokenizer, records: bool = False) -> None:
+        """Take a tokenizer that has BOS and EOS.
+
+        Args:
+            trained: the tokenizer.
+            records: whether the stories are records of a prompt and a response.
+        """
+        self._records = records
         self._fast = FastTokenizer.of(trained.vocabulary())
         self._bos_id, self._eos_id = trained.bos_id, trained.eos_id
 
@@ -55,8 +62,28 @@ class Encoder:
         """Encode a span of the corpus."""
         counts = files.ReadCounts()
         stories = list(files.read_bytes(corpus, counts, span))
+        if self._records:
+            return Shard(span[1] - span[0], self._encode_records(corpus, stories, counts), counts)
         ids = self._fast.encode_stories(stories, self._bos_id, self._eos_id)
         return Shard(span[1] - span[0], ids.astype(np.uint16), counts)
+
+    def _encode_records(
+        self, corpus: Path, texts: list[bytes], counts: files.ReadCounts
+    ) -> token_file.Tokens:
+        """Return the tokens of records; `counts` then has the bytes of the responses only."""
+        framed: list[list[int]] = []
+        counts.text_bytes = 0
+        for text in texts:
+            record = instruct.parse(text.decode())
+            if record is None:
+                raise UserError(
+                    f"{corpus} has a record without a line {instruct.RESPONSE}: run `dvc repro "
+                    "download`"
+                )
+            ids, _ = record.ids(self._fast.encode, self._bos_id, self._eos_id)
+            framed.append(ids)
+            counts.text_bytes += len(record.response.encode())
+        return np.concatenate([np.array(ids, np.uint16) for ids in framed or [[]]])
 
     def encode_in_order(
         self, corpus: Path, spans: Iterable[files.Span], threads: int = 0
@@ -84,6 +111,7 @@ def pretokenize(
     model: str | os.PathLike[str],
     target: str | os.PathLike[str],
     threads: int = 0,
+    records: bool = False,
 ) -> files.ReadCounts:
     """Write the token file of a corpus; it does not depend on the number of threads.
 
@@ -92,9 +120,10 @@ def pretokenize(
         model: a tokenizer's file, of any kind.
         target: the token file.
         threads: the number of threads; 0: one for each core.
+        records: whether the stories are records of a prompt and a response.
 
     Returns:
-        Statistics of reading the corpus.
+        Statistics of reading the corpus; of records, `text_bytes` has the responses only.
 
     Raises:
         UserError: the corpus or the tokenizer is missing or damaged.
@@ -103,7 +132,7 @@ def pretokenize(
     trained = tokenizer.load(model)
     total = files.ReadCounts()
     with (
-        token_file.write(target, trained.vocab_size, trained.digest) as writer,
+        token_file.write(target, trained.vocab_size, trained.digest, records) as writer,
         files.open_binary(source) as file,
         _progress() as progress,
     ):
@@ -111,7 +140,7 @@ def pretokenize(
             f"pretokenize {source.name}", total=os.fstat(file.fileno()).st_size
         )
         spans = files.spans(source, _SHARD_BYTES)
-        for shard in Encoder(trained).encode_in_order(source, spans, threads):
+        for shard in Encoder(trained, records).encode_in_order(source, spans, threads):
             writer.append(shard.tokens, shard.counts.stories, shard.counts.text_bytes)
             total += shard.counts
             progress.advance(task, shard.corpus_bytes)

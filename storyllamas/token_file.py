@@ -2,6 +2,7 @@
 
 Layout, version 2, little-endian: a header of 128 bytes, see `HEADER`, padded with zeros; then one
 u16 for each token, padded with zeros to a multiple of 64 bytes. Every story is BOS, its text, EOS.
+In a file of records, every record is BOS, prompt, BOS, response, EOS; only responses are predicted.
 The checksum is `Checksum` over the tokens with their padding and then the header, with zeros in
 place of the checksum itself.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from storyllamas.atomic import atomic_file
 from storyllamas.errors import UserError
+from storyllamas.record_rows import Rows, mask, pack, response_tokens
 from storyllamas.regular_file import open_regular
 from storyllamas.slm.checksum import Checksum
 
@@ -34,9 +36,10 @@ HEADER = struct.Struct(
     "<"
     "8s"  #   0 magic
     "2I"  #   8 version, vocab_size
-    "3Q"  #  16 tokens, stories, text_bytes (UTF-8 bytes of the stories' text)
+    "3Q"  #  16 tokens, stories, text_bytes (UTF-8 bytes of the stories' text, or of responses)
     "32s"  # 40 tokenizer_digest (SHA-256 of the tokenizer's file)
     "Q"  #   72 checksum
+    "I"  #   80 records (1: records of a prompt and a response, 0: stories)
 )
 CHECKSUM_OFFSET = 72
 ALIGNMENT = 64
@@ -92,13 +95,16 @@ class Writer:
 
 
 @contextmanager
-def write(path: str | os.PathLike[str], vocab_size: int, digest: bytes) -> Iterator[Writer]:
+def write(
+    path: str | os.PathLike[str], vocab_size: int, digest: bytes, records: bool = False
+) -> Iterator[Writer]:
     """Write a token file as a stream; it appears if the block ends without an exception.
 
     Args:
         path: the file.
         vocab_size: all tokens are smaller; at most `MAX_VOCAB_SIZE`.
         digest: the digest of the tokenizer, 32 bytes.
+        records: whether the file has records in place of stories.
 
     Raises:
         UserError: the vocabulary is too large.
@@ -113,7 +119,7 @@ def write(path: str | os.PathLike[str], vocab_size: int, digest: bytes) -> Itera
         writer = Writer(file, vocab_size)
         yield writer
         counts = (writer.tokens, writer.stories, writer.text_bytes)
-        writer.finish(HEADER.pack(MAGIC, VERSION, vocab_size, *counts, digest, 0))
+        writer.finish(HEADER.pack(MAGIC, VERSION, vocab_size, *counts, digest, 0, records))
 
 
 @dataclass(frozen=True)
@@ -125,8 +131,9 @@ class TokenFile:
         tokens: all tokens, mapped u16.
         vocab_size: all tokens are smaller.
         stories: number of stories.
-        text_bytes: UTF-8 bytes of the text of all stories.
+        text_bytes: UTF-8 bytes of the text of all stories, or of all responses.
         digest: the digest of the tokenizer, 32 bytes.
+        records: whether the stories are records of a prompt and a response.
     """
 
     path: Path
@@ -135,12 +142,19 @@ class TokenFile:
     stories: int
     text_bytes: int
     digest: bytes
+    records: bool = False
+
+    @functools.cached_property
+    def predicted_tokens(self) -> int:
+        """The number of tokens that a model learns to predict."""
+        return response_tokens(self.tokens) if self.records else len(self.tokens)
 
     def batch(self, step: int, sequences: int, context: int, seed: int) -> tuple[Ids, Ids]:
         """Return the windows of one training step, which depend on the arguments only.
 
         An epoch visits the windows of the file in random order. Windows are adjacent, so that each
         token is predicted once. The first window starts at an offset that differs in each epoch.
+        In a file of records, a window has whole records, see `record_rows`.
 
         Args:
             step: the number of the step, from 0.
@@ -149,12 +163,23 @@ class TokenFile:
             seed: the seed of the order.
 
         Returns:
-            Inputs and targets, both [sequences, context]; targets are shifted by one token.
+            Inputs and targets, both [sequences, context]; targets are shifted by one token, and
+            `record_rows.IGNORED` where nothing is predicted.
 
         Raises:
-            UserError: the file is shorter than one window.
+            UserError: the file is shorter than one window, or no record fits into one.
         """
         first = step * sequences
+        if self.records:
+            rows = self.rows(context)
+            count = len(rows.starts)
+            return self._gather_records(
+                [
+                    int(_order(count, seed, epoch)[index])
+                    for epoch, index in (divmod(first + i, count) for i in range(sequences))
+                ],
+                context,
+            )
         count = self._windows(context)
         starts = [
             _epoch_starts(len(self.tokens), count, context, seed, epoch)[index]
@@ -169,11 +194,40 @@ class TokenFile:
             Inputs and targets, both [n, context], with n = `windows`, or fewer in a short file.
 
         Raises:
-            UserError: the file is shorter than one window.
+            UserError: the file is shorter than one window, or no record fits into one.
         """
+        if self.records:
+            return self._gather_records(range(len(self.rows(context).starts))[:windows], context)
         self._windows(context)
         available = (len(self.tokens) - 1) // context
         return self._gather(np.arange(min(windows, available)) * context, context)
+
+    def rows(self, context: int) -> Rows:
+        """Return where the windows of a file of records are.
+
+        Raises:
+            UserError: no record fits into a window.
+        """
+        if context not in self._rows:
+            self._rows[context] = pack(self.tokens, context)
+        rows = self._rows[context]
+        if not len(rows.starts):
+            raise UserError(
+                f"{self.path} has no record whose response begins in the first {context} tokens: "
+                "use shorter prompts or a model with a longer context"
+            )
+        return rows
+
+    @functools.cached_property
+    def _rows(self) -> dict[int, Rows]:
+        return {}
+
+    def _gather_records(self, indices: Sequence[int], context: int) -> tuple[Ids, Ids]:
+        rows = self.rows(context)
+        starts, lengths = rows.starts[indices], rows.lengths[indices]
+        places = np.minimum(starts[:, None] + np.arange(context + 1), len(self.tokens) - 1)
+        windows = self.tokens[places].astype(np.int64)
+        return windows[:, :-1], mask(windows, lengths, int(self.tokens[0]))[:, 1:]
 
     def _windows(self, context: int) -> int:
         """Return the windows in an epoch; they fit behind any offset below `context`."""
@@ -210,7 +264,7 @@ def read(path: str | os.PathLike[str], digest: bytes | None = None) -> TokenFile
     if len(header) < HEADER_BYTES or not header.startswith(MAGIC):
         raise UserError(f"{source} is not a token file: {remedy}")
     fields = HEADER.unpack_from(header)
-    _, version, vocab_size, count, stories, text_bytes, made_with, checksum = fields
+    _, version, vocab_size, count, stories, text_bytes, made_with, checksum, records = fields
     if version != VERSION:
         raise UserError(
             f"{source} has version {version} and this program reads version {VERSION}: {remedy}"
@@ -228,7 +282,7 @@ def read(path: str | os.PathLike[str], digest: bytes | None = None) -> TokenFile
         raise UserError(
             f"{source} has token {tokens.max()} and a vocabulary of {vocab_size} pieces: {remedy}"
         )
-    return TokenFile(source, tokens, vocab_size, stories, text_bytes, made_with)
+    return TokenFile(source, tokens, vocab_size, stories, text_bytes, made_with, bool(records))
 
 
 def _verify(source: Path, header: bytes, expected: int, remedy: str) -> None:
@@ -251,3 +305,9 @@ def _epoch_starts(length: int, count: int, context: int, seed: int, epoch: int) 
     offset = bits.random_raw() % (slack + 1)
     order = np.argsort(bits.random_raw(count), kind="stable")
     return offset + order * context
+
+
+@functools.lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> Ids:
+    """Return the numbers of an epoch's windows in random order [count], as `_epoch_starts` does."""
+    return np.argsort(np.random.PCG64([seed, epoch]).random_raw(count), kind="stable")

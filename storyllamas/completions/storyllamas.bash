@@ -7,7 +7,7 @@
 
 _shtab_storyllamas_subparsers=(generate chat serve info evaluate judge corpus export import plan completion)
 
-_shtab_storyllamas_generate_option_strings=(-h --help --model --threads --pages --cache --prompt --prompt-file --prompts --count --out --seed --max-tokens --ignore-eos --temperature --top-k --top-p --min-p --repetition-penalty --repetition-window)
+_shtab_storyllamas_generate_option_strings=(-h --help --model --threads --pages --cache --prompt --prompt-file --prompts --words --ending --count --out --seed --max-tokens --ignore-eos --temperature --top-k --top-p --min-p --repetition-penalty --repetition-window)
 _shtab_storyllamas_chat_option_strings=(-h --help --system --threads --pages --cache --seed --max-tokens --temperature --top-k --top-p --min-p --repetition-penalty --repetition-window)
 _shtab_storyllamas_serve_option_strings=(-h --help --model --threads --pages --cache --host --port --slots --max-waiting --web)
 _shtab_storyllamas_info_option_strings=(-h --help --json)
@@ -30,7 +30,6 @@ _shtab_storyllamas_serve___web_COMPGEN=_shtab_compgen_dirs
 _shtab_storyllamas_info_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_evaluate___model_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_evaluate___stories_COMPGEN=_shtab_compgen_files
-_shtab_storyllamas_judge_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_judge___against_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_judge___answers_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_judge___out_COMPGEN=_shtab_compgen_files
@@ -45,6 +44,7 @@ _shtab_storyllamas_import___tokenizer_COMPGEN=_shtab_compgen_files
 
 _shtab_storyllamas_generate___pages_choices=(auto shared huge)
 _shtab_storyllamas_generate___cache_choices=(auto f32 f16 q8)
+_shtab_storyllamas_generate___ending_choices=(happy sad)
 _shtab_storyllamas_chat___pages_choices=(auto shared huge)
 _shtab_storyllamas_chat___cache_choices=(auto f32 f16 q8)
 _shtab_storyllamas_serve___pages_choices=(auto shared huge)

@@ -51,7 +51,7 @@ function _shtab_storyllamas_using
 end
 
 set -g _shtab_storyllamas_commands generate chat serve info evaluate judge corpus export import plan completion
-set -g _shtab_storyllamas_opts_with_value --against --answers --body --cache --calibrate --concurrency --count --edition --endpoint --group-size --host --judge --key-variable --max-tokens --max-waiting --min-p --model --out --pages --picture --port --price-in --price-out --prompt --prompt-file --prompts --repeats --repetition-penalty --repetition-window --seed --separator --set-param --slots --stories --system --temperature --threads --timeout --to --tokenizer --top-k --top-p --type --web -S
+set -g _shtab_storyllamas_opts_with_value --against --answers --body --cache --calibrate --concurrency --count --edition --ending --endpoint --group-size --host --judge --key-variable --max-tokens --max-waiting --min-p --model --out --pages --picture --port --price-in --price-out --prompt --prompt-file --prompts --repeats --repetition-penalty --repetition-window --seed --separator --set-param --slots --stories --system --temperature --threads --timeout --to --tokenizer --top-k --top-p --type --web --words -S
 
 complete -c storyllamas -e
 complete -c storyllamas -f
@@ -66,6 +66,8 @@ complete -c storyllamas -n '_shtab_storyllamas_using generate' -l cache -xka "au
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l prompt -x -d 'text that the story begins with; - reads it from standard input'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l prompt-file -xka "(__fish_complete_path (commandline -ct))" -d 'file with the text that the story begins with; - is standard input'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l prompts -xka "(__fish_complete_path (commandline -ct))" -d 'file with a prompt in each line'
+complete -c storyllamas -n '_shtab_storyllamas_using generate' -l words -x -d 'words that the story is to have, separated by commas, such as "dragon, cake, sad"'
+complete -c storyllamas -n '_shtab_storyllamas_using generate' -l ending -xka "happy sad" -d 'how the story is to end'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l count -x -d 'number of stories for each prompt'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'write the lines to FILE, which appears when all stories are finished'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l seed -x -d '0 and up; the same seed generates the same story; random takes one and prints it on standard error'
@@ -136,7 +138,6 @@ complete -c storyllamas -n '_shtab_storyllamas_using judge' -l answers -xka "(__
 complete -c storyllamas -n '_shtab_storyllamas_using judge' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'write the result as JSON'
 complete -c storyllamas -n '_shtab_storyllamas_using judge' -l json -d 'print JSON'
 complete -c storyllamas -n '_shtab_storyllamas_using judge' -l yes -d 'start without a question'
-complete -c storyllamas -n '_shtab_storyllamas_using judge; and test $_shtab_storyllamas_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'file of generated stories'
 complete -c storyllamas -n '_shtab_storyllamas_using; and test $_shtab_storyllamas_npos -eq 0' -a corpus -d 'Print statistics of a corpus: its stories, their lengths, words and beginnings, duplicates, decoding'
 complete -c storyllamas -n '_shtab_storyllamas_using corpus' -s h -l help -d 'show this help message and exit'
 complete -c storyllamas -n '_shtab_storyllamas_using corpus' -l edition -xka "v1 v2-gpt4" -d 'edition of TinyStories, if the folder has both (default: v1)'

@@ -106,6 +106,8 @@ _shtab_storyllamas_generate_options=(
   "--prompt[text that the story begins with\; - reads it from standard input]:TEXT:"
   "--prompt-file[file with the text that the story begins with\; - is standard input]:FILE:_files"
   "--prompts[file with a prompt in each line]:FILE:_files"
+  "--words[words that the story is to have, separated by commas, such as \"dragon, cake, sad\"]:TEXT:"
+  "--ending[how the story is to end]:ending:(happy sad)"
   "--count[number of stories for each prompt]:N:"
   "--out[write the lines to FILE, which appears when all stories are finished]:FILE:_files"
   "--seed[0 and up\; the same seed generates the same story\; random takes one and prints it on standard error]:N|random:"
@@ -164,7 +166,7 @@ _shtab_storyllamas_judge_options=(
   "--out[write the result as JSON]:FILE:_files"
   "--json[print JSON]"
   "--yes[start without a question]"
-  ":file of generated stories:_files"
+  ":file of generated stories:"
 )
 
 # guard to ensure default positional specs are added only once per session

@@ -19,12 +19,13 @@ import gzip
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from storyllamas import instruct
 from storyllamas.corpus import files, records, separators
 from storyllamas.corpus.files import SEPARATOR, ReadCounts
 from storyllamas.corpus.separators import AUTO
@@ -37,10 +38,15 @@ TABLE_SUFFIXES = tuple(
 )
 """Formats that also hold other things than stories, such as a dataset's description."""
 
+STORIES = "stories"
+"""The value of `corpus.kind` whose stories have no prompt."""
+
 # The standard library has zstd from Python 3.14 on; the backport does not exist there.
 _ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
-_RECORDS: dict[str, Callable[[Path, BinaryIO], Iterator[bytes]]] = {
+Reader = Callable[[Path, BinaryIO], Iterator[bytes]]
+
+_RECORDS: dict[str, Reader] = {
     ".jsonl": records.json_lines,
     ".json": records.json_array,
     ".csv": partial(records.comma_separated, delimiter=None),
@@ -49,7 +55,10 @@ _RECORDS: dict[str, Callable[[Path, BinaryIO], Iterator[bytes]]] = {
 
 
 def read(
-    path: str | os.PathLike[str], counts: ReadCounts | None = None, separator: str = AUTO
+    path: str | os.PathLike[str],
+    counts: ReadCounts | None = None,
+    separator: str = AUTO,
+    kind: str = STORIES,
 ) -> Iterator[str]:
     """Yield the stories of a file in order, as `files.read` does.
 
@@ -57,6 +66,9 @@ def read(
         path: the file.
         counts: is increased while reading.
         separator: of the stories in a text file: `line`, `blank_line`, a string, or `auto`.
+        kind: as `corpus.kind`. With `instruct`, each story is a record as `instruct.parse` reads
+            it, and a JSON line is a `prompt` and its `response`. A text without a response counts
+            as an empty story.
 
     Raises:
         UserError: as for `files.read`; also if the file is damaged or has no `text`, or the
@@ -65,9 +77,34 @@ def read(
     path = Path(path)
     counts = ReadCounts() if counts is None else counts
     before = counts.stories
-    yield from files.stories(_raw_stories(path, separator), counts)
+    if kind == STORIES:
+        yield from files.stories(_raw_stories(path, separator), counts)
+    else:
+        yield from _records(path, separator, counts)
     if counts.stories == before:
-        raise files.no_stories(path)
+        raise files.no_stories(path) if kind == STORIES else _no_records(path)
+
+
+def _records(path: Path, separator: str, counts: ReadCounts) -> Iterator[str]:
+    """Yield the text of each record, and count its bytes."""
+    separator = SEPARATOR.decode() if separator == AUTO else separator
+    readers = _RECORDS | {".jsonl": records.json_pairs}
+    for text in files.stories(_raw_stories(path, separator, readers), counts):
+        counts.text_bytes -= len(text.encode())
+        record = instruct.parse(text)
+        if record is None:
+            counts.stories -= 1
+            counts.empty += 1
+            continue
+        counts.text_bytes += len(record.text.encode())
+        yield record.text
+
+
+def _no_records(path: Path) -> UserError:
+    return UserError(
+        f"{path} has no record, which corpus.kind=instruct needs: a prompt, a line "
+        f"{instruct.RESPONSE} and a response, with {SEPARATOR.decode()} between records"
+    )
 
 
 def layout(path: Path) -> separators.Layout | None:
@@ -88,8 +125,10 @@ def _kind(path: Path) -> str:
     return Path(name.removesuffix(".gz").removesuffix(".zst")).suffix
 
 
-def _raw_stories(path: Path, separator: str) -> Iterator[bytes]:
-    """Yield the raw bytes of each story."""
+def _raw_stories(
+    path: Path, separator: str, readers: Mapping[str, Reader] | None = None
+) -> Iterator[bytes]:
+    """Yield the raw bytes of each story; `readers` replace `_RECORDS`."""
     if separator == AUTO:
         found = layout(path)
         separator = found.guess() if found else SEPARATOR.decode()
@@ -98,7 +137,7 @@ def _raw_stories(path: Path, separator: str) -> Iterator[bytes]:
             yield from _split(records.parquet(path, raw))
             return
         with _decompressed(path, raw) as file:
-            if read_records := _RECORDS.get(_kind(path)):
+            if read_records := (readers or _RECORDS).get(_kind(path)):
                 yield from _split(read_records(path, file))
             else:
                 yield from files.raw_stories(path, file, separator=separators.parse(separator))

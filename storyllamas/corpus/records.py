@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from storyllamas.corpus.files import MAX_STORY_BYTES
 from storyllamas.errors import UserError
+from storyllamas.instruct import pair
 
 # Upper limits of the part of a Parquet file that is in memory: rows, and bytes of a buffer.
 _ROWS, _CHUNK_BYTES = 256, 1 << 20
@@ -31,6 +32,43 @@ def json_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
     Raises:
         UserError: a line is not JSON, or has no string `text`.
     """
+    for number, row in _json_rows(path, file):
+        text = row.get("text") if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            raise UserError(f'{path} has no string "text" in line {number:,}: add it')
+        yield encoded(text)
+
+
+def json_pairs(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    """Yield a record for the fields `prompt` and `response` of the object in each line.
+
+    A line with the field `text` in place of them has a whole record. Blank lines are skipped.
+
+    Raises:
+        UserError: a line is not JSON, lacks a field, or a field has what separates records.
+    """
+    for number, row in _json_rows(path, file):
+        fields = row if isinstance(row, dict) else {}
+        if isinstance(fields.get("text"), str) and not {"prompt", "response"} & set(fields):
+            yield encoded(fields["text"])
+            continue
+        texts = []
+        for name in ("prompt", "response"):
+            if not isinstance(fields.get(name), str):
+                raise UserError(f'{path} has no string "{name}" in line {number:,}: add it')
+            texts.append(encoded(fields[name]).decode(errors="replace"))
+        try:
+            yield pair(*texts).text.encode()
+        except ValueError as error:
+            raise UserError(f"{path} has {error}, in line {number:,}: change it") from None
+
+
+def _json_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
+    """Yield the number of each line that is not blank, from 1, and its value.
+
+    Raises:
+        UserError: a line is not JSON.
+    """
     lines = iter(lambda: file.readline(MAX_STORY_BYTES), b"")
     for number, line in enumerate(lines, 1):
         spelled = line.decode(errors="surrogateescape").strip(f"{_JSON_SPACE}\ufeff")
@@ -43,10 +81,7 @@ def json_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
                 f"{path} is not JSON in line {number:,} ({_reason(error)}): write one object per "
                 "line"
             ) from None
-        text = row.get("text") if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            raise UserError(f'{path} has no string "text" in line {number:,}: add it')
-        yield encoded(text)
+        yield number, row
 
 
 def json_array(path: Path, file: BinaryIO) -> Iterator[bytes]:

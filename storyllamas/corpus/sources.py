@@ -15,6 +15,7 @@ from storyllamas import workdir
 from storyllamas.corpus import formats, storybook, tinystories
 from storyllamas.corpus.files import SEPARATOR, ReadCounts
 from storyllamas.corpus.separators import AUTO
+from storyllamas.corpus.storybook import records as storybook_records
 from storyllamas.errors import UserError
 from storyllamas.params import Corpus
 
@@ -45,17 +46,20 @@ def split(corpus: Corpus, seed: int) -> Split:
         UserError: the source does not exist, cannot be downloaded, or has too few stories; partly
             raised while reading.
     """
+    kind = corpus.kind
     if corpus.source == "storybook":
-        return Split(*storybook.split(corpus.stories, corpus.valid_stories, seed), ReadCounts())
+        split = storybook.split if kind == formats.STORIES else storybook_records.split
+        return Split(*split(corpus.stories, corpus.valid_stories, seed), ReadCounts())
     if corpus.source == "tinystories":
+        _check_has_no_prompts(kind)
         folder = workdir.root() / "downloads"
         train, valid = tinystories.download(corpus.edition, folder, corpus.mirror)
         return _pair([train], [valid], AUTO)
     source = expand_home(corpus.source)
     if source.is_dir():
-        pair = _find_pair(source, corpus.edition)
+        pair = _find_pair(source, corpus.edition, kind)
         return (
-            _pair(*pair, corpus.separator)
+            _pair(*pair, corpus.separator, kind)
             if pair
             else _hold_out(_story_files(source), corpus, seed)
         )
@@ -101,26 +105,41 @@ def expand_home(path: str | Path) -> Path:
         ) from None
 
 
-def _pair(train: list[Path], valid: list[Path], separator: str) -> Split:
+def _check_has_no_prompts(kind: str) -> None:
+    if kind != formats.STORIES:
+        raise UserError(
+            "corpus.source is tinystories, whose stories have no prompts: with corpus.kind="
+            "instruct, use storybook, or a folder with the files of TinyStories-Instruct "
+            f"({' and '.join(tinystories.INSTRUCT_FILES)})"
+        )
+
+
+def _pair(
+    train: list[Path], valid: list[Path], separator: str, kind: str = formats.STORIES
+) -> Split:
     counts = ReadCounts()
-    train_files = [file for path in train for file in _separated([path], separator)]
-    valid_files = [file for path in valid for file in _separated([path], separator)]
-    return Split(_read(train_files, counts), _read(valid_files, counts), counts)
+    train_files = [file for path in train for file in _separated([path], separator, kind)]
+    valid_files = [file for path in valid for file in _separated([path], separator, kind)]
+    return Split(_read(train_files, counts, kind), _read(valid_files, counts, kind), counts)
 
 
-def _read(separated: list[tuple[Path, str]], counts: ReadCounts) -> Iterator[str]:
+def _read(
+    separated: list[tuple[Path, str]], counts: ReadCounts, kind: str = formats.STORIES
+) -> Iterator[str]:
     return chain.from_iterable(
-        formats.read(path, counts, separator) for path, separator in separated
+        formats.read(path, counts, separator, kind) for path, separator in separated
     )
 
 
-def _separated(paths: list[Path], separator: str) -> list[tuple[Path, str]]:
+def _separated(
+    paths: list[Path], separator: str, kind: str = formats.STORIES
+) -> list[tuple[Path, str]]:
     """Return each file with its separator, and print a guess to stderr.
 
     A single text file without a separator is split by its layout; one of several files is one
     story.
     """
-    if separator != AUTO:
+    if separator != AUTO or kind != formats.STORIES:  # records may have blank lines
         return [(path, separator) for path in paths]
     default = SEPARATOR.decode()
     if len(paths) == 1:
@@ -139,8 +158,11 @@ def _separated(paths: list[Path], separator: str) -> list[tuple[Path, str]]:
     return [(path, default) for path in paths]
 
 
-def _find_pair(folder: Path, edition: str) -> tuple[list[Path], list[Path]] | None:
-    names = [name.removesuffix(".txt") for name in tinystories.FILES[edition]]
+def _find_pair(
+    folder: Path, edition: str, kind: str = formats.STORIES
+) -> tuple[list[Path], list[Path]] | None:
+    files = tinystories.FILES[edition] if kind == formats.STORIES else tinystories.INSTRUCT_FILES
+    names = [name.removesuffix(".txt") for name in files]
     for place in (folder, folder / "data"):
         for train_name, valid_name in (names, ("train", "valid(?:ation)?")):
             train, valid = _parts(place, train_name), _parts(place, valid_name)
@@ -176,7 +198,7 @@ def _files(folder: Path) -> list[Path]:
 def _hold_out(paths: list[Path], corpus: Corpus, seed: int) -> Split:
     """Split stories by a hash; as soon as two stories differ, each part has at least one."""
     key = seed.to_bytes(8, "little")
-    files = _separated(paths, corpus.separator)
+    files = _separated(paths, corpus.separator, corpus.kind)
 
     def digest(story: str) -> int:
         digest = hashlib.blake2b(story.encode(), digest_size=8, key=key).digest()
@@ -185,10 +207,10 @@ def _hold_out(paths: list[Path], corpus: Corpus, seed: int) -> Split:
     @functools.cache
     def threshold() -> int:
         share = int(corpus.valid_share * 2**64)
-        return _between(map(digest, _read(files, ReadCounts())), share, corpus.source)
+        return _between(map(digest, _read(files, ReadCounts(), corpus.kind)), share, corpus.source)
 
     def stories(keep: Callable[[int], bool], counts: ReadCounts) -> Iterator[str]:
-        return (story for story in _read(files, counts) if keep(digest(story)))
+        return (story for story in _read(files, counts, corpus.kind) if keep(digest(story)))
 
     counts = ReadCounts()
     return Split(

@@ -26,6 +26,8 @@ FILES = {
     "v1": ("TinyStories-train.txt", "TinyStories-valid.txt"),
     "v2-gpt4": ("TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"),
 }
+INSTRUCT_FILES = ("TinyStories-Instruct-train.txt", "TinyStories-Instruct-valid.txt")
+"""The files of TinyStories-Instruct, another dataset."""
 PROMPTS = "Evaluation prompts.yaml"
 """The prompts with which the paper compares models; a list of lists of one text."""
 

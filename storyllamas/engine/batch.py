@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from storyllamas.engine.ffi import check, ffi, lib, string, utf8
+from storyllamas.engine.ffi import check, ffi, ids_pointer, lib, string, utf8, whole_ids
 from storyllamas.errors import UserError
 
 BATCH_SIZE = 16
@@ -23,7 +23,7 @@ class GeneratedStory:
     Attributes:
         index: its position among the stories, from 0.
         seed: the seed with which `Engine.generate` generates the same story.
-        prompt: the text that it continues.
+        prompt: the text that it continues; empty if that was given as ids.
         text: the whole text, prompt included.
         ids: the generated tokens, without the prompt and EOS.
         stop: why it stopped: "eos", "bos", "max_tokens" or "context".
@@ -70,17 +70,23 @@ class _Slots:
         self.failed: dict[int, str] = {}  # messages by index
         self.free = list(reversed(range(count)))
 
-    def start(self, index: int, prompt: str) -> None:
+    def start(self, index: int, prompt: str | Sequence[int]) -> None:
         """Start a story in a free slot."""
         self._options.seed = (self._first_seed + index) % 2**64
         slot = self.free[-1]
+        options = ffi.addressof(self._options)
         try:
-            text = utf8(prompt)
-            options = ffi.addressof(self._options)
-            check(lib.sl_start_slot(self._session, slot, text, len(text), options))
+            if isinstance(prompt, str):
+                text = utf8(prompt)
+                check(lib.sl_start_slot(self._session, slot, text, len(text), options))
+            else:
+                ids = whole_ids(prompt)
+                pointer = ids_pointer(ids)
+                check(lib.sl_start_slot_ids(self._session, slot, pointer, len(ids), options))
         except UserError as error:
             raise UserError(f"story {index}: {error}") from None
-        self.running[self.free.pop()] = _Sequence(index, self._options.seed, prompt)
+        shown = prompt if isinstance(prompt, str) else ""
+        self.running[self.free.pop()] = _Sequence(index, self._options.seed, shown)
 
     def step(self) -> Iterator[GeneratedStory]:
         """Generate the next token in every slot and yield the stories that stopped.
@@ -107,14 +113,14 @@ class _Slots:
 
 
 def generate_batch(
-    session: Any, slots: int, prompts: Iterable[str], options: Any
+    session: Any, slots: int, prompts: Iterable[str | Sequence[int]], options: Any
 ) -> Iterator[GeneratedStory]:
     """Generate a story for each prompt and yield them in the order of the prompts.
 
     Args:
         session: an `sl_session` with `slots` slots that nobody else uses.
         slots: the number of stories that are generated at a time.
-        prompts: any number of prompts; they are taken as slots become free.
+        prompts: any number of prompts, texts or ids; they are taken as slots become free.
         options: `sl_options` with the seed of the first story.
 
     Raises:

@@ -186,7 +186,7 @@ class Engine:
 
     def generate_many(
         self,
-        prompts: str | Iterable[str] = "",
+        prompts: str | Iterable[str | Sequence[int]] = "",
         *,
         count: int = 1,
         batch_size: int = BATCH_SIZE,
@@ -198,8 +198,8 @@ class Engine:
         has the given seed, and each further story the next seed (0 follows 2^64 - 1).
 
         Args:
-            prompts: one text for all stories, or any number of texts; the iterator may be endless,
-                since prompts are taken only when needed.
+            prompts: one text for all stories, or any number of prompts as `generate` takes them;
+                the iterator may be endless, since prompts are taken only when needed.
             count: the number of stories for each prompt; 1 and up.
             batch_size: the number of stories that are generated at a time, 1 … 256; each needs a
                 key-value cache.
@@ -218,8 +218,8 @@ class Engine:
             raise UserError(f"count is {count} and must be 1 to {sys.maxsize}")
         if not 1 <= batch_size <= lib.SL_MAX_SLOTS:
             raise UserError(f"batch_size is {batch_size} and must be 1 to {lib.SL_MAX_SLOTS}")
-        texts = [prompts] if isinstance(prompts, str) else prompts
-        all_prompts = chain.from_iterable(repeat(text, count) for text in texts)
+        given = [prompts] if isinstance(prompts, str) else prompts
+        all_prompts = chain.from_iterable(repeat(prompt, count) for prompt in given)
         first = list(islice(all_prompts, batch_size))
         slots = max(len(first), 1)
         return generate_batch(self._new_session(slots), slots, chain(first, all_prompts), chosen)

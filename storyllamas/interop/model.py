@@ -20,12 +20,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from storyllamas import instruct
 from storyllamas.config import ModelConfig, tensor_shapes
 from storyllamas.errors import UserError
 from storyllamas.slm import weight_file
@@ -259,5 +260,8 @@ def _open_checkpoint(folder: Path, tokenizers: Iterable[Path]) -> InteropModel:
     found = [each for each in candidates if each.exists()] or candidates[1:2]
     for each in map(tokenizer.load, found):
         if digest == each.digest.hex():
-            return InteropModel(config, each.vocabulary(), tensors.read, about)
+            vocabulary = each.vocabulary()
+            if about.get("corpus_kind") == "instruct":
+                vocabulary = replace(vocabulary, chat_template=instruct.CHAT_TEMPLATE)
+            return InteropModel(config, vocabulary, tensors.read, about)
     raise UserError(f"checkpoint {folder} was trained with another tokenizer: {remedy}")

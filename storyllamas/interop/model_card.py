@@ -31,6 +31,21 @@ A story begins with `<s>`, which the tokenizer adds, and ends with `</s>`. The m
 nothing but short stories for children: it knows no facts and follows no instructions.
 """
 
+INSTRUCT_USE = """\
+## Use
+
+```python
+from transformers import pipeline
+
+generate = pipeline("text-generation", model="PATH OR NAME OF THIS FOLDER")
+prompt = [{"role": "user", "content": "Features: BadEnding\\nWords: dragon, cake"}]
+print(generate(prompt)[0]["generated_text"][-1]["content"])
+```
+
+The model continues `<s>`, a prompt and `<s>` with a response and `</s>`: see its chat template.
+The prompts in its training data decide what it can follow.
+"""
+
 DATA = {
     "storybook": "The storybook that comes with StoryLlamas: stories that a program wrote, MIT "
     "licence.",
@@ -51,7 +66,7 @@ def text(model: InteropModel) -> str:
         FRONT.format(datasets=datasets),
         f"{title}\n\nA Llama of {model.config.parameters:,} parameters that generates children's "
         "stories, trained with StoryLlamas.\n",
-        USE,
+        INSTRUCT_USE if about.get("corpus_kind") == "instruct" else USE,
         _table("Shape", vars(model.config)),
     ]
     if about:

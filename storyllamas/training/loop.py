@@ -28,6 +28,7 @@ from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.params import Recipe
+from storyllamas.record_rows import IGNORED
 from storyllamas.token_file import TokenFile
 from storyllamas.training import metrics, speed_log
 from storyllamas.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointSaver
@@ -364,6 +365,7 @@ class Trainer:
         It changes nothing but the gradients, so that a step can begin again.
         """
         job, device, sequences = self.job, self.job.device, len(batch[0])
+        predicted = _predicted(batch[1])
         total = torch.zeros((), device=device.name)
         for first in self.ranks.split(range(0, sequences, self.micro_batch.size)):
             interrupt.check_parent()
@@ -371,7 +373,8 @@ class Trainer:
             tokens, targets = self._to_device(batch, first)
             with device.autocast():
                 loss = self.loss(tokens, targets)
-            scaled = loss * (self.micro_batch.size * self.ranks.world_size / sequences)
+            share = _predicted(batch[1][first : first + self.micro_batch.size]) / predicted
+            scaled = loss * (share * self.ranks.world_size)
             scaled.backward()  # type: ignore[no-untyped-call]
             total += scaled.detach()
         return total.item()
@@ -380,7 +383,7 @@ class Trainer:
         """Return the mean loss on the validation windows; copy the weights if it is the lowest."""
         self.model.eval()
         total = self.micro_batch.halving(self._validation_total)
-        loss = self.ranks.sum(total) / len(self.validation_set[0])
+        loss = self.ranks.sum(total) / _predicted(self.validation_set[1])
         self._check_finite("validation loss", loss)
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, self.step
@@ -395,7 +398,8 @@ class Trainer:
         for first in self.ranks.split(range(0, windows, self.micro_batch.size)):
             inputs, targets = self._to_device(self.validation_set, first)
             with self.job.device.autocast():
-                total += self.model.loss(inputs, targets).item() * len(inputs)
+                loss = self.model.loss(inputs, targets).item()
+            total += loss * _predicted(self.validation_set[1][first : first + len(inputs)])
         return total
 
     def _check_finite(self, name: str, value: float) -> None:
@@ -456,6 +460,11 @@ class Trainer:
     def _update_peak_memory(self) -> None:
         peak = metrics.peak_memory_bytes(self.job.device.name)
         self.peak_memory_bytes = max(self.peak_memory_bytes, peak)
+
+
+def _predicted(targets: Any) -> float:
+    """Return the number of predicted tokens in targets [n, context], in sequences of context."""
+    return np.count_nonzero(targets != IGNORED) / int(targets.shape[1])
 
 
 def _dropout_seed(seed: int, step: int, first: int) -> int:

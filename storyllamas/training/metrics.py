@@ -60,7 +60,7 @@ def validation_row(trainer: Trainer, loss: float) -> Row:
 def final_metrics(trainer: Trainer) -> dict[str, Any]:
     """Return the metrics of a finished run that are equal for bit-identical runs."""
     job = trainer.job
-    valid_tokens, valid_bytes = len(job.valid.tokens), job.valid.text_bytes
+    valid_tokens, valid_bytes = job.valid.predicted_tokens, job.valid.text_bytes
     return {
         "parameters": job.config.parameters,
         "steps": job.recipe.steps,

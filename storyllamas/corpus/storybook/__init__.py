@@ -28,7 +28,7 @@ MIN_CHARACTERS, MAX_CHARACTERS = 400, 960
 _CASTS = 4
 
 # One in this many candidates belongs to the validation part.
-_VALID_INTERVAL = 8
+VALID_INTERVAL = 8
 
 
 def story(seed: int, index: int) -> str:
@@ -66,8 +66,8 @@ def split(train: int, valid: int, seed: int) -> tuple[Iterator[str], Iterator[st
         return itertools.islice(distinct(filter(belongs, _candidates(seed))), count)
 
     return (
-        part(lambda text: fingerprint(text) % _VALID_INTERVAL != 0, train),
-        part(lambda text: fingerprint(text) % _VALID_INTERVAL == 0, valid),
+        part(lambda text: fingerprint(text) % VALID_INTERVAL != 0, train),
+        part(lambda text: fingerprint(text) % VALID_INTERVAL == 0, valid),
     )
 
 
