@@ -69,10 +69,10 @@ def _check_part(name: str) -> str:
 
 
 def _split(value: object) -> object:
-    """Turn a text with commas into a list."""
+    """Turn a list, or a text with commas, into a tuple."""
     if isinstance(value, str):
-        return [name.strip() for name in value.split(",") if name.strip()]
-    return value
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return tuple(value) if isinstance(value, list) else value
 
 
 _strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
