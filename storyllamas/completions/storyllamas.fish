@@ -137,7 +137,6 @@ complete -c storyllamas -n '_shtab_storyllamas_using judge' -l answers -xka "(__
 complete -c storyllamas -n '_shtab_storyllamas_using judge' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'write the result as JSON'
 complete -c storyllamas -n '_shtab_storyllamas_using judge' -l json -d 'print JSON'
 complete -c storyllamas -n '_shtab_storyllamas_using judge' -l yes -d 'start without a question'
-complete -c storyllamas -n '_shtab_storyllamas_using judge; and test $_shtab_storyllamas_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'file of generated stories'
 complete -c storyllamas -n '_shtab_storyllamas_using; and test $_shtab_storyllamas_npos -eq 0' -a corpus -d 'Print statistics of a corpus: its stories, their lengths, words and beginnings, duplicates, decoding'
 complete -c storyllamas -n '_shtab_storyllamas_using corpus' -s h -l help -d 'show this help message and exit'
 complete -c storyllamas -n '_shtab_storyllamas_using corpus' -l edition -xka "v1 v2-gpt4" -d 'edition of TinyStories, if the folder has both (default: v1)'

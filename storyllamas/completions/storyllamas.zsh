@@ -166,7 +166,7 @@ _shtab_storyllamas_judge_options=(
   "--out[write the result as JSON]:FILE:_files"
   "--json[print JSON]"
   "--yes[start without a question]"
-  ":file of generated stories:_files"
+  ":file of generated stories:"
 )
 
 # guard to ensure default positional specs are added only once per session
