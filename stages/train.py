@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from storyllamas import params, token_file
+from storyllamas import adapter, params, token_file
 from storyllamas.atomic import write_json
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError, exit_on_user_error
@@ -78,6 +78,11 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
             details["fine_tuning"] = asdict(chosen.fine_tuning) | {"start_sha256": start.digest()}
         folder = Path("models") / chosen.model
         save_model(folder, job.config, result.tensors, {**about, **details})
+        # Without LoRA too: the outputs of a stage of DVC are always the same files.
+        if result.adapter:
+            result.adapter.save(folder / "adapter.safetensors")
+        else:
+            adapter.save_empty(folder / "adapter.safetensors")
         metrics = train_json(result, job.device, ranks.world_size)
         write_json("metrics/train.json", about | metrics)
 
@@ -95,7 +100,8 @@ def read_start(chosen: params.Params) -> tuple[ModelConfig, Start | None]:
     from storyllamas.training import start_reader
 
     config, tensors = start_reader.read(path, config, TOKENIZER)
-    return config, Start(tensors)
+    chosen_lora = chosen.fine_tuning.lora
+    return config, Start(tensors, chosen.fine_tuning.freeze, chosen_lora)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storyllamas import completions, instruct
+from storyllamas import completions, instruct, merging
 from storyllamas.argument_types import positive as _positive
 from storyllamas.argument_types import real as _real
 from storyllamas.argument_types import whole as _whole
@@ -52,6 +52,7 @@ examples:
   storyllamas export --to gguf-q8_0 my-story-model
   storyllamas plan -S recipe=fast
   storyllamas import stories15M.bin --out stories15M.slm
+  storyllamas merge base.slm models/2m/adapter.safetensors merged.slm
 """
 
 GENERATE = """\
@@ -113,6 +114,15 @@ The weight file keeps the chat template, which `storyllamas chat` uses.
 
 It is an error if a weight file cannot represent the model: biases, RoPE scaling other than linear
 and llama3, tokenizers other than BPE, other architectures.
+"""
+
+
+MERGE = """\
+Add the LoRA adapter of a training to the model that the training started from, and write the result
+as a weight file in float32.
+
+BASE is a weight file or the folder of a trained model. Its weights must be exactly those that the
+training started from. Quantized weights are converted to float32 first, as the training does.
 """
 
 
@@ -203,6 +213,14 @@ def _open(arguments: argparse.Namespace) -> Engine:
     from storyllamas.engine.engine import Engine
 
     arguments.model = arguments.model or _default_model()
+    if getattr(arguments, "adapter", None):
+        merged = merging.merge(arguments.model, arguments.adapter)
+        return Engine.from_bytes(
+            weight_file.to_bytes(merged.config, merged.vocabulary, merged.tensor),
+            threads=arguments.threads,
+            cache=arguments.cache,
+            kernels=os.environ.get("SL_KERNELS"),
+        )
     return Engine(
         arguments.model,
         threads=arguments.threads,
@@ -385,6 +403,12 @@ def _import(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
 
 
+def _merge(arguments: argparse.Namespace) -> None:
+    merged = merging.merge(arguments.base, arguments.adapter)
+    weight_file.write(arguments.out, merged.config, merged.vocabulary, merged.tensor)
+    print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
+
+
 def _completion(arguments: argparse.Namespace) -> None:
     sys.stdout.write(completions.script(arguments.shell))
 
@@ -465,6 +489,13 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = command("generate", _generate, "generate a story, or many", GENERATE)
     generate.add_argument("--model", type=Path, metavar="FILE", help="weight file")
+    generate.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="FILE",
+        help="adapter.safetensors of a training with LoRA that started from the model; merged in "
+        "memory, in float32",
+    )
     _add_engine(generate)
     beginning = generate.add_mutually_exclusive_group()
     beginning.add_argument(
@@ -651,6 +682,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="tokenizer.bin or tokenizer.model of a llama2.c checkpoint",
     )
+
+    merge = command("merge", _merge, "add a LoRA adapter to its model", MERGE)
+    merge.add_argument(
+        "base", type=Path, metavar="BASE", help="weight file, or folder of a trained model"
+    )
+    merge.add_argument("adapter", type=Path, metavar="ADAPTER", help="adapter.safetensors")
+    merge.add_argument("out", type=Path, metavar="OUT", help="weight file to write")
 
     estimate = command(
         "plan", plan_command.run, "estimate what training costs here", plan_command.DESCRIPTION

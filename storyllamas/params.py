@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
@@ -21,11 +22,13 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from storyllamas import yaml_loader
+from storyllamas.adapter import TARGETS, Lora
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop.formats import FORMATS
 from storyllamas.regular_file import open_regular
 from storyllamas.slm.encoding import GROUP_SIZES, SPECS, Encoding
+from storyllamas.training import freezing
 from storyllamas.vocabulary import TrainableKind
 from storyllamas.yaml_loader import shorten
 
@@ -56,6 +59,21 @@ def _check_micro_batch(value: object) -> int | str:
 
 
 MicroBatch = Annotated[int | Literal["auto"], PlainValidator(_check_micro_batch)]
+
+
+def _check_part(name: str) -> str:
+    """Accept the name of a part that `freeze` may have."""
+    if not freezing.is_part(name):
+        raise PydanticCustomError("part", "use {names}", {"names": freezing.ALLOWED})
+    return name
+
+
+def _split(value: object) -> object:
+    """Turn a list, or a text with commas, into a tuple."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return tuple(value) if isinstance(value, list) else value
+
 
 _strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -148,6 +166,21 @@ class FineTuning:
 
     start: str = ""
     start_lr_scale: Rate = 0.25
+    freeze: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_part)], ...], BeforeValidator(_split)
+    ] = ()
+    lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
+    lora_alpha: Annotated[float, Field(gt=0, le=65536)] = 16.0
+    lora_targets: Annotated[
+        tuple[Annotated[str, _one_of(TARGETS)], ...], BeforeValidator(_split), Field(min_length=1)
+    ] = ("attention", "feed_forward")
+
+    @property
+    def lora(self) -> Lora | None:
+        """The hyperparameters of the adapter; None: LoRA is off."""
+        if not self.lora_rank:
+            return None
+        return Lora(self.lora_rank, self.lora_alpha, self.lora_targets)
 
 
 FINE_TUNING_KEYS = {field.name for field in fields(FineTuning)}
@@ -334,7 +367,7 @@ def parse(raw: object) -> Params:
             f"evaluation.speed_tokens is {file.evaluation.speed_tokens}: use less than "
             f"the context of the model ({context})"
         )
-    return Params(
+    chosen = Params(
         model=file.model,
         recipe_name=file.recipe,
         seed=file.seed,
@@ -349,6 +382,8 @@ def parse(raw: object) -> Params:
         evaluation=file.evaluation,
         generation=file.generation,
     )
+    _check_fine_tuning(fine_tuning, chosen.model_config())
+    return chosen
 
 
 def _check_plain(value: object, name: str) -> None:
@@ -477,6 +512,23 @@ def _fine_tuning(file: _File) -> FineTuning:
     values = {k: v for k, v in _without_none(file.train).items() if k in FINE_TUNING_KEYS}
     found: FineTuning = _validate(FineTuning, values, {}, "train")
     return found
+
+
+def _check_fine_tuning(chosen: FineTuning, config: ModelConfig) -> None:
+    """Check what to freeze and to adapt against the start and the shape of the model."""
+    used = f"train.freeze is {', '.join(chosen.freeze)}" if chosen.freeze else ""
+    if chosen.lora_rank:
+        lora = f"train.lora_rank is {chosen.lora_rank}"
+        if used:
+            raise UserError(
+                f"{used} and {lora}: remove one of the two, since LoRA freezes all weights"
+            )
+        used = lora
+    if used and not chosen.start:
+        raise UserError(
+            f"{used} and train.start is empty: name a model to start from in train.start"
+        )
+    freezing.frozen_tensors(chosen.freeze, config)
 
 
 def _slow_down(recipe: Recipe, file: _File, fine_tuning: FineTuning) -> Recipe:

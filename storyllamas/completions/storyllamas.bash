@@ -5,9 +5,9 @@
 #    source ~/.local/share/bash_completion/storyllamas
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_storyllamas_subparsers=(generate chat serve info evaluate judge corpus export import plan completion)
+_shtab_storyllamas_subparsers=(generate chat serve info evaluate judge corpus export import merge plan completion)
 
-_shtab_storyllamas_generate_option_strings=(-h --help --model --threads --pages --cache --prompt --prompt-file --prompts --words --ending --count --out --seed --max-tokens --ignore-eos --temperature --top-k --top-p --min-p --repetition-penalty --repetition-window)
+_shtab_storyllamas_generate_option_strings=(-h --help --model --adapter --threads --pages --cache --prompt --prompt-file --prompts --words --ending --count --out --seed --max-tokens --ignore-eos --temperature --top-k --top-p --min-p --repetition-penalty --repetition-window)
 _shtab_storyllamas_chat_option_strings=(-h --help --system --threads --pages --cache --seed --max-tokens --temperature --top-k --top-p --min-p --repetition-penalty --repetition-window)
 _shtab_storyllamas_serve_option_strings=(-h --help --model --threads --pages --cache --host --port --slots --max-waiting --web)
 _shtab_storyllamas_info_option_strings=(-h --help --json)
@@ -16,11 +16,13 @@ _shtab_storyllamas_judge_option_strings=(-h --help --against --endpoint --judge 
 _shtab_storyllamas_corpus_option_strings=(-h --help --edition --seed --picture --separator --json)
 _shtab_storyllamas_export_option_strings=(-h --help --model --to)
 _shtab_storyllamas_import_option_strings=(-h --help --out --type --group-size --calibrate --tokenizer)
+_shtab_storyllamas_merge_option_strings=(-h --help)
 _shtab_storyllamas_plan_option_strings=(-h --help -S --set-param --json)
 _shtab_storyllamas_completion_option_strings=(-h --help)
 _shtab_storyllamas_option_strings=(-h --help)
 
 _shtab_storyllamas_generate___model_COMPGEN=_shtab_compgen_files
+_shtab_storyllamas_generate___adapter_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_generate___prompt_file_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_generate___prompts_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_generate___out_COMPGEN=_shtab_compgen_files
@@ -55,7 +57,7 @@ _shtab_storyllamas_corpus___edition_choices=(v1 v2-gpt4)
 _shtab_storyllamas_export___to_choices=(hf gguf gguf-f16 gguf-bf16 gguf-q8_0 gguf-q4_0 llama2c llama2c-q8)
 _shtab_storyllamas_import___type_choices=(f32 q8 q4)
 _shtab_storyllamas_completion_pos_0_choices=(bash fish zsh)
-_shtab_storyllamas_pos_0_choices=(generate chat serve info evaluate judge corpus export import plan completion)
+_shtab_storyllamas_pos_0_choices=(generate chat serve info evaluate judge corpus export import merge plan completion)
 
 _shtab_storyllamas_generate__h_nargs=0
 _shtab_storyllamas_generate___help_nargs=0
@@ -81,6 +83,8 @@ _shtab_storyllamas_export__h_nargs=0
 _shtab_storyllamas_export___help_nargs=0
 _shtab_storyllamas_import__h_nargs=0
 _shtab_storyllamas_import___help_nargs=0
+_shtab_storyllamas_merge__h_nargs=0
+_shtab_storyllamas_merge___help_nargs=0
 _shtab_storyllamas_plan__h_nargs=0
 _shtab_storyllamas_plan___help_nargs=0
 _shtab_storyllamas_plan___json_nargs=0

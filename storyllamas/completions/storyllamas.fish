@@ -50,8 +50,8 @@ function _shtab_storyllamas_using
   test "$_shtab_storyllamas_cmdpath" = "$argv"
 end
 
-set -g _shtab_storyllamas_commands generate chat serve info evaluate judge corpus export import plan completion
-set -g _shtab_storyllamas_opts_with_value --against --answers --body --cache --calibrate --concurrency --count --edition --ending --endpoint --group-size --host --judge --key-variable --max-tokens --max-waiting --min-p --model --out --pages --picture --port --price-in --price-out --prompt --prompt-file --prompts --repeats --repetition-penalty --repetition-window --seed --separator --set-param --slots --stories --system --temperature --threads --timeout --to --tokenizer --top-k --top-p --type --web --words -S
+set -g _shtab_storyllamas_commands generate chat serve info evaluate judge corpus export import merge plan completion
+set -g _shtab_storyllamas_opts_with_value --adapter --against --answers --body --cache --calibrate --concurrency --count --edition --ending --endpoint --group-size --host --judge --key-variable --max-tokens --max-waiting --min-p --model --out --pages --picture --port --price-in --price-out --prompt --prompt-file --prompts --repeats --repetition-penalty --repetition-window --seed --separator --set-param --slots --stories --system --temperature --threads --timeout --to --tokenizer --top-k --top-p --type --web --words -S
 
 complete -c storyllamas -e
 complete -c storyllamas -f
@@ -60,6 +60,7 @@ complete -c storyllamas -n _shtab_storyllamas_using -s h -l help -d 'show this h
 complete -c storyllamas -n '_shtab_storyllamas_using; and test $_shtab_storyllamas_npos -eq 0' -a generate -d 'Generate a story, or many.'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -s h -l help -d 'show this help message and exit'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l model -xka "(__fish_complete_path (commandline -ct))" -d 'weight file'
+complete -c storyllamas -n '_shtab_storyllamas_using generate' -l adapter -xka "(__fish_complete_path (commandline -ct))" -d 'adapter.safetensors of a training with LoRA that started from the model; merged in memory, in float32'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l threads -x -d 'use N threads; 0 is automatic (default: 0)'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l pages -xka "auto shared huge" -d 'shared maps the file, huge copies it to huge pages (faster for large files), auto maps it and copies a large file while it generates (default: auto)'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l cache -xka "auto f32 f16 q8" -d 'type of the keys and values in the key-value cache; q8 has 8 bits, auto is f16 if the weights are quantized, else f32 (default: auto)'
@@ -159,6 +160,8 @@ complete -c storyllamas -n '_shtab_storyllamas_using import' -l group-size -x -d
 complete -c storyllamas -n '_shtab_storyllamas_using import' -l calibrate -xka "(__fish_complete_path (commandline -ct))" -d 'stories to which q4 is fitted (default: the bundled storybook)'
 complete -c storyllamas -n '_shtab_storyllamas_using import' -l tokenizer -xka "(__fish_complete_path (commandline -ct))" -d 'tokenizer.bin or tokenizer.model of a llama2.c checkpoint'
 complete -c storyllamas -n '_shtab_storyllamas_using import; and test $_shtab_storyllamas_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'file or folder'
+complete -c storyllamas -n '_shtab_storyllamas_using; and test $_shtab_storyllamas_npos -eq 0' -a merge -d 'Add the LoRA adapter of a training to the model that the training started from, and write the result'
+complete -c storyllamas -n '_shtab_storyllamas_using merge' -s h -l help -d 'show this help message and exit'
 complete -c storyllamas -n '_shtab_storyllamas_using; and test $_shtab_storyllamas_npos -eq 0' -a plan -d 'Estimate what training costs on this machine, for each size of the chosen recipe: tokens a second,'
 complete -c storyllamas -n '_shtab_storyllamas_using plan' -s h -l help -d 'show this help message and exit'
 complete -c storyllamas -n '_shtab_storyllamas_using plan' -s S -l set-param -x -d 'change a parameter for this estimate, as `dvc exp run -S` does; may be repeated'

@@ -19,6 +19,7 @@ _shtab_storyllamas_commands() {
     import:'Write a model of another program as a weight file. SOURCE is'
     info:'Print what is in a weight file'
     judge:'Ask a large language model to grade stories, as the TinyStories paper does, or to choose the better'
+    merge:'Add the LoRA adapter of a training to the model that the training started from, and write the result'
     plan:'Estimate what training costs on this machine, for each size of the chosen recipe: tokens a second,'
     serve:'Answer requests over HTTP as OpenAI'"'"'s interface does'
   )
@@ -100,6 +101,7 @@ _shtab_storyllamas_export_defaults_added=0
 _shtab_storyllamas_generate_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--model[weight file]:FILE:_files"
+  "--adapter[adapter.safetensors of a training with LoRA that started from the model\; merged in memory, in float32]:FILE:_files"
   "--threads[use N threads\; 0 is automatic (default\: 0)]:N:"
   "--pages[shared maps the file, huge copies it to huge pages (faster for large files), auto maps it and copies a large file while it generates (default\: auto)]:pages:(auto shared huge)"
   "--cache[type of the keys and values in the key-value cache\; q8 has 8 bits, auto is f16 if the weights are quantized, else f32 (default\: auto)]:cache:(auto f32 f16 q8)"
@@ -172,6 +174,16 @@ _shtab_storyllamas_judge_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_storyllamas_judge_defaults_added=0
 
+_shtab_storyllamas_merge_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  ":weight file, or folder of a trained model:"
+  ":adapter.safetensors:"
+  ":weight file to write:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_storyllamas_merge_defaults_added=0
+
 _shtab_storyllamas_plan_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "*"{-S,--set-param}"[change a parameter for this estimate, as \`dvc exp run -S\` does\; may be repeated]:KEY=VALUE:"
@@ -225,6 +237,7 @@ _shtab_storyllamas() {
         import) _arguments -C -s $_shtab_storyllamas_import_options ;;
         info) _arguments -C -s $_shtab_storyllamas_info_options ;;
         judge) _arguments -C -s $_shtab_storyllamas_judge_options ;;
+        merge) _arguments -C -s $_shtab_storyllamas_merge_options ;;
         plan) _arguments -C -s $_shtab_storyllamas_plan_options ;;
         serve) _arguments -C -s $_shtab_storyllamas_serve_options ;;
       esac

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice, repeat, takewhile
 from itertools import count as numbers
@@ -33,6 +33,9 @@ from storyllamas.regular_file import check_path
 from storyllamas.rounding import shortest_float32
 
 MAX_THREADS = 64
+
+ALIGNMENT = 64
+"""Bytes at a multiple of which a weight file in memory begins."""
 
 PAGES = {
     "auto": lib.SL_PAGES_AUTO,
@@ -92,21 +95,75 @@ class Engine:
             UserError: the file is missing, not a weight file, or damaged, or an option is out of
                 its range.
         """
+
+        def open_file(handle: Any, options: Any) -> int:
+            check_path(path)
+            return int(lib.sl_model_open(handle, os.fsencode(path), options))
+
+        self._open(open_file, threads, pages, kernels, cache)
+
+    @classmethod
+    def from_bytes(
+        cls,
+        data: bytes | memoryview,
+        *,
+        threads: int = 0,
+        kernels: str | None = None,
+        cache: str = "auto",
+    ) -> Engine:
+        """Open a weight file that is in memory, and check all of it; the data are copied.
+
+        Args:
+            data: the whole file.
+            threads: as of `Engine`.
+            kernels: as of `Engine`.
+            cache: as of `Engine`.
+
+        Raises:
+            UserError: as of `Engine`.
+        """
+        memory = np.empty(len(data) + ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        aligned = memory[start : start + len(data)]
+        aligned[:] = np.frombuffer(data, np.uint8)
+        pointer = ffi.from_buffer("uint8_t[]", aligned)
+
+        def open_memory(handle: Any, options: Any) -> int:
+            return int(lib.sl_model_open_memory(handle, pointer, len(aligned), options))
+
+        engine = cls.__new__(cls)
+        engine._open(open_memory, threads, "shared", kernels, cache, pointer)
+        return engine
+
+    def _open(
+        self,
+        open_model: Callable[[Any, Any], int],
+        threads: int,
+        pages: str,
+        kernels: str | None,
+        cache: str,
+        data: object = None,
+    ) -> None:
+        """Check the options and open a model; `data` are kept until it is closed."""
         if pages not in PAGES:
             raise UserError(f"pages is {pages!r} and must be one of {', '.join(PAGES)}")
         if cache not in CACHES:
             raise UserError(f"cache is {cache!r} and must be one of {', '.join(CACHES)}")
         if not (isinstance(threads, int) and 0 <= threads <= MAX_THREADS):
             raise UserError(f"threads is {threads!r} and must be 0 (automatic) to {MAX_THREADS}")
-        check_path(path)
         handle = ffi.new("sl_model **")
         if kernels is not None and "\0" in kernels:
             raise UserError(f"kernels is {kernels!r} and must be one of {', '.join(kernel_sets())}")
         name = ffi.NULL if kernels is None else ffi.new("char[]", utf8(kernels))
         opening = ffi.new("sl_model_options *", {"pages": PAGES[pages], "kernels": name})
-        check(lib.sl_model_open(handle, os.fsencode(path), opening))
+        check(open_model(handle, opening))
         self._session_options = {"threads": threads, "cache": CACHES[cache]}
-        self._model = ffi.gc(handle[0], lib.sl_model_close)
+
+        # The default argument keeps the data until the model is closed.
+        def close(model: Any, _: object = data) -> None:
+            lib.sl_model_close(model)
+
+        self._model = ffi.gc(handle[0], close)
         self._idle: list[Any] = []  # sessions that nobody uses; append and pop are atomic
         self.info = _info(lib.sl_model_info(self._model))
         self.context: int = self.info["context"]

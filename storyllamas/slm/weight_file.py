@@ -40,11 +40,12 @@ version 2, which has zeros in place of what version 3 adds. They reject all othe
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -150,6 +151,38 @@ def write(
         UserError: the shape of a tensor or of the tokenizer contradicts `config`, a weight is not
             finite, or a group size is impossible.
     """
+    sections = _sections(config, vocabulary, tensor, storage, moments)
+    with atomic_file(path, seekable=True) as file:
+        _write_sections(file, sections)
+
+
+def to_bytes(
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+    tensor: Callable[[str], Rows],
+    storage: Storage = F32,
+) -> memoryview:
+    """Return the bytes that `write` would write."""
+    file = io.BytesIO()
+    _write_sections(file, _sections(config, vocabulary, tensor, storage, ()))
+    return file.getbuffer()
+
+
+def _write_sections(file: BinaryIO, sections: Iterable[Iterable[bytes]]) -> None:
+    writer = _Writer(file)
+    for section in sections:
+        writer.section(section)
+    writer.finish()
+
+
+def _sections(
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+    tensor: Callable[[str], Rows],
+    storage: Storage,
+    moments: Iterable[tuple[str, Float32]],
+) -> Iterator[Iterable[bytes]]:
+    """Check the arguments of `write`; return the blocks of each section, made on demand."""
     if len(vocabulary.pieces) != config.vocab_size:
         raise UserError(
             f"the tokenizer has {len(vocabulary.pieces)} pieces but the model's vocab_size is "
@@ -190,14 +223,9 @@ def write(
             yield pack(_finite(name, rows), storage.of(name), known)
 
     fitted = {name: [*packed(name, known)] for name, known in moments}
-    with atomic_file(path, seekable=True) as file:
-        writer = _Writer(file)
-        writer.section([header.ljust(HEADER_BYTES, b"\0")])
-        writer.section([tokenizer])
-        writer.section([chat])
-        for name in shapes:
-            writer.section(fitted.pop(name) if name in fitted else packed(name))
-        writer.finish()
+    first = [[header.ljust(HEADER_BYTES, b"\0")], [tokenizer], [chat]]
+    tensors = (fitted.pop(name) if name in fitted else packed(name) for name in shapes)
+    return chain(first, tensors)
 
 
 def row_blocks(value: Rows) -> Iterator[Float32]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from storyllamas import workdir
+from storyllamas.adapter import Adapter
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
@@ -42,7 +43,7 @@ from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.progress import Progress
 from storyllamas.training.schedule import learning_rate
 from storyllamas.training.source_files import imported_files
-from storyllamas.training.start import Start
+from storyllamas.training.start import Start, trained_tensors
 from storyllamas.training.tensorboard import TensorBoardLog
 
 MAX_LOG_ROWS = 2000
@@ -110,11 +111,13 @@ class Result:
         tensors: the weights with the lowest validation loss, on the CPU.
         metrics: `metrics.final_metrics`, equal for bit-identical runs.
         costs: `metrics.final_costs`, which differ between any two runs.
+        adapter: the LoRA adapter, which `tensors` include; None: LoRA is off.
     """
 
     tensors: dict[str, Tensor]
     metrics: dict[str, Any]
     costs: dict[str, Any]
+    adapter: Adapter | None = None
 
 
 @contextmanager
@@ -326,7 +329,13 @@ class Trainer:
                     message = f"stopped after step {self.step}: the same command {saver.resumption}"
                     self.ranks.exit_together(message, interrupt.status)
         self._update_peak_memory()
-        return Result(self.best, metrics.final_metrics(self), metrics.final_costs(self))
+        start = self.job.start
+        return Result(
+            tensors=start.complete(self.best) if start else self.best,
+            metrics=metrics.final_metrics(self),
+            costs=metrics.final_costs(self),
+            adapter=start.adapter(self.best) if start else None,
+        )
 
     def close_logs(self) -> None:
         """Close the logs.
@@ -387,7 +396,7 @@ class Trainer:
         self._check_finite("validation loss", loss)
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, self.step
-            self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+            self.best = {k: v.cpu().clone() for k, v in trained_tensors(self.model).items()}
         self.validation_log.append(metrics.validation_row(self, loss))
         return loss
 
@@ -418,7 +427,7 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """Return everything that a run needs to resume from here."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors = {f"model.{k}": v for k, v in trained_tensors(self.model).items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors |= {f"optimizer.{k}": v for k, v in self.optimizers.tensors().items()}
         self._update_peak_memory()
@@ -444,7 +453,7 @@ class Trainer:
                 if name.startswith(prefix)
             }
 
-        self.model.load_state_dict(named("model."))
+        self.model.load_state_dict(self.model.state_dict() | named("model."))
         self.best = named("best.")
         self.optimizers.load(named("optimizer."))
         self.step = resumed.step

@@ -11,6 +11,7 @@ from torch import Tensor
 from storyllamas.model import Llama
 from storyllamas.params import Recipe
 from storyllamas.training.device import Device
+from storyllamas.training.optimizer import hidden_matrices
 
 MAX_CPU_TOKENS = 2048
 """Tokens of a micro-batch on a CPU; with more, activations leave the caches, which is slower."""
@@ -63,10 +64,11 @@ def available_bytes(device: str) -> int:
 def state_bytes(model: Llama, recipe: Recipe) -> int:
     """Return the bytes of the gradients and of the optimizer's state, without the weights.
 
-    AdamW keeps two values for each weight, Muon one for each weight of a matrix.
+    AdamW keeps two values for each weight, Muon one for each weight of a matrix. Frozen weights
+    have neither.
     """
-    total = sum(parameter.numel() for parameter in model.parameters())
-    matrices = sum(p.numel() for p in model.layers.parameters() if p.ndim == 2)
+    total = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    matrices = sum(p.numel() for p in hidden_matrices(model))
     states = 2 * total - (matrices if recipe.optimizer == "muon" else 0)
     return FLOAT_BYTES * (total + states)
 

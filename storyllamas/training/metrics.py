@@ -61,8 +61,10 @@ def final_metrics(trainer: Trainer) -> dict[str, Any]:
     """Return the metrics of a finished run that are equal for bit-identical runs."""
     job = trainer.job
     valid_tokens, valid_bytes = job.valid.predicted_tokens, job.valid.text_bytes
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     return {
         "parameters": job.config.parameters,
+        **({"trained_parameters": trained} if trained != job.config.parameters else {}),
         "steps": job.recipe.steps,
         "tokens": trainer.tokens_seen,
         "flops": trainer.tokens_seen * job.config.training_flops,

@@ -1,5 +1,8 @@
 """The optimizers: AdamW, or Muon for the layers' matrices and AdamW for the other parameters.
 
+Frozen parameters have none. LoRA's matrices have AdamW in every recipe: Muon evens
+out the directions of a large matrix, and an adapter has few of them.
+
 AdamW: Loshchilov & Hutter 2019, arXiv:1711.05101. Muon orthogonalizes the update of each matrix, so
 it takes the matrices that the model stacks into one parameter one by one.
 """
@@ -16,6 +19,7 @@ from torch.optim import AdamW, Optimizer
 from storyllamas.model import Llama
 from storyllamas.params import Recipe
 from storyllamas.training.device import computes_in_bfloat16
+from storyllamas.training.lora import adapter_parameters
 from storyllamas.training.muon import Muon
 
 
@@ -23,15 +27,16 @@ class Optimizers:
     """The optimizers of a model, stepped together."""
 
     def __init__(self, model: Llama, recipe: Recipe) -> None:
-        """Assign every parameter to one group of one optimizer.
+        """Assign every parameter that is not frozen to one group of one optimizer.
 
         A group's `scale` multiplies the step's learning rate. RMSNorm weights, which are vectors,
         do not decay.
         """
-        hidden = [p for p in model.layers.parameters() if p.ndim == 2]
-        vectors = [p for p in model.parameters() if p.ndim == 1]
-        assigned = {id(p) for p in [*hidden, *vectors]}
-        vocabulary = [p for p in model.parameters() if id(p) not in assigned]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        hidden, adapters = hidden_matrices(model), adapter_parameters(model)
+        vectors = [p for p in trained if p.ndim == 1]
+        assigned = {id(p) for p in [*hidden, *adapters, *vectors]}
+        vocabulary = [p for p in trained if id(p) not in assigned]
         decay = recipe.weight_decay
         groups: list[dict[str, Any]] = [
             {"params": vocabulary, "weight_decay": decay, "scale": recipe.embedding_lr_scale},
@@ -39,8 +44,12 @@ class Optimizers:
         ]
         self._all: list[Optimizer] = []
         self._stacked: list[tuple[Tensor, list[nn.Parameter]]] = []
-        if recipe.optimizer == "muon":
-            self._stacked = [(whole, _unstack(whole, rows)) for whole, rows in model.stacked()]
+        if recipe.optimizer == "muon" and hidden:
+            self._stacked = [
+                (whole, _unstack(whole, rows))
+                for whole, rows in model.stacked()
+                if whole.requires_grad
+            ]
             stacked = {id(whole) for whole, _ in self._stacked}
             matrices = [p for p in hidden if id(p) not in stacked]
             matrices += [part for _, parts in self._stacked for part in parts]
@@ -50,7 +59,10 @@ class Optimizers:
             self._all.append(Muon([{**muon, "beta2": recipe.muon_beta2}], dtype))
         else:
             groups.append({"params": hidden, "weight_decay": decay, "scale": 1.0})
-        self._all.append(AdamW(groups, betas=(recipe.beta1, recipe.beta2), fused=True))
+        groups.append({"params": adapters, "weight_decay": decay, "scale": 1.0})
+        groups = [group for group in groups if group["params"]]
+        if groups:
+            self._all.append(AdamW(groups, betas=(recipe.beta1, recipe.beta2), fused=True))
 
     def step(self, learning_rate: float) -> None:
         """Update the weights, then drop the gradients."""
@@ -82,6 +94,13 @@ class Optimizers:
             for index, key, tensor in _state_of(number, tensors):
                 state.setdefault(index, {})[key] = tensor
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def hidden_matrices(model: Llama) -> list[nn.Parameter]:
+    """Return the matrices of the layers that are neither frozen nor an adapter's."""
+    adapters = {id(p) for p in adapter_parameters(model)}
+    trained = [p for p in model.layers.parameters() if p.requires_grad and id(p) not in adapters]
+    return [p for p in trained if p.ndim == 2]
 
 
 def _unstack(whole: Tensor, rows: Sequence[int]) -> list[nn.Parameter]:

@@ -1,4 +1,4 @@
-"""The trained model: model.safetensors and config.json in models/SIZE/."""
+"""The trained model: model.safetensors, config.json and adapter.safetensors in models/SIZE/."""
 
 from __future__ import annotations
 
