@@ -165,9 +165,10 @@ bench-plan: setup ## compare the estimates of `storyllamas plan` with runs of 5 
 	$(BIN)/python -m bench.plan --sizes $(SIZES) $(if $(RECIPES),--recipes $(RECIPES)) \
 		$(if $(RUN_MINUTES),--minutes $(RUN_MINUTES))
 
-bench-learning: setup ## compare the losses of recipes after the same number of tokens (hours): TOKENS=, SEEDS=, CORPUS=
+bench-learning: setup ## compare the losses of recipes and sizes (hours): TOKENS=, SEEDS=, SIZES=, ROWS=, CORPUS=
 	$(BIN)/python -m bench.learning $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SEEDS),--seeds $(SEEDS)) \
-		$(if $(CORPUS),--corpus "$$CORPUS")
+		$(if $(filter command% environment%,$(origin SIZES)),--sizes $(SIZES)) \
+		$(if $(ROWS),--rows $(ROWS)) $(if $(CORPUS),--corpus "$$CORPUS")
 
 bench-quality: setup ## measure bits per byte of q8 and q4 by group size
 	$(BIN)/python -m bench.quality
