@@ -198,7 +198,7 @@ def _onnxruntime() -> list[Engine]:
 
     def engine(weights: str, bits: int) -> Engine:
         return Engine(
-            *("ONNX Runtime", weights, f"onnxruntime-{weights}", bits, thread_counts()),
+            *("onnxruntime", weights, f"onnxruntime-{weights}", bits, thread_counts()),
             lambda path, threads: _module("onnxruntime", path, threads),
             missing,
             frozenset({"hf"}),
