@@ -125,7 +125,8 @@ def _llama_cpp() -> list[Engine]:
             lambda path, threads: [str(worker), str(path / "model.gguf"), str(threads)],
             missing,
         )
-        if "amx_int8" not in processor.flags() or bits == 32:
+        # Its AMX code needs weights in an order of its own.
+        if "amx_int8" not in processor.flags() or bits == 32 or worker == as_stored:
             return native
         return replace(native, fallback=lambda: without_amx(native))
 

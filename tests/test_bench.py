@@ -316,6 +316,19 @@ def test_engine_that_crashes_gets_its_fallback_once(model: Model) -> None:
         ]
 
 
+def test_rows_that_may_run_amx_have_a_build_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def worker(packages: Path | None = None, repacks: bool = True) -> Path:
+        return Path("worker" if repacks else "worker-as-stored")
+
+    monkeypatch.setattr(processor, "flags", lambda: {"amx_int8"})
+    monkeypatch.setattr(engines, "_missing_package", lambda module, distribution: "")
+    monkeypatch.setattr(build, "llama_cpp_worker", worker)
+    rows = {e.weights: e for e in engines.available() if e.name == "llama.cpp"}
+    assert [weights for weights, row in rows.items() if row.fallback] == ["q8_0", "q4_0"]
+    programs = [row.command(Path("folder"), 1)[0] for row in rows.values()]
+    assert programs == ["worker", "worker", "worker", "worker-as-stored"]
+
+
 def test_failed_build_without_amx_is_a_missing_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> Path:
         raise UserError("llama.cpp cannot be built without AMX: no network")
