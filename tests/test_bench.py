@@ -323,7 +323,7 @@ def test_rows_that_may_run_amx_have_a_build_without_it(monkeypatch: pytest.Monke
     monkeypatch.setattr(processor, "flags", lambda: {"amx_int8"})
     monkeypatch.setattr(engines, "_missing_package", lambda module, distribution: "")
     monkeypatch.setattr(build, "llama_cpp_worker", worker)
-    rows = {e.weights: e for e in engines.available() if e.name == "llama.cpp"}
+    rows = {engine.weights: engine for engine in engines._llama_cpp()}
     assert [weights for weights, row in rows.items() if row.fallback] == ["q8_0", "q4_0"]
     programs = [row.command(Path("folder"), 1)[0] for row in rows.values()]
     assert programs == ["worker", "worker", "worker", "worker-as-stored"]
