@@ -2,8 +2,9 @@
 
 An engine that crashes is started again for its other tasks; the task that it crashes at is not
 repeated. An engine that hangs does not get its other tasks. A row ends after `ROW_SECONDS`, however
-many rounds there are. Rows whose rounds differ by more than `NOISE` get more rounds, until they no
-longer do or a model has had `REPEAT_SECONDS` of them.
+many rounds there are, and all rows of a model end after `MODEL_SECONDS`. Rows whose rounds differ
+by more than `NOISE` get more rounds, until they no longer do or a model has had `REPEAT_SECONDS` of
+them.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ NOISE = 0.1
 
 REPEAT_FACTOR = 4
 """A noisy row may take this many times the rounds and the seconds of another."""
+
+MODEL_SECONDS = 300.0
+"""Time of a model; no round but the first `MIN_ROUNDS` begins after it."""
 
 REPEAT_SECONDS = 120.0
 """Time of the repeated rows of a model, all together."""
@@ -227,8 +231,9 @@ def measure(model: Model, engines: Sequence[Engine], rounds: int) -> list[Cell]:
             for threads in () if engine.missing else engine.threads:
                 runners.append(stack.enter_context(closing(Runner(model, engine, threads))))
                 runners[-1].warm_up()
+        end = monotonic() + MODEL_SECONDS
         for number in range(rounds):
-            for runner in runners:
+            for runner in runners if number < MIN_ROUNDS or monotonic() < end else ():
                 runner.measure([cell for cell in runner.cells if cell.wants_round()], number)
         end = monotonic() + REPEAT_SECONDS
         for number in range(rounds, REPEAT_FACTOR * rounds):

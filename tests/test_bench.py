@@ -373,6 +373,12 @@ def test_noisy_rows_are_repeated(model: Model, monkeypatch: pytest.MonkeyPatch) 
     }
 
 
+def test_models_are_time_boxed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "MODEL_SECONDS", 0.0)
+    cells = measure.measure(model, [fake("f32")], rounds=9)
+    assert [len(cell.speeds) for cell in cells] == [measure.MIN_ROUNDS] * 3
+
+
 def test_failed_export_does_not_end_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
