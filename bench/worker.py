@@ -124,7 +124,8 @@ class Worker:
             line = answers.readline(MAX_LINE)
         except BrokenPipeError:
             line = ""
-        timer.cancel()
+        finally:
+            timer.cancel()
         if self._has_expired:
             raise WorkerError(self._command, request, TIMED_OUT, self._last_error())
         if not line:
