@@ -103,17 +103,19 @@ def llama2c_program(checkout: Path, source: str) -> Path:
     return compiled(source.removesuffix(".c"), [checkout / source], [*NATIVE, "-w"])
 
 
-def llama_cpp_worker(packages: Path | None = None) -> Path:
+def llama_cpp_worker(packages: Path | None = None, repacks: bool = True) -> Path:
     """Compile llama.cpp as a worker, linked with the library in its Python package.
 
     Args:
         packages: folder in which llama-cpp-python is installed; None: that of this Python.
+        repacks: whether it may rearrange the weights for the processor, its default.
     """
     name = f"llama_cpp-{packages.name}" if packages else "llama_cpp"
+    name += "" if repacks else "-as-stored"
     packages = packages or Path(sysconfig.get_path("purelib"))
     libraries = packages / "lib"
     flags = [f"-I{packages / 'include'}", f"-L{libraries}", f"-Wl,-rpath,{libraries}"]
-    flags += ["-lllama", "-lggml", "-lggml-base"]
+    flags += ["-lllama", "-lggml", "-lggml-base", f"-DREPACKS={int(repacks)}"]
     return compiled(name, [BENCH / "peers" / "llama_cpp.c"], [*STANDARD, *flags])
 
 

@@ -32,7 +32,8 @@ class Engine:
         missing: why it cannot be measured; empty if it can be.
         needs: other formats that its own is converted from.
         can_batch: whether it generates batches.
-        fallback: returns another build of the program, to measure as well if this one crashes.
+        fallback: returns another build of the program, to measure as well if a signal ends this
+            one.
     """
 
     name: str
@@ -59,7 +60,15 @@ class Engine:
 
 def available() -> list[Engine]:
     """Return all engines, missing ones included."""
-    return [*_ours(), *_llama2c(), *_llama_cpp(), *_ctranslate2(), *_transformers()]
+    return [
+        *_ours(),
+        *_llama2c(),
+        *_llama_cpp(),
+        *_ctranslate2(),
+        *_openvino(),
+        *_onnxruntime(),
+        *_transformers(),
+    ]
 
 
 def thread_counts() -> tuple[int, ...]:
@@ -103,19 +112,21 @@ def _llama2c() -> list[Engine]:
 
 def _llama_cpp() -> list[Engine]:
     missing = _missing_package("llama_cpp", "llama-cpp-python") or _missing_package("gguf", "gguf")
-    program = Path()
+    program = as_stored = Path()
     try:
-        program = program if missing else build.llama_cpp_worker()
+        if not missing:
+            program, as_stored = build.llama_cpp_worker(), build.llama_cpp_worker(repacks=False)
     except UserError as error:
         missing = str(error).splitlines()[0]
 
-    def engine(weights: str, format: str, bits: int) -> Engine:
+    def engine(weights: str, format: str, bits: int, worker: Path = program) -> Engine:
         native = Engine(
             *("llama.cpp", weights, format, bits, thread_counts()),
-            lambda path, threads: [str(program), str(path / "model.gguf"), str(threads)],
+            lambda path, threads: [str(worker), str(path / "model.gguf"), str(threads)],
             missing,
         )
-        if "amx_int8" not in processor.flags():
+        # Its AMX code needs weights in an order of its own.
+        if "amx_int8" not in processor.flags() or bits == 32 or worker == as_stored:
             return native
         return replace(native, fallback=lambda: without_amx(native))
 
@@ -123,6 +134,7 @@ def _llama_cpp() -> list[Engine]:
         engine("f32", "gguf", 32),
         engine("q8_0", "gguf-q8_0", 8),
         engine("q4_0", "gguf-q4_0", 4),
+        engine("q4_0, without repacking", "gguf-q4_0", 4, as_stored),
     ]
 
 
@@ -160,6 +172,40 @@ def _ctranslate2() -> list[Engine]:
         engine("int8", "int8", 8, True),
         engine("int8, greedy", "int8", 8, True, "greedy"),
     ]
+
+
+def _openvino() -> list[Engine]:
+    missing = _missing_package("openvino_genai", "openvino-genai") or _missing_package(
+        "gguf", "gguf"
+    )
+
+    def engine(weights: str, bits: int) -> Engine:
+        return Engine(
+            *("OpenVINO", weights, f"openvino-{weights}", bits, thread_counts()),
+            lambda path, threads: _module("openvino", path, threads),
+            missing,
+            frozenset({f"gguf-{weights}"}),
+        )
+
+    return [engine("q8_0", 8), engine("q4_0", 4)]
+
+
+def _onnxruntime() -> list[Engine]:
+    missing = (
+        _missing_package("onnxruntime_genai", "onnxruntime-genai")
+        or _missing_package("onnx_ir", "onnx-ir")
+        or _missing_package("transformers", "transformers")
+    )
+
+    def engine(weights: str, bits: int) -> Engine:
+        return Engine(
+            *("onnxruntime", weights, f"onnxruntime-{weights}", bits, thread_counts()),
+            lambda path, threads: _module("onnxruntime", path, threads),
+            missing,
+            frozenset({"hf"}),
+        )
+
+    return [engine("int8", 8), engine("int4", 4)]
 
 
 def _transformers() -> list[Engine]:

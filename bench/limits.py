@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 from dataclasses import dataclass
 from typing import Any
 
 from bench import build
-from bench.worker import exit_reason
+from bench.worker import run_limited
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.slm.encoding import GROUP_SIZES
 
 ARITHMETIC = {label: "int8" if size else "f32" for label, size in GROUP_SIZES.items()}
 """Number type in which the engine multiplies, by weight type."""
+
+PROBE_SECONDS = 300.0
+"""A probe that takes longer is killed."""
 
 CACHE_BYTES = {label: 2 if size else 4 for label, size in GROUP_SIZES.items()}
 """Bytes of an element of the engine's key-value cache, by weight type: f16 if it has scales."""
@@ -30,14 +32,13 @@ def measured() -> dict[str, Any]:
     """Run bench/limits.c and return its JSON.
 
     Raises:
-        UserError: the program crashes.
+        UserError: the program crashes or hangs.
     """
     program = build.limits()
-    done = subprocess.run([program], capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = exit_reason(done.returncode)
-        raise UserError(f"{program} fails with {reason}: {done.stderr.strip()}".removesuffix(": "))
-    found: dict[str, Any] = json.loads(done.stdout)
+    output, failure = run_limited([program], PROBE_SECONDS)
+    if failure:
+        raise UserError(f"{program} fails: {failure}")
+    found: dict[str, Any] = json.loads(output)
     return found
 
 

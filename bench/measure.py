@@ -1,8 +1,10 @@
 """Measure all engines in interleaved rounds, so that a disturbance affects them equally.
 
 An engine that crashes is started again for its other tasks; the task that it crashes at is not
-repeated. A row ends after `ROW_SECONDS`, however many rounds there are. Rows whose rounds differ
-by more than `NOISE` get more rounds.
+repeated. An engine that hangs does not get its other tasks. A row ends after `ROW_SECONDS`, however
+many rounds there are, and all rows of a model end after `MODEL_SECONDS`. Rows whose rounds differ
+by more than `NOISE` get more rounds, until they no longer do or a model has had `REPEAT_SECONDS` of
+them.
 """
 
 from __future__ import annotations
@@ -10,19 +12,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
+from time import monotonic
 from typing import Any
 
 from bench import build
 from bench.engines import Engine
 from bench.models import Model
-from bench.worker import Worker, WorkerError
+from bench.worker import TIMED_OUT, Worker, WorkerError, is_signal, run_limited
 from storyllamas.errors import UserError
 
 EOS = 2
@@ -40,14 +42,20 @@ MAX_TRIES = 6
 MIN_ROUNDS = 2
 """Rounds of a row, even if they take longer than `ROW_SECONDS`."""
 
-ROW_SECONDS = 4.0
+ROW_SECONDS = 3.0
 """Time of a row; no round begins after it."""
 
 NOISE = 0.1
-"""Range of a row's speeds, as a share of the median, above which the row is repeated."""
+"""Spread of a row's speeds, as a share of the median, above which the row is repeated."""
 
-REPEAT_FACTOR = 3
+REPEAT_FACTOR = 4
 """A noisy row may take this many times the rounds and the seconds of another."""
+
+MODEL_SECONDS = 300.0
+"""Time of a model; no round but the first `MIN_ROUNDS` begins after it."""
+
+REPEAT_SECONDS = 120.0
+"""Time of the repeated rows of a model, all together."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +100,20 @@ class Cell:
     is_possible: bool = True
 
     @property
+    def spread(self) -> float:
+        """Return the range of the speeds; of their middle half if there are at least four.
+
+        More rounds widen the range of all of them, but not that of the middle half.
+        """
+        if len(self.speeds) < 4:
+            return max(self.speeds, default=0.0) - min(self.speeds, default=0.0)
+        first, _, third = quantiles(self.speeds, method="inclusive")
+        return third - first
+
+    @property
     def is_noisy(self) -> bool:
         """Return whether the rounds differ by more than `NOISE`."""
-        return bool(self.speeds) and (
-            max(self.speeds) - min(self.speeds) > NOISE * median(self.speeds)
-        )
+        return bool(self.speeds) and self.spread > NOISE * median(self.speeds)
 
     def wants_round(self, factor: int = 1) -> bool:
         """Return whether to measure another round within `factor` times the time of a row."""
@@ -191,7 +208,15 @@ class Runner:
         except WorkerError as error:
             cell.failure, cell.detail = error.reason, error.detail
             self.close()
+            if error.reason == TIMED_OUT:
+                self._skip_tasks()
             return {}
+
+    def _skip_tasks(self) -> None:
+        """Do not wait again for an engine that hangs."""
+        for cell in self.cells:
+            if not cell.failure and not cell.speeds:
+                cell.failure, cell.detail = TIMED_OUT, "not tried: another task timed out"
 
 
 def measure(model: Model, engines: Sequence[Engine], rounds: int) -> list[Cell]:
@@ -206,24 +231,26 @@ def measure(model: Model, engines: Sequence[Engine], rounds: int) -> list[Cell]:
             for threads in () if engine.missing else engine.threads:
                 runners.append(stack.enter_context(closing(Runner(model, engine, threads))))
                 runners[-1].warm_up()
+        end = monotonic() + MODEL_SECONDS
         for number in range(rounds):
-            for runner in runners:
+            for runner in runners if number < MIN_ROUNDS or monotonic() < end else ():
                 runner.measure([cell for cell in runner.cells if cell.wants_round()], number)
+        end = monotonic() + REPEAT_SECONDS
         for number in range(rounds, REPEAT_FACTOR * rounds):
-            for runner in runners:
+            for runner in runners if monotonic() < end else ():
                 noisy = [cell for cell in runner.cells if cell.is_noisy]
                 runner.measure([cell for cell in noisy if cell.wants_round(REPEAT_FACTOR)], number)
     return [cell for runner in runners for cell in runner.cells if cell.speeds or cell.failure]
 
 
 def crash(model: Model, engine: Engine) -> str:
-    """Return the first failure of an engine at a short request of each task, or ""."""
+    """Return the first signal that ends an engine at a short request of each task, or ""."""
     for threads in engine.threads:
         with closing(Runner(model, engine, threads)) as runner:
             runner.warm_up()
-        failures = [cell.failure for cell in runner.cells if cell.failure]
-        if failures:
-            return failures[0]
+        for cell in runner.cells:
+            if is_signal(cell.failure):
+                return cell.failure
     return ""
 
 
@@ -274,7 +301,7 @@ class Start:
         program: name.
         first_byte: seconds to its first byte of output.
         peak_bytes: peak resident memory.
-        failure: "failed" if it did; "" otherwise.
+        failure: "failed" or "timed out" if it did; "" otherwise.
     """
 
     program: str
@@ -284,6 +311,8 @@ class Start:
 
 
 EMPTY_PROGRAM = "empty program"
+START_SECONDS = 60.0
+"""A program that takes longer is killed."""
 
 
 def start(model: Model, rounds: int) -> list[Start]:
@@ -294,16 +323,18 @@ def start(model: Model, rounds: int) -> list[Start]:
     watcher = build.start()
     commands = _start_commands(model.folder)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
-    failed: set[str] = set()
+    failed: dict[str, str] = {}
     for _ in range(rounds + 1):
         for name, command in commands.items():
-            done = subprocess.run([watcher, *command], capture_output=True, check=False)
-            if done.returncode:
-                failed.add(name)
+            if name in failed:
+                continue
+            output, failure = run_limited([watcher, *command], START_SECONDS)
+            if failure:
+                failed[name] = TIMED_OUT if failure == TIMED_OUT else "failed"
             else:
-                runs[name].append(json.loads(done.stdout))
+                runs[name].append(json.loads(output))
     return [
-        Start(name, 0.0, 0, "failed")
+        Start(name, 0.0, 0, failed[name])
         if name in failed
         else Start(
             name,

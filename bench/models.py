@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import numpy as np
 import yaml
 
 from bench.build import BUILD, ROOT
-from bench.worker import exit_reason
+from bench.worker import run_limited
 from storyllamas import params
 from storyllamas.config import ModelConfig, tensor_shapes
 from storyllamas.errors import UserError
@@ -31,6 +30,12 @@ SEED = 1
 SPREAD = 6.0
 """Standard deviation of random logits. With 4,096 pieces the next token then has an entropy of 1.6
 nats on average, as in a model trained on TinyStories."""
+
+CONVERT_SECONDS = 300.0
+"""A converter of another program that takes longer is killed."""
+
+INTEGER_ARITHMETIC = ("--extra_options", "accuracy_level=4")
+"""ONNX Runtime rounds activations to 8 bits, as the other engines do with quantized weights."""
 
 EMBEDDING = 0.02
 """Standard deviation of random embeddings."""
@@ -72,7 +77,8 @@ def prepare(size: str, formats: set[str]) -> Model:
 
     Args:
         size: a key of `sizes` in params.yaml.
-        formats: types of weight files, names of `interop.formats.FORMATS`, and "ct2" with a type.
+        formats: types of weight files, names of `interop.formats.FORMATS`, and formats that the
+            package of an engine converts: "ct2", "openvino" or "onnxruntime" with a type.
     """
     checkpoint = ROOT / "models" / size
     if (checkpoint / "config.json").exists():
@@ -104,8 +110,8 @@ def _export_all(
     formats: set[str],
     storage_of: Callable[[str], Storage],
 ) -> Model:
-    # CTranslate2 formats come last: they are converted from hf.
-    for name in sorted(formats, key=lambda name: (name.startswith("ct2-"), name)):
+    # Formats that another program converts come last: it reads other formats.
+    for name in sorted(formats, key=lambda name: (_converter(name, model.folder) != [], name)):
         try:
             _export(source, name, model.folder, storage_of)
         except UserError as error:
@@ -128,21 +134,31 @@ def _export(
         path = folder / f"{name}.slm"
         how = storage_of(name)
         weight_file.write(path, source.config, source.vocabulary, source.tensor, how)
-    elif name.startswith("ct2-"):
-        _convert_to_ctranslate2(folder / "hf", folder / name, name.removeprefix("ct2-"))
+    elif command := _converter(name, folder):
+        _, failure = run_limited([sys.executable, "-m", *command], CONVERT_SECONDS)
+        if failure:
+            raise UserError(failure)
     else:
         export_model(source, name, folder / name)
 
 
-def _convert_to_ctranslate2(source: Path, target: Path, weight_type: str) -> None:
-    """Convert in another process, because the packages of an engine may crash."""
-    command = [sys.executable, "-m", "bench.peers.convert_ctranslate2", str(source), str(target)]
-    done = subprocess.run(
-        [*command, weight_type], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [""]
-        raise UserError(f"{exit_reason(done.returncode)}: {lines[-1]}".removesuffix(": "))
+def _converter(name: str, folder: Path) -> list[str]:
+    """Return the module and the arguments that convert to a format, or [] if we export it.
+
+    A converter runs in another process, because the packages of an engine may crash.
+    """
+    program, _, weight_type = name.partition("-")
+    target = str(folder / name)
+    if program == "ct2":
+        return ["bench.peers.convert_ctranslate2", str(folder / "hf"), target, weight_type]
+    if program == "openvino":
+        return ["bench.peers.convert_openvino", str(folder / f"gguf-{weight_type}"), target]
+    if program == "onnxruntime":
+        module = "onnxruntime_genai.models.builder"
+        source, cache = str(folder / "hf"), str(folder / f"{name}-cache")
+        paths = [*("-i", source), *("-o", target), *("-c", cache)]
+        return [module, *paths, *("-p", weight_type), *("-e", "cpu"), *INTEGER_ARITHMETIC]
+    return []
 
 
 def _random_source(config: ModelConfig) -> InteropModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from storyllamas.plots import COLORS, drawing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MARKERS = {"f32": "o", "q8": "s", "q8_0": "s", "int8": "s", "q4": "^", "q4_0": "^"}
+MARKERS = {"f32": "o", "q8": "s", "q8_0": "s", "int8": "s", "q4": "^", "q4_0": "^", "int4": "^"}
 WEIGHTS = "q8"
 """Weights of StoryLlamas with which machines are compared."""
 
@@ -23,7 +24,7 @@ WEIGHTS = "q8"
 def draw_machine(page: Page, path: Path) -> None:
     """Plot one sequence's tokens a second on a machine, each engine with its fastest threads."""
     programs = list(dict.fromkeys(engine for engine, _ in page.engines()))
-    colors = dict(zip(programs, COLORS, strict=False))
+    colors = dict(zip(programs, cycle(COLORS), strict=False))
     with drawing(path, size=(9, 6)) as (figure, (axes,)):
         for engine, weights in page.engines():
             speeds = [page.best("story", engine, weights, size) for size in page.sizes]

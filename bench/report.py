@@ -128,8 +128,8 @@ def _head(results: Results, figure: str) -> str:
         "",
         "Written by `make bench`. Speeds are tokens a second, the median of interleaved rounds: "
         f"{results.rounds}, or fewer if they take more than {ROW_SECONDS:g} s, or up to "
-        f"{REPEAT_FACTOR * results.rounds} if they differ by more than {NOISE:.0%}. ~ marks "
-        "figures whose rounds still differ by more.",
+        f"{REPEAT_FACTOR * results.rounds} if they differ by more than {NOISE:.0%}. Of four and "
+        "more rounds the middle half counts. ~ marks figures whose rounds still differ by more.",
         "",
         f"- Date: {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         f"- Machine: {processor.title()}, {platform.system()} {platform.release()}",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,12 @@ from engine_files import BOS, random_tensors, small_config, write
 
 from bench import __main__ as command
 from bench import build, engines, index, kernels, limits, measure, models, pages, processor, report
+from bench import worker as worker_module
 from bench.engines import OURS, Engine
 from bench.limits import Limit, Machine
 from bench.measure import Cell, Task
 from bench.models import Model
-from bench.worker import Worker, WorkerError, exit_reason
+from bench.worker import Worker, WorkerError, exit_reason, run_limited
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
 
@@ -74,9 +76,17 @@ for line in sys.stdin:
     if failure == "hang":
         time.sleep(600)
     elif failure == "exit":
-        sys.exit("the model | is bad")
+        print("the model | is bad", file=sys.stderr)
+        sys.exit(3)
     elif failure == "noise":
         print("hello", flush=True)
+    elif failure == "bytes":
+        os.write(1, bytes([255, 254, 10]))
+    elif failure == "words":
+        print(json.dumps({"seconds": "soon"}), flush=True)
+    elif failure == "closes":
+        os.close(1)
+        time.sleep(600)
     elif failure:
         os.kill(os.getpid(), int(failure))
     else:
@@ -183,11 +193,17 @@ def test_limits_count_every_weight_and_position() -> None:
     [
         ("story=4", "SIGILL", ""),
         ("story=11", "SIGSEGV", ""),
-        ("story=exit", "exit 1", "the model | is bad"),
+        ("story=exit", "exit status 3", "the model | is bad"),
         ("story=noise", "invalid answer", "hello"),
+        ("story=bytes", "invalid answer", "\ufffd\ufffd"),
+        ("story=words", "invalid answer", '{"seconds": "soon"}'),
+        ("story=closes", "timed out", ""),
     ],
 )
-def test_worker_error_names_the_reason(failure: str, reason: str, detail: str) -> None:
+def test_worker_error_names_the_reason(
+    failure: str, reason: str, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "EXIT_SECONDS", 0.2)
     with (
         Worker([sys.executable, "-c", FAKE, failure]) as worker,
         pytest.raises(WorkerError, match=reason) as error,
@@ -199,9 +215,58 @@ def test_worker_error_names_the_reason(failure: str, reason: str, detail: str) -
 def test_worker_that_hangs_is_killed() -> None:
     with (
         Worker([sys.executable, "-c", FAKE, "story=hang"], timeout=0.5) as worker,
-        pytest.raises(WorkerError, match="timeout"),
+        pytest.raises(WorkerError, match="timed out"),
     ):
         worker.ask("story 8 1")
+
+
+def test_engine_that_hangs_is_not_tried_again(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "Worker", partial(Worker, timeout=0.3))
+    cells = measure.measure(model, [fake("q8_0", "story=hang", "prompt=4")], rounds=1)
+    assert [(cell.failure, cell.detail[:9]) for cell in cells] == [
+        ("timed out", ""),
+        ("timed out", "not tried"),
+        ("timed out", "not tried"),
+    ]
+
+
+def test_answer_to_another_request_is_invalid(model: Model) -> None:
+    silent = fake("q8_0", "greedy=words", "about=words")
+    assert [found.failure for found in measure.greedy(model, [silent])] == ["invalid answer"]
+
+
+def test_programs_with_a_time_limit(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+    assert run_limited(["/bin/sh", "-c", "echo a"], 9) == ("a\n", "")
+    assert run_limited(["/bin/sh", "-c", "echo b >&2; exit 3"], 9) == ("", "exit status 3: b")
+    assert run_limited(["/bin/sh", "-c", "kill -9 $$"], 9) == ("", "SIGKILL")
+    assert run_limited(["/bin/sh", "-c", "sleep 60; true"], 0.2) == ("", "timed out")
+    monkeypatch.setattr(measure, "START_SECONDS", 0.2)
+    commands = {"a": ["/bin/sh", "-c", "sleep 60"], "b": ["/bin/sh", "-c", "kill -4 $$"]}
+    monkeypatch.setattr(measure, "_start_commands", lambda folder: commands)
+    assert [run.failure for run in measure.start(model, rounds=1)] == ["timed out", "failed"]
+
+
+def test_formats_of_other_programs_are_converted_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done = []
+
+    def convert(command: list[str], timeout: float) -> tuple[str, str]:
+        done.append(command[2])
+        return "", "SIGSEGV"
+
+    monkeypatch.setattr(models, "BUILD", tmp_path)
+    monkeypatch.setattr(models, "ROOT", tmp_path)
+    monkeypatch.setattr(models, "shape", lambda size: small_config(vocab_size=300))
+    monkeypatch.setattr(models, "export_model", lambda source, name, path: done.append(name))
+    monkeypatch.setattr(models, "run_limited", convert)
+    converted = {"ct2-int8", "onnxruntime-int4", "openvino-q8_0"}
+    prepared = models.prepare("2m", {"hf", "gguf-q8_0", *converted})
+    assert done[:2] == ["gguf-q8_0", "hf"]
+    assert len(done) == 5
+    assert prepared.failures == dict.fromkeys(converted, "SIGSEGV")
 
 
 def test_worker_that_cannot_start() -> None:
@@ -211,7 +276,7 @@ def test_worker_that_cannot_start() -> None:
 
 def test_exit_reason() -> None:
     assert [exit_reason(status) for status in (-4, -6, 3, -200)] == [
-        *("SIGILL", "SIGABRT", "exit 3", "signal 200")
+        *("SIGILL", "SIGABRT", "exit status 3", "signal 200")
     ]
 
 
@@ -228,7 +293,7 @@ def test_engine_that_crashes_at_one_task_is_measured_at_the_others(model: Model)
 def test_engine_that_crashes_at_every_task_does_not_end_the_run(model: Model) -> None:
     broken = fake("q8_0", "story=4", "prompt=6", "batch=exit", "about=11")
     cells = measure.measure(model, [broken, fake("f32")], rounds=1)
-    assert [cell.failure for cell in cells[:3]] == ["SIGILL", "SIGABRT", "exit 1"]
+    assert [cell.failure for cell in cells[:3]] == ["SIGILL", "SIGABRT", "exit status 3"]
     assert all(cell.speeds for cell in cells[3:])
     first, second = measure.greedy(model, [fake("f32"), broken])
     assert (first.equal, first.steps, first.failure) == (3, 3, "")
@@ -236,15 +301,32 @@ def test_engine_that_crashes_at_every_task_does_not_end_the_run(model: Model) ->
 
 
 def test_engine_that_crashes_gets_its_fallback_once(model: Model) -> None:
+    exits = fake("", "prompt=exit")
+
     def build_other() -> Engine:
         return fake("q8_0, built without AMX")
 
     crashing = replace(fake("q8_0", "prompt=4"), fallback=build_other)
-    healthy = replace(fake("q4_0"), fallback=lambda: pytest.fail("it does not crash"))
-    found = [crashing, healthy]
+    healthy = replace(fake("q4_0"), fallback=lambda: pytest.fail("no signal ends it"))
+    found = [crashing, healthy, replace(healthy, weights="q4_1", command=exits.command)]
     for _ in range(2):
         command.add_fallbacks(found, model)
-        assert [engine.weights for engine in found] == ["q8_0", "q8_0, built without AMX", "q4_0"]
+        assert [engine.weights for engine in found] == [
+            *("q8_0", "q8_0, built without AMX", "q4_0", "q4_1")
+        ]
+
+
+def test_rows_that_may_run_amx_have_a_build_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def worker(packages: Path | None = None, repacks: bool = True) -> Path:
+        return Path("worker" if repacks else "worker-as-stored")
+
+    monkeypatch.setattr(processor, "flags", lambda: {"amx_int8"})
+    monkeypatch.setattr(engines, "_missing_package", lambda module, distribution: "")
+    monkeypatch.setattr(build, "llama_cpp_worker", worker)
+    rows = {engine.weights: engine for engine in engines._llama_cpp()}
+    assert [weights for weights, row in rows.items() if row.fallback] == ["q8_0", "q4_0"]
+    programs = [row.command(Path("folder"), 1)[0] for row in rows.values()]
+    assert programs == ["worker", "worker", "worker", "worker-as-stored"]
 
 
 def test_failed_build_without_amx_is_a_missing_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,6 +359,7 @@ def test_rows_are_time_boxed_and_noisy_ones_are_longer() -> None:
     assert cell(10.0, 10.0, seconds=box).wants_round(measure.REPEAT_FACTOR)
     assert cell(10.0, 10.5).is_noisy is False
     assert cell(10.0, 12.0).is_noisy is True
+    assert cell(10.0, 10.2, 9.9, 10.1, 30.0).is_noisy is False
     assert not replace(cell(10.0), failure="SIGILL").wants_round()
 
 
@@ -290,18 +373,24 @@ def test_noisy_rows_are_repeated(model: Model, monkeypatch: pytest.MonkeyPatch) 
     }
 
 
+def test_models_are_time_boxed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "MODEL_SECONDS", 0.0)
+    cells = measure.measure(model, [fake("f32")], rounds=9)
+    assert [len(cell.speeds) for cell in cells] == [measure.MIN_ROUNDS] * 3
+
+
 def test_failed_export_does_not_end_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fail(*arguments: object) -> None:
-        raise UserError("exit 1: no module")
+        raise UserError("exit status 1: no module")
 
     monkeypatch.setattr(models, "BUILD", tmp_path)
     monkeypatch.setattr(models, "ROOT", tmp_path)
     monkeypatch.setattr(models, "shape", lambda size: small_config(vocab_size=300))
     monkeypatch.setattr(models, "export_model", fail)
     prepared = models.prepare("2m", {"f32", "gguf"})
-    assert prepared.failures == {"gguf": "exit 1: no module"}
+    assert prepared.failures == {"gguf": "exit status 1: no module"}
     assert prepared.weight_bytes("f32") > 0
 
 
@@ -394,10 +483,8 @@ def test_tables_have_equal_rows_and_failures(results: report.Results) -> None:
     assert "llama2.c int8 was not measured: set LLAMA2C" in text
     assert "| llama.cpp | q8_0 | SIGILL |" in text
     assert "| llama.cpp | q8_0 | SIGABRT |" in text
-    assert (
-        r"| llama.cpp | q8_0 | tiny | 1 | 32 sequences (batched) | exit 1 | the model \| is bad |"
-        in (text)
-    )
+    row = "llama.cpp | q8_0 | tiny | 1 | 32 sequences (batched) | exit status 3"
+    assert rf"| {row} | the model \| is bad |" in text
     assert "| b | failed |" in text
     assert report.errors(results) == []
     assert results.best("tiny", results.engines[0], "story") > 0

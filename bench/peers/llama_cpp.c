@@ -1,6 +1,7 @@
 /* llama_cpp.c: llama.cpp as a worker, see worker.h, through its C interface. It is compiled and
- * linked with the files of the llama-cpp-python package. Its key-value cache is float16, the
- * default, except for greedy sequences, which are compared and not measured. */
+ * linked with the files of the llama-cpp-python package. -DREPACKS=0 leaves weights in the order of
+ * the file; otherwise llama.cpp rearranges some types for the processor. Its key-value cache is
+ * float16, the default, except for greedy sequences, which are compared and not measured. */
 
 #define _POSIX_C_SOURCE 200809L
 
@@ -37,7 +38,9 @@ static void bench_load(const char *path, int threads) {
     llama_log_set(ignore_log, NULL);
     llama_backend_init();
     thread_count = threads;
-    model = llama_model_load_from_file(path, llama_model_default_params());
+    struct llama_model_params params = llama_model_default_params();
+    params.use_extra_bufts = REPACKS;
+    model = llama_model_load_from_file(path, params);
     if (!model) bench_fail("llama.cpp cannot load the model");
     single = new_context(1, GGML_TYPE_F16);
 }
