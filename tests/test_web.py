@@ -662,7 +662,7 @@ RUN_WORKER = """
             worker.terminate();
             resolve(data);
         };
-        worker.postMessage(args);
+        worker.postMessage(args.slice(0, 3));
     });
 """
 
