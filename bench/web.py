@@ -163,7 +163,9 @@ def report(rates: dict[str, list[float]]) -> str:
         rows.append([f"{name}, f32", f"{rate:,.0f}", "", *("" for _ in peers), "", ""])
     times = [f"times {name}" for name in peers]
     native_title = f"native {NATIVE_KERNELS}"
-    return table(["", "tokens/s", "with two threads", *times, native_title, "share of native"], rows)
+    return table(
+        ["", "tokens/s", "with two threads", *times, native_title, "share of native"], rows
+    )
 
 
 def main() -> None:
@@ -184,9 +186,7 @@ def main() -> None:
         for index in range(args.rounds):
             for name, measure in found.items():
                 rates[name].append(measure(1 + index * STORIES))
-    print(
-        f"{args.size}, {model.about}: {STEPS} tokens, medians of {args.rounds} rounds"
-    )
+    print(f"{args.size}, {model.about}: {STEPS} tokens, medians of {args.rounds} rounds")
     print(report(rates))
 
 

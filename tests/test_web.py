@@ -118,9 +118,7 @@ class Site(headless.Site):
         self.address += f"{PREFIX}/"
 
 
-def make_site(
-    root: Path, module: Path, models: dict[str, Path], is_isolated: bool = False
-) -> Site:
+def make_site(root: Path, module: Path, models: dict[str, Path], is_isolated: bool = False) -> Site:
     folder = root / PREFIX
     folder.parent.mkdir(parents=True)
     call("python3", ROOT / "web" / "build.py", module, folder, *models.values())

@@ -2,7 +2,9 @@
 
 usage: python3 web/build.py ENGINE.wasm FOLDER [MODEL.slm…]
 
-The engine with threads, engine-threads.wasm, is next to ENGINE.wasm. Each weight file is named after the size that its path names: models/2m/export/q4.slm is "2m q4".
+The engine with threads, engine-threads.wasm, is next to ENGINE.wasm.
+
+Each weight file is named after the size that its path names: models/2m/export/q4.slm is "2m q4".
 """
 
 from __future__ import annotations
