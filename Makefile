@@ -102,8 +102,7 @@ web: ## build the page for browsers, with the models that are there: build/web
 	@$(PYTHON) web/build.py csrc/build/engine.wasm build/web $(wildcard models/pretrained/*.slm models/*/export/q[48].slm)
 
 serve-web: web ## show that page at http://localhost:8000: PORT=
-	@echo "http://localhost:$(PORT)"
-	@$(PYTHON) -m http.server --bind 127.0.0.1 --directory build/web $(PORT)
+	@$(PYTHON) web/serve.py build/web $(PORT)
 
 cortex-m7: ## build a program for a Cortex-M7 without an operating system: MODEL=
 	@$(MAKE) --no-print-directory -C examples/cortex-m7 $(FIRMWARE)

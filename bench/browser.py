@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from storyllamas.errors import UserError
+from storyllamas.server.page import ISOLATION
 
 BROWSERS, DRIVER = ("chromium", "google-chrome"), "chromedriver"
 FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage")
@@ -53,12 +54,18 @@ class Site:
         address: of the folder, with a final slash.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Start the server."""
+    def __init__(self, folder: Path, is_isolated: bool = False) -> None:
+        """Start the server; an isolated page may use several threads."""
+        headers = ISOLATION if is_isolated else {}
 
         class Handler(SimpleHTTPRequestHandler):
             def log_message(self, format: str, *args: object) -> None:
                 pass
+
+            def end_headers(self) -> None:
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                super().end_headers()
 
         self._server = ThreadingHTTPServer(
             ("127.0.0.1", 0), partial(Handler, directory=str(folder))

@@ -11,8 +11,8 @@ async function read(address) {
 }
 
 /** Return this engine with a weight file. It ends a story at EOS. */
-export async function loadOurs(model, steps) {
-  const engine = await Engine.load("engine.wasm");
+export async function loadOurs(model, steps, engine = null) {
+  engine ??= await Engine.load("engine.wasm");
   engine.open(await read(model));
   return (seed) => {
     const options = { temperature: TEMPERATURE, top_p: TOP_P, seed, max_tokens: steps };
@@ -20,6 +20,18 @@ export async function loadOurs(model, steps) {
     for (const token of engine.generate("", options)) tokens += token.id >= 0;
     return tokens;
   };
+}
+
+/** Return this engine with a weight file and several threads, in a worker: bench/web_worker.js. */
+export async function loadThreaded(model, steps) {
+  const worker = new Worker("web_worker.js", { type: "module" });
+  const ask = (message) => new Promise((resolve, reject) => {
+    worker.onmessage = ({ data }) => resolve(data);
+    worker.onerror = (event) => reject(new Error(event.message || "The worker fails."));
+    worker.postMessage(message);
+  });
+  await ask({ model, steps });
+  return (seed) => ask({ seed });
 }
 
 /** Return a build of llama2.c with its checkpoint. It goes on after EOS. */
@@ -41,9 +53,9 @@ export async function loadLlama2c(build, steps) {
 }
 
 /** Generate stories and return tokens a second. */
-export function measure(story, stories, seed) {
+export async function measure(story, stories, seed) {
   const start = performance.now();
   let tokens = 0;
-  for (let i = 0; i < stories; i++) tokens += story(seed + i);
+  for (let i = 0; i < stories; i++) tokens += await story(seed + i);
   return (1000 * tokens) / (performance.now() - start);
 }

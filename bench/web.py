@@ -68,6 +68,11 @@ def in_browser(weights: str) -> str:
     return f"{weights} in the browser"
 
 
+def with_threads(weights: str) -> str:
+    """Return the name of a measurement in the browser with two threads."""
+    return f"{weights} in the browser, two threads"
+
+
 def natively(weights: str) -> str:
     """Return the name of a native measurement."""
     return f"{weights}, native {NATIVE_KERNELS}"
@@ -90,20 +95,24 @@ def web_measurement(browser: Any, loader: str, model: str) -> Measurement:
     """Load an engine in the page and return its measurement."""
     script = """const web = await import("./web.js");
         window.stories ??= {};
-        window.stories[args[1]] = await web[args[0]](args[1], args[2]);"""
+        window.stories[args[0] + args[1]] = await web[args[0]](args[1], args[2]);"""
     run(browser, script, loader, model, STEPS)
 
     def measure(seed: int) -> float:
         script = """const web = await import("./web.js");
-            return web.measure(window.stories[args[0]], args[1], args[2]);"""
-        return float(run(browser, script, model, STORIES, seed))
+            return web.measure(window.stories[args[0] + args[1]], args[2], args[3]);"""
+        return float(run(browser, script, loader, model, STORIES, seed))
 
     return measure
 
 
 def prepare_folder(folder: Path, model: models.Model, checkout: Path | None) -> None:
     """Write all that the page needs."""
-    for source in (build.ROOT / "web" / "engine.js", build.BENCH / "web.js", make_engine()):
+    engine, web = make_engine(), build.ROOT / "web"
+    sources = [engine, engine.with_name("engine-threads.wasm")]
+    sources += [web / "engine.js", web / "thread.js"]
+    sources += [build.BENCH / "web.js", build.BENCH / "web_worker.js"]
+    for source in sources:
         shutil.copyfile(source, folder / source.name)
     for name in TYPES:
         shutil.copyfile(model.folder / f"{name}.slm", folder / f"{name}.slm")
@@ -118,7 +127,7 @@ def measurements(
     stack: ExitStack, folder: Path, model: models.Model, checkout: Path | None
 ) -> dict[str, Measurement]:
     """Start every engine and return its measurement by name."""
-    site = Site(folder)
+    site = Site(folder, is_isolated=True)
     stack.callback(site.stop)
     browser = stack.enter_context(open_browser())
     browser.set_script_timeout(600)
@@ -128,6 +137,7 @@ def measurements(
     program = str(build.engine_worker())
     for name in TYPES:
         found[in_browser(name)] = web_measurement(browser, "loadOurs", f"{name}.slm")
+        found[with_threads(name)] = web_measurement(browser, "loadThreaded", f"{name}.slm")
         path = str(model.folder / f"{name}.slm")
         worker = stack.enter_context(
             Worker(["env", f"SL_KERNELS={NATIVE_KERNELS}", program, path, "1"])
@@ -144,14 +154,18 @@ def report(rates: dict[str, list[float]]) -> str:
     peers = {name: rate for name, rate in medians.items() if name.startswith("llama2.c")}
     rows = []
     for name in TYPES:
+        threaded = f"{medians[with_threads(name)]:,.0f}"
         ours, native = medians[in_browser(name)], medians[natively(name)]
         times = [f"{ours / rate:.1f}" for rate in peers.values()]
         share = f"{100 * ours / native:.0f} %"
-        rows.append([in_browser(name), f"{ours:,.0f}", *times, f"{native:,.0f}", share])
+        rows.append([in_browser(name), f"{ours:,.0f}", threaded, *times, f"{native:,.0f}", share])
     for name, rate in peers.items():
-        rows.append([f"{name}, f32", f"{rate:,.0f}", *("" for _ in peers), "", ""])
+        rows.append([f"{name}, f32", f"{rate:,.0f}", "", *("" for _ in peers), "", ""])
     times = [f"times {name}" for name in peers]
-    return table(["", "tokens/s", *times, f"native {NATIVE_KERNELS}", "share of native"], rows)
+    native_title = f"native {NATIVE_KERNELS}"
+    return table(
+        ["", "tokens/s", "with two threads", *times, native_title, "share of native"], rows
+    )
 
 
 def main() -> None:
@@ -172,9 +186,7 @@ def main() -> None:
         for index in range(args.rounds):
             for name, measure in found.items():
                 rates[name].append(measure(1 + index * STORIES))
-    print(
-        f"{args.size}, {model.about}: {STEPS} tokens, one thread, medians of {args.rounds} rounds"
-    )
+    print(f"{args.size}, {model.about}: {STEPS} tokens, medians of {args.rounds} rounds")
     print(report(rates))
 
 

@@ -1,7 +1,8 @@
 /* platform.h: what the engine needs from the operating system and from the compiler.
  *
  * The functions have three implementations in platform/: posix.c, windows.c and none.c, for a
- * program without an operating system. Each file is empty unless its platform is chosen here. */
+ * program without an operating system. Each file is empty unless its platform is chosen here.
+ * SL_WASM_THREADS adds the threads of WebAssembly to none.c. */
 
 #ifndef STORYLLAMAS_PLATFORM_H
 #define STORYLLAMAS_PLATFORM_H
@@ -21,11 +22,16 @@
 #define SL_PLATFORM_NONE
 #endif
 
+/* In WebAssembly only one thread calls the engine, so it needs no variables of a thread. */
 #ifndef SL_PLATFORM_NONE
 #define SL_HAS_THREADS
 #define SL_THREAD_LOCAL _Thread_local
 #else
 #define SL_THREAD_LOCAL
+#ifdef SL_WASM_THREADS
+#define SL_HAS_THREADS
+#include <stdatomic.h>
+#endif
 #endif
 
 /* ---- Compiler -------------------------------------------------------------------------------- */
@@ -114,6 +120,9 @@ int64_t sl_process(void);
 typedef pthread_mutex_t sl_mutex;
 typedef pthread_cond_t sl_condition;
 typedef pthread_t sl_thread_handle;
+#elif defined(SL_WASM_THREADS) /* integers that threads sleep on; the number of a worker */
+typedef _Atomic(int) sl_futex, sl_mutex, sl_condition;
+typedef size_t sl_thread_handle;
 #else /* SRWLOCK, CONDITION_VARIABLE, HANDLE; windows.h would define too many names */
 typedef struct {
     void *state;
@@ -146,6 +155,16 @@ void sl_condition_init(sl_condition *condition);
 void sl_condition_destroy(sl_condition *condition);
 void sl_condition_wait(sl_condition *condition, sl_mutex *mutex);
 void sl_condition_wake_all(sl_condition *condition);
+
+#ifdef SL_WASM_THREADS
+
+/* Set the number of workers that have called sl_wasm_run_worker or are about to. */
+void sl_wasm_set_workers(size_t count);
+
+/* Run threads of the engine in worker `number`, from 0. It does not return. */
+void sl_wasm_run_worker(size_t number);
+
+#endif
 
 #endif
 

@@ -14,8 +14,13 @@ enum {
     CACHE_LINE = 64,
     PART_BITS = 8, /* low bits of a ticket: the part; the other bits: the loop's number */
     CLOSED = (1 << PART_BITS) - 1,
-    IDLE_SPINS = 1 << 11, /* polls for a loop before a thread sleeps: about 50 microseconds */
-    WAIT_SPINS = 1 << 12, /* polls for the end of a loop before the thread yields */
+#ifdef __wasm__ /* it has no instruction for a pause, so that polls are short */
+    POLLS = 16,
+#else
+    POLLS = 1,
+#endif
+    IDLE_SPINS = POLLS << 11, /* polls for a loop before a thread sleeps: about 50 microseconds */
+    WAIT_SPINS = POLLS << 12, /* polls for the end of a loop before the thread yields */
 };
 
 struct sl_thread_pool {

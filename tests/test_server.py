@@ -256,7 +256,10 @@ def test_logprobs_of_a_prompt_alone(client: httpx2.Client, engine: Engine) -> No
 
 def test_the_other_pages(client: httpx2.Client) -> None:
     assert client.get("/health").json() == {"status": "ok"}
-    assert client.get("/").text == "<p>A page"
+    answer = client.get("/")
+    assert answer.text == "<p>A page"
+    assert answer.headers["cross-origin-opener-policy"] == "same-origin"
+    assert answer.headers["cross-origin-embedder-policy"] == "require-corp"
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny"]
     before = counter(client, "requests_total")
     complete(client, prompt="a", max_tokens=3)

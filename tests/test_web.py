@@ -72,6 +72,7 @@ def compile_wasm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 @pytest.fixture(scope="module")
 def module(compile_wasm: Callable[[str], Path]) -> Path:
+    compile_wasm("engine-threads.wasm")
     return compile_wasm("engine.wasm")
 
 
@@ -111,17 +112,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 class Site(headless.Site):
     """The page on a local server, in a folder of it."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, is_isolated: bool = False) -> None:
+        super().__init__(root, is_isolated)
         self.folder = root / PREFIX
         self.address += f"{PREFIX}/"
 
 
-def make_site(root: Path, module: Path, models: dict[str, Path]) -> Site:
+def make_site(root: Path, module: Path, models: dict[str, Path], is_isolated: bool = False) -> Site:
     folder = root / PREFIX
     folder.parent.mkdir(parents=True)
     call("python3", ROOT / "web" / "build.py", module, folder, *models.values())
-    return Site(root)
+    return Site(root, is_isolated)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +260,8 @@ def test_kernels_are_their_definitions(compile_wasm: Callable[[str], Path], tmp_
 
 
 def test_the_module_is_small_and_asks_for_little(page: Page, module: Path) -> None:
-    assert module.stat().st_size < MAX_MODULE_BYTES
+    for path in (module, module.with_name("engine-threads.wasm")):
+        assert path.stat().st_size < MAX_MODULE_BYTES
     imports = page.run(
         """const response = await fetch("engine.wasm");
         const module = await WebAssembly.compile(await response.arrayBuffer());
@@ -633,6 +635,63 @@ def test_old_models_are_forgotten(
     page.open()
     page.wait(lambda: ["q4.slm" in url for url in page.run(kept)] == [True])
     site.stop()
+
+
+# ---- Threads -------------------------------------------------------------------------------------
+
+COMPARE_THREADS = """
+    import { countThreads, Engine } from "./engine.js";
+    onmessage = async ({ data: [model, prompt, options] }) => {
+        const weights = await (await fetch(`models/${model}.slm`)).arrayBuffer();
+        const one = await Engine.load("engine.wasm");
+        const three = await Engine.loadThreaded("engine-threads.wasm", 3);
+        one.open(weights);
+        const { threads } = three.open(weights, model, 3);
+        const stories = [one, three].map((engine) => [...engine.generate(prompt, options, 5)]);
+        postMessage({ count: countThreads(), threads, stories });
+    };
+"""
+
+RUN_WORKER = """
+    const worker = new Worker("compare.js", { type: "module" });
+    return new Promise((resolve, reject) => {
+        worker.onerror = (event) => reject(new Error(event.message));
+        worker.onmessage = ({ data }) => {
+            worker.terminate();
+            resolve(data);
+        };
+        worker.postMessage(args.slice(0, 3));
+    });
+"""
+
+
+def test_threads_change_nothing_but_the_speed(
+    browser: Any, page: Page, tmp_path: Path, module: Path, models: dict[str, Path]
+) -> None:
+    """An isolated page uses threads, without a network too. The page of the other tests has one."""
+    assert not page.run("return crossOriginIsolated")
+    assert "threads" not in page.text("model-info")
+    used = {name: models[name] for name in ("q8", "random-q4")}
+    site = make_site(tmp_path, module, used, is_isolated=True)
+    (site.folder / "compare.js").write_text(COMPARE_THREADS)
+    isolated = Page(browser, site)
+    isolated.open("#model=q8")
+    answer = isolated.run(RUN_WORKER, "random-q4", PROMPT, {"seed": 4, "temperature": 1})
+    one, three = answer["stories"]
+    assert len(one) > 50
+    assert three == one
+    assert answer["threads"] == 3
+    cores = isolated.run("return navigator.hardwareConcurrency")
+    assert answer["count"] == min(cores, 4)
+    expected = "".join(Engine(models["q8"], kernels="scalar").generate(PROMPT, seed=7))
+    isolated.run("await navigator.serviceWorker.ready;")
+    for _ in range(2):
+        assert (f"up to {answer['count']} threads" in isolated.text("model-info")) == (cores > 1)
+        isolated.choose("q8")
+        isolated.set(prompt=PROMPT, seed=7, max_tokens=256)
+        assert isolated.write() == expected
+        site.stop()
+        isolated.open("#model=q8")
 
 
 # ---- Documentation -------------------------------------------------------------------------------

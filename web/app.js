@@ -132,9 +132,10 @@ const handlers = {
   },
   opened({ info }) {
     isOpen = true;
+    const threads = info.threads > 1 ? `, up to ${info.threads} threads` : "";
     find("model-info").textContent =
       `${count(info.parameters)} parameters, ${info.type}, ${megabytes(info.bytes)}, ` +
-      `context of ${count(info.context)} tokens`;
+      `context of ${count(info.context)} tokens${threads}`;
     say("The model is ready.");
     if (startsWhenOpen) start();
   },

@@ -2,6 +2,8 @@
 
 usage: python3 web/build.py ENGINE.wasm FOLDER [MODEL.slm…]
 
+The engine with threads, engine-threads.wasm, is next to ENGINE.wasm.
+
 Each weight file is named after the size that its path names: models/2m/export/q4.slm is "2m q4".
 """
 
@@ -16,6 +18,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).resolve().parent
 KINDS = {".html", ".css", ".js", ".svg", ".webmanifest"}
+THREADED = "engine-threads.wasm"
 MAGIC = b"\x89SLM\r\n\x1a\n"
 BITS = {0: 32, 1: 8, 2: 4}
 """Bits of a weight, by the weight type in the header."""
@@ -53,12 +56,13 @@ def write_models(folder: Path, paths: list[Path]) -> None:
 
 
 def build(engine: Path, folder: Path, models: list[Path]) -> None:
-    """Write the page, the engine and the models; the folder is replaced.
+    """Write the page, the engines and the models; the folder is replaced.
 
     Raises:
         SystemExit: a file is missing; the folder stays as it was.
     """
-    for path in (engine, *models):
+    engines = {"engine.wasm": engine, THREADED: engine.with_name(THREADED)}
+    for path in (*engines.values(), *models):
         if not path.is_file():
             raise SystemExit(f"error: {path} does not exist")
     shutil.rmtree(folder, ignore_errors=True)
@@ -66,7 +70,8 @@ def build(engine: Path, folder: Path, models: list[Path]) -> None:
     for path in PAGE.iterdir():
         if path.suffix in KINDS:
             shutil.copyfile(path, folder / path.name)
-    shutil.copyfile(engine, folder / "engine.wasm")
+    for name, path in engines.items():
+        shutil.copyfile(path, folder / name)
 
 
 def main() -> None:

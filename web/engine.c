@@ -1,5 +1,5 @@
 /* engine.c: the functions that engine.js calls. `make -C csrc wasm` builds them, with the engine,
- * as engine.wasm: one model and one sequence at a time.
+ * as engine.wasm and, with threads, as engine-threads.wasm: one model and one sequence at a time.
  *
  * A function that can fail returns 0 or an error code of storyllamas.h; error() then returns the
  * message. Texts end with NUL unless a length comes with them. */
@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "platform.h"
 #include "storyllamas.h"
 
 /* The names in C have a prefix, because the C library has some of them, too. */
@@ -61,12 +62,14 @@ void EXPORT(close)(void) {
     file = NULL;
 }
 
-/* Open a weight file in memory of allocate(), which now belongs to the model. There must be no
- * model, and after an error there is none. */
-int EXPORT(open)(void *data, size_t bytes) {
+/* Open a weight file in memory of allocate(), which now belongs to the model. threads is that of
+ * sl_session_options. There must be no model, and after an error there is none. */
+int EXPORT(open)(void *data, size_t bytes, uint32_t threads) {
+    sl_session_options options = SL_SESSION_OPTIONS_DEFAULTS;
+    options.threads = threads;
     file = data;
     int status = sl_model_open_memory(&model, data, bytes, NULL);
-    if (!status) status = sl_session_new(&session, model, NULL);
+    if (!status) status = sl_session_new(&session, model, &options);
     if (status) web_close();
     return status;
 }
@@ -133,3 +136,17 @@ const char *EXPORT(piece)(int32_t id, size_t *length) {
 const char *EXPORT(stop_name)(int32_t stop) {
     return sl_stop_name(stop);
 }
+
+#ifdef SL_WASM_THREADS
+
+/* Set the number of workers that call run_worker(), before a model is opened. */
+void EXPORT(set_workers)(size_t count) {
+    sl_wasm_set_workers(count);
+}
+
+/* Run threads of the engine in a worker with a stack of its own. It does not return. */
+void EXPORT(run_worker)(size_t number) {
+    sl_wasm_run_worker(number);
+}
+
+#endif

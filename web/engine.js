@@ -1,5 +1,6 @@
 /**
- * The StoryLlamas engine as a JavaScript class. It needs engine.wasm and nothing else:
+ * The StoryLlamas engine as a JavaScript class. It needs engine.wasm and nothing else; with threads,
+ * engine-threads.wasm and thread.js:
  *
  *     const engine = await Engine.load("engine.wasm");
  *     engine.open(await (await fetch("model.slm")).arrayBuffer());
@@ -38,16 +39,82 @@ export function hasSimd() {
 
 const EBADF = 8;
 
-/** Return functions for all that a module imports from the system. It has no files: each fails. */
-function withoutSystem(module) {
+/** Pages of 64 kB: of engine-threads.wasm at first, and at most, where a browser may allow less. */
+const FIRST_PAGES = 64, MAX_PAGES = [65536, 16384, 4096];
+
+/** Bytes of a thread's stack, and the alignment of its end. */
+const STACK = 1 << 18, STACK_ALIGNMENT = 16;
+
+/** More threads wait for each other longer than they compute. */
+const MAX_THREADS = 4;
+
+/** Milliseconds in which a worker must start. */
+const PATIENCE = 10_000;
+
+/**
+ * Return all that a module imports. It has no files: each function of the system fails.
+ *
+ * @param {WebAssembly.Module} module
+ * @param {WebAssembly.Memory} memory of engine-threads.wasm; engine.wasm imports none
+ */
+export function importsOf(module, memory) {
   const imports = {};
   for (const { module: from, name } of WebAssembly.Module.imports(module))
     (imports[from] ??= {})[name] = () => EBADF;
+  if (memory) Object.assign(imports.env, { memory, clock: () => 1e6 * performance.now() });
   return imports;
+}
+
+/**
+ * Return how many threads the engine can use here: 1 unless the page is isolated, which the headers
+ * of its server decide, and this is a worker. A page itself must not wait for threads.
+ */
+export function countThreads() {
+  const isWorker = typeof WorkerGlobalScope === "function" && self instanceof WorkerGlobalScope;
+  if (!isWorker || !self.crossOriginIsolated || typeof Worker !== "function") return 1;
+  return Math.min(navigator.hardwareConcurrency || 1, MAX_THREADS);
+}
+
+async function compile(url) {
+  if (!hasSimd()) throw new Error(`This browser does not run WebAssembly SIMD: use ${BROWSERS}.`);
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`${url} cannot be loaded: ${response.status}.`);
+  return WebAssembly.compile(await response.arrayBuffer());
+}
+
+/** Return memory for several threads, as large as the browser allows. */
+function shareMemory() {
+  for (const maximum of MAX_PAGES)
+    try {
+      return new WebAssembly.Memory({ initial: FIRST_PAGES, maximum, shared: true });
+    } catch (error) {
+      if (maximum === MAX_PAGES.at(-1)) throw error;
+    }
+}
+
+/** Start a thread with its message for thread.js, and return its worker once it is ready. */
+function startThread(message) {
+  const worker = new Worker(new URL("thread.js", import.meta.url), { type: "module" });
+  return new Promise((resolve, reject) => {
+    const fail = () => {
+      worker.terminate();
+      reject(new Error("A thread cannot be started."));
+    };
+    const timer = setTimeout(fail, PATIENCE);
+    worker.onerror = fail;
+    worker.onmessage = ({ data: isReady }) => {
+      clearTimeout(timer);
+      if (isReady) resolve(worker);
+      else fail();
+    };
+    worker.postMessage(message);
+  });
 }
 
 export class Engine {
   #exports;
+  #memoryObject;
+  #workers = []; // one for each thread but this one
   #decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   #bytes; // the engine's memory, also as #words and #floats: see #memory
   #words;
@@ -56,8 +123,9 @@ export class Engine {
   #stops = []; // names of stops, by number
   #isOpen = false;
 
-  constructor(exports) {
+  constructor(exports, memory = exports.memory) {
     this.#exports = exports;
+    this.#memoryObject = memory;
     this.#length = exports.allocate(4);
   }
 
@@ -68,14 +136,42 @@ export class Engine {
    * @returns {Promise<Engine>}
    */
   static async load(url) {
-    if (!hasSimd())
-      throw new Error(`This browser does not run WebAssembly SIMD: use ${BROWSERS}.`);
-    const response = await fetch(url);
-    if (!response.ok) throw new Error(`${url} cannot be loaded: ${response.status}.`);
-    const module = await WebAssembly.compile(await response.arrayBuffer());
-    const { exports } = await WebAssembly.instantiate(module, withoutSystem(module));
+    const module = await compile(url);
+    const { exports } = await WebAssembly.instantiate(module, importsOf(module));
     exports._initialize();
     return new Engine(exports);
+  }
+
+  /**
+   * Load engine-threads.wasm and start its threads, in a worker of an isolated page.
+   *
+   * @param {string | URL} url
+   * @param {number} threads with this one; see countThreads
+   * @returns {Promise<Engine>}
+   */
+  static async loadThreaded(url, threads) {
+    const module = await compile(url), memory = shareMemory();
+    const { exports } = await WebAssembly.instantiate(module, importsOf(module, memory));
+    exports._initialize();
+    const engine = new Engine(exports, memory);
+    await engine.#startThreads(module, threads - 1);
+    return engine;
+  }
+
+  async #startThreads(module, count) {
+    const starts = [];
+    for (let number = 0; number < count; number++) {
+      const end = (this.#exports.allocate(STACK) >>> 0) + STACK;
+      const stack = end - (end % STACK_ALIGNMENT);
+      starts.push(startThread({ module, memory: this.#memoryObject, stack, number }));
+    }
+    const results = await Promise.allSettled(starts);
+    this.#workers = results.filter((each) => each.value).map((each) => each.value);
+    if (this.#workers.length < count) {
+      for (const worker of this.#workers) worker.terminate();
+      throw new Error("The threads cannot be started.");
+    }
+    this.#exports.set_workers(count);
   }
 
   /**
@@ -83,16 +179,18 @@ export class Engine {
    *
    * @param {ArrayBuffer} data the whole file
    * @param {string} name of the file, for messages
-   * @returns {object} parameters, bytes, type, context, vocabulary, kernels
+   * @param {number} threads 0: as many as suit the model, of those that were loaded
+   * @returns {object} parameters, bytes, type, context, vocabulary, kernels, and threads: the most
+   *     that the model may use
    */
-  open(data, name = "data") {
+  open(data, name = "data", threads = 0) {
     this.#isOpen = false;
     this.#exports.close();
     const address = this.#copy(new Uint8Array(data));
-    const status = this.#exports.open(address, data.byteLength);
+    const status = this.#exports.open(address, data.byteLength, threads);
     this.#isOpen = !status;
     if (status) throw new Error(this.#message().replace(/\bdata\b/i, () => name));
-    return JSON.parse(this.#string(this.#exports.info()));
+    return { ...JSON.parse(this.#string(this.#exports.info())), threads: this.#workers.length + 1 };
   }
 
   /**
@@ -170,7 +268,7 @@ export class Engine {
 
   /** Return the engine's memory as bytes. The views end to be valid when it grows. */
   #memory() {
-    const { buffer } = this.#exports.memory;
+    const { buffer } = this.#memoryObject;
     if (this.#bytes?.buffer !== buffer) {
       this.#bytes = new Uint8Array(buffer);
       this.#words = new Int32Array(buffer);
@@ -182,7 +280,9 @@ export class Engine {
   /** Return a text. JavaScript gets addresses beyond 2 GB as negative numbers. */
   #text(address, length) {
     const start = address >>> 0;
-    return length ? this.#decoder.decode(this.#memory().subarray(start, start + length)) : "";
+    if (!length) return "";
+    // A browser does not decode shared memory, so this is a copy.
+    return this.#decoder.decode(this.#memory().slice(start, start + length));
   }
 
   /** Return a text that ends with NUL. */

@@ -6,7 +6,7 @@
  * "failed".
  */
 
-import { Engine } from "./engine.js";
+import { countThreads, Engine } from "./engine.js";
 import { fetchModel } from "./models.js";
 
 const ALTERNATIVES = 5;
@@ -29,11 +29,23 @@ function pause() {
   });
 }
 
+/** Load the engine, with one thread if others cannot be started. */
+async function load() {
+  const threads = countThreads(), at = (name) => new URL(name, import.meta.url);
+  if (threads > 1)
+    try {
+      return await Engine.loadThreaded(at("engine-threads.wasm"), threads);
+    } catch {
+      // The browser lacks the memory or a worker: the other module has less need.
+    }
+  return Engine.load(at("engine.wasm"));
+}
+
 async function open({ address, file, name }) {
   const data = file
     ? await file.arrayBuffer()
     : await fetchModel(address, (share) => postMessage({ kind: "progress", share }));
-  engine ??= await Engine.load(new URL("engine.wasm", import.meta.url));
+  engine ??= await load();
   postMessage({ kind: "opened", info: engine.open(data, name) });
 }
 

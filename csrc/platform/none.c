@@ -54,17 +54,21 @@ int sl_file_map(const sl_file *file, size_t bytes, void **pages) {
     return SL_FILE_UNSUPPORTED;
 }
 
-size_t sl_processor_count(void) {
-    return 1;
-}
-
 int64_t sl_process(void) {
     return 0;
+}
+
+#ifndef SL_HAS_THREADS
+
+size_t sl_processor_count(void) {
+    return 1;
 }
 
 int64_t sl_clock(void) {
     return 0;
 }
+
+#endif
 
 bool sl_has_dot_product(void) {
 #ifdef __ARM_FEATURE_DOTPROD

@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
 
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
@@ -24,6 +23,7 @@ from storyllamas.server.choice import Chunk
 from storyllamas.server.completion import Completion
 from storyllamas.server.logprobs import TokenTexts, check_prompt
 from storyllamas.server.metrics import Counters, exposition
+from storyllamas.server.page import PageFiles
 from storyllamas.server.request import CompletionRequest, parse
 from storyllamas.server.worker import STOPPING, QueueFullError, Worker
 
@@ -200,7 +200,7 @@ def create_app(
         web: folder of the page that is shown at /; None: there is no page.
     """
     server = Server(engine, worker, name, slots)
-    page = [Mount("/", StaticFiles(directory=web, html=True))] if web else []
+    page = [Mount("/", PageFiles(directory=web, html=True))] if web else []
     return Starlette(
         routes=[
             Route("/v1/completions", server.completions, methods=["POST"]),
