@@ -29,7 +29,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8")
 #endif
 
-#include "blocks.h"
+#include "unroll.h"
 
 /* A product of fewer rows of x is that of avx512.c. For 64 columns of a tile, a row takes VNNI 8
  * cycles, at two instructions a cycle. The tile instruction takes 16 for up to 16 rows, and storing
