@@ -33,7 +33,7 @@ override LLAMA2C := $(if $(filter /%,$(firstword $(LLAMA2C))),,$(CURDIR)/)$(valu
 export LLAMA2C
 endif
 
-# bench-learning, bench-tokenizer, bench-pretokenize: a corpus, optional.
+# bench-learning, bench-scaling, bench-tokenizer, bench-pretokenize: a corpus, optional.
 # agreement: a CSV file of scores, and a file of training stories, optional.
 export CORPUS SCORES
 # report: an experiment or revision to compare with, optional.
@@ -165,9 +165,14 @@ bench-plan: setup ## compare the estimates of `storyllamas plan` with runs of 5 
 	$(BIN)/python -m bench.plan --sizes $(SIZES) $(if $(RECIPES),--recipes $(RECIPES)) \
 		$(if $(RUN_MINUTES),--minutes $(RUN_MINUTES))
 
-bench-learning: setup ## compare the losses of recipes after the same number of tokens (hours): TOKENS=, SEEDS=, CORPUS=
+bench-learning: setup ## compare the losses of recipes and sizes (hours): TOKENS=, SEEDS=, SIZES=, ROWS=, CORPUS=
 	$(BIN)/python -m bench.learning $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SEEDS),--seeds $(SEEDS)) \
-		$(if $(CORPUS),--corpus "$$CORPUS")
+		$(if $(filter command% environment%,$(origin SIZES)),--sizes $(SIZES)) \
+		$(if $(ROWS),--rows $(ROWS)) $(if $(CORPUS),--corpus "$$CORPUS")
+
+.PHONY: bench-scaling
+bench-scaling: setup ## fit a scaling law to 15 runs of three sizes (hours): CORPUS=
+	$(BIN)/python -m bench.scaling $(if $(CORPUS),--corpus "$$CORPUS")
 
 bench-quality: setup ## measure bits per byte of q8 and q4 by group size
 	$(BIN)/python -m bench.quality

@@ -1,7 +1,10 @@
-"""Compare the validation losses of recipes after the same number of tokens.
+"""Compare what recipes and sizes learn: losses on whole validation stories, for several seeds.
 
 `make bench-learning` runs it and writes a table and a figure of mean and spread over seeds. It
 keeps runs in build/bench/learning: an interrupted run resumes, a finished one is not repeated.
+
+Each validation story is scored from its beginning, as `storyllamas evaluate` does. The figure has
+the losses that training prints, on windows of tokens, most of which begin inside a story.
 """
 
 from __future__ import annotations
@@ -15,22 +18,30 @@ import argparse
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storyllamas import params, token_file, tokenizer
+from torch import Tensor
+
+from storyllamas import evaluation, params, token_file, tokenizer
+from storyllamas.argument_types import positive
 from storyllamas.atomic import atomic_file, write_json
-from storyllamas.bits_per_byte import framed_bits_per_byte
+from storyllamas.config import ModelConfig
 from storyllamas.corpus import files, sources
+from storyllamas.engine.engine import Engine
 from storyllamas.errors import exit_on_user_error
+from storyllamas.evaluation import Score
 from storyllamas.params import Params, Recipe
 from storyllamas.plots import COLORS, drawing
 from storyllamas.pretokenize import pretokenize
-from storyllamas.token_file import TokenFile
+from storyllamas.slm import weight_file
+from storyllamas.slm.encoding import storage
 from storyllamas.training import device
 from storyllamas.training.loop import Job, training_run
+from storyllamas.vocabulary import Vocabulary
 
 WORK = Path("build/bench/learning")
 VALIDATIONS = 16
@@ -72,83 +83,125 @@ DEFAULT_ROWS = ("published", "adamw", "muon", "fast")
 
 
 @dataclass(frozen=True)
-class Row:
-    """The runs of one recipe with all seeds.
+class Data:
+    """What all runs learn from.
 
     Attributes:
-        label: of the recipe.
-        losses: lowest validation loss of each seed, nats a token.
-        seconds: mean time of a run.
-        tokens: trained on before each validation.
-        curves: validation loss at each of `tokens`, for each seed.
+        tokens: folder of train.bin and valid.bin.
+        vocabulary: of the tokenizer.
+        stories: the validation stories.
     """
 
+    tokens: Path
+    vocabulary: Vocabulary
+    stories: list[str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one size and recipe with all seeds.
+
+    Attributes:
+        size: key of `sizes` in params.yaml.
+        label: of the recipe.
+        tokens: trained on.
+        scores: of the whole validation stories, one for each seed.
+        seconds: mean time of a run.
+        curves: tokens and validation loss on windows, for each seed.
+    """
+
+    size: str
     label: str
-    losses: list[float]
+    tokens: int
+    scores: list[Score]
     seconds: float
-    tokens: list[int]
-    curves: list[list[float]]
+    curves: list[dict[int, float]]
+
+    @property
+    def name(self) -> str:
+        """The size and the recipe."""
+        return f"{self.size}, {self.label}"
+
+    @property
+    def losses(self) -> list[float]:
+        """Nats a token, one for each seed."""
+        return [score.loss for score in self.scores]
 
 
-def recipe_of(name: str, budget: int, raw: dict[str, Any]) -> Recipe:
-    """Return the recipe of a row for `budget` tokens; `raw` is the content of params.yaml."""
+def recipe_of(name: str, size: str, budget: int | None, raw: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a row.
+
+    Args:
+        name: key of `ROWS`.
+        size: key of `sizes` in params.yaml.
+        budget: tokens to train on; None: as many as the recipe says.
+        raw: the content of params.yaml.
+    """
     _, based_on, changes = ROWS[name]
-    chosen = params.parse({**raw, "recipe": based_on, "train": {}})
+    chosen = params.parse({**raw, "model": size, "recipe": based_on, "train": {}})
     recipe = dataclasses.replace(chosen.recipe, **changes)
-    steps = max(1, budget // recipe.tokens_per_step)
+    steps = max(1, budget // recipe.tokens_per_step) if budget else recipe.steps
     every = max(1, steps // VALIDATIONS)
     return dataclasses.replace(recipe, steps=steps, eval_every=every, eval_sequences=WINDOWS)
 
 
-def run(job: Job, name: str) -> dict[str, Any]:
-    """Train, or read the result of an earlier call: `metrics`, and `curve` as loss by tokens."""
+def run(job: Job, name: str, data: Data) -> tuple[Score, float, dict[int, float]]:
+    """Train, or read the result of an earlier call: the score, the seconds and the curve."""
     kept = WORK / f"{job.key()}.json"
     if not kept.exists():
         logs = WORK / f"{name}-{job.seed}"
         with training_run(job, logs, checkpoint_seconds=60) as result:
             curve = [line.split(",") for line in (logs / "validation.csv").read_text().split()[1:]]
             points = {int(seen): float(loss) for _, seen, loss in curve}
-            metrics = {**result.metrics, **result.costs}
-            write_json(kept, {"metrics": metrics, "curve": points})
-    found: dict[str, Any] = json.loads(kept.read_text())
-    return found
+            scored = dataclasses.asdict(score(job.config, result.tensors, data))
+            seconds = result.costs["seconds"]
+            write_json(kept, {"score": scored, "seconds": seconds, "curve": points})
+    found = json.loads(kept.read_text())
+    points = {int(seen): loss for seen, loss in found["curve"].items()}
+    return Score(**found["score"]), found["seconds"], points
 
 
-def compare(
-    chosen: Params, raw: dict[str, Any], data: Path, names: Sequence[str], arguments: Any
-) -> Iterator[Row]:
-    """Train each row with each seed."""
-    train, valid = (token_file.read(data / f"{part}.bin") for part in ("train", "valid"))
-    config = dataclasses.replace(chosen.model_config(), vocab_size=train.vocab_size)
-    where = device.choose(chosen.compute, arguments.tokens * config.training_flops)
-    for name in names:
-        recipe = recipe_of(name, arguments.tokens, raw)
-        found = []
-        for seed in arguments.seeds:
-            print(f"{ROWS[name][0]}, seed {seed}", flush=True)
-            found.append(run(Job(config, recipe, seed, train, valid, where), name))
-        metrics = [one["metrics"] for one in found]
-        yield Row(
-            label=ROWS[name][0],
-            losses=[one["validation_loss"] for one in metrics],
-            seconds=statistics.mean(one["seconds"] for one in metrics),
-            tokens=[int(seen) for seen in found[0]["curve"]],
-            curves=[list(one["curve"].values()) for one in found],
+def score(config: ModelConfig, tensors: Mapping[str, Tensor], data: Data) -> Score:
+    """Score the whole validation stories with the C engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "f32.slm"
+        weight_file.write(
+            path, config, data.vocabulary, lambda name: tensors[name].numpy(), storage("f32")
         )
+        return evaluation.score(Engine(path), data.stories)
 
 
-def table(rows: Sequence[Row], valid: TokenFile) -> str:
-    """Format the rows as a Markdown table; `valid` is the validation set."""
-    bits = framed_bits_per_byte(1.0, len(valid.tokens), valid.text_bytes)
+def compare(chosen: Params, raw: dict[str, Any], data: Data, arguments: Any) -> Iterator[Row]:
+    """Train each size and recipe with each seed."""
+    train, valid = (token_file.read(data.tokens / f"{part}.bin") for part in ("train", "valid"))
+    for size in arguments.sizes or [chosen.model]:
+        shape = params.parse({**raw, "model": size, "train": {}}).model_config()
+        config = dataclasses.replace(shape, vocab_size=train.vocab_size)
+        for name in arguments.rows:
+            recipe = recipe_of(name, size, arguments.tokens, raw)
+            tokens = recipe.steps * recipe.tokens_per_step
+            where = device.choose(chosen.compute, tokens * config.training_flops)
+            found = []
+            for seed in arguments.seeds:
+                print(f"{size}, {ROWS[name][0]}, seed {seed}", flush=True)
+                job = Job(config, recipe, seed, train, valid, where)
+                found.append(run(job, f"{size}-{name}", data))
+            scores, seconds, curves = map(list, zip(*found, strict=True))
+            yield Row(size, ROWS[name][0], tokens, scores, statistics.mean(seconds), curves)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Format the rows as a Markdown table."""
     lines = [
-        "| recipe | nats a token | spread | framed bits per byte | minutes |",
-        "|---|---|---|---|---|",
+        "| size | recipe | M tokens | nats a token | of each seed | bits per byte | minutes |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        mean, spread = statistics.mean(row.losses), max(row.losses) - min(row.losses)
+        each = ", ".join(f"{loss:.3f}" for loss in row.losses)
+        bits = statistics.mean(score.bits_per_byte for score in row.scores)
         lines.append(
-            f"| {row.label} | {mean:.3f} | {spread:.3f} | {mean * bits:.3f} "
-            f"| {row.seconds / 60:.1f} |"
+            f"| {row.size} | {row.label} | {row.tokens / 1e6:.1f} | "
+            f"{statistics.mean(row.losses):.3f} | {each} | {bits:.4f} | {row.seconds / 60:.1f} |"
         )
     return "\n".join(lines)
 
@@ -157,21 +210,28 @@ def draw(rows: Sequence[Row], title: str, target: Path) -> None:
     """Plot the validation loss over tokens: mean and range over seeds."""
     with drawing(target) as (_, (axes,)):
         for color, row in zip(COLORS, rows, strict=False):
-            points = list(zip(*row.curves, strict=True))
-            millions = [seen / 1e6 for seen in row.tokens]
-            label = f"{row.label}: {statistics.mean(row.losses):.3f}"
+            points = list(zip(*(curve.values() for curve in row.curves), strict=True))
+            millions = [seen / 1e6 for seen in row.curves[0]]
+            label = f"{row.name}: {statistics.mean(row.losses):.3f}"
             axes.plot(millions, [statistics.mean(p) for p in points], color=color, label=label)
             axes.fill_between(
                 millions, [min(p) for p in points], [max(p) for p in points], color=color, alpha=0.2
             )
         axes.set(title=title, xlabel="million tokens", ylabel="validation loss, nats a token")
-        axes.set_ylim(top=min(max(max(curve) for row in rows for curve in row.curves), 4.5))
+        highest = max(max(curve.values()) for row in rows for curve in row.curves)
+        axes.set_ylim(top=min(highest, 4.5))
         axes.grid(alpha=0.25)
         axes.legend()
 
 
-def prepare(source: str, chosen: Params) -> Path:
-    """Tokenize another corpus with its own tokenizer and return the folder of the token files."""
+def of_the_project() -> Data:
+    """Return the corpus in use."""
+    vocabulary = tokenizer.load("models/tokenizer.model").vocabulary()
+    return Data(Path("data/tokens"), vocabulary, list(files.read("data/corpus/valid.txt")))
+
+
+def prepare(source: str, chosen: Params) -> Data:
+    """Tokenize another corpus with its own tokenizer."""
     folder = WORK / "data"
     corpus = dataclasses.replace(chosen.corpus, source=source)
     split = sources.split(corpus, chosen.seed)
@@ -184,7 +244,13 @@ def prepare(source: str, chosen: Params) -> Path:
         file.write(tokenizer.train(sample, how.vocab_size, how.character_coverage, how.kind))
     for part in ("train", "valid"):
         pretokenize(folder / f"{part}.txt", folder / "tokenizer.model", folder / f"{part}.bin")
-    return folder
+    vocabulary = tokenizer.load(folder / "tokenizer.model").vocabulary()
+    return Data(folder, vocabulary, list(files.read(folder / "valid.txt")))
+
+
+def budget(text: str) -> int | None:
+    """Return a number of tokens; None for `recipe`."""
+    return None if text == "recipe" else positive(text)
 
 
 @exit_on_user_error
@@ -193,7 +259,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.learning", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--tokens", type=int, default=4_000_000, help="training tokens of each run")
+    parser.add_argument(
+        "--tokens",
+        type=budget,
+        default=4_000_000,
+        help="training tokens of each run; recipe: as many as the recipe says (default: 4000000)",
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", help="of the model (default: the one that params.yaml names)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of each row")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=DEFAULT_ROWS, help="to train")
     parser.add_argument("--corpus", help="as corpus.source in params.yaml (default: data/tokens)")
@@ -201,13 +275,12 @@ def main() -> None:
     arguments = parser.parse_args()
     raw = params.read("params.yaml")
     chosen = params.parse(raw)
-    data = prepare(arguments.corpus, chosen) if arguments.corpus else Path("data/tokens")
-    rows = list(compare(chosen, raw, data, arguments.rows, arguments))
-    valid = token_file.read(data / "valid.bin")
+    data = prepare(arguments.corpus, chosen) if arguments.corpus else of_the_project()
+    rows = list(compare(chosen, raw, data, arguments))
     seeds = ", ".join(map(str, arguments.seeds))
-    title = f"{chosen.model} after {arguments.tokens / 1e6:g} million tokens, seeds {seeds}"
-    print(f"\n{title}\n\n{table(rows, valid)}\n")
-    draw(rows, title, arguments.figure)
+    about = f"Whole validation stories: {len(data.stories):,}; seeds {seeds}"
+    print(f"\n{about}\n\n{table(rows)}\n")
+    draw(rows, f"Validation on windows, seeds {seeds}", arguments.figure)
     print(arguments.figure)
 
 

@@ -25,7 +25,10 @@ static int open_file(sl_file *file, const char *path) {
                        "sl_model_open_memory",
                        path);
     if (failure == ENOENT)
-        return sl_fail(SL_ERROR_FILE, "weight file %s does not exist: run `dvc repro` first", path);
+        return sl_fail(
+            SL_ERROR_FILE,
+            "weight file %s does not exist: name another file, or train a model with `dvc repro`", path
+        );
     if (failure)
         return sl_fail(SL_ERROR_FILE, "weight file %s cannot be opened: %s", path,
                        strerror(failure));

@@ -25,7 +25,6 @@ from storyllamas.plan import command as plan_command
 from storyllamas.rounding import shortest_float32
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES, SPECS
-from storyllamas.slm.header import VERSION
 
 if TYPE_CHECKING:
     from storyllamas.engine.engine import Engine
@@ -176,20 +175,32 @@ def _default_checkpoint() -> Path:
     return Path("models") / params.load().model
 
 
+ROPE_SCALING_FIELDS = (
+    "rope_factor",
+    "rope_low_freq_factor",
+    "rope_high_freq_factor",
+    "rope_original_context",
+)
+"""Fields of ModelConfig that mean nothing without RoPE scaling."""
+
 PRETRAINED = Path("models/pretrained/tinystories-2m-q4.slm")
 """The model that comes with a checkout, for those who have not trained their own."""
 
 
 def _default_model() -> Path:
     trained = _default_checkpoint() / "export" / "f32.slm"
-    return PRETRAINED if PRETRAINED.is_file() and not trained.is_file() else trained
+    if trained.is_file() or not PRETRAINED.is_file():
+        return trained
+    print(f"{trained} is not trained yet: using {PRETRAINED}", file=sys.stderr)
+    return PRETRAINED
 
 
 def _open(arguments: argparse.Namespace) -> Engine:
     from storyllamas.engine.engine import Engine
 
+    arguments.model = arguments.model or _default_model()
     return Engine(
-        arguments.model or _default_model(),
+        arguments.model,
         threads=arguments.threads,
         pages=arguments.pages,
         cache=arguments.cache,
@@ -246,10 +257,10 @@ def _chat(arguments: argparse.Namespace) -> None:
 def _serve(arguments: argparse.Namespace) -> None:
     with needs("serve"):
         from storyllamas.server.serve import serve
-    path = arguments.model or _default_model()
+    engine = _open(arguments)
     serve(
-        _open(arguments),
-        path.stem,
+        engine,
+        arguments.model.stem,
         host=arguments.host,
         port=arguments.port,
         slots=arguments.slots,
@@ -267,7 +278,7 @@ def _info(arguments: argparse.Namespace) -> None:
     layers, embedding = file.storage
     facts = {
         "file": str(file.path),
-        "version": VERSION,
+        "version": file.version,
         "bytes": file.file_bytes,
         "weight_type": layers.type.label,
         "group_size": layers.group_size,
@@ -284,8 +295,11 @@ def _info(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return
+    if file.config.rope_scaling == "none":
+        facts = {name: value for name, value in facts.items() if name not in ROPE_SCALING_FIELDS}
+    width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:20} {value:,}" if type(value) is int else f"{name:20} {value}")
+        print(f"{name:{width}} {value:,}" if type(value) is int else f"{name:{width}} {value}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -296,13 +310,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     engine = _open(arguments)
     stories = list(islice(corpus_formats.read(arguments.stories), arguments.count))
-    result = dataclasses.asdict(evaluation.score(engine, stories))
+    result = {"stories": len(stories), **dataclasses.asdict(evaluation.score(engine, stories))}
     if arguments.json:
         print(json.dumps(result, indent=2))
         return
-    print(f"{'stories':14} {len(stories):,}")
     for name, value in result.items():
-        print(f"{name:14} {value:.4f}")
+        print(f"{name:14} {value:,}" if type(value) is int else f"{name:14} {value:.4f}")
 
 
 def _corpus(arguments: argparse.Namespace) -> None:

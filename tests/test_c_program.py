@@ -575,7 +575,10 @@ def test_paths_without_a_weight_file(run: Run, tmp_path: Path) -> None:
         return done.stderr.removeprefix("error: ").strip()
 
     missing = tmp_path / "missing.slm"
-    assert error_of(missing) == f"weight file {missing} does not exist: run `dvc repro` first"
+    assert error_of(missing) == (
+        f"weight file {missing} does not exist: "
+        "name another file, or train a model with `dvc repro`"
+    )
     assert (
         error_of(tmp_path)
         == f"weight file {tmp_path} is not a regular file: give the path of a .slm file"

@@ -286,7 +286,7 @@ def test_overrides_are_those_of_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(command.sizes_of(raw)) == ["7m", "2m", "30m"]
     for bad, message in (
         ("model", "-S model: Error parsing override 'model'"),
-        ("nokey=3", "-S nokey=3: Could not override 'nokey'"),
+        ("nokey=3", "-S nokey=…: params.yaml has no such key"),
         ("other.yaml:a=3", "-S changes other.yaml: give a key of params.yaml"),
     ):
         with pytest.raises(UserError) as caught:

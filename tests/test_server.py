@@ -262,6 +262,9 @@ def test_the_other_pages(client: httpx2.Client) -> None:
     complete(client, prompt="a", max_tokens=3)
     assert counter(client, "requests_total") == before + 1
     assert client.get("/v1/nothing").status_code == 404
+    chat = client.post("/v1/chat/completions", json={})
+    assert chat.status_code == 404
+    assert "/v1/chat/completions is not served" in chat.json()["error"]["message"]
     assert client.get("/v1/completions").status_code == 404
 
 

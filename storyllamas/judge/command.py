@@ -35,7 +35,7 @@ the same command asks nothing twice and resumes after an interruption. See docs/
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("stories", type=Path, metavar="FILE", help="file of generated stories")
+    parser.add_argument("stories", type=Path, metavar="STORIES", help="file of generated stories")
     parser.add_argument(
         "--against",
         type=Path,
@@ -305,4 +305,4 @@ def _cell(value: Any) -> str:
 
 def _note(text: str) -> None:
     if sys.stderr:
-        print(text, file=sys.stderr)
+        sys.stderr.write(f"{text}\n")  # in one piece, since threads write, too

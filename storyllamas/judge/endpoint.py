@@ -41,6 +41,8 @@ class RetrySettings:
 
     Attributes:
         pauses: pause before each retry of a request.
+        first_contact: retries while the server has never been reached, since its address may be
+            wrong.
         jitter: share of a pause by which it may be longer, at random, so that requests that were
             rejected together do not come back together.
         timeout: time for a whole answer, and to connect.
@@ -48,6 +50,7 @@ class RetrySettings:
     """
 
     pauses: tuple[float, ...] = (1, 2, 4, 8, 16, 32)
+    first_contact: int = 2
     jitter: float = 0.25
     timeout: float = 120
     max_wait: float = 600
@@ -104,6 +107,7 @@ class Endpoint:
             UserError: the address or the key cannot be used.
         """
         self.url = normalized(self.url)
+        self._reached = False
         if not (self.key.isascii() and self.key.isprintable()):
             raise UserError("the key has characters that no header can hold: check its variable")
         self._client = httpx2.Client(
@@ -158,11 +162,14 @@ class Endpoint:
     def _pause(self, error: MalformedError | TroubleError, attempt: int, asked: float) -> float:
         """Return the seconds to wait before retry number `attempt`, counted from 1, or give up."""
         pauses = self.retries.pauses
+        if not self._reached:
+            pauses = pauses[: self.retries.first_contact]
         if attempt > len(pauses):
             if isinstance(error, MalformedError):
                 raise error
+            remedy = "try again later" if self._reached else "check --endpoint, or start the server"
             raise UserError(
-                f"{self.url} gives no answer ({error}, {attempt} times in a row): try again later"
+                f"{self.url} gives no answer ({error}, {attempt} times in a row): {remedy}"
             )
         if asked > self.retries.max_wait:
             raise UserError(
@@ -183,6 +190,7 @@ class Endpoint:
         try:
             status, headers, content = self._exchange(body)
         except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.ProtocolError) as error:
+            self._reached |= not isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout))
             raise TroubleError(self._phrase(error)) from None
         except httpx2.HTTPError as error:
             raise UserError(f"{self.url} cannot be used: {self._phrase(error)}") from None
@@ -200,6 +208,7 @@ class Endpoint:
         end = time.monotonic() + self.retries.timeout
         content = bytearray()
         with self._client.stream("POST", f"{self.url}/chat/completions", json=body) as response:
+            self._reached = True
             for chunk in response.iter_bytes():
                 content += chunk
                 if len(content) > MAX_ANSWER_BYTES:

@@ -26,7 +26,7 @@ from storyllamas.measures.words import words
 
 COLUMNS = ("category", "prompt", "completion", "model_name")
 
-HOLDS = 0.4
+LOWEST_CORRELATION = 0.4
 """The lowest absolute correlation that counts.
 
 By chance, one of the about hundred correlations of a table exceeds it in one table of twenty, with
@@ -182,8 +182,8 @@ def table(found: dict[str, dict[str, float]]) -> str:
 def _cell(value: float) -> str:
     if np.isnan(value):
         return "–"
-    text = f"{value:.2f}".replace("-", "−")
-    return f"**{text}**" if abs(value) >= HOLDS else text
+    text = f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # 0.0 makes -0.0 positive
+    return f"**{text}**" if abs(value) >= LOWEST_CORRELATION else text
 
 
 @exit_on_user_error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -92,6 +93,8 @@ def read_params(overrides: Sequence[str]) -> Any:
             apply_overrides(copy, to_path_overrides(overrides)[PARAMS])
         except InvalidArgumentError as error:
             cause = str(error.__cause__ or error).strip().partition("\n")[0].rstrip(".")
+            if unknown := re.fullmatch(r"Could not override '(.*)'", cause):
+                raise UserError(f"-S {unknown[1]}=…: {PARAMS} has no such key") from None
             raise UserError(f"-S {' -S '.join(overrides)}: {cause}") from None
         return params.read(copy)
 

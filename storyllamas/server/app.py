@@ -166,6 +166,11 @@ class Server:
         }
         return JSONResponse({"object": "list", "data": [model]})
 
+    async def unknown(self, request: Request) -> Response:
+        """Answer any other address under /v1/."""
+        message = f"{request.url.path} is not served: use /v1/completions or /v1/models"
+        return _error(message, 404)
+
     async def health(self, request: Request) -> Response:
         """Answer GET /health."""
         return JSONResponse({"status": "ok"})
@@ -200,6 +205,7 @@ def create_app(
         routes=[
             Route("/v1/completions", server.completions, methods=["POST"]),
             Route("/v1/models", server.models),
+            Route("/v1/{path:path}", server.unknown, methods=["GET", "POST"]),
             Route("/health", server.health),
             Route("/metrics", server.metrics),
             *page,

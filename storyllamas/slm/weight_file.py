@@ -220,6 +220,7 @@ class WeightFile:
     """An open weight file: its header, its tokenizer, and its tensors read on demand."""
 
     path: Path
+    version: int
     config: ModelConfig
     vocabulary: Vocabulary
     storage: Storage
@@ -254,13 +255,17 @@ def read(path: str | os.PathLike[str]) -> WeightFile:
                 raise UserError(f"weight file {source} is empty: export it again")
             data = np.memmap(file, np.uint8, "r")
     except FileNotFoundError:
-        raise UserError(f"weight file {source} does not exist: run `dvc repro` first") from None
+        raise UserError(
+            f"weight file {source} does not exist: name another file, or train a model with "
+            "`dvc repro`"
+        ) from None
     header = _checked_header(source, data)
     config, storage = header.config(), header.storage()
     sizes = _aligned_bytes(tensor_shapes(config), storage)
     starts = accumulate(sizes.values(), initial=header.tensors_offset)
     return WeightFile(
         path=source,
+        version=header.version,
         config=config,
         vocabulary=_read_vocabulary(source, header, data),
         storage=storage,

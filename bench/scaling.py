@@ -1,0 +1,160 @@
+"""Train a grid of sizes, tokens and texts with the recipe `fast`, and fit a scaling law to it.
+
+`make bench-scaling` runs it and prints the runs, the law, and what it says of the recipe `full`. It
+keeps runs in build/bench/learning, as `make bench-learning` does.
+"""
+
+from __future__ import annotations
+
+from storyllamas.training import process_env
+
+if __name__ == "__main__":
+    process_env.prepare()
+
+import argparse
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bench.learning import WORK, Data, of_the_project, prepare, recipe_of, run
+from bench.scaling_law import Law, Point, fit, resampled
+from storyllamas import params, token_file
+from storyllamas.errors import UserError, exit_on_user_error
+from storyllamas.params import Params
+from storyllamas.token_file import TokenFile
+from storyllamas.training import device
+from storyllamas.training.loop import Job
+
+SAMPLES = 200
+"""Fits to random samples of the runs, from which the interval is."""
+
+
+class Cell(NamedTuple):
+    """A run of the grid.
+
+    Attributes:
+        size: key of `sizes` in params.yaml.
+        million_tokens: trained on.
+        share: of the training text that is used.
+    """
+
+    size: str
+    million_tokens: float
+    share: float = 1.0
+
+
+GRID = (
+    Cell("2m", 0.5),
+    Cell("2m", 1),
+    Cell("2m", 2),
+    Cell("2m", 4),
+    Cell("2m", 2, 1 / 8),
+    Cell("2m", 4, 1 / 4),
+    Cell("7m", 0.5),
+    Cell("7m", 1),
+    Cell("7m", 2),
+    Cell("7m", 4),
+    Cell("7m", 2, 1 / 4),
+    Cell("30m", 0.25),
+    Cell("30m", 0.5),
+    Cell("30m", 1),
+    Cell("30m", 0.5, 1 / 16),
+)
+
+PUBLISHED_TOKENS = 4.5e8
+"""Different tokens of all of TinyStories with a vocabulary of 4,096 pieces."""
+
+
+def first_part(train: TokenFile, share: float) -> TokenFile:
+    """Return a token file of the first stories with that share of the tokens."""
+    if share == 1:
+        return train
+    path = WORK / f"train-{share:g}.bin"
+    bos = int(train.tokens[0])
+    starts = np.flatnonzero(np.asarray(train.tokens) == bos)
+    stories = int(np.searchsorted(starts, share * len(train.tokens)))
+    if not stories:
+        raise UserError(f"{train.path} has no story in its first {share:.1%}: use a larger corpus")
+    tokens = train.tokens[: starts[stories] if stories < len(starts) else len(train.tokens)]
+    text_bytes = round(train.text_bytes * len(tokens) / len(train.tokens))
+    with token_file.write(path, train.vocab_size, train.digest) as writer:
+        writer.append(np.asarray(tokens), stories, text_bytes)
+    return token_file.read(path)
+
+
+def points(
+    cells: Sequence[Cell], chosen: Params, raw: Mapping[str, Any], data: Data, seed: int
+) -> Iterator[Point]:
+    """Train each run of the grid, or read the result of an earlier call."""
+    train, valid = (token_file.read(data.tokens / f"{part}.bin") for part in ("train", "valid"))
+    for cell in cells:
+        shape = params.parse({**raw, "model": cell.size, "train": {}}).model_config()
+        config = dataclasses.replace(shape, vocab_size=train.vocab_size)
+        recipe = recipe_of("fast", cell.size, round(cell.million_tokens * 1e6), raw)
+        tokens = recipe.steps * recipe.tokens_per_step
+        where = device.choose(chosen.compute, tokens * config.training_flops)
+        part = first_part(train, cell.share)
+        print(f"{cell.size}, {tokens / 1e6:.2f} M of {len(part.tokens) / 1e6:.2f} M", flush=True)
+        score, _, _ = run(Job(config, recipe, seed, part, valid, where), f"scaling-{cell}", data)
+        yield Point(config.parameters, tokens, len(part.tokens), score.loss)
+
+
+def table(cells: Sequence[Cell], found: Sequence[Point], law: Law) -> str:
+    """Format the runs in Markdown, with the losses of the law."""
+    lines = [
+        "| size | M tokens | M different tokens | epochs | nats a token | the law |",
+        "|---|---|---|---|---|---|",
+    ]
+    for cell, point in zip(cells, found, strict=True):
+        epochs = max(1.0, point.tokens / point.unique)
+        lines.append(
+            f"| {cell.size} | {point.tokens / 1e6:.2f} | "
+            f"{min(point.unique, point.tokens) / 1e6:.2f} | {epochs:.1f} | {point.loss:.3f} | "
+            f"{law.loss(point.parameters, point.tokens, point.unique):.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def predictions(raw: Mapping[str, Any], vocab_size: int, law: Law, others: Sequence[Law]) -> str:
+    """Format what the law says of the recipe `full` on all of TinyStories, with 90 % intervals."""
+    lines = ["| size | B tokens | nats a token | 90 % interval |", "|---|---|---|---|"]
+    for size in raw["recipes"]["full"]["sizes"]:
+        chosen = params.parse({**raw, "model": size, "recipe": "full", "train": {}})
+        config = dataclasses.replace(chosen.model_config(), vocab_size=vocab_size)
+        tokens = chosen.recipe.steps * chosen.recipe.tokens_per_step
+        where = config.parameters, tokens, PUBLISHED_TOKENS
+        low, high = np.quantile([other.loss(*where) for other in others], (0.05, 0.95))
+        lines.append(
+            f"| {size} | {tokens / 1e9:.2f} | {law.loss(*where):.2f} | {low:.2f} to {high:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+@exit_on_user_error
+def main() -> None:
+    """Train, and print the runs, the law and its predictions."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.scaling", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--corpus", help="as corpus.source in params.yaml (default: data/tokens)")
+    parser.add_argument("--seed", type=int, default=1, help="of all runs")
+    arguments = parser.parse_args()
+    raw = params.read("params.yaml")
+    chosen = params.parse(raw)
+    data = prepare(arguments.corpus, chosen) if arguments.corpus else of_the_project()
+    WORK.mkdir(parents=True, exist_ok=True)
+    found = list(points(GRID, chosen, raw, data, arguments.seed))
+    law = fit(found)
+    print(f"\n{table(GRID, found, law)}\n")
+    print(
+        f"loss = {law.floor:.2f} + {law.model:.2f} / parameters^{law.alpha:.2f} + "
+        f"{law.data:.2f} / data^{law.beta:.2f}, repeats {law.repeats:.1f}; in millions\n"
+    )
+    vocab_size = token_file.read(data.tokens / "train.bin").vocab_size
+    print(predictions(raw, vocab_size, law, resampled(found, law, SAMPLES)))
+
+
+if __name__ == "__main__":
+    main()
