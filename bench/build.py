@@ -80,8 +80,9 @@ def engine_kernels() -> Path:
 
 def limits() -> Path:
     """Compile the program that measures the limits of the machine."""
-    sources = [BENCH / "limits.c", BENCH / "peak.c"]
-    return compiled("limits", sources, [*STANDARD, "-march=native"])
+    platform = [path for path in LIBRARY if path.parent.name == "platform"]
+    sources = [BENCH / "limits.c", BENCH / "peak.c", *platform]
+    return compiled("limits", sources, [*ENGINE, "-march=native"])
 
 
 def start() -> Path:

@@ -176,8 +176,10 @@ static void print_peaks(int cores) {
     printf(" \"peak\": [");
     for (int p = 0; p < PEAKS; p++)
         for (int threads = 1; peaks[p].run && threads <= cores; threads++) {
+            const double speed = operations(&peaks[p], threads);
+            if (speed == 0) break; /* not permitted */
             printf("%s\n  {\"threads\": %d, \"type\": \"%s\", \"operations\": %.4g}", separator,
-                   threads, peaks[p].type, operations(&peaks[p], threads));
+                   threads, peaks[p].type, speed);
             separator = ",";
         }
     printf("]}\n");

@@ -77,8 +77,12 @@ class Machine:
         return [type for type, peak in peaks.items() if peak < peaks.get("f32", 0)]
 
     def peak(self, type: str, threads: int) -> float:
-        """Return operations a second in a number type, or 0 if it was not measured."""
-        return self._measured_peak("f32" if type in self.rejected else type, threads)
+        """Return operations a second in a number type, or 0 if it was not measured.
+
+        It is that of vectors or of AMX, whichever is higher.
+        """
+        vectors = self._measured_peak("f32" if type in self.rejected else type, threads)
+        return max(vectors, self._measured_peak(f"AMX {type}", threads))
 
     def _measured_peak(self, type: str, threads: int) -> float:
         rows = self.found["peak"]

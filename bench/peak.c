@@ -3,6 +3,9 @@
 #include "peak.h"
 
 #include <stddef.h>
+#include <stdint.h>
+
+#include "platform.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -12,7 +15,20 @@
 #define REGISTER "w"
 #endif
 
+/* The sums of a round must hide the latency of an instruction. Processors with AVX-512 or NEON have
+ * 32 registers, others 16. */
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+enum { ROUNDS = 1 << 20, SUMS = 24 };
+#else
 enum { ROUNDS = 1 << 21, SUMS = 12 };
+#endif
+
+/* Only unrolled loops have their sums in registers. */
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 24")
+#endif
 
 /* Define a loop over step(sum, a, b), which does `operations` operations. The sums do not wait for
  * each other. The empty assembly hides the values from the compiler, so it neither merges equal
@@ -21,12 +37,12 @@ enum { ROUNDS = 1 << 21, SUMS = 12 };
     static double name(void) {                                                                     \
         result sums[SUMS] = {0};                                                                   \
         input a = {0}, b = {0};                                                                    \
-        for (int k = 0; k < SUMS; k++) __asm__ volatile("" : "+" REGISTER(sums[k]));               \
+        UNROLL for (int k = 0; k < SUMS; k++) __asm__ volatile("" : "+" REGISTER(sums[k]));        \
         for (int round = 0; round < ROUNDS; round++) {                                             \
             __asm__ volatile("" : "+" REGISTER(a), "+" REGISTER(b));                               \
-            for (int k = 0; k < SUMS; k++) sums[k] = step(sums[k], a, b);                          \
+            UNROLL for (int k = 0; k < SUMS; k++) sums[k] = step(sums[k], a, b);                   \
         }                                                                                          \
-        for (int k = 0; k < SUMS; k++) __asm__ volatile("" : : REGISTER(sums[k]));                 \
+        UNROLL for (int k = 0; k < SUMS; k++) __asm__ volatile("" : : REGISTER(sums[k]));          \
         return (double)ROUNDS * SUMS * (operations);                                               \
     }
 
@@ -81,4 +97,55 @@ LOOP(int8, int8x16_t, int32x4_t, 32, vdotq_s32)
 #define int8 NULL
 #endif
 
-const peak peaks[PEAKS] = {{"f32", f32}, {"bf16", bf16}, {"int8", int8}};
+/* ---- Tiles of AMX ---------------------------------------------------------------------------- */
+
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__)
+/* Configure all tile registers as 16 rows of 64 bytes. Returns whether the system permits it. */
+static bool start_tiles(void) {
+    static const struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } shapes = {
+        .palette = 1,
+        .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
+        .rows = {16, 16, 16, 16, 16, 16, 16, 16},
+    };
+    if (!sl_request_tiles()) return false;
+    __asm__ volatile("" : : "r"(&shapes) : "memory"); /* GCC does not know that all is read */
+    _tile_loadconfig(&shapes);
+    return true;
+}
+
+/* Define a loop over products of two tiles with four sums: more would not be faster, since a
+ * product takes 16 cycles and 52 until its sum can be added to. */
+#define TILE_LOOP(name, operations, product)                                                       \
+    static double name(void) {                                                                     \
+        enum { TILE_ROUNDS = 1 << 19, TILE_SUMS = 4 };                                             \
+        if (!start_tiles()) return 0;                                                              \
+        _tile_zero(0);                                                                             \
+        _tile_zero(1);                                                                             \
+        _tile_zero(2);                                                                             \
+        _tile_zero(3);                                                                             \
+        _tile_zero(4);                                                                             \
+        _tile_zero(5);                                                                             \
+        for (int round = 0; round < TILE_ROUNDS; round++) {                                        \
+            product(0, 4, 5);                                                                      \
+            product(1, 4, 5);                                                                      \
+            product(2, 4, 5);                                                                      \
+            product(3, 4, 5);                                                                      \
+        }                                                                                          \
+        _tile_release();                                                                           \
+        return (double)TILE_ROUNDS * TILE_SUMS * (operations);                                     \
+    }
+
+TILE_LOOP(amx_int8, 2 * 16 * 16 * 64, _tile_dpbssd)
+TILE_LOOP(amx_bf16, 2 * 16 * 16 * 32, _tile_dpbf16ps)
+#else
+#define amx_int8 NULL
+#define amx_bf16 NULL
+#endif
+
+const peak peaks[PEAKS] = {
+    {"f32", f32}, {"bf16", bf16}, {"int8", int8}, {"AMX bf16", amx_bf16}, {"AMX int8", amx_int8},
+};

@@ -5,10 +5,11 @@
 
 typedef struct {
     const char *type;    /* of the factors */
-    double (*run)(void); /* returns the number of operations; NULL: the processor cannot */
+    double (*run)(void); /* returns the number of operations, 0 if the system does not permit them;
+                            NULL: the processor cannot */
 } peak;
 
-enum { PEAKS = 3 };
+enum { PEAKS = 5 };
 extern const peak peaks[PEAKS];
 
 #endif

@@ -176,6 +176,10 @@ int64_t sl_clock(void);
 /* Return whether the processor has the 8-bit dot product of AArch64. */
 bool sl_has_dot_product(void);
 
+/* Ask the system to let all threads of this process use the tile registers of x86-64, which a
+ * process has to ask for. Returns whether they may. */
+bool sl_request_tiles(void);
+
 /* ---- The command-line program ---------------------------------------------------------------- */
 
 #ifndef SL_PLATFORM_NONE

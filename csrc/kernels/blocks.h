@@ -8,19 +8,7 @@
 
 #include <stdbool.h>
 
-#include "kernels.h"
-
-enum { ROWS = SL_TILE_ROWS };
-
-/* Types of the elements of a matrix, as bits of an element. */
-typedef enum { Q4 = 4, Q8 = 8, F16 = 16, F32 = 32 } weight_bits;
-
-#define INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "unroll.h"
 
 /* Return the rows of the next block if n rows are left: `together`, 4 or 1. Single rows are slow,
  * so 8 or 9 rows become blocks of 4 and not one of 6. */

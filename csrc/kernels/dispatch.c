@@ -29,6 +29,19 @@ static bool has_avx_vnni(void) {
 }
 #endif
 
+#ifdef SL_AMX
+/* Return whether the processor multiplies tiles of 8-bit integers, and the system saves its tile
+ * registers. */
+static bool has_amx(void) {
+    enum { TILE_STATE = 3 << 17, AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25 };
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_OSXSAVE)) return false;
+    __asm__("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+    if ((eax & TILE_STATE) != TILE_STATE) return false;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && edx & AMX_TILE && edx & AMX_INT8;
+}
+#endif
+
 /* Runs before main, so before any other thread exists. */
 SL_BEFORE_MAIN static void find_kernels(void) {
     size_t count = 0;
@@ -37,6 +50,10 @@ SL_BEFORE_MAIN static void find_kernels(void) {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vnni");
+#ifdef SL_AMX
+    const sl_kernels *amx = avx512 && has_amx() && sl_request_tiles() ? sl_kernels_amx() : NULL;
+    if (amx) available[count++] = amx;
+#endif
     if (avx512) available[count++] = &sl_kernels_avx512;
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16();
 #ifdef SL_AVX_VNNI

@@ -10,6 +10,9 @@
 #define SL_X86
 #if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
 #define SL_AVX_VNNI /* the compiler knows the 8-bit dot product in AVX */
+#ifdef __linux__
+#define SL_AMX /* and tile registers, for which other systems need other permissions */
+#endif
 #endif
 #elif defined(__aarch64__) &&                                                                      \
     (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
@@ -23,8 +26,13 @@ extern const sl_kernels sl_kernels_scalar;
 extern const sl_kernels sl_kernels_avx2;
 extern const sl_kernels sl_kernels_avxvnni;
 extern const sl_kernels sl_kernels_avx512; /* with VNNI */
-extern const sl_kernels sl_kernels_neon;   /* with the dot product */
-extern const sl_kernels sl_kernels_wasm;   /* with SIMD128 */
+#ifdef SL_AMX
+/* Return the kernels with tile registers, or NULL if they do not agree with those of
+ * sl_kernels_avx512 in every bit. Call it once, if sl_request_tiles returns true. */
+const sl_kernels *sl_kernels_amx(void);
+#endif
+extern const sl_kernels sl_kernels_neon; /* with the dot product */
+extern const sl_kernels sl_kernels_wasm; /* with SIMD128 */
 
 /* The averages of average.h, or none. */
 #define SL_AVERAGES .average_f32 = average_f32, .average_f16 = average_f16, .average_i8 = average_i8

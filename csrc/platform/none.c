@@ -78,4 +78,8 @@ bool sl_has_dot_product(void) {
 #endif
 }
 
+bool sl_request_tiles(void) {
+    return false;
+}
+
 #endif

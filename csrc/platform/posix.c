@@ -18,6 +18,8 @@
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
 #endif
 
 /* ---- Memory ---------------------------------------------------------------------------------- */
@@ -177,6 +179,19 @@ bool sl_has_dot_product(void) {
     return true;
 #elif defined(__aarch64__) && defined(__linux__)
     return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return false;
+#endif
+}
+
+bool sl_request_tiles(void) {
+#if defined(__x86_64__) && defined(__linux__)
+    /* Older headers lack these names. The answer is checked, because a sandbox may ignore the
+     * request. */
+    const long get_permissions = 0x1022, request_permission = 0x1023, tile_data = 18;
+    unsigned long permitted = 0;
+    return !syscall(SYS_arch_prctl, request_permission, tile_data) &&
+           !syscall(SYS_arch_prctl, get_permissions, &permitted) && permitted >> tile_data & 1;
 #else
     return false;
 #endif

@@ -214,6 +214,10 @@ bool sl_has_dot_product(void) {
     return IsProcessorFeaturePresent(DOT_PRODUCT);
 }
 
+bool sl_request_tiles(void) {
+    return false;
+}
+
 /* ---- The command-line program ---------------------------------------------------------------- */
 
 static UINT old_code_page; /* of the console, which keeps it after the program */

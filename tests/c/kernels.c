@@ -268,11 +268,16 @@ typedef struct {
     uint8_t *data;
 } quantized_matrix;
 
+/* Return a random number from 1 to `usual`, now and then to `max`. */
+static size_t count(uint32_t usual, uint32_t max) {
+    return 1 + integer(integer(4) ? usual : max);
+}
+
 /* Extreme values are frequent, to find sums that overflow. No q8 weight is a zero byte, which would
  * be -128: the writer uses -127 … 127. In every second matrix all scales are 1. */
 static quantized_matrix random_matrix(size_t bits) {
-    quantized_matrix m = {.tiles = 1 + integer(9), .groups = 1 + integer(5), .bits = bits};
-    m.group_size = 32 / bits * (1 + integer(20));
+    quantized_matrix m = {.tiles = 1 + integer(9), .groups = 1 + integer(4), .bits = bits};
+    m.group_size = 32 / bits * count(20, 64);
     m.bias = 1 << (bits - 1);
     m.has_unit_scales = integer(2);
     m.scale_bytes = (m.groups * ROWS * 2 + 63) / 64 * 64;
@@ -312,7 +317,7 @@ static double weight_at(const quantized_matrix *m, size_t row, size_t column) {
 /* If all scales are 1 the sums are integers below 2^24, which a float holds: they must be exact. */
 static double matmul_quantized(const sl_kernels *k, uint32_t type, size_t bits) {
     quantized_matrix m = random_matrix(bits);
-    const size_t n = 1 + integer(20), rows = m.tiles * ROWS, columns = m.groups * m.group_size;
+    const size_t n = count(20, 70), rows = m.tiles * ROWS, columns = m.groups * m.group_size;
     const size_t y_stride = rows + integer(3) * 4;
     float *y = reals(n * y_stride);
     sl_quantized q = quantized(n, m.groups, m.group_size);

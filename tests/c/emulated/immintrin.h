@@ -1,7 +1,7 @@
-/* immintrin.h: the AVX-512 instructions that csrc/kernels/avx512.c uses, in plain C.
+/* immintrin.h: the instructions that csrc/kernels/avx512.c and amx.c use, in plain C.
  *
- * The test of the kernels compiles avx512.c against this header, so it also runs on processors
- * without AVX-512. Each function is a loop over the lanes that computes what Intel's manual
+ * The test of the kernels compiles these files against this header, so it also runs on processors
+ * without AVX-512 and AMX. Each function is a loop over the lanes that computes what Intel's manual
  * specifies for the instruction. Masked loads and stores do not access the other lanes. */
 
 #ifndef STORYLLAMAS_EMULATED_IMMINTRIN_H
@@ -160,6 +160,8 @@ DEFINE(__m512i, _mm512_and_si512, (__m512i a, __m512i b), r.i[l] = a.i[l] & b.i[
 DEFINE(__m512i, _mm512_andnot_si512, (__m512i a, __m512i b), r.i[l] = ~a.i[l] & b.i[l])
 DEFINE(__m512i, _mm512_slli_epi32, (__m512i a, unsigned k),
        r.i[l] = (int32_t)((uint32_t)a.i[l] << k))
+DEFINE(__m512i, _mm512_srli_epi32, (__m512i a, unsigned k),
+       r.i[l] = (int32_t)((uint32_t)a.i[l] >> k))
 DEFINE(__m512i, _mm512_srai_epi32, (__m512i a, unsigned k), r.i[l] = a.i[l] >> k)
 
 EMULATED int32_t _mm512_reduce_add_epi32(__m512i x) {
@@ -242,5 +244,7 @@ DEFINE(__m256i, _mm512_cvtps_ph, (__m512 x, int how), r.h[l] = how ? 0x7e00 : to
 #undef DEFINE
 #undef EMULATED
 #undef LANE
+
+#include "tiles.h"
 
 #endif

@@ -1,0 +1,20 @@
+/* unroll.h: what the kernels with registers of constant number share. */
+
+#ifndef STORYLLAMAS_UNROLL_H
+#define STORYLLAMAS_UNROLL_H
+
+#include "kernels.h"
+
+enum { ROWS = SL_TILE_ROWS };
+
+/* Types of the elements of a matrix, as bits of an element. */
+typedef enum { Q4 = 4, Q8 = 8, F16 = 16, F32 = 32 } weight_bits;
+
+#define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#endif
