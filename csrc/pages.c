@@ -27,8 +27,8 @@ static int open_file(sl_file *file, const char *path) {
     if (failure == ENOENT)
         return sl_fail(
             SL_ERROR_FILE,
-            "weight file %s does not exist: name another file, or train a model with `dvc repro`", path
-        );
+            "weight file %s does not exist: name another file, or train a model with `dvc repro`",
+            path);
     if (failure)
         return sl_fail(SL_ERROR_FILE, "weight file %s cannot be opened: %s", path,
                        strerror(failure));
