@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import cache
@@ -257,19 +257,28 @@ def wrong_dvc(arguments: list[str]) -> Iterator[str]:
         stage, _, size = target.partition("@")
         if stage not in STAGES or size not in {"", *PARAMS["sizes"]}:
             yield f"stage {target}"
-    for change in getattr(parsed, "set_param", None) or []:
-        yield from wrong_change(change)
+    changes = getattr(parsed, "set_param", None) or []
+    together = {name: values[0] for name, values in map(values_of, changes) if has_key(name)}
+    for change in changes:
+        yield from wrong_change(change, together)
 
 
-def wrong_change(change: str) -> Iterator[str]:
-    """Check KEY=VALUE, or KEY=VALUE,VALUE of a queue, as params.yaml is checked."""
+def values_of(change: str) -> tuple[str, list[object]]:
+    """Return the key and the values of KEY=VALUE, or of KEY=VALUE,VALUE of a queue."""
     name, _, text = change.partition("=")
+    values = [text] if text.startswith("[") else text.split(",")
+    return name, [params.loads(value) for value in values]
+
+
+def wrong_change(change: str, together: Mapping[str, object]) -> Iterator[str]:
+    """Check a change as params.yaml is checked, with all changes of the command."""
+    name, values = values_of(change)
     if not has_key(name):
         yield f"key {name} of params.yaml"
         return
-    for value in [text] if text.startswith("[") else text.split(","):
+    for value in values:
         try:
-            params.parse(apply_changes(PARAMS, {name: params.loads(value)}))
+            params.parse(apply_changes(PARAMS, {**together, name: value}))
         except UserError as error:
             yield f"{change}: {error}"
 
