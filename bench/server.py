@@ -25,6 +25,7 @@ from statistics import median, quantiles
 
 from bench import models, processor
 from bench.build import BENCH, ROOT
+from storyllamas import params
 from storyllamas.errors import UserError, exit_on_user_error
 
 OURS, LLAMA_CPP = "StoryLlamas", "llama.cpp"
@@ -197,10 +198,20 @@ def measure(model: models.Model, rounds: int, llama_server: Path | None) -> list
                     found = asyncio.run(_load(port, clients, sequences))
                     loads.setdefault((name, clients), []).append(found)
     rate = median(many)
-    lines = [f"| {model.size} | `generate --count` | | {rate:,.0f} | | | |"]
+    lines = [f"| {model.size} | `generate --count` | | {rate:,.0f} | | | | {rounds} |"]
     for (name, clients), rows in loads.items():
-        lines.append(_row(model.size, name, clients, rows, rate))
+        lines.append(f"{_row(model.size, name, clients, rows, rate)} {rounds} |")
     return lines
+
+
+def rows_of_others(page: str, sizes: Sequence[str]) -> list[str]:
+    """Return the lines of a page's table that are of other sizes than these."""
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    return [row for row in rows if _size(row) not in ("model", *sizes)]
+
+
+def _size(row: str) -> str:
+    return row.split(" ")[1]
 
 
 def _row(size: str, name: str, clients: int, loads: list[Load], rate: float) -> str:
@@ -234,18 +245,22 @@ def main() -> None:
         f"# The server on {processor.title()}",
         "",
         f"q8, {SLOTS} slots, requests of {TOKENS} tokens, {os.cpu_count()} processors, which the "
-        f"clients share. Medians of {arguments.rounds} rounds in turns. Times are median / "
+        f"clients share. Medians of rounds in turns. Times are median / "
         f"{PERCENTILE}th percentile in milliseconds. With many streams an event of StoryLlamas has "
         "several tokens.",
         "",
-        "| model | program | clients | tokens/s | of `--count` | first token | between events |",
-        "|---|---|---|---|---|---|---|",
+        "| model | program | clients | tokens/s | of `--count` | first token | between events "
+        "| rounds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    path = BENCH / "results" / "server" / f"{processor.slug(processor.title())}.md"
+    rows = rows_of_others(path.read_text("utf-8"), arguments.sizes) if path.exists() else []
     for size in arguments.sizes:
         print(f"{size}: measuring", flush=True)
         model = models.prepare(size, {"q8", "gguf-q8_0"} if peer else {"q8"})
-        lines += measure(model, arguments.rounds, peer.resolve() if peer else None)
-    path = BENCH / "results" / "server" / f"{processor.slug(processor.title())}.md"
+        rows += measure(model, arguments.rounds, peer.resolve() if peer else None)
+    order = list(params.read(ROOT / "params.yaml")["sizes"])
+    lines += sorted(rows, key=lambda row: order.index(_size(row)))
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(path.read_text(encoding="utf-8"))

@@ -16,7 +16,19 @@ import torch
 from engine_files import BOS, random_tensors, small_config, write
 
 from bench import __main__ as command
-from bench import build, engines, index, kernels, limits, measure, models, pages, processor, report
+from bench import (
+    build,
+    engines,
+    index,
+    kernels,
+    limits,
+    measure,
+    models,
+    pages,
+    processor,
+    report,
+    server,
+)
 from bench import worker as worker_module
 from bench.engines import OURS, Engine
 from bench.limits import Limit, Machine
@@ -575,3 +587,8 @@ def test_run_with_a_crash_writes_the_page_and_the_index(
     assert page.tables["Prompt"][-1]["2m"] == "SIGILL"
     assert page.best("batch", "llama.cpp", "q8_0", "2m") > 0
     assert "](machine.md) |" in (tmp_path / "README.md").read_text()
+
+
+def test_the_server_page_keeps_rows_of_other_sizes() -> None:
+    page = "# Title\n\n| model | program |\n|---|---|\n| 2m | a |\n| 7m | b |\n| 7m | c |\n"
+    assert server.rows_of_others(page, ["2m"]) == ["| 7m | b |", "| 7m | c |"]
