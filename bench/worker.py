@@ -167,9 +167,9 @@ def _parse(line: str, request: str) -> dict[str, Any] | None:
         return answer if isinstance(ids, list) and {*map(type, ids)} <= {int} else None
     if request == "about":
         return answer if isinstance(answer.get("about"), str) else None
-    seconds = answer.get("seconds")
-    is_time = isinstance(seconds, float | int) and 0 < seconds < math.inf
-    return answer if is_time or not answer else None
+    value = answer.get("operations" if request == "peak" else "seconds")
+    is_measured = isinstance(value, float | int) and 0 < value < math.inf
+    return answer if is_measured or not answer else None
 
 
 def exit_reason(status: int) -> str:

@@ -134,7 +134,10 @@ def test_errors_name_the_file(run: Run, folder: Path, tmp_path: Path) -> None:
     damaged.write_bytes(data)
     (tmp_path / "empty.slm").touch()
     for path, reason in (
-        (tmp_path / "no ü.slm", "does not exist: name another file"),
+        (
+            tmp_path / "no ü.slm",
+            "does not exist: name another file, or train a model with `dvc repro`",
+        ),
         (tmp_path, "is not a regular file: give the path of a .slm file"),
         (damaged, "is damaged: its checksum does not match; export it again"),
         (tmp_path / "empty.slm", "is empty: export it again"),
