@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -69,8 +70,11 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             process.communicate(timeout=PATIENCE)
 
 
-def stopped_ranks(folder: Path) -> list[int]:
-    """Return the process ids of a run of two ranks, once the first has stopped itself."""
+def stopped_ranks(process: subprocess.Popen[str], folder: Path) -> list[int]:
+    """Return the process ids of a run of two ranks, once the first has stopped itself.
+
+    If it ends instead, raise an error that shows what the run printed.
+    """
     files = [folder / f"{rank}.pid" for rank in range(2)]
     deadline = time.monotonic() + PATIENCE
     while not all(file.exists() for file in files):
@@ -79,7 +83,10 @@ def stopped_ranks(folder: Path) -> list[int]:
     ranks = [int(file.read_text()) for file in files]
     for file in files:
         file.unlink()
-    wait_until_stopped(ranks[0])
+    try:
+        wait_until_stopped(ranks[0])
+    except (AssertionError, psutil.NoSuchProcess):
+        raise AssertionError(f"rank 0 did not stop itself:\n{finish(process)}") from None
     return ranks
 
 
@@ -141,7 +148,7 @@ def test_a_run_resumes_after_a_rank_was_killed_and_after_an_interrupt(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     process = start(LONG, stop=6)
-    first, victim = stopped_ranks(tmp_path)
+    first, victim = stopped_ranks(process, tmp_path)
     os.kill(victim, signal.SIGKILL)
     os.kill(first, signal.SIGCONT)
     output = finish(process)
@@ -152,7 +159,7 @@ def test_a_run_resumes_after_a_rank_was_killed_and_after_an_interrupt(
     assert "Traceback" not in output
 
     process = start(LONG, stop=10)
-    first, _ = stopped_ranks(tmp_path)
+    first, _ = stopped_ranks(process, tmp_path)
     process.send_signal(signal.SIGINT)
     os.kill(first, signal.SIGCONT)
     output = finish(process)
