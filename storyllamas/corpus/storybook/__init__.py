@@ -53,17 +53,30 @@ def stories(count: int, seed: int) -> Iterator[str]:
 def split(train: int, valid: int, seed: int) -> tuple[Iterator[str], Iterator[str]]:
     """Return training and validation stories, all different.
 
-    The part of a story follows from a digest of its text, so that each part can be streamed
-    without the other.
-
     Args:
         train: number of training stories.
         valid: number of validation stories.
         seed: 0 or more.
     """
+    return split_candidates(lambda: _candidates(seed), train, valid)
+
+
+def split_candidates(
+    candidates: Callable[[], Iterator[str]], train: int, valid: int
+) -> tuple[Iterator[str], Iterator[str]]:
+    """Return training and validation texts, all different.
+
+    The part of a text follows from a digest of it, so that each part can be streamed without the
+    other.
+
+    Args:
+        candidates: returns an iterator of the texts, always the same ones.
+        train: number of training texts.
+        valid: number of validation texts.
+    """
 
     def part(belongs: Callable[[str], bool], count: int) -> Iterator[str]:
-        return itertools.islice(distinct(filter(belongs, _candidates(seed))), count)
+        return itertools.islice(distinct(filter(belongs, candidates())), count)
 
     return (
         part(lambda text: fingerprint(text) % VALID_INTERVAL != 0, train),

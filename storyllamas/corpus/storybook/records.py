@@ -10,16 +10,14 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from storyllamas.corpus.fingerprints import fingerprint
 from storyllamas.corpus.storybook import (
     MAX_CHARACTERS,
     MIN_CHARACTERS,
     PLOTS,
-    VALID_INTERVAL,
-    distinct,
     render,
+    split_candidates,
 )
 from storyllamas.corpus.storybook.grammar import Grammar, RenderContext, polish
 from storyllamas.instruct import BAD_ENDING, DIALOGUE, Record, prompt
@@ -75,14 +73,7 @@ def split(train: int, valid: int, seed: int) -> tuple[Iterator[str], Iterator[st
         valid: number of validation records.
         seed: 0 or more.
     """
-
-    def part(belongs: Callable[[str], bool], count: int) -> Iterator[str]:
-        return itertools.islice(distinct(filter(belongs, _candidates(seed))), count)
-
-    return (
-        part(lambda text: fingerprint(text) % VALID_INTERVAL != 0, train),
-        part(lambda text: fingerprint(text) % VALID_INTERVAL == 0, valid),
-    )
+    return split_candidates(lambda: _candidates(seed), train, valid)
 
 
 def _candidates(seed: int) -> Iterator[str]:
