@@ -39,6 +39,7 @@ from storyllamas.plots import COLORS, drawing
 from storyllamas.pretokenize import pretokenize
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import storage
+from storyllamas.token_file import TokenFile
 from storyllamas.training import device
 from storyllamas.training.loop import Job, training_run
 from storyllamas.vocabulary import Vocabulary
@@ -95,6 +96,12 @@ class Data:
     tokens: Path
     vocabulary: Vocabulary
     stories: list[str]
+
+    def read(self) -> tuple[TokenFile, TokenFile]:
+        """Open the tokens to train and to validate on."""
+        return token_file.read(self.tokens / "train.bin"), token_file.read(
+            self.tokens / "valid.bin"
+        )
 
 
 @dataclass(frozen=True)
@@ -171,23 +178,47 @@ def score(config: ModelConfig, tensors: Mapping[str, Tensor], data: Data) -> Sco
         return evaluation.score(Engine(path), data.stories)
 
 
+def job_of(
+    chosen: Params,
+    raw: Mapping[str, Any],
+    size: str,
+    name: str,
+    tokens: int | None,
+    seed: int,
+    files: tuple[TokenFile, TokenFile],
+) -> Job:
+    """Return the run of a size and a row.
+
+    Args:
+        chosen: the content of params.yaml, whose device all runs share.
+        raw: the same, not parsed.
+        size: key of `sizes` in params.yaml.
+        name: key of `ROWS`.
+        tokens: as `budget` of `recipe_of`.
+        seed: of the run.
+        files: the tokens to train and to validate on.
+    """
+    train, valid = files
+    shape = params.parse({**raw, "model": size, "train": {}}).model_config()
+    config = dataclasses.replace(shape, vocab_size=train.vocab_size)
+    recipe = recipe_of(name, size, tokens, raw)
+    flops = recipe.steps * recipe.tokens_per_step * config.training_flops
+    return Job(config, recipe, seed, train, valid, device.choose(chosen.compute, flops))
+
+
 def compare(chosen: Params, raw: dict[str, Any], data: Data, arguments: Any) -> Iterator[Row]:
     """Train each size and recipe with each seed."""
-    train, valid = (token_file.read(data.tokens / f"{part}.bin") for part in ("train", "valid"))
+    tokens = data.read()
     for size in arguments.sizes or [chosen.model]:
-        shape = params.parse({**raw, "model": size, "train": {}}).model_config()
-        config = dataclasses.replace(shape, vocab_size=train.vocab_size)
         for name in arguments.rows:
-            recipe = recipe_of(name, size, arguments.tokens, raw)
-            tokens = recipe.steps * recipe.tokens_per_step
-            where = device.choose(chosen.compute, tokens * config.training_flops)
             found = []
             for seed in arguments.seeds:
                 print(f"{size}, {ROWS[name][0]}, seed {seed}", flush=True)
-                job = Job(config, recipe, seed, train, valid, where)
+                job = job_of(chosen, raw, size, name, arguments.tokens, seed, tokens)
                 found.append(run(job, f"{size}-{name}", data))
             scores, seconds, curves = map(list, zip(*found, strict=True))
-            yield Row(size, ROWS[name][0], tokens, scores, statistics.mean(seconds), curves)
+            total = job.recipe.steps * job.recipe.tokens_per_step
+            yield Row(size, ROWS[name][0], total, scores, statistics.mean(seconds), curves)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -18,14 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.learning import WORK, Data, of_the_project, prepare, recipe_of, run
+from bench.learning import WORK, Data, job_of, of_the_project, prepare, run
 from bench.scaling_law import Law, Point, fit, resampled
 from storyllamas import params, token_file
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.params import Params
 from storyllamas.token_file import TokenFile
-from storyllamas.training import device
-from storyllamas.training.loop import Job
 
 SAMPLES = 200
 """Fits to random samples of the runs, from which the interval is."""
@@ -88,17 +86,16 @@ def points(
     cells: Sequence[Cell], chosen: Params, raw: Mapping[str, Any], data: Data, seed: int
 ) -> Iterator[Point]:
     """Train each run of the grid, or read the result of an earlier call."""
-    train, valid = (token_file.read(data.tokens / f"{part}.bin") for part in ("train", "valid"))
+    train, valid = data.read()
     for cell in cells:
-        shape = params.parse({**raw, "model": cell.size, "train": {}}).model_config()
-        config = dataclasses.replace(shape, vocab_size=train.vocab_size)
-        recipe = recipe_of("fast", cell.size, round(cell.million_tokens * 1e6), raw)
-        tokens = recipe.steps * recipe.tokens_per_step
-        where = device.choose(chosen.compute, tokens * config.training_flops)
         part = first_part(train, cell.share)
+        budget = round(cell.million_tokens * 1e6)
+        job = job_of(chosen, raw, cell.size, "fast", budget, seed, (part, valid))
+        tokens = job.recipe.steps * job.recipe.tokens_per_step
         print(f"{cell.size}, {tokens / 1e6:.2f} M of {len(part.tokens) / 1e6:.2f} M", flush=True)
-        score, _, _ = run(Job(config, recipe, seed, part, valid, where), f"scaling-{cell}", data)
-        yield Point(config.parameters, tokens, len(part.tokens), score.loss)
+        name = f"scaling-{cell.size}-{cell.million_tokens:g}-{cell.share:g}"
+        score, _, _ = run(job, name, data)
+        yield Point(job.config.parameters, tokens, len(part.tokens), score.loss)
 
 
 def table(cells: Sequence[Cell], found: Sequence[Point], law: Law) -> str:

@@ -245,7 +245,7 @@ def main() -> None:
         f"# The server on {processor.title()}",
         "",
         f"q8, {SLOTS} slots, requests of {TOKENS} tokens, {os.cpu_count()} processors, which the "
-        f"clients share. Medians of rounds in turns. Times are median / "
+        "clients share. Medians of rounds in turns. Times are median / "
         f"{PERCENTILE}th percentile in milliseconds. With many streams an event of StoryLlamas has "
         "several tokens.",
         "",
