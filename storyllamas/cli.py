@@ -267,7 +267,7 @@ def _asked(arguments: argparse.Namespace, engine: Engine) -> list[int] | None:
         return None
     if arguments.prompt or arguments.prompt_file or arguments.prompts:
         raise UserError("--words and --ending make a prompt: leave out --prompt, or leave out them")
-    instruct.check_template(engine.chat_template, arguments.model or _default_model())
+    instruct.check_template(engine.chat_template, arguments.model)
     prompt = instruct.asked(arguments.words, arguments.ending)
     return instruct.prompt_ids(prompt, engine.encode, engine.bos_id)
 
