@@ -265,7 +265,7 @@ static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t ti
 
 /* ---- The set --------------------------------------------------------------------------------- */
 
-/* Return whether a small product has the same bits as that of avx512.c. */
+/* Return whether a small product is bit-identical to that of avx512.c. */
 static bool agrees(sl_matmul_quantized *matmul, uint32_t type, size_t bits) {
     enum {
         TILES = 3,

@@ -99,7 +99,8 @@ typedef struct {
     /* The product for each quantized weight type, or NULL: see sl_matmul_of. */
     sl_matmul_quantized *matmul_quantized[SL_TYPE_COUNT];
 
-    /* The average of values of each type, or NULL. It has the bits of the product of matrices. */
+    /* The average of values of each type, or NULL. It is bit-identical to the product of matrices.
+     */
     sl_average *average_f32, *average_f16, *average_i8;
 
     /* Quantize x[columns] to row i of q. A group with infinity or NaN gets zeros, and a scale that

@@ -27,8 +27,8 @@ extern const sl_kernels sl_kernels_avx2;
 extern const sl_kernels sl_kernels_avxvnni;
 extern const sl_kernels sl_kernels_avx512; /* with VNNI */
 #ifdef SL_AMX
-/* Return the kernels with tile registers, or NULL if they do not agree with those of
- * sl_kernels_avx512 in every bit. Call it once, if sl_request_tiles returns true. */
+/* Return the kernels with tile registers, or NULL if they are not bit-identical to those
+ * of sl_kernels_avx512. Call it once, if sl_request_tiles returns true. */
 const sl_kernels *sl_kernels_amx(void);
 #endif
 extern const sl_kernels sl_kernels_neon; /* with the dot product */
