@@ -1,36 +1,115 @@
-/* autotune.c: measures whether the thread pool is faster than one thread. */
+/* autotune.c: measures how many threads of a pool are fastest for a kind of work. */
 
 #include "autotune.h"
 
-#include "platform.h"
-
 enum {
-    WARM_UP = 1, /* steps that are not timed: threads wake up, caches change owners */
-    TIMED = 3,   /* timed steps of each kind: with the pool, with one thread */
-    HALF = WARM_UP + TIMED,
-    TRIAL = 2 * HALF,
-    /* Long enough that a trial costs little, even if one kind is twice as slow. */
-    CYCLE = 40 * HALF,
+    TIMED = 3,       /* timed steps of a trial */
+    WAIT = 2,        /* steps between two trials, at least */
+    FIRST_WAIT = 20, /* before fewer threads are tried for the first time, which is likely slow */
+    RECENT_STEPS = 16,
+    RECENT = 50 * 1000 * 1000,          /* nanoseconds; work before that counts less */
+    LONGEST_PAUSE = 1000 * 1000 * 1000, /* before a former winner is tried again */
 };
 
-/* The first half of a trial repeats the winner of the last trial, the second tries the other. */
-static bool is_trial_single(const sl_autotune *tune) {
-    return tune->is_single != (tune->step >= HALF);
+static const double PAUSE = 40;    /* until a choice is tried again, times the time that it lost */
+static const double CLEAR = 1.3;   /* a trial ends early if it is so many times slower or faster */
+static const double BETTER = 0.97; /* a trial is won by what takes less than this */
+static const double WORSE = 1.05;  /* a winner that takes more than another did is compared again */
+
+static double cost(const sl_work *work) {
+    return work->spent / work->units;
 }
 
-bool sl_autotune_begin(sl_autotune *tune) {
-    if (tune->step >= TRIAL) return tune->is_single;
-    tune->start = sl_clock();
-    return is_trial_single(tune);
+static void add(sl_work *work, double spent, double units) {
+    work->spent += spent;
+    work->units += units;
 }
 
-void sl_autotune_end(sl_autotune *tune) {
-    if (tune->step < TRIAL && tune->step % HALF >= WARM_UP)
-        tune->spent[is_trial_single(tune)] += sl_clock() - tune->start;
-    tune->step++;
-    if (tune->step == TRIAL) {
-        tune->is_single = tune->spent[true] < tune->spent[false];
-        tune->spent[true] = tune->spent[false] = 0;
+void sl_autotune_init(sl_autotune *tune, size_t threads, bool starts_with_one) {
+    *tune = (sl_autotune){.threads = threads, .wait = starts_with_one ? WAIT : FIRST_WAIT};
+    while (threads >> tune->one > 1) tune->one++;
+    if (starts_with_one) tune->choice = tune->tried = tune->one;
+}
+
+static void turn_to(sl_autotune *tune, size_t choice) {
+    tune->tried = choice;
+    tune->steps = 0;
+}
+
+/* Return the choice for the next step: one that was faster than the current one is now, or one
+ * whose pause is over, or else the current one. */
+static size_t next_choice(const sl_autotune *tune, int64_t now) {
+    double best = cost(&tune->choices[tune->choice].recent) / WORSE;
+    size_t next = tune->choice;
+    for (size_t i = 0; i <= tune->one; i++) {
+        const sl_work *recent = &tune->choices[i].recent;
+        if (recent->units == 0 || cost(recent) >= best) continue;
+        best = cost(recent);
+        next = i;
     }
-    if (tune->step == CYCLE) tune->step = 0;
+    for (size_t i = 0; i <= tune->one && next == tune->choice; i++)
+        if (now >= tune->choices[i].retry) next = i;
+    return next;
+}
+
+size_t sl_autotune_begin(sl_autotune *tune, int64_t now) {
+    if (tune->tried == tune->choice && tune->steps > tune->wait) {
+        const size_t next = next_choice(tune, now);
+        if (next != tune->choice) {
+            turn_to(tune, next);
+            tune->choices[next].recent = tune->trial = (sl_work){0};
+            tune->wait = WAIT;
+        }
+    }
+    tune->start = now;
+    return tune->threads >> tune->tried;
+}
+
+/* Return how long a choice is not tried again that lost some nanoseconds. */
+static double pause_after(const sl_autotune *tune, double lost, double step) {
+    const double pause = PAUSE * lost, least = RECENT_STEPS * step;
+    return (pause > least ? pause : least) * (double)tune->one; /* as many choices are tried */
+}
+
+/* Stay with the choice that was tried. */
+static void win(sl_autotune *tune, int64_t now, double step) {
+    const double usual = tune->stay.units * cost(&tune->choices[tune->tried].recent);
+    double pause = pause_after(tune, tune->stay.spent - usual, step);
+    if (pause > LONGEST_PAUSE) pause = LONGEST_PAUSE;
+    tune->choices[tune->choice].retry = now + (int64_t)pause;
+    tune->choice = tune->tried;
+    tune->stay = tune->trial;
+}
+
+/* Return to the choice before the trial. */
+static void lose(sl_autotune *tune, int64_t now, double step) {
+    const double usual = tune->trial.units * cost(&tune->choices[tune->choice].recent);
+    const double pause = pause_after(tune, tune->trial.spent - usual, step);
+    tune->choices[tune->tried].retry = now + (int64_t)pause;
+    turn_to(tune, tune->choice);
+}
+
+static void judge_trial(sl_autotune *tune, int64_t now, double step) {
+    const double usual = cost(&tune->choices[tune->choice].recent);
+    const double ratio = cost(&tune->choices[tune->tried].recent) / usual;
+    const bool is_complete = tune->steps > TIMED;
+    if (ratio < (is_complete ? BETTER : 1 / CLEAR))
+        win(tune, now, step);
+    else if (is_complete || ratio > CLEAR)
+        lose(tune, now, step);
+}
+
+void sl_autotune_end(sl_autotune *tune, int64_t now, size_t units) {
+    const bool is_trial = tune->tried != tune->choice;
+    const double step = (double)(now - tune->start);
+    add(is_trial ? &tune->trial : &tune->stay, step, (double)units);
+    if (tune->steps++ == 0) return;
+    sl_work *recent = &tune->choices[tune->tried].recent;
+    add(recent, step, (double)units);
+    if (is_trial) {
+        judge_trial(tune, now, step);
+    } else if (recent->spent > RECENT && recent->spent > RECENT_STEPS * step) {
+        recent->spent /= 2;
+        recent->units /= 2;
+    }
 }

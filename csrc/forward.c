@@ -1,4 +1,4 @@
-/* forward.c: runs a forward pass on the thread pool or on one thread, and checks ids and logits. */
+/* forward.c: runs a forward pass on as many threads as are fastest, and checks ids and logits. */
 
 #include "forward.h"
 
@@ -31,18 +31,28 @@ static void extend_rotary(sl_session *s, const sl_segment *segments, size_t coun
     s->rotary_count = end;
 }
 
+/* Return the autotuner of passes of about so many tokens. */
+static sl_autotune *autotuner(sl_session *s, size_t tokens) {
+    size_t kind = 0;
+    while (tokens >>= 1) kind++;
+    return &s->autotune[kind < SL_PASS_KINDS ? kind : SL_PASS_KINDS - 1];
+}
+
 void sl_forward(sl_session *session, const sl_segment *segments, size_t count) {
     size_t tokens = 0;
     for (size_t i = 0; i < count; i++) tokens += segments[i].count;
     extend_rotary(session, segments, count);
     sl_migration_count_pass(session->model->migration);
-    sl_autotune *tune = &session->autotune[tokens > 1];
-    /* A running migration occupies a processor, so a measurement would mislead. */
     sl_thread_pool *pool = sl_session_pool(session);
-    const bool is_tuned = pool && !sl_migration_is_running(session->model->migration);
-    const bool is_parallel = is_tuned && !sl_autotune_begin(tune);
-    sl_transformer(session, is_parallel ? pool : NULL, segments, count);
-    if (is_tuned) sl_autotune_end(tune);
+    /* A running migration occupies a processor, so a measurement would mislead. */
+    if (!pool || sl_migration_is_running(session->model->migration)) {
+        sl_transformer(session, NULL, segments, count);
+        return;
+    }
+    sl_autotune *tune = autotuner(session, tokens);
+    sl_thread_pool_use(pool, sl_autotune_begin(tune, sl_clock()));
+    sl_transformer(session, pool, segments, count);
+    sl_autotune_end(tune, sl_clock(), tokens);
 }
 
 int sl_check_logits(const float *logits, size_t count) {

@@ -16,6 +16,9 @@ enum { BUFFER_ALIGNMENT = 64, HUGE_FROM_BYTES = 1 << 22 };
  * in each. */
 enum { LARGE_CACHE_BYTES = 1 << 22 };
 
+/* Bytes of a model from which even a pass of one token is likely faster on all threads. */
+enum { LARGE_MODEL_BYTES = 1 << 23 };
+
 /* Allocates arrays from one block of memory. A first round, with base NULL, computes the size of
  * the block. */
 typedef struct {
@@ -188,9 +191,6 @@ static int plan_session(sl_session *s, const sl_model *model, const sl_session_o
         .rows = count_rows(o, context),
         .owns_memory = !o->memory,
         .scratch.is_bounded = o->memory != NULL,
-        /* Passes of one token try one thread first. The pass of a prompt is often the only one of
-         * its kind, so it tries the pool first, which is likely faster. */
-        .autotune[0].is_single = true,
     };
     arena a = {0};
     allocate_array(&a, 1, 1, sizeof *s);
@@ -241,6 +241,18 @@ static sl_session *place_session(const sl_session *planned, void *memory) {
     return s;
 }
 
+/* Start the thread pool; without enough threads it stays NULL. A pass of one token of a small model
+ * takes one thread at first. The pass of a prompt is often the only one of its kind, so it takes
+ * all, which is likely faster. */
+static void start_threads(sl_session *s, size_t min_threads) {
+    s->pool = sl_thread_pool_new(min_threads, s->threads);
+    if (!s->pool) return;
+    const size_t threads = sl_thread_pool_size(s->pool);
+    const bool is_small = s->model->info.file_bytes < LARGE_MODEL_BYTES;
+    for (size_t kind = 0; kind < SL_PASS_KINDS; kind++)
+        sl_autotune_init(&s->autotune[kind], threads, kind == 0 && is_small);
+}
+
 int sl_session_new(sl_session **session, const sl_model *model, const sl_session_options *options) {
     sl_session planned;
     *session = NULL;
@@ -252,7 +264,7 @@ int sl_session_new(sl_session **session, const sl_model *model, const sl_session
     if (!memory) return reject_memory_bytes(&planned);
     sl_session *s = place_session(&planned, memory);
     const size_t min_threads = options->threads ? options->threads : 1;
-    if (s->threads > 1) s->pool = sl_thread_pool_new(min_threads, s->threads);
+    if (s->threads > 1) start_threads(s, min_threads);
     if (min_threads > 1 && !s->pool) {
         sl_session_free(s);
         return sl_fail(SL_ERROR_MEMORY, "%zu threads cannot be started: use fewer", min_threads);
@@ -264,7 +276,8 @@ int sl_session_new(sl_session **session, const sl_model *model, const sl_session
 sl_thread_pool *sl_session_pool(sl_session *s) {
     if (!s->pool || sl_thread_pool_is_mine(s->pool)) return s->pool;
     sl_thread_pool_free(s->pool);
-    return s->pool = sl_thread_pool_new(1, s->threads);
+    start_threads(s, 1);
+    return s->pool;
 }
 
 void sl_sequence_reset(sl_sequence *sequence) {

@@ -30,12 +30,15 @@ typedef struct {
     char *text;       /* [sl_decoder_bound] */
 } sl_sequence;
 
-enum { SL_DEFAULT_CHUNK = 128 }; /* the automatic value of sl_session_options.chunk */
+enum {
+    SL_DEFAULT_CHUNK = 128, /* the automatic value of sl_session_options.chunk */
+    SL_PASS_KINDS = SL_MAX_THREADS == 1 ? 1 : 7,
+};
 
 struct sl_session {
     const sl_model *model;
-    sl_thread_pool *pool;    /* NULL: one thread; see sl_session_pool */
-    sl_autotune autotune[2]; /* of forward passes of one token, of several */
+    sl_thread_pool *pool;                /* NULL: one thread; see sl_session_pool */
+    sl_autotune autotune[SL_PASS_KINDS]; /* of passes of 1, 2 to 3, 4 to 7, … tokens */
     size_t threads;
     size_t rows;         /* the largest number of tokens of a forward pass */
     uint32_t context;    /* the largest number of positions of a sequence */

@@ -417,7 +417,7 @@ enum { SL_MAX_CHUNK = 1024 };
 /* Of these, only the type of the cache and the context change what is generated. */
 typedef struct {
     /* Size of the thread pool, with the calling thread counted, 1 … 64; 0: automatic. The session
-     * measures whether the pool or one thread is faster, and uses the faster one. */
+     * measures how many of these threads are fastest, and uses as many. */
     uint32_t threads;
     uint32_t slots; /* largest number of sequences in a batch, 1 … SL_MAX_SLOTS */
     uint32_t cache; /* one of SL_CACHE_… */

@@ -2,7 +2,7 @@
  *
  * A loop is split into one part for each thread. Any thread takes the next free part, so a thread
  * that the system has suspended delays the loop only if it holds a part. Idle threads poll for the
- * next loop for a moment, then sleep. */
+ * next loop for a moment, then sleep. Threads that are not in use only sleep. */
 
 #include "thread_pool.h"
 
@@ -31,10 +31,12 @@ struct sl_thread_pool {
     _Atomic(void *) context;
     atomic_size_t count, part_size;
     _Alignas(CACHE_LINE) atomic_size_t finished; /* parts that are done */
-    _Alignas(CACHE_LINE) atomic_int sleepers;
+    _Alignas(CACHE_LINE) atomic_int sleepers;    /* threads in use that wait for a loop */
     atomic_bool is_closing;
+    atomic_size_t used; /* threads 0 … used - 1 take parts */
     sl_mutex mutex;
-    sl_condition wake;
+    sl_condition wake;   /* a loop has begun */
+    sl_condition rejoin; /* more threads are in use */
 
     int64_t process; /* the process that has the threads */
     size_t threads;
@@ -96,13 +98,42 @@ static uint64_t await_loop(sl_thread_pool *pool, uint64_t seen) {
     return current_loop(pool);
 }
 
+static bool is_used(const struct sl_worker *worker) {
+    return worker->number < atomic_load_explicit(&worker->pool->used, memory_order_relaxed);
+}
+
+/* Sleep until the thread is in use. */
+static void await_use(const struct sl_worker *worker) {
+    sl_thread_pool *pool = worker->pool;
+    sl_mutex_lock(&pool->mutex);
+    while (!is_used(worker) && !atomic_load(&pool->is_closing))
+        sl_condition_wait(&pool->rejoin, &pool->mutex);
+    sl_mutex_unlock(&pool->mutex);
+}
+
 static void work(void *argument) {
     const struct sl_worker *worker = argument;
     uint64_t seen = 0;
     while (!atomic_load_explicit(&worker->pool->is_closing, memory_order_relaxed)) {
         seen = await_loop(worker->pool, seen);
-        take_parts(worker->pool, seen, worker->number);
+        if (is_used(worker))
+            take_parts(worker->pool, seen, worker->number);
+        else
+            await_use(worker);
     }
+}
+
+size_t sl_thread_pool_size(const sl_thread_pool *pool) {
+    return pool->threads;
+}
+
+void sl_thread_pool_use(sl_thread_pool *pool, size_t threads) {
+    const size_t before = atomic_load_explicit(&pool->used, memory_order_relaxed);
+    if (threads == before) return;
+    sl_mutex_lock(&pool->mutex);
+    atomic_store(&pool->used, threads);
+    if (threads > before) sl_condition_wake_all(&pool->rejoin);
+    sl_mutex_unlock(&pool->mutex);
 }
 
 static void wake_sleepers(sl_thread_pool *pool) {
@@ -125,11 +156,12 @@ static void await_end(sl_thread_pool *pool, size_t parts) {
 void sl_parallel_for(sl_thread_pool *pool, size_t count, size_t grain, sl_task task,
                      void *context) {
     const size_t grains = (count + grain - 1) / grain;
-    if (!pool || grains <= 1) {
+    const size_t used = pool ? atomic_load_explicit(&pool->used, memory_order_relaxed) : 1;
+    if (used == 1 || grains <= 1) {
         if (count) task(context, 0, count, 0);
         return;
     }
-    const size_t part_size = (grains + pool->threads - 1) / pool->threads * grain;
+    const size_t part_size = (grains + used - 1) / used * grain;
     const size_t parts = (count + part_size - 1) / part_size;
     const uint64_t number = current_loop(pool) + 1;
     atomic_store_explicit(&pool->ticket, number << PART_BITS | CLOSED, memory_order_release);
@@ -148,8 +180,10 @@ static void end_threads(sl_thread_pool *pool) {
     sl_mutex_lock(&pool->mutex);
     atomic_store(&pool->is_closing, true);
     sl_condition_wake_all(&pool->wake);
+    sl_condition_wake_all(&pool->rejoin);
     sl_mutex_unlock(&pool->mutex);
     for (size_t i = 1; i < pool->threads; i++) sl_thread_join(&pool->workers[i].thread);
+    sl_condition_destroy(&pool->rejoin);
     sl_condition_destroy(&pool->wake);
     sl_mutex_destroy(&pool->mutex);
 }
@@ -161,12 +195,15 @@ sl_thread_pool *sl_thread_pool_new(size_t min_threads, size_t max_threads) {
     pool->threads = 1;
     sl_mutex_init(&pool->mutex);
     sl_condition_init(&pool->wake);
+    sl_condition_init(&pool->rejoin);
+    atomic_init(&pool->used, max_threads);
     for (; pool->threads < max_threads; pool->threads++) {
         struct sl_worker *worker = &pool->workers[pool->threads];
         worker->pool = pool;
         worker->number = pool->threads;
         if (!sl_thread_start(&worker->thread, work, worker)) break;
     }
+    sl_thread_pool_use(pool, pool->threads);
     if (pool->threads >= min_threads) return pool;
     sl_thread_pool_free(pool);
     return NULL;
@@ -184,6 +221,15 @@ void sl_thread_pool_free(sl_thread_pool *pool) {
 }
 
 #else /* the platform has no threads: the caller processes all items */
+
+size_t sl_thread_pool_size(const sl_thread_pool *pool) {
+    (void)pool;
+    return 1;
+}
+
+void sl_thread_pool_use(sl_thread_pool *pool, size_t threads) {
+    (void)pool, (void)threads;
+}
 
 void sl_parallel_for(sl_thread_pool *pool, size_t count, size_t grain, sl_task task,
                      void *context) {

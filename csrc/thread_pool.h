@@ -29,6 +29,13 @@ void sl_thread_pool_free(sl_thread_pool *pool);
  * but none of its threads; it may only free it. */
 bool sl_thread_pool_is_mine(const sl_thread_pool *pool);
 
+/* Return the number of threads of a pool, with the calling thread counted. */
+size_t sl_thread_pool_size(const sl_thread_pool *pool);
+
+/* Use this number of threads for the next loops, 1 to the pool's size; the others sleep. Call it
+ * between loops. A new pool uses all. */
+void sl_thread_pool_use(sl_thread_pool *pool, size_t threads);
+
 /* Process items 0 … count - 1 and return when all are done. The loop is split at multiples of
  * `grain`. If pool is NULL the calling thread processes all items. */
 void sl_parallel_for(sl_thread_pool *pool, size_t count, size_t grain, sl_task task, void *context);

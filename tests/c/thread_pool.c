@@ -1,5 +1,5 @@
-/* thread_pool.c: tests that a thread pool processes every item of every loop once, and that
- * autotuning tries the likely choice first and settles on the faster one.
+/* thread_pool.c: tests that a thread pool processes every item of every loop once, also while the
+ * number of threads in use changes, and that threads that are not in use take no part.
  *
  * usage: thread_pool THREADS LOOPS. The counters are not atomic, so that the thread sanitizer
  * reports a race between two threads. */
@@ -14,9 +14,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "autotune.h"
-
-enum { MAX_ITEMS = 64, PAUSE_EVERY = 1000 };
+enum { MAX_ITEMS = 64, MAX_THREADS = 8, PAUSE_EVERY = 1000 };
 
 static uint32_t state = 1;
 
@@ -25,26 +23,31 @@ static size_t number(size_t below) {
     return (state >> 8) % below;
 }
 
+typedef struct {
+    size_t counts[MAX_ITEMS];
+    bool took[MAX_THREADS]; /* whether a thread took a part */
+} loop_result;
+
 static void count_items(void *context, size_t first, size_t end, size_t thread) {
-    (void)thread;
-    size_t *counts = context;
-    for (size_t i = first; i < end; i++) counts[i]++;
+    loop_result *result = context;
+    result->took[thread] = true;
+    for (size_t i = first; i < end; i++) result->counts[i]++;
 }
 
-/* Return whether autotuning tries the likely choice, then the other, then stays with the faster
- * one, which takes no time. A choice is whether to use a single thread. */
-static bool settles(bool likely, bool faster) {
-    enum { HALF = 4, STEPS = 4 * HALF };
-    sl_autotune tune = {.is_single = likely};
-    for (int step = 0; step < STEPS; step++) {
-        const bool is_single = sl_autotune_begin(&tune);
-        if (is_single != faster) nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
-        sl_autotune_end(&tune);
-        const bool expected = step < HALF ? likely : step < 2 * HALF ? !likely : faster;
-        if (is_single == expected) continue;
-        printf("likely %d, faster %d: step %d was single: %d\n", likely, faster, step, is_single);
-        return false;
-    }
+/* Run a loop. Returns whether each item was processed once, by threads that are in use. */
+static bool run_loop(sl_thread_pool *pool, size_t used, size_t count, size_t grain) {
+    loop_result result = {0};
+    sl_parallel_for(pool, count, grain, count_items, &result);
+    for (size_t i = 0; i < MAX_ITEMS; i++)
+        if (result.counts[i] != (i < count)) {
+            printf("item %zu of %zu was processed %zu times\n", i, count, result.counts[i]);
+            return false;
+        }
+    for (size_t thread = used; thread < MAX_THREADS; thread++)
+        if (result.took[thread]) {
+            printf("thread %zu took a part and %zu are in use\n", thread, used);
+            return false;
+        }
     return true;
 }
 
@@ -52,25 +55,15 @@ int main(int argc, char **argv) {
     const size_t threads = argc > 1 ? strtoul(argv[1], NULL, 10) : 2;
     const size_t loops = argc > 2 ? strtoul(argv[2], NULL, 10) : 10000;
     sl_thread_pool *pool = sl_thread_pool_new(threads, threads);
-    size_t counts[MAX_ITEMS] = {0}, expected[MAX_ITEMS] = {0};
-    if (!pool) return EXIT_FAILURE;
+    if (!pool || sl_thread_pool_size(pool) != threads) return EXIT_FAILURE;
+    size_t used = threads;
     for (size_t loop = 1; loop <= loops; loop++) {
-        const size_t count = number(MAX_ITEMS + 1);
-        sl_parallel_for(pool, count, 1 + number(5), count_items, counts);
-        for (size_t i = 0; i < count; i++) expected[i]++;
-        for (size_t i = 0; i < MAX_ITEMS; i++)
-            if (counts[i] != expected[i]) {
-                printf("loop %zu: item %zu was processed %zu times and not %zu\n", loop, i,
-                       counts[i], expected[i]);
-                return EXIT_FAILURE;
-            }
+        if (!run_loop(pool, used, number(MAX_ITEMS + 1), 1 + number(5))) return EXIT_FAILURE;
+        if (number(8) == 0) sl_thread_pool_use(pool, used = 1 + number(threads));
         /* Long enough for the other threads to sleep. */
         if (loop % PAUSE_EVERY == 0) nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
     }
     sl_thread_pool_free(pool);
-    for (int likely = 0; likely < 2; likely++)
-        for (int faster = 0; faster < 2; faster++)
-            if (!settles(likely, faster)) return EXIT_FAILURE;
     printf("%zu threads, %zu loops\n", threads, loops);
     return EXIT_SUCCESS;
 }
