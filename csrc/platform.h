@@ -176,6 +176,9 @@ int64_t sl_clock(void);
 /* Return whether the processor has the 8-bit dot product of AArch64. */
 bool sl_has_dot_product(void);
 
+/* Return whether the processor has the product of matrices of 8-bit integers of AArch64, I8MM. */
+bool sl_has_matrix_product(void);
+
 /* Ask the system to let all threads of this process use the tile registers of x86-64, which a
  * process has to ask for. Returns whether they may. */
 bool sl_request_tiles(void);

@@ -1,4 +1,4 @@
-"""The engine on ARM64, emulated by qemu, with and without the dot product."""
+"""The engine on ARM64, emulated by qemu: with the product of matrices, the dot product and neither."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from engine_files import small_config
 from storyllamas.engine.engine import Engine
 
 COMPILER, QEMU = "aarch64-linux-gnu-gcc", "qemu-aarch64"
-WITH_DOT_PRODUCT, WITHOUT = "max", "cortex-a53"
+SETS = {
+    "max": ["i8mm", "neon", "scalar"],
+    "cortex-a76": ["neon", "scalar"],
+    "cortex-a72": ["scalar"],
+}
+"""The kernel sets of a processor, the fastest first."""
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which(COMPILER) and shutil.which(QEMU)),
@@ -43,22 +48,40 @@ def test_kernels_are_their_definitions(tmp_path: Path) -> None:
     sources.append(csrc / "platform" / "posix.c")
     call(COMPILER, "-std=c11", "-O1", "-static", "-I", csrc, *sources, "-lm", "-o", tmp_path / "k")
     sets = {
-        cpu: {line.split()[0] for line in call(QEMU, "-cpu", cpu, tmp_path / "k", 30).splitlines()}
-        for cpu in (WITH_DOT_PRODUCT, WITHOUT)
+        cpu: [
+            *dict.fromkeys(
+                line.split()[0] for line in call(QEMU, "-cpu", cpu, tmp_path / "k", 30).splitlines()
+            )
+        ]
+        for cpu in SETS
     }
-    assert sets == {WITH_DOT_PRODUCT: {"neon", "scalar"}, WITHOUT: {"scalar"}}
+    assert sets == SETS
 
 
-@pytest.mark.parametrize("cpu", [WITH_DOT_PRODUCT, WITHOUT])
-def test_greedy_stories_are_those_of_this_machine(program: Path, tmp_path: Path, cpu: str) -> None:
+@pytest.mark.parametrize(
+    ("cpu", "kind"), [("max", "f32"), ("max", "q8"), ("cortex-a76", "q4"), ("cortex-a72", "f32")]
+)
+def test_greedy_stories_are_those_of_this_machine(
+    program: Path, tmp_path: Path, cpu: str, kind: str
+) -> None:
     config = small_config(dim=72, head_dim=20, hidden=150, context=90)
     tensors = engine_files.random_tensors(config, 5)
-    model = engine_files.write(tmp_path / "f32.slm", config, tensors)
+    model = engine_files.write(tmp_path / "m.slm", config, tensors, None, kind)
     engine = Engine(model)
     story = engine.generate("ab a", temperature=0, max_tokens=60)
     assert len(list(story)) > 40
     greedy = ["-t", 0, "--max-tokens", 60, "--ids"]
     ids = call(QEMU, "-cpu", cpu, program, model, *greedy, "ab a")
     assert [*map(int, ids.split())] == [engine_files.BOS, *engine.encode("ab a"), *story.ids]
-    kernels = "neon of neon scalar" if cpu == WITH_DOT_PRODUCT else "scalar of scalar"
+    kernels = f"{SETS[cpu][0]} of {' '.join(SETS[cpu])}"
     assert kernels in call(QEMU, "-cpu", cpu, program, model, "--info")
+
+
+def test_a_set_that_the_processor_lacks_is_an_error(program: Path, tmp_path: Path) -> None:
+    config = small_config()
+    model = engine_files.write(tmp_path / "m.slm", config, engine_files.random_tensors(config))
+    command = [QEMU, "-cpu", "cortex-a76", "-E", "SL_KERNELS=i8mm", str(program), str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "i8mm" in done.stderr
+    assert "neon scalar" in done.stderr

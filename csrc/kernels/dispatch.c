@@ -61,6 +61,9 @@ SL_BEFORE_MAIN static void find_kernels(void) {
 #endif
     if (avx2) available[count++] = &sl_kernels_avx2;
 #elif defined(SL_ARM)
+#ifdef SL_I8MM
+    if (sl_has_dot_product() && sl_has_matrix_product()) available[count++] = &sl_kernels_i8mm;
+#endif
     if (sl_has_dot_product()) available[count++] = &sl_kernels_neon;
 #elif defined(SL_WASM)
     available[count++] = &sl_kernels_wasm;

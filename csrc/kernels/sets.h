@@ -17,6 +17,10 @@
 #elif defined(__aarch64__) &&                                                                      \
     (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
 #define SL_ARM /* an older Clang has the dot product only if all files are compiled for it */
+#if defined(__clang__) ? __clang_major__ >= 16 || defined(__ARM_FEATURE_MATMUL_INT8)               \
+                       : __GNUC__ >= 10
+#define SL_I8MM /* the compiler knows the product of matrices of 8-bit integers */
+#endif
 #elif defined(__wasm_simd128__)
 #define SL_WASM /* a module either runs or is rejected as a whole, so there is no test at run time \
                  */
@@ -32,6 +36,7 @@ extern const sl_kernels sl_kernels_avx512; /* with VNNI */
 const sl_kernels *sl_kernels_amx(void);
 #endif
 extern const sl_kernels sl_kernels_neon; /* with the dot product */
+extern const sl_kernels sl_kernels_i8mm; /* and the product of matrices of 8-bit integers */
 extern const sl_kernels sl_kernels_wasm; /* with SIMD128 */
 
 /* The averages of average.h, or none. */

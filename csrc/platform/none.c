@@ -78,6 +78,14 @@ bool sl_has_dot_product(void) {
 #endif
 }
 
+bool sl_has_matrix_product(void) {
+#ifdef __ARM_FEATURE_MATMUL_INT8
+    return true;
+#else
+    return false;
+#endif
+}
+
 bool sl_request_tiles(void) {
     return false;
 }

@@ -18,6 +18,8 @@
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #elif defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #endif
@@ -179,6 +181,21 @@ bool sl_has_dot_product(void) {
     return true;
 #elif defined(__aarch64__) && defined(__linux__)
     return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return false;
+#endif
+}
+
+bool sl_has_matrix_product(void) {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+    return true;
+#elif defined(__aarch64__) && defined(__linux__)
+    enum { I8MM = 1 << 13 }; /* HWCAP2_I8MM, a name that older headers lack */
+    return getauxval(AT_HWCAP2) & I8MM;
+#elif defined(__aarch64__) && defined(__APPLE__)
+    int has = 0;
+    size_t bytes = sizeof has;
+    return sysctlbyname("hw.optional.arm.FEAT_I8MM", &has, &bytes, NULL, 0) == 0 && has;
 #else
     return false;
 #endif

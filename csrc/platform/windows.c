@@ -214,6 +214,15 @@ bool sl_has_dot_product(void) {
     return IsProcessorFeaturePresent(DOT_PRODUCT);
 }
 
+/* Windows has a name for this only in SDKs newer than those that the engine is built with. */
+bool sl_has_matrix_product(void) {
+#ifdef __ARM_FEATURE_MATMUL_INT8
+    return true;
+#else
+    return false;
+#endif
+}
+
 bool sl_request_tiles(void) {
     return false;
 }
