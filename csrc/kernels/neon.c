@@ -24,9 +24,15 @@
 #include "blocks.h"
 #include "exponential.h"
 
-/* A block of 6 rows of x has 24 sums, and leaves 8 of the 32 registers for weights and x. */
+/* A block of 6 rows of x has 24 sums, and leaves 8 of the 32 registers for weights and x. By the
+ * number of instructions, 6 rows are better for pairs of rows, and 4 for the dot product. */
 enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 6, ROW_TILES = 4 };
-enum { FLOAT_ROWS = 6, QUANTIZED_ROWS = 4, AVERAGE_REGISTERS = 8 };
+enum { FLOAT_ROWS = 6, AVERAGE_REGISTERS = 8 };
+#ifdef HAS_I8MM
+enum { QUANTIZED_ROWS = 6, Q8_BIAS = 128 };
+#else
+enum { QUANTIZED_ROWS = 4, Q8_BIAS = 0 };
+#endif
 
 /* ---- Registers, for matmul.h ----------------------------------------------------------------- */
 
@@ -75,23 +81,21 @@ INLINE vector add_scaled(vector sum, integers dot, vector scales, float x_scale)
 
 /* ---- Dot products of a group ----------------------------------------------------------------- */
 
-/* Activations of a register, and columns in a register of weights. */
-enum { VALUES = 16, COLUMNS = 4 };
-
 #ifdef HAS_I8MM
-
-enum { Q8_BIAS = 128 };
 
 /* The instructions multiply unsigned bytes by signed ones, so the weights keep their bias. */
 INLINE uint8x16_t load_q8(const uint8_t *w) {
     return vld1q_u8(w);
 }
 
-#define DOT(sum, weights, x, part) vusdotq_laneq_s32(sum, weights, x, part)
+/* Return sum plus the dot product of each lane's four weights with x[4]. */
+INLINE int32x4_t add_dot(int32x4_t sum, uint8x16_t weights, const int8_t *x) {
+    uint32_t four;
+    memcpy(&four, x, sizeof four);
+    return vusdotq_lane_s32(sum, weights, vcreate_s8(four), 0);
+}
 
 #else
-
-enum { Q8_BIAS = 0 };
 
 /* The instruction multiplies signed bytes, so the bias of 128 is first removed from q8 weights. q4
  * weights keep their bias of 8, because they are positive bytes. */
@@ -99,72 +103,43 @@ INLINE uint8x16_t load_q8(const uint8_t *w) {
     return veorq_u8(vld1q_u8(w), vdupq_n_u8(0x80));
 }
 
-#define DOT(sum, weights, x, part) vdotq_laneq_s32(sum, vreinterpretq_s8_u8(weights), x, part)
+/* Return sum plus the dot product of each lane's four weights with x[4]. */
+INLINE int32x4_t add_dot(int32x4_t sum, uint8x16_t weights, const int8_t *x) {
+    uint32_t four;
+    memcpy(&four, x, sizeof four);
+    return vdotq_lane_s32(sum, vreinterpretq_s8_u8(weights), vcreate_s8(four), 0);
+}
 
 #endif
 
-/* Return sum plus the dot product of each lane's four weights with x[4 * part … 4 * part + 3]. The
- * instruction has the part as a constant. */
-INLINE int32x4_t add_dot(int32x4_t sum, uint8x16_t weights, int8x16_t x, size_t part) {
-    switch (part) {
-    case 0:
-        return DOT(sum, weights, x, 0);
-    case 1:
-        return DOT(sum, weights, x, 1);
-    case 2:
-        return DOT(sum, weights, x, 2);
-    default:
-        return DOT(sum, weights, x, 3);
-    }
+/* Return the lower four bits of each byte. */
+INLINE uint8x16_t low_bits(uint8x16_t both) {
+    return vandq_u8(both, vdupq_n_u8(15));
 }
 
-/* Load 16 activations, or fewer, which zeros follow. */
-INLINE int8x16_t load_values(const int8_t *x, size_t columns) {
-    if (columns >= VALUES) return vld1q_s8(x);
-    int8_t part[VALUES] = {0};
-    memcpy(part, x, columns);
-    return vld1q_s8(part);
-}
-
-/* Load 4 rows of q4 weights: four columns from the lower bits, the next four from the upper. */
-INLINE void load_q4(uint8x16_t weights[2], const uint8_t *w) {
-    const uint8x16_t both = vld1q_u8(w);
-    weights[0] = vandq_u8(both, vdupq_n_u8(15));
-    weights[1] = vshrq_n_u8(both, 4);
-}
-
-/* dot[t][i] += Σ_c w[t][c] x[i][c], for 16 columns c or fewer. Each register of weights is loaded
- * once for all rows of x, and each register of x once for all rows of the matrix. */
-INLINE void add_columns(weight_bits bits, int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w,
-                        size_t tile_bytes, size_t tiles, const int8_t *x, size_t width,
-                        size_t columns, size_t n) {
-    enum { STEP_MAX = 2 };
-    const size_t step = bits == Q8 ? 1 : STEP_MAX; /* registers from one load */
-    int8x16_t values[BLOCK_MAX];
-    UNROLL for (size_t i = 0; i < n; i++) values[i] = load_values(x + i * width, columns);
-    UNROLL for (size_t c = 0; c < columns; c += step * COLUMNS)
+INLINE void dot_rows_q8(int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes,
+                        size_t tiles, const int8_t *x, size_t width, size_t group_size, size_t n) {
+    for (size_t c = 0; c < group_size; c += 4)
         UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < PARTS; h++) {
-        const uint8_t *at = w + t * tile_bytes + c * ROWS * bits / 8 + h * COLUMNS * LANES;
-        uint8x16_t weights[STEP_MAX];
-        if (bits == Q8)
-            weights[0] = load_q8(at);
-        else
-            load_q4(weights, at);
-        UNROLL for (size_t s = 0; s < step; s++) UNROLL for (size_t i = 0; i < n; i++)
-            dot[t * n + i][h] = add_dot(dot[t * n + i][h], weights[s], values[i], c / COLUMNS + s);
-    }
+            const uint8x16_t weights = load_q8(w + t * tile_bytes + c * ROWS + h * 4 * LANES);
+            UNROLL for (size_t i = 0; i < n; i++) dot[t * n + i][h] =
+                add_dot(dot[t * n + i][h], weights, x + i * width + c);
+        }
 }
 
-INLINE void dot_rows(weight_bits bits, int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w,
-                     size_t tile_bytes, size_t tiles, const int8_t *x, size_t width,
-                     size_t group_size, size_t n) {
-    enum { LEFT = 32 }; /* bits: what is left comes in columns that fill four bytes of a row */
-    size_t c = 0;
-    for (; c + VALUES <= group_size; c += VALUES)
-        add_columns(bits, dot, w + c * ROWS * bits / 8, tile_bytes, tiles, x + c, width, VALUES, n);
-    for (; c < group_size; c += LEFT / bits)
-        add_columns(bits, dot, w + c * ROWS * bits / 8, tile_bytes, tiles, x + c, width,
-                    LEFT / bits, n);
+INLINE void dot_rows_q4(int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes,
+                        size_t tiles, const int8_t *x, size_t width, size_t group_size, size_t n) {
+    for (size_t c = 0; c < group_size; c += 8)
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < PARTS; h++) {
+            const uint8x16_t both = vld1q_u8(w + t * tile_bytes + c * ROWS / 2 + h * 4 * LANES);
+            const uint8x16_t low = low_bits(both), high = vshrq_n_u8(both, 4);
+            UNROLL for (size_t i = 0; i < n; i++) {
+                const int8_t *values = x + i * width + c;
+                int32x4_t *d = &dot[t * n + i][h];
+                *d = add_dot(*d, low, values);
+                *d = add_dot(*d, high, values + 4);
+            }
+        }
 }
 
 #ifdef HAS_I8MM
@@ -174,99 +149,74 @@ INLINE void dot_rows(weight_bits bits, int32x4_t dot[BLOCK_MAX][PARTS], const ui
  *     sum[r][i] += Σ_c w[r][c] x[i][c]
  *
  * so the sums of rows i and i + 1 of x lie side by side: dot[i] has those of the first two rows of
- * the matrix, dot[i + 1] those of the other two. */
-INLINE void interleave(int32x4_t dot[BLOCK_MAX][PARTS], size_t count) {
-    UNROLL for (size_t i = 0; i < count; i += 2) UNROLL for (size_t h = 0; h < PARTS; h++) {
-        const int32x4_t even = dot[i][h], odd = dot[i + 1][h];
-        dot[i][h] = vzip1q_s32(even, odd);
-        dot[i + 1][h] = vzip2q_s32(even, odd);
+ * the matrix in a register, dot[i + 1] those of the other two. */
+INLINE void interleave(int32x4_t dot[BLOCK_MAX][PARTS], size_t n) {
+    UNROLL for (size_t i = 0; i < n; i += 2) UNROLL for (size_t h = 0; h < PARTS; h++) {
+        const int32x4x2_t both = vzipq_s32(dot[i][h], dot[i + 1][h]);
+        dot[i][h] = both.val[0], dot[i + 1][h] = both.val[1];
     }
 }
 
-INLINE void separate(int32x4_t dot[BLOCK_MAX][PARTS], size_t count) {
-    UNROLL for (size_t i = 0; i < count; i += 2) UNROLL for (size_t h = 0; h < PARTS; h++) {
-        const int32x4_t first = dot[i][h], second = dot[i + 1][h];
-        dot[i][h] = vuzp1q_s32(first, second);
-        dot[i + 1][h] = vuzp2q_s32(first, second);
+/* Undo interleave. */
+INLINE void separate(int32x4_t dot[BLOCK_MAX][PARTS], size_t n) {
+    UNROLL for (size_t i = 0; i < n; i += 2) UNROLL for (size_t h = 0; h < PARTS; h++) {
+        const int32x4x2_t both = vuzpq_s32(dot[i][h], dot[i + 1][h]);
+        dot[i][h] = both.val[0], dot[i + 1][h] = both.val[1];
     }
 }
 
-/* Load 8 columns, or 4 and zeros, of two rows of x. */
-INLINE int8x16_t load_pair(const int8_t *x, size_t width, size_t columns) {
-    if (columns == VALUES / 2) return vcombine_s8(vld1_s8(x), vld1_s8(x + width));
-    return vcombine_s8(vget_low_s8(load_values(x, columns)),
-                       vget_low_s8(load_values(x + width, columns)));
+/* Load 8 columns of 4 rows of the matrix: in weights[0] those of the first two rows, in weights[1]
+ * those of the other two. In memory each row has four columns together. */
+INLINE void load_pairs(uint8x16_t weights[2], weight_bits bits, const uint8_t *w) {
+    const uint8x16_t start = vld1q_u8(w);
+    const uint8x16_t first = bits == Q8 ? start : low_bits(start);
+    const uint8x16_t second = bits == Q8 ? vld1q_u8(w + 4 * ROWS) : vshrq_n_u8(start, 4);
+    const uint32x4x2_t both = vzipq_u32(vreinterpretq_u32_u8(first), vreinterpretq_u32_u8(second));
+    weights[0] = vreinterpretq_u8_u32(both.val[0]);
+    weights[1] = vreinterpretq_u8_u32(both.val[1]);
 }
 
-/* Load 8 columns of 4 rows of the matrix, the first four of each row and the next four. */
-INLINE void load_columns(weight_bits bits, uint8x16_t weights[2], const uint8_t *w,
-                         size_t columns) {
-    if (bits == Q4) {
-        load_q4(weights, w);
-        return;
-    }
-    weights[0] = load_q8(w);
-    weights[1] = columns > COLUMNS ? load_q8(w + COLUMNS * ROWS) : vdupq_n_u8(0);
-}
-
-/* dot[t][i] += Σ_c w[t][c] x[i][c], interleaved, for 8 columns c or 4. */
-INLINE void add_pairs(weight_bits bits, int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w,
-                      size_t tile_bytes, size_t tiles, const int8_t *x, size_t width,
-                      size_t columns, size_t n) {
-    int8x16_t pairs[BLOCK_MAX];
-    UNROLL for (size_t i = 0; i < n; i += 2) pairs[i] = load_pair(x + i * width, width, columns);
-    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < PARTS; h++) {
-        uint8x16_t weights[2];
-        load_columns(bits, weights, w + t * tile_bytes + h * COLUMNS * LANES, columns);
-        const uint32x4_t first = vreinterpretq_u32_u8(weights[0]),
-                         second = vreinterpretq_u32_u8(weights[1]);
-        const uint8x16_t lower = vreinterpretq_u8_u32(vzip1q_u32(first, second)),
-                         upper = vreinterpretq_u8_u32(vzip2q_u32(first, second));
-        UNROLL for (size_t i = 0; i < n; i += 2) {
-            int32x4_t(*d)[PARTS] = dot + t * n + i;
-            d[0][h] = vusmmlaq_s32(d[0][h], lower, pairs[i]);
-            d[1][h] = vusmmlaq_s32(d[1][h], upper, pairs[i]);
+/* Add the dot products of a tile's group, whose columns are a multiple of 8, with an even number of
+ * rows of x. */
+INLINE void dot_pairs(weight_bits bits, int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w,
+                      const int8_t *x, size_t width, size_t group_size, size_t n) {
+    interleave(dot, n);
+    for (size_t c = 0; c < group_size; c += 8, w += 8 * ROWS * bits / 8) {
+        int8x16_t pairs[BLOCK_MAX / 2];
+        UNROLL for (size_t i = 0; i < n; i += 2) pairs[i / 2] =
+            vcombine_s8(vld1_s8(x + i * width + c), vld1_s8(x + (i + 1) * width + c));
+        UNROLL for (size_t h = 0; h < PARTS; h++) {
+            uint8x16_t weights[2];
+            load_pairs(weights, bits, w + h * 4 * LANES);
+            UNROLL for (size_t i = 0; i < n; i++) dot[i][h] =
+                vusmmlaq_s32(dot[i][h], weights[i % 2], pairs[i / 2]);
         }
     }
-}
-
-/* A single row of x has no pair. */
-INLINE void dot_group(weight_bits bits, int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w,
-                      size_t tile_bytes, size_t tiles, const int8_t *x, size_t width,
-                      size_t group_size, size_t n) {
-    enum { PAIR_COLUMNS = 2 * COLUMNS };
-    if (n % 2) {
-        dot_rows(bits, dot, w, tile_bytes, tiles, x, width, group_size, n);
-        return;
-    }
-    interleave(dot, tiles * n);
-    size_t c = 0;
-    for (; c + PAIR_COLUMNS <= group_size; c += PAIR_COLUMNS)
-        add_pairs(bits, dot, w + c * ROWS * bits / 8, tile_bytes, tiles, x + c, width, PAIR_COLUMNS,
-                  n);
-    if (bits == Q8 && c < group_size)
-        add_pairs(bits, dot, w + c * ROWS, tile_bytes, tiles, x + c, width, COLUMNS, n);
-    separate(dot, tiles * n);
-}
-
-#else
-
-INLINE void dot_group(weight_bits bits, int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w,
-                      size_t tile_bytes, size_t tiles, const int8_t *x, size_t width,
-                      size_t group_size, size_t n) {
-    dot_rows(bits, dot, w, tile_bytes, tiles, x, width, group_size, n);
+    separate(dot, n);
 }
 
 #endif
 
 INLINE void dot_q8(int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes,
                    size_t tiles, const int8_t *x, size_t width, size_t group_size, size_t n) {
-    dot_group(Q8, dot, w, tile_bytes, tiles, x, width, group_size, n);
+#ifdef HAS_I8MM
+    if (n > 1 && group_size % 8 == 0) {
+        dot_pairs(Q8, dot, w, x, width, group_size, n);
+        return;
+    }
+#endif
+    dot_rows_q8(dot, w, tile_bytes, tiles, x, width, group_size, n);
 }
 
 INLINE void dot_q4(int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes,
                    size_t tiles, const int8_t *x, size_t width, size_t group_size, size_t n) {
-    dot_group(Q4, dot, w, tile_bytes, tiles, x, width, group_size, n);
+#ifdef HAS_I8MM
+    if (n > 1) {
+        dot_pairs(Q4, dot, w, x, width, group_size, n);
+        return;
+    }
+#endif
+    dot_rows_q4(dot, w, tile_bytes, tiles, x, width, group_size, n);
 }
 
 #include "average.h"
