@@ -214,7 +214,7 @@ bool sl_has_dot_product(void) {
     return IsProcessorFeaturePresent(DOT_PRODUCT);
 }
 
-/* Windows has a name for this only in SDKs newer than those that the engine is built with. */
+/* Only a program that is compiled for these instructions uses them on Windows. */
 bool sl_has_matrix_product(void) {
 #ifdef __ARM_FEATURE_MATMUL_INT8
     return true;
