@@ -20,8 +20,6 @@ SETS = {
     "cortex-a72": ["scalar"],
 }
 """The kernel sets of a processor, the fastest first."""
-GROUP_SIZES = {"q8": 20, "q4": 24}
-"""Columns that do not fill all registers."""
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which(COMPILER) and shutil.which(QEMU)),
@@ -49,15 +47,10 @@ def test_kernels_are_their_definitions(tmp_path: Path) -> None:
     sources = [ROOT / "tests" / "c" / "kernels.c", *(csrc / "kernels").glob("*.c")]
     sources.append(csrc / "platform" / "posix.c")
     call(COMPILER, "-std=c11", "-O1", "-static", "-I", csrc, *sources, "-lm", "-o", tmp_path / "k")
-    sets = {
-        cpu: [
-            *dict.fromkeys(
-                line.split()[0] for line in call(QEMU, "-cpu", cpu, tmp_path / "k", 30).splitlines()
-            )
-        ]
-        for cpu in SETS
-    }
-    assert sets == SETS
+    for cpu, names in SETS.items():
+        rounds = 30 if cpu == "max" else 1  # it has all sets
+        lines = call(QEMU, "-cpu", cpu, tmp_path / "k", rounds).splitlines()
+        assert [*dict.fromkeys(line.split()[0] for line in lines)] == names
 
 
 @pytest.mark.parametrize(
@@ -68,7 +61,7 @@ def test_greedy_stories_are_those_of_this_machine(
 ) -> None:
     config = small_config(dim=72, head_dim=20, hidden=150, context=90)
     tensors = engine_files.random_tensors(config, 5)
-    model = engine_files.write(tmp_path / "m.slm", config, tensors, None, kind, GROUP_SIZES)
+    model = engine_files.write(tmp_path / "m.slm", config, tensors, None, kind)
     engine = Engine(model)
     story = engine.generate("ab a", temperature=0, max_tokens=60)
     assert len(list(story)) > 40
