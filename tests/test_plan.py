@@ -91,8 +91,13 @@ def test_a_size_is_measured_on_random_tokens(tiny: Params, monkeypatch: pytest.M
 
 
 def test_what_is_frozen_needs_less(tiny: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "_products", lambda model, *_: products.append(model) or 0.0)
     products: list[Llama] = []
+
+    def record(model: Llama, *_: object) -> float:
+        products.append(model)
+        return 0.0
+
+    monkeypatch.setattr(measure, "_products", record)
     where = Device("cpu", False, 1, compiled=False)
     full = measure_size(tiny, where, 0.0)
     start = FineTuning(start="model", lora_rank=2, lora_targets=("attention.output",))
