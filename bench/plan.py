@@ -26,7 +26,7 @@ from bench.report import number, table
 from storyllamas import params
 from storyllamas.atomic import write_json
 from storyllamas.errors import UserError, exit_on_user_error
-from storyllamas.plan import command
+from storyllamas.plan import make
 from storyllamas.plan.estimate import Estimate
 from storyllamas.training import process_env, speed_log
 from storyllamas.training.speed_log import Speed
@@ -61,7 +61,7 @@ class Compared:
 
 def compare(recipe: str, sizes: Sequence[str], seconds: float) -> list[Compared]:
     """Estimate the sizes of a recipe, then train each for a time."""
-    plan = command.make([f"recipe={recipe}"])
+    plan = make.make([f"recipe={recipe}"])
     rows = {row.size: row.estimate for row in plan.rows}
     found = []
     for size in sizes:

@@ -31,7 +31,7 @@ void sl_autotune_init(sl_autotune *tune, size_t threads, bool starts_with_one) {
     if (starts_with_one) tune->choice = tune->tried = tune->one;
 }
 
-static void use(sl_autotune *tune, size_t choice) {
+static void turn_to(sl_autotune *tune, size_t choice) {
     tune->tried = choice;
     tune->steps = 0;
 }
@@ -56,7 +56,7 @@ size_t sl_autotune_begin(sl_autotune *tune, int64_t now) {
     if (tune->tried == tune->choice && tune->steps > tune->wait) {
         const size_t next = next_choice(tune, now);
         if (next != tune->choice) {
-            use(tune, next);
+            turn_to(tune, next);
             tune->choices[next].recent = tune->trial = (sl_work){0};
             tune->wait = WAIT;
         }
@@ -86,7 +86,7 @@ static void lose(sl_autotune *tune, int64_t now, double step) {
     const double usual = tune->trial.units * cost(&tune->choices[tune->choice].recent);
     const double pause = pause_after(tune, tune->trial.spent - usual, step);
     tune->choices[tune->tried].retry = now + (int64_t)pause;
-    use(tune, tune->choice);
+    turn_to(tune, tune->choice);
 }
 
 static void judge_trial(sl_autotune *tune, int64_t now, double step) {

@@ -11,6 +11,16 @@ static void insert(sl_logprob *top, size_t *count, size_t max, sl_logprob new) {
     top[at] = new;
 }
 
+sl_log_softmax sl_log_softmax_of(const sl_kernels *kernels, float *logits, size_t count,
+                                 float largest) {
+    const float sum = kernels->exponentials(logits, logits, count, largest, 1);
+    return (sl_log_softmax){largest, log((double)sum)};
+}
+
+double sl_log_probability(sl_log_softmax softmax, float logit) {
+    return (double)logit - (double)softmax.largest - softmax.log_sum;
+}
+
 void sl_logprobs_fill(sl_logprobs *logprobs, const sl_kernels *kernels, float *logits, size_t count,
                       int32_t id, size_t top) {
     const size_t max = top < count ? top : count;
@@ -20,10 +30,8 @@ void sl_logprobs_fill(sl_logprobs *logprobs, const sl_kernels *kernels, float *l
     for (size_t i = 0; i < count; i++)
         if (logprobs->top_count < max || logits[i] > first[max - 1].logprob)
             insert(first, &logprobs->top_count, max, (sl_logprob){(int32_t)i, logits[i]});
-    /* ln softmax(logits)[i]; subtracting the largest logit first avoids overflow. */
-    const float largest = first->logprob;
-    const double log_sum = log((double)kernels->exponentials(logits, logits, count, largest, 1));
-    logprobs->sampled = (float)((double)logprobs->sampled - (double)largest - log_sum);
+    const sl_log_softmax softmax = sl_log_softmax_of(kernels, logits, count, first->logprob);
+    logprobs->sampled = (float)sl_log_probability(softmax, logprobs->sampled);
     for (size_t i = 0; i < logprobs->top_count; i++)
-        first[i].logprob = (float)((double)first[i].logprob - (double)largest - log_sum);
+        first[i].logprob = (float)sl_log_probability(softmax, first[i].logprob);
 }

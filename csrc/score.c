@@ -1,11 +1,11 @@
 /* score.c: logits and log-probabilities of given tokens. */
 
 #include <inttypes.h>
-#include <math.h>
 #include <string.h>
 
 #include "error.h"
 #include "forward.h"
+#include "logprobs.h"
 
 /* Receives the logits after ids[first] … ids[first + n - 1], in rows of the session's stride. */
 typedef void (*logits_function)(const sl_session *s, const int32_t *ids, size_t first, size_t n,
@@ -43,11 +43,10 @@ int sl_logits(sl_session *s, const int32_t *ids, size_t count, float *logits) {
     return status ? status : for_logits(s, ids, count, copy_logits, logits);
 }
 
-/* Return ln softmax(logits)[id]. Subtracting the largest logit first avoids overflow. */
+/* Return ln softmax(logits)[id]. */
 static double log_probability(const sl_kernels *kernels, float *logits, size_t size, int32_t id) {
     const float largest = logits[kernels->argmax(logits, size)], logit = logits[id];
-    const float sum = kernels->exponentials(logits, logits, size, largest, 1);
-    return (double)logit - (double)largest - log((double)sum);
+    return sl_log_probability(sl_log_softmax_of(kernels, logits, size, largest), logit);
 }
 
 static void score_logits(const sl_session *s, const int32_t *ids, size_t first, size_t n,

@@ -36,7 +36,7 @@ def test_sizes_without_an_estimate_are_left_out(
         Row("7m", 1, 1, True, ESTIMATE, "2m", "too few runs"),
     ]
     found = Plan("quick", "2m", machine, 20.0, rows, [])
-    monkeypatch.setattr(plan.command, "make", lambda overrides: found)
+    monkeypatch.setattr(plan.make, "make", lambda overrides: found)
     monkeypatch.setattr(plan, "train", lambda raw, seconds: SPEED)
     compared = plan.compare("quick", ["2m", "7m", "9m"], 300.0)
     assert [each.estimate for each in compared] == [ESTIMATE, ESTIMATE]

@@ -16,10 +16,11 @@ from conftest import ROOT
 from training_job import make_job
 
 from storyllamas import params
+from storyllamas.commands import plan as command
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.params import FineTuning, Params
-from storyllamas.plan import command, energy, loss, measure, table
+from storyllamas.plan import energy, loss, make, measure, table
 from storyllamas.plan.estimate import Case, correction, estimate, model_speed, scaled
 from storyllamas.plan.loss import Range, Run, expected
 from storyllamas.plan.measure import Machine, Measured, measure_machine, measure_size
@@ -312,18 +313,18 @@ def test_runs_with_another_corpus_or_rate_do_not_compare(monkeypatch: pytest.Mon
 def test_overrides_are_those_of_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
-    raw = command.read_params(["model=7m", "params.yaml:train.steps=12", "train.micro_batch=auto"])
+    raw = make.read_params(["model=7m", "params.yaml:train.steps=12", "train.micro_batch=auto"])
     assert (raw["model"], raw["train"]["steps"]) == ("7m", 12)
     assert params.parse(raw).recipe.micro_batch == "auto"
     assert (tmp_path / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
-    assert list(command.sizes_of(raw)) == ["7m", "2m", "30m"]
+    assert list(make.sizes_of(raw)) == ["7m", "2m", "30m"]
     for bad, message in (
         ("model", "-S model: Error parsing override 'model'"),
         ("nokey=3", "-S nokey=…: params.yaml has no such key"),
         ("other.yaml:a=3", "-S changes other.yaml: give a key of params.yaml"),
     ):
         with pytest.raises(UserError) as caught:
-            command.read_params([bad])
+            make.read_params([bad])
         assert str(caught.value) == message
 
 
@@ -344,7 +345,7 @@ def test_the_table_shows_all_sizes(
     runs = [power_law(case().chosen.model_config().parameters, 10**6 * 2**i) for i in range(4)]
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("STORYLLAMAS_STATE", str(tmp_path))
-    monkeypatch.setattr(command, "Measurement", Measurement)
+    monkeypatch.setattr(make, "Measurement", Measurement)
     monkeypatch.setattr(loss, "comparable_runs", lambda sizes: runs)
     command.run(argparse.Namespace(set_param=[], json=False))
     text = capsys.readouterr().out
@@ -360,7 +361,7 @@ def test_the_table_shows_all_sizes(
 
 
 def test_a_busy_machine_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    measurement = command.Measurement([RAW], 0.0)  # expires at once
+    measurement = make.Measurement([RAW], 0.0)  # expires at once
     with pytest.raises(UserError, match="too busy to be measured within 20 s: try later"):
         measurement.results()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from storyllamas.cli import PRETRAINED
+from storyllamas.commands.default_model import PRETRAINED
 from storyllamas.engine.engine import Engine
 from storyllamas.slm import weight_file
 

@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai
 
-from bench.peers.worker import BOS, TOP_P, serve
+from bench.peers.one_call import OneCall
+from bench.peers.worker import serve
 
 
-class OnnxRuntime:
+class OnnxRuntime(OneCall):
     """A model that onnxruntime_genai.models.builder converted."""
+
+    SEED = "random_seed"
 
     def __init__(self, folder: str, threads: int) -> None:
         config = onnxruntime_genai.Config(folder)
@@ -25,10 +28,7 @@ class OnnxRuntime:
         about = json.loads(Path(folder, "genai_config.json").read_text(encoding="utf-8"))
         self.vocab_size = int(about["model"]["vocab_size"])
 
-    def _generate(
-        self, starts: Sequence[Sequence[int]], steps: int, **how: bool | float
-    ) -> list[int]:
-        """Generate after prompts of one length, without EOS, and return the first sequence."""
+    def _generate(self, starts: Sequence[Sequence[int]], steps: int, **how: float) -> list[int]:
         params = onnxruntime_genai.GeneratorParams(self._model)
         length = len(starts[0]) + steps
         params.set_search_options(
@@ -39,23 +39,6 @@ class OnnxRuntime:
         for _ in range(steps):
             generator.generate_next_token()
         return [int(id) for id in generator.get_sequence(0)[len(starts[0]) :]]
-
-    def story(self, steps: int, seed: int) -> None:
-        """Generate one sequence."""
-        self.batch(1, steps, seed)
-
-    def prompt(self, ids: Sequence[int]) -> None:
-        """Compute the prompt in one pass, and the most probable next token."""
-        self._generate([ids], 1, do_sample=False)
-
-    def batch(self, sequences: int, steps: int, seed: int) -> None:
-        """Generate one batch."""
-        sampling = {"do_sample": True, "temperature": 1.0, "top_p": TOP_P, "random_seed": seed}
-        self._generate([[BOS]] * sequences, steps, **sampling)
-
-    def greedy(self, steps: int) -> list[int]:
-        """Generate without sampling."""
-        return self._generate([[BOS]], steps, do_sample=False)
 
     def about(self) -> str:
         """Return the version."""

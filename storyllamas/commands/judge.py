@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from storyllamas.judge.run import Judge
     from storyllamas.judge.summary import ComparisonSummary, GradesSummary
 
+SUMMARY = "ask a large language model to grade or compare stories"
+
 DESCRIPTION = """\
 Ask a large language model to grade stories, as the TinyStories paper does, or to choose the better
 one of two models' stories for the same prompt, in both orders.
@@ -31,6 +33,8 @@ The number of requests and tokens, and the cost if you give prices, are printed 
 sent until you agree, or give --yes. Answers are kept as they arrive, in .storyllamas/judge, so that
 the same command asks nothing twice and resumes after an interruption. See docs/judge.md.
 """
+
+EXTRA = "judge"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
