@@ -1,14 +1,16 @@
-"""Stage `tokenizer`: train a tokenizer on the training stories."""
+"""Stage `tokenizer`: train a tokenizer on the training stories, or take one as it is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from storyllamas import params, tokenizer
 from storyllamas.atomic import atomic_file, write_json
 from storyllamas.corpus import files
-from storyllamas.errors import exit_on_user_error
+from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.rounding import decimals
+from storyllamas.tokenizer.byte_level import ByteLevelTokenizer
 from storyllamas.tokenizer.sentencepiece import RESERVED
 
 
@@ -24,10 +26,13 @@ def main() -> None:
             reserved += story.count(RESERVED)
             yield story
 
-    stories: Iterable[str] = files.sample("data/corpus/train.txt", chosen.sample_bytes)
-    if chosen.kind == "sentencepiece":
-        stories = counted(stories)
-    model = tokenizer.train(stories, chosen.vocab_size, chosen.character_coverage, chosen.kind)
+    if chosen.path:
+        model = read_existing(chosen)
+    else:
+        stories: Iterable[str] = files.sample("data/corpus/train.txt", chosen.sample_bytes)
+        if chosen.kind == "sentencepiece":
+            stories = counted(stories)
+        model = tokenizer.train(stories, chosen.vocab_size, chosen.character_coverage, chosen.kind)
     with atomic_file("models/tokenizer.model") as file:
         file.write(model)
     trained = tokenizer.from_bytes(model)
@@ -41,6 +46,35 @@ def main() -> None:
     if reserved:
         print(f"{reserved:,} characters U+2585 were not learned: SentencePiece reserves them")
     print(f"{trained.vocab_size:,} pieces, {rate:.2f} bytes of validation text per token")
+
+
+def read_existing(chosen: params.Tokenizer) -> bytes:
+    """Return the content of the file that `tokenizer.path` names.
+
+    Raises:
+        UserError: it is missing or no tokenizer, or has another kind or number of pieces.
+    """
+    path = Path(chosen.path)
+    if not path.is_file():
+        raise UserError(
+            f"tokenizer.path is {path}, which is not a file: name a tokenizer.model or "
+            "tokenizer.json outside models/, which this stage replaces"
+        )
+    try:
+        model = path.read_bytes()
+        found = tokenizer.from_bytes(model)
+    except ValueError:
+        raise UserError(
+            f"tokenizer.path is {path}, which is not a SentencePiece model or a byte-level "
+            "tokenizer.json: name another file"
+        ) from None
+    kind = "byte_level" if isinstance(found, ByteLevelTokenizer) else "sentencepiece"
+    if (kind, found.vocab_size) != (chosen.kind, chosen.vocab_size):
+        raise UserError(
+            f"tokenizer.path is {path}, of kind {kind} with {found.vocab_size} pieces: set "
+            f"tokenizer.kind={kind} and tokenizer.vocab_size={found.vocab_size}"
+        )
+    return model
 
 
 if __name__ == "__main__":

@@ -105,12 +105,13 @@ class Corpus:
 
 @dataclass(frozen=True, config=_strict)
 class Tokenizer:
-    """How to train the tokenizer; the bytes and the special pieces are part of its size."""
+    """How to make the tokenizer; the bytes and the special pieces are part of its size."""
 
     kind: TrainableKind
     vocab_size: Annotated[int, Field(ge=260, le=65536)]
     sample_bytes: Annotated[int, Field(ge=0)]
     character_coverage: Annotated[float, Field(gt=0, le=1)]
+    path: str = ""
 
 
 @dataclass(frozen=True, config=_strict)

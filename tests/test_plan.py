@@ -18,7 +18,8 @@ from training_job import make_job
 from storyllamas import params
 from storyllamas.commands import plan as command
 from storyllamas.errors import UserError
-from storyllamas.params import Params
+from storyllamas.model import Llama
+from storyllamas.params import FineTuning, Params
 from storyllamas.plan import energy, loss, make, measure, table
 from storyllamas.plan.estimate import Case, correction, estimate, model_speed, scaled
 from storyllamas.plan.loss import Range, Run, expected
@@ -30,7 +31,7 @@ from storyllamas.training.loop import Trainer
 from storyllamas.training.speed_log import Speed
 
 MACHINE = Machine("a processor", "cpu", "float32", 2, 200_000_000, 100e9)
-MEASURED = Measured("2m", 8, 100e-6, 60e-6, 0.02, 30e-6, 25_000_000, 15_000_000, None)
+MEASURED = Measured("2m", 8, 100e-6, 60e-6, 0.02, 30e-6, 25_000_000, 15_000_000, 6_296_064, None)
 SETTINGS = speed_log.settings("cpu", "float32", 2, compiled=True)
 
 RAW = params.read(ROOT / "params.yaml")
@@ -88,6 +89,34 @@ def test_a_size_is_measured_on_random_tokens(tiny: Params, monkeypatch: pytest.M
     machine = measure_machine(where)
     assert machine.base_bytes > 0
     assert machine.threads == 1
+
+
+def test_what_is_frozen_needs_less(tiny: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    products: list[Llama] = []
+
+    def record(model: Llama, *_: object) -> float:
+        products.append(model)
+        return 0.0
+
+    monkeypatch.setattr(measure, "_products", record)
+    where = Device("cpu", False, 1, compiled=False)
+    full = measure_size(tiny, where, 0.0)
+    start = FineTuning(start="model", lora_rank=2, lora_targets=("attention.output",))
+    lora = measure_size(dataclasses.replace(tiny, fine_tuning=start), where, 0.0)
+    assert lora.trained_bytes == 4 * 2 * (16 + 16)
+    assert lora.state_bytes == 3 * lora.trained_bytes
+    assert full.trained_bytes == 4 * tiny.model_config().parameters
+    # Rows, columns, whether the inputs have a gradient, and whether the matrix has one.
+    assert measure._matrices(products[1]) == {
+        (48, 16, False, False): 1,
+        (16, 16, False, False): 1,
+        (2, 16, False, True): 1,
+        (16, 2, True, True): 1,
+        (32, 16, True, False): 1,
+        (16, 16, True, False): 1,
+        (300, 16, True, False): 1,
+    }
+    assert all(below and trained for _, _, below, trained in measure._matrices(products[0]))
 
 
 def test_power_is_that_of_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +210,9 @@ def test_runs_of_other_sizes_correct_an_estimate_within_bounds() -> None:
     assert correction(one, cases, MACHINE, [speed_of(other, 0.9)]) == (pytest.approx(0.9), 1)
     assert correction(one, cases, MACHINE, [speed_of(other, 9.0)]) == (2.0, 1)
     assert correction(one, cases, MACHINE, []) == (1.0, 0)
+    start = FineTuning(start="model", freeze=("norms",))
+    frozen = dataclasses.replace(one, chosen=dataclasses.replace(one.chosen, fine_tuning=start))
+    assert correction(frozen, cases, MACHINE, [speed_of(one, 0.9)]) == (1.0, 0)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +289,7 @@ def test_runs_with_another_corpus_or_rate_do_not_compare(monkeypatch: pytest.Mon
         "": RAW,
         "steps": {**RAW, "train": {"steps": 10}},
         "rate": {**RAW, "train": {"learning_rate": 0.001}},
+        "start": {**RAW, "train": {"start": "model", "start_lr_scale": 1.0}},
         "corpus": {**RAW, "corpus": {**RAW["corpus"], "stories": 10}},
         "size": {**RAW, "model": "7m"},
         "broken": {},

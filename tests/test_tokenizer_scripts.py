@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from storyllamas import tokenizer
+from stages import tokenizer as stage
+from storyllamas import params, tokenizer
 from storyllamas.corpus import files
 from storyllamas.tokenizer.base import ImpossibleVocabularyError
 from storyllamas.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -55,6 +56,38 @@ def test_reserved_characters_are_counted(tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "metrics/tokenizer.json").read_text())
     assert metrics["reserved_characters"] == 3
     assert "3 characters U+2585 were not learned" in output
+
+
+def test_an_existing_tokenizer_is_used_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text of the corpus is not that of the tokenizer, as in fine-tuning."""
+    path, model = tmp_path / "start.model", tokenizer.train(FRUITS, 285)
+    path.write_bytes(model)
+    corpus = tmp_path / "data/corpus"
+    corpus.mkdir(parents=True)
+    with (corpus / "valid.txt").open("wb") as file:
+        files.write(file, ["Tom sees a red dog."])
+    monkeypatch.chdir(tmp_path)
+    raw = params.read(ROOT / "params.yaml")
+
+    def run(**changes: object) -> object:
+        """Return the status, or the message of the error."""
+        (tmp_path / "params.yaml").write_text(
+            json.dumps({**raw, "tokenizer": {**raw["tokenizer"], **changes}})
+        )
+        with pytest.raises(SystemExit) as ended:
+            stage.main()
+        return ended.value.code
+
+    assert run(path=str(path), vocab_size=285) == 0
+    assert (tmp_path / "models/tokenizer.model").read_bytes() == model
+    metrics = json.loads((tmp_path / "metrics/tokenizer.json").read_text())
+    assert metrics["vocab_size"] == 285
+    message = str(run(path=str(path)))
+    assert "with 285 pieces: set tokenizer.kind=sentencepiece and tokenizer.vocab" in message
+    assert "which is not a SentencePiece model" in str(run(path="params.yaml"))
+    assert "tokenizer.path is none.model, which is not a file" in str(run(path="none.model"))
 
 
 def test_coverage_allows_fewer_pieces_than_characters() -> None:

@@ -130,18 +130,18 @@ def model_speed(measured: Measured, config: ModelConfig, recipe: Recipe, compile
     step = recipe.tokens_per_step * per_token + measured.optimizer
     validation = recipe.eval_sequences * config.context * measured.validation_per_token
     step += validation / min(recipe.eval_every, recipe.steps)
-    return recipe.tokens_per_step / step * (1 - _checkpoint_share(config, measured))
+    return recipe.tokens_per_step / step * (1 - _checkpoint_share(measured))
 
 
-def _checkpoint_share(config: ModelConfig, measured: Measured, interval: float = 20.0) -> float:
-    seconds = _checkpoint_bytes(config, measured) / CHECKPOINT_BYTES_PER_SECOND
+def _checkpoint_share(measured: Measured, interval: float = 20.0) -> float:
+    seconds = _checkpoint_bytes(measured) / CHECKPOINT_BYTES_PER_SECOND
     return min(MAX_TIME_SHARE, seconds / interval)
 
 
-def _checkpoint_bytes(config: ModelConfig, measured: Measured) -> int:
-    """Return the bytes of the weights, of the best ones, and of the state of the optimizers."""
-    weights = FLOAT_BYTES * config.parameters
-    return 2 * weights + measured.state_bytes - weights
+def _checkpoint_bytes(measured: Measured) -> int:
+    """Return the bytes of the trained weights, the best ones, and the state of the optimizers."""
+    gradients = measured.trained_bytes
+    return 2 * measured.trained_bytes + measured.state_bytes - gradients
 
 
 def memory_bytes(case: Case, machine: Machine) -> float:
@@ -156,7 +156,7 @@ def memory_bytes(case: Case, machine: Machine) -> float:
     if machine.device == "cuda":
         return tensors
     logits = FLOAT_BYTES * measured.micro_batch * config.context * config.vocab_size
-    tensors += weights + 3 * logits + _checkpoint_bytes(config, measured)
+    tensors += weights + 3 * logits + _checkpoint_bytes(measured)
     base = machine.base_bytes + (COMPILER_BYTES if case.compiled else 0)
     return FRAGMENTATION * (base + tensors)
 
@@ -170,7 +170,7 @@ def disk_bytes(case: Case) -> float:
             group = export.group_size.get(kind.label, 0)
             bits += spec.bits + (32 / group if group else 0)
     files = config.parameters * (FLOAT_BYTES + bits / 8)
-    return MAX_CHECKPOINTS * _checkpoint_bytes(config, case.measured) + 2 * files
+    return MAX_CHECKPOINTS * _checkpoint_bytes(case.measured) + 2 * files
 
 
 def scaled(source: Case, chosen: Params) -> Measured:
@@ -196,6 +196,7 @@ def scaled(source: Case, chosen: Params) -> Measured:
         validation_per_token=work * measured.validation_per_token,
         sequence_bytes=integer(values * measured.sequence_bytes),
         state_bytes=integer(weights * measured.state_bytes),
+        trained_bytes=integer(weights * measured.trained_bytes),
         watts=measured.watts,
     )
 
@@ -213,7 +214,7 @@ def correction(
     """Return the factor by which earlier runs correct the speed of a run, and their number.
 
     Runs of the same size count alone. Without any, those of the other sizes count, within
-    `MAX_CORRECTION`.
+    `MAX_CORRECTION`. None count if weights are frozen, since the record does not tell which were.
 
     Args:
         case: the run.
@@ -221,6 +222,8 @@ def correction(
         machine: where they were measured.
         speeds: earlier runs, oldest first.
     """
+    if case.chosen.fine_tuning.freeze or case.chosen.fine_tuning.lora:
+        return 1.0, 0
     own = _ratios(case, machine, speeds)
     if own:
         return median(own), len(own)

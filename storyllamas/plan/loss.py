@@ -107,6 +107,7 @@ def _what_decides(chosen: Params) -> dict[str, Any]:
         "tokenizer": chosen.tokenizer,
         "config": chosen.model_config(),
         "recipe": recipe,
+        "fine_tuning": chosen.fine_tuning if chosen.fine_tuning.start else None,
     }
 
 

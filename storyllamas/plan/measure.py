@@ -17,6 +17,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from torch import Tensor
 from storyllamas import params
 from storyllamas.config import ModelConfig
 from storyllamas.errors import exit_on_user_error
+from storyllamas.model import Llama
 from storyllamas.plan import energy
 from storyllamas.token_file import TokenFile
 from storyllamas.training import device as devices
@@ -38,6 +40,7 @@ from storyllamas.training.device import Device
 from storyllamas.training.interrupt import Interrupt
 from storyllamas.training.loop import Job, Trainer
 from storyllamas.training.metrics import matmul_peak, memory_bytes
+from storyllamas.training.start import Start, trained_tensors
 
 RANDOM_TOKENS = 1 << 17
 
@@ -95,6 +98,7 @@ class Measured:
         validation_per_token: an uncompiled forward pass.
         sequence_bytes: activations that one sequence adds, uncompiled.
         state_bytes: gradients and state of the optimizers.
+        trained_bytes: the weights that training changes, which a checkpoint has.
         watts: power during the steps; None: the system does not tell.
     """
 
@@ -106,6 +110,7 @@ class Measured:
     validation_per_token: float
     sequence_bytes: int
     state_bytes: int
+    trained_bytes: int
     watts: float | None
 
 
@@ -142,12 +147,13 @@ def measure_size(chosen: params.Params, where: Device, seconds: float) -> Measur
             size=chosen.model,
             micro_batch=size,
             pass_per_token=passes / tokens,
-            products_per_token=_products(trainer.job.config, tokens, where) / tokens,
+            products_per_token=_products(trainer.model, tokens, where) / tokens,
             optimizer=updates,
             validation_per_token=validation
             / (len(trainer.validation_set[0]) * chosen.size.context),
             sequence_bytes=sequence,
             state_bytes=memory.state_bytes(trainer.model, chosen.recipe),
+            trained_bytes=sum(each.nbytes for each in trained_tensors(trainer.model).values()),
             watts=meter.watts,
         )
 
@@ -201,34 +207,66 @@ def _job(chosen: params.Params, where: Device) -> Job:
     data = TokenFile(Path("random"), ids, config.vocab_size, 1, length, bytes(32))
     recipe = dataclasses.replace(chosen.recipe, eval_sequences=1)
     uncompiled = dataclasses.replace(where, compiled=False)
-    return Job(config, recipe, chosen.seed, data, data, uncompiled)
+    return Job(config, recipe, chosen.seed, data, data, uncompiled, _start(chosen, config))
 
 
-def _products(config: ModelConfig, rows: int, where: Device) -> float:
+def _start(chosen: params.Params, config: ModelConfig) -> Start | None:
+    """Return random weights with what fine-tuning changes of them; None if it changes all."""
+    fine_tuning = chosen.fine_tuning
+    if not (fine_tuning.freeze or fine_tuning.lora):
+        return None
+    return Start(Llama(config).state_dict(), fine_tuning.freeze, fine_tuning.lora)
+
+
+def _products(model: Llama, rows: int, where: Device) -> float:
     """Return the seconds of all products of a weight in a forward and backward pass of `rows`."""
-    width = config.heads * config.head_dim
-    shapes = [
-        (config.layers, config.dim, config.qkv_rows),
-        (config.layers, width, config.dim),
-        (config.layers, config.dim, 2 * config.hidden),
-        (config.layers, config.hidden, config.dim),
-        (1, config.dim, config.vocab_size),
-    ]
     dtype = torch.bfloat16 if where.bfloat16 else torch.float32
     total = 0.0
-    for count, inputs, outputs in shapes:
+    for (outputs, inputs, has_below, is_trained), count in _matrices(model).items():
         x, weight, gradient = (
             torch.randn(*shape, device=where.name, dtype=dtype)
             for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
         )
-        multiply = _multiplier(x, weight, gradient)
+        multiply = _multiplier(x, weight, gradient, has_below, is_trained)
         total += count * min(_timed(multiply, where) for _ in range(2))
     return total
 
 
-def _multiplier(x: Tensor, weight: Tensor, gradient: Tensor) -> Callable[[], object]:
-    """Return a function that computes the outputs of a layer and both of its gradients."""
-    return lambda: (x @ weight.T, gradient @ weight, gradient.T @ x)
+def _matrices(model: Llama) -> Counter[tuple[int, int, bool, bool]]:
+    """Count the matrices by rows, columns, whether a weight before it is trained, and it is."""
+    found: Counter[tuple[int, int, bool, bool]] = Counter()
+    embedding = model.embedding.weight
+    has_below = embedding.requires_grad
+    classifier = embedding if model.config.tied else model.classifier.weight
+    for weight in (*model.layers.parameters(), classifier):
+        if weight.ndim == 2:
+            rows, columns = weight.shape
+            found[rows, columns, has_below, weight.requires_grad] += 1
+        has_below |= weight.requires_grad
+    return found
+
+
+def _multiplier(
+    x: Tensor, weight: Tensor, gradient: Tensor, has_below: bool, is_trained: bool
+) -> Callable[[], object]:
+    """Return a function that computes the outputs of a matrix, and the gradients that it needs.
+
+    Args:
+        x: inputs, [rows, columns of the matrix].
+        weight: the matrix.
+        gradient: that of the outputs, [rows, rows of the matrix].
+        has_below: whether the inputs have a gradient.
+        is_trained: whether the matrix has one.
+    """
+
+    def multiply() -> None:
+        _ = x @ weight.T
+        if has_below:
+            _ = gradient @ weight
+        if is_trained:
+            _ = gradient.T @ x
+
+    return multiply
 
 
 def _timed(action: Callable[[], object], where: Device) -> float:
