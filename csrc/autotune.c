@@ -11,7 +11,11 @@ enum {
     LONGEST_PAUSE = 1000 * 1000 * 1000, /* before a former winner is tried again */
 };
 
-static const double PAUSE = 40;    /* until a choice is tried again, times the time that it lost */
+static const double WAITED = 4; /* a trial waited for a suspended thread if it took longer */
+
+/* A choice is tried again after so many times the time that it lost. A wait for a suspended thread
+ * may be bad luck, so that the pause after it is short at first and doubles each time. */
+static const double PAUSE = 40, SHORT_PAUSE = 2, LONG_PAUSE = 32;
 static const double CLEAR = 1.3;   /* a trial ends early if it is so many times slower or faster */
 static const double BETTER = 0.97; /* a trial is won by what takes less than this */
 static const double WORSE = 1.05;  /* a winner that takes more than another did is compared again */
@@ -65,27 +69,39 @@ size_t sl_autotune_begin(sl_autotune *tune, int64_t now) {
     return tune->threads >> tune->tried;
 }
 
-/* Return how long a choice is not tried again that lost some nanoseconds. */
-static double pause_after(const sl_autotune *tune, double lost, double step) {
-    const double pause = PAUSE * lost, least = RECENT_STEPS * step;
-    return (pause > least ? pause : least) * (double)tune->one; /* as many choices are tried */
+/* Return a pause of some nanoseconds, but some steps at least. */
+static double at_least(double pause, double step) {
+    return pause > RECENT_STEPS * step ? pause : RECENT_STEPS * step;
+}
+
+/* Decide when to try a choice again that lost some nanoseconds by bad luck. */
+static void retry_soon(struct sl_choice *choice, bool is_first, int64_t now, double lost,
+                       double step) {
+    choice->pause = is_first || choice->pause == 0 ? SHORT_PAUSE : 2 * choice->pause;
+    if (choice->pause > LONG_PAUSE) choice->pause = LONG_PAUSE;
+    const double pause = at_least(choice->pause * lost, step);
+    choice->retry = now + (int64_t)(pause < LONGEST_PAUSE ? pause : LONGEST_PAUSE);
 }
 
 /* Stay with the choice that was tried. */
 static void win(sl_autotune *tune, int64_t now, double step) {
     const double usual = tune->stay.units * cost(&tune->choices[tune->tried].recent);
-    double pause = pause_after(tune, tune->stay.spent - usual, step);
-    if (pause > LONGEST_PAUSE) pause = LONGEST_PAUSE;
-    tune->choices[tune->choice].retry = now + (int64_t)pause;
+    const bool was_long = tune->stay.spent > RECENT;
+    retry_soon(&tune->choices[tune->choice], was_long, now, tune->stay.spent - usual, step);
     tune->choice = tune->tried;
     tune->stay = tune->trial;
 }
 
 /* Return to the choice before the trial. */
 static void lose(sl_autotune *tune, int64_t now, double step) {
+    struct sl_choice *tried = &tune->choices[tune->tried];
     const double usual = tune->trial.units * cost(&tune->choices[tune->choice].recent);
-    const double pause = pause_after(tune, tune->trial.spent - usual, step);
-    tune->choices[tune->tried].retry = now + (int64_t)pause;
+    const double lost = tune->trial.spent - usual, others = (double)tune->one;
+    const size_t fewer = tune->tried > tune->choice ? tune->tried - tune->choice : 0;
+    if (tune->trial.spent > WAITED * usual * (double)((size_t)1 << fewer))
+        retry_soon(tried, false, now, others * lost, step);
+    else
+        tried->retry = now + (int64_t)(others * at_least(PAUSE * lost, step));
     turn_to(tune, tune->choice);
 }
 

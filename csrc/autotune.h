@@ -39,6 +39,7 @@ typedef struct {
     struct sl_choice {
         sl_work recent; /* without the first step, which wakes threads up */
         int64_t retry;  /* when to try it again */
+        double pause;   /* until then, times what it lost when another won */
     } choices[SL_MAX_CHOICES];
 } sl_autotune;
 
