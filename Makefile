@@ -170,7 +170,7 @@ bench-learning: setup ## compare the losses of recipes and sizes (hours): TOKENS
 		$(if $(ROWS),--rows $(ROWS)) $(if $(CORPUS),--corpus "$$CORPUS")
 
 .PHONY: bench-scaling
-bench-scaling: setup ## fit a scaling law to 13 short runs and 2 longer ones of three sizes (hours): CORPUS=
+bench-scaling: setup ## fit a scaling law to 13 runs of three sizes (hours): CORPUS=
 	$(BIN)/python -m bench.scaling $(if $(CORPUS),--corpus "$$CORPUS")
 
 bench-quality: setup ## measure bits per byte of q8 and q4 by group size

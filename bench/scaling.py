@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.learning import WORK, Data, job_of, of_the_project, prepare, run
+from bench.learning import WORK, Data, job_of, of_the_project, prepare, recipe_of, run
 from bench.scaling_law import MILLION, Law, Point, fit, resampled
 from storyllamas import params, token_file
 from storyllamas.errors import UserError, exit_on_user_error
@@ -58,13 +58,15 @@ GRID = (
     Cell("7m", 1, 1 / 8),
     Cell("30m", 0.25),
     Cell("30m", 0.5),
-    Cell("30m", 1),
-    Cell("30m", 0.5, 1 / 16),
 )
 """Short runs, to which the law is fitted first."""
 
 LONGER = (Cell("2m", 16.384), Cell("7m", 8.192))
 """Runs that the law of the short ones predicts."""
+
+MIN_STEPS = 400
+"""The law is fitted to runs of so many steps and more. Larger models take larger steps, so that at
+the same few tokens they have not yet learned what a smaller one has."""
 
 STORIES = 500
 VALIDATIONS = 4
@@ -109,6 +111,12 @@ def points(
         name = f"scaling-{cell.size}-{cell.million_tokens:g}-{cell.share:g}"
         score, _, _ = run(job, name, data)
         yield Point(job.config.parameters, tokens, len(part.tokens), score.loss)
+
+
+def is_fitted(cell: Cell, raw: Mapping[str, Any]) -> bool:
+    """Return whether a run has enough steps for the law."""
+    step = recipe_of("fast", cell.size, None, raw).tokens_per_step
+    return cell.million_tokens * 1e6 >= MIN_STEPS * step
 
 
 def table(cells: Sequence[Cell], found: Sequence[Point], law: Law) -> str:
@@ -169,6 +177,7 @@ def draw(cells: Sequence[Cell], found: Sequence[Point], law: Law, target: Path) 
             xlabel="million tokens",
             ylabel="nats a token on whole validation stories",
         )
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.25, which="both")
         axes.legend()
 
@@ -190,16 +199,17 @@ def main() -> None:
     data = dataclasses.replace(data, stories=data.stories[:STORIES])
     short = list(points(GRID, chosen, raw, data, arguments.seed))
     longer = list(points(LONGER, chosen, raw, data, arguments.seed))
-    print(f"\nThe law of the short runs:\n\n{table(LONGER, longer, fit(short))}\n")
-    cells, found = GRID + LONGER, short + longer
-    law = fit(found)
-    print(f"The law of all runs:\n\n{table(cells, found, law)}\n")
+    fitted = [p for cell, p in zip(GRID, short, strict=True) if is_fitted(cell, raw)]
+    print(f"\nThe law of the short runs:\n\n{table(LONGER, longer, fit(fitted))}\n")
+    cells, found, fitted = GRID + LONGER, short + longer, fitted + longer
+    law = fit(fitted)
+    print(f"The law of all runs of {MIN_STEPS} steps and more:\n\n{table(cells, found, law)}\n")
     print(
         f"loss = {law.floor:.2f} + {law.model:.2f} / parameters^{law.alpha:.2f} + "
         f"{law.data:.2f} / data^{law.beta:.2f}, repeats {law.repeats:.1f}; in millions\n"
     )
     vocab_size = token_file.read(data.tokens / "train.bin").vocab_size
-    print(predictions(raw, vocab_size, law, resampled(found, law, SAMPLES)))
+    print(predictions(raw, vocab_size, law, resampled(fitted, law, SAMPLES)))
     draw(cells, found, law, arguments.figure)
     print(arguments.figure)
 

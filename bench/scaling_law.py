@@ -69,9 +69,14 @@ class Law:
         unique = min(tokens, unique)
         repeats = tokens / unique - 1
         data = unique * (1 + self.repeats * (1 - math.exp(-repeats / self.repeats)))
-        of_model = self.model / (parameters / MILLION) ** self.alpha
-        of_data = self.data / (data / MILLION) ** self.beta
-        return self.floor + float(of_model + of_data)
+        of_model = self.model * _power(parameters / MILLION, -self.alpha)
+        of_data = self.data * _power(data / MILLION, -self.beta)
+        return self.floor + of_model + of_data
+
+
+def _power(base: float, exponent: float) -> float:
+    """Return base**exponent, or infinity: a sample of the runs may not determine an exponent."""
+    return float(np.exp(min(exponent * math.log(base), 700.0)))
 
 
 def fit(points: Sequence[Point], starts: Sequence[Sequence[float]] = _STARTS) -> Law:
