@@ -132,13 +132,13 @@ static void use_small_pages_for_large_caches(const sl_session *s) {
 }
 
 /* Choose the size of the pool. A parallel loop takes a microsecond to start. In that time one
- * thread reads about 50 KB of weights, so a small model is faster on one thread. In WebAssembly
- * threads have not paid for models of 1 to 4 MB. */
+ * thread reads about 50 KB of weights, so a very small model is faster on one thread, even for
+ * prompts. In WebAssembly threads have not paid for models of 1 to 4 MB. */
 static size_t automatic_threads(const sl_model *model) {
 #ifdef __wasm__
     enum { PARALLEL_FROM_BYTES = 1 << 22, MAX_THREADS = 8 };
 #else
-    enum { PARALLEL_FROM_BYTES = 1 << 20, MAX_THREADS = 8 };
+    enum { PARALLEL_FROM_BYTES = 1 << 19, MAX_THREADS = 8 };
 #endif
     const size_t processors = sl_processor_count();
     if (model->info.file_bytes < PARALLEL_FROM_BYTES) return 1;
