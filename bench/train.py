@@ -194,6 +194,7 @@ def kept(raw: dict[str, Any], machine: str, llama2c: str) -> Path:
     library = build.ROOT / "storyllamas"
     for path in [
         *sorted((library / "training").glob("*.py")),
+        library / "training/fused.c",
         library / "model.py",
         build.BENCH / "train_worker.py",
         build.BENCH / "plain_loop.py",

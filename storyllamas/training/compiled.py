@@ -1,4 +1,4 @@
-"""The training loss, compiled by torch.compile."""
+"""The training loss, as C code if it suits, else compiled by torch.compile."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from storyllamas import workdir
 from storyllamas.model import Llama
+from storyllamas.training import fused
 from storyllamas.training.device import Device
 
 MAX_CAUSE = 300
@@ -39,6 +40,11 @@ def training_loss(model: Llama, device: Device, micro_batch: int) -> Loss:
     """
     if not device.compiled:
         return model.loss
+    if fused.suits(model, device):
+        try:
+            return fused.FusedLoss(model, build_folder())
+        except OSError as error:
+            print(f"the training step is not in C ({error})", flush=True)
     print("compiling the training step", flush=True)
     if device.name == "cpu":
         _check_compiler()

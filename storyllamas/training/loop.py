@@ -37,6 +37,8 @@ from storyllamas.training.compiled import CompilationError, Loss, training_loss
 from storyllamas.training.csv_log import CsvLog
 from storyllamas.training.device import Device
 from storyllamas.training.distributed import Ranks
+from storyllamas.training.fused import SOURCE as FUSED_SOURCE
+from storyllamas.training.fused import FusedLoss
 from storyllamas.training.interrupt import Interrupt, is_run_by_dvc
 from storyllamas.training.micro_batch import MicroBatch
 from storyllamas.training.optimizer import Optimizers
@@ -100,7 +102,7 @@ def source_files() -> list[Path]:
     # How files are opened and written, errors, and parameters, whose values are in the key.
     names = ("__init__", "atomic", "errors", "params", "regular_file", "workdir")
     skipped = [package / f"{name}.py" for name in names]
-    return imported_files(Path(__file__), package, skipped)
+    return [*imported_files(Path(__file__), package, skipped), FUSED_SOURCE]
 
 
 @dataclass(frozen=True)
@@ -272,6 +274,8 @@ class Trainer:
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
         loss = self.micro_batch.halving(lambda: self._loss(resumed.step if resumed else 0))
+        if isinstance(loss, FusedLoss):
+            self.optimizers.update_by(loss.update)
         rows: dict[str, Any] = {"steps": [], "validation": []}
         if resumed:
             rows = self._restore(resumed)
@@ -376,13 +380,15 @@ class Trainer:
         job, device, sequences = self.job, self.job.device, len(batch[0])
         predicted = _predicted(batch[1])
         total = torch.zeros((), device=device.name)
-        for first in self.ranks.split(range(0, sequences, self.micro_batch.size)):
+        # In C, the memory that a step needs does not depend on the number of its sequences.
+        size = sequences if isinstance(self.loss, FusedLoss) else self.micro_batch.size
+        for first in self.ranks.split(range(0, sequences, size)):
             interrupt.check_parent()
             torch.manual_seed(_dropout_seed(job.seed, self.step, first))
-            tokens, targets = self._to_device(batch, first)
+            tokens, targets = self._to_device(batch, slice(first, first + size))
             with device.autocast():
                 loss = self.loss(tokens, targets)
-            share = _predicted(batch[1][first : first + self.micro_batch.size]) / predicted
+            share = _predicted(batch[1][first : first + size]) / predicted
             scaled = loss * (share * self.ranks.world_size)
             scaled.backward()  # type: ignore[no-untyped-call]
             total += scaled.detach()
@@ -404,10 +410,12 @@ class Trainer:
     def _validation_total(self) -> float:
         """Return the sum of the losses of this rank's validation windows."""
         windows, total = len(self.validation_set[0]), 0.0
+        loss_of = self.loss if isinstance(self.loss, FusedLoss) else self.model.loss
         for first in self.ranks.split(range(0, windows, self.micro_batch.size)):
-            inputs, targets = self._to_device(self.validation_set, first)
+            rows = slice(first, first + self.micro_batch.size)
+            inputs, targets = self._to_device(self.validation_set, rows)
             with self.job.device.autocast():
-                loss = self.model.loss(inputs, targets).item()
+                loss = loss_of(inputs, targets).item()
             total += loss * _predicted(self.validation_set[1][first : first + len(inputs)])
         return total
 
@@ -419,9 +427,8 @@ class Trainer:
                 f"(it is {rate:g}); the last checkpoint with finite losses stays"
             )
 
-    def _to_device(self, batch: tuple[Any, Any], first: int) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets [micro_batch, context] from row `first` of a batch on."""
-        rows = slice(first, first + self.micro_batch.size)
+    def _to_device(self, batch: tuple[Any, Any], rows: slice) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets [micro_batch, context], some rows of a batch."""
         inputs, targets = (torch.from_numpy(part[rows]).to(self.job.device.name) for part in batch)
         return inputs, targets
 

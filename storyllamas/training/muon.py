@@ -9,12 +9,13 @@ NorMuon does (Li et al. 2025, arXiv:2510.05491).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from storyllamas.training.stateful import Stateful
 
 MOMENTUM = 0.95
 # Coefficients and steps of the Newton-Schulz iteration, from Jordan et al.
@@ -22,11 +23,21 @@ LINEAR, CUBIC, QUINTIC = 3.4445, -4.7750, 2.0315
 STEPS = 5
 
 
-class Muon(Optimizer):
+Update = Callable[
+    [Mapping[str, float], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]],
+    None,
+]
+"""The same in C, see `FusedLoss.update`."""
+
+
+class Muon(Stateful):
     """Muon with Nesterov momentum and decoupled weight decay, for matrices.
 
     Groups have `lr`, `weight_decay` and `beta2`: the update of a row is divided by the root of its
     mean square, averaged over steps with decay `beta2`; 0: no division.
+
+    Attributes:
+        update: takes the step of matrices of one shape in place of this class; None: nothing does.
     """
 
     def __init__(
@@ -40,16 +51,20 @@ class Muon(Optimizer):
                 times slower than float32 on a CPU without bfloat16 arithmetic.
         """
         self._dtype = dtype
+        self.update: Update | None = None
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "beta2": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Update the weights from their gradients."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 shapes.setdefault(parameter.shape, []).append(parameter)
             for shape, matrices in shapes.items():
+                if self.update:
+                    self._update(group, matrices)
+                    continue
                 momentum = torch.stack(self._momentum(matrices)).to(self._dtype)
                 updates = orthogonal(momentum).to(matrices[0].dtype)
                 if group["beta2"]:
@@ -60,19 +75,43 @@ class Muon(Optimizer):
 
     def _momentum(self, matrices: list[Tensor]) -> tuple[Tensor, ...]:
         """Update the running means of the gradients; return Nesterov's lookahead of them."""
-        for matrix in matrices:
-            if not self.state[matrix]:
-                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
-        means = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+        means = self._means(matrices)
         gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
         torch._foreach_lerp_(means, gradients, 1 - MOMENTUM)
         return torch._foreach_lerp(gradients, means, MOMENTUM)
 
-    def _normalize_rows(self, matrices: list[Tensor], updates: Tensor, beta2: float) -> Tensor:
-        """Return updates [N, R, C] with rows of equal mean square over time and the same norms."""
+    def _means(self, matrices: list[Tensor]) -> list[Tensor]:
+        for matrix in matrices:
+            if not self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+        return [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+
+    def _row_squares(self, matrices: list[Tensor]) -> list[Tensor]:
         for matrix in matrices:
             self.state[matrix].setdefault("row_squares", matrix.new_zeros(len(matrix), 1))
-        squares = [self.state[matrix]["row_squares"] for matrix in matrices]
+        return [self.state[matrix]["row_squares"] for matrix in matrices]
+
+    def _update(self, group: Mapping[str, Any], matrices: list[Tensor]) -> None:
+        """Take the step of matrices of one shape by `update`."""
+        assert self.update is not None
+        settings = {
+            "momentum": MOMENTUM,
+            "beta2": group["beta2"],
+            "decay": 1 - group["lr"] * group["weight_decay"],
+            "rate": group["lr"] * 0.2 * max(matrices[0].shape) ** 0.5,
+            "linear": LINEAR,
+            "cubic": CUBIC,
+            "quintic": QUINTIC,
+            "steps": STEPS,
+        }
+        means = self._means(matrices)
+        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
+        squares = self._row_squares(matrices) if group["beta2"] else []
+        self.update(settings, matrices, means, gradients, squares)
+
+    def _normalize_rows(self, matrices: list[Tensor], updates: Tensor, beta2: float) -> Tensor:
+        """Return updates [N, R, C] with rows of equal mean square over time and the same norms."""
+        squares = self._row_squares(matrices)
         torch._foreach_lerp_(squares, updates.square().mean(-1, keepdim=True).unbind(), 1 - beta2)
         normalized = updates / torch.stack(squares).sqrt().add(1e-8)
         return normalized * (_norms(updates) / _norms(normalized).clamp(min=1e-7))

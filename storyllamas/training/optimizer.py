@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
 
 from storyllamas.model import Llama
 from storyllamas.params import Recipe
+from storyllamas.training.adamw import AdamW
 from storyllamas.training.device import computes_in_bfloat16
 from storyllamas.training.lora import adapter_parameters
-from storyllamas.training.muon import Muon
+from storyllamas.training.muon import Muon, Update
+from storyllamas.training.stateful import Stateful
 
 
 class Optimizers:
@@ -42,7 +43,7 @@ class Optimizers:
             {"params": vocabulary, "weight_decay": decay, "scale": recipe.embedding_lr_scale},
             {"params": vectors, "weight_decay": 0.0, "scale": recipe.embedding_lr_scale},
         ]
-        self._all: list[Optimizer] = []
+        self._all: list[Stateful] = []
         self._stacked: list[tuple[Tensor, list[nn.Parameter]]] = []
         if recipe.optimizer == "muon" and hidden:
             self._stacked = [
@@ -62,7 +63,13 @@ class Optimizers:
         groups.append({"params": adapters, "weight_decay": decay, "scale": 1.0})
         groups = [group for group in groups if group["params"]]
         if groups:
-            self._all.append(AdamW(groups, betas=(recipe.beta1, recipe.beta2), fused=True))
+            self._all.append(AdamW(groups, (recipe.beta1, recipe.beta2)))
+
+    def update_by(self, update: Update) -> None:
+        """Let `update` take the steps of Muon."""
+        for optimizer in self._all:
+            if isinstance(optimizer, Muon):
+                optimizer.update = update
 
     def step(self, learning_rate: float) -> None:
         """Update the weights, then drop the gradients."""
@@ -76,14 +83,14 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group["scale"]
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state; OPTIMIZER.PARAMETER.KEY, with indices of both, names each tensor."""
         return {
             f"{number}.{index}.{key}": value
             for number, optimizer in enumerate(self._all)
-            for index, state in optimizer.state_dict()["state"].items()
+            for index, state in optimizer.tensors().items()
             for key, value in state.items()
         }
 
@@ -93,7 +100,7 @@ class Optimizers:
             state: dict[int, dict[str, Tensor]] = {}
             for index, key, tensor in _state_of(number, tensors):
                 state.setdefault(index, {})[key] = tensor
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            optimizer.load(state)
 
 
 def hidden_matrices(model: Llama) -> list[nn.Parameter]:

@@ -1,0 +1,215 @@
+"""The training step in C computes what PyTorch does, on processors that multiply bfloat16."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from training_job import DIGEST, make_job
+
+from storyllamas import token_file
+from storyllamas.config import ModelConfig
+from storyllamas.model import Llama
+from storyllamas.params import Compute
+from storyllamas.record_rows import IGNORED
+from storyllamas.training import compiled, device, fused, muon
+from storyllamas.training.device import Device
+from storyllamas.training.interrupt import Interrupt
+from storyllamas.training.loop import Trainer
+
+pytestmark = pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported() or not shutil.which("cc"),
+    reason="needs AVX-512 BF16 and a C compiler",
+)
+
+CONFIG = ModelConfig(
+    dim=64, layers=2, heads=2, kv_heads=2, head_dim=32, hidden=96, context=96, vocab_size=320
+)
+CPU = Device("cpu", True, 1, True)
+
+
+@pytest.fixture(params=["AMX", "AVX-512"])
+def folder(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Path]:
+    """Folder of compiled code with the best instructions, and without AMX."""
+    if request.param == "AVX-512":
+        monkeypatch.setenv("CC", "cc -mno-amx-bf16 -mno-amx-tile")
+    yield tmp_path_factory.getbasetemp() / f"fused-{request.param}"
+    fused._load.cache_clear()
+
+
+def make_model(dropout: float = 0.0) -> Llama:
+    torch.manual_seed(0)
+    model = Llama(CONFIG, dropout)
+    for parameter in model.parameters():  # large gradients everywhere
+        nn.init.normal_(parameter, float(parameter.ndim == 1), 0.1)
+    return model
+
+
+def make_batch(sequences: int) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    shape = (sequences, CONFIG.context + 1)
+    windows = torch.randint(CONFIG.vocab_size, shape, generator=random)
+    targets = windows[:, 1:].clone()
+    targets[0, 5:20] = IGNORED
+    return windows[:, :-1], targets
+
+
+def gradients(loss: Tensor, model: Llama) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_only_models_of_its_kind_suit() -> None:
+    assert fused.suits(Llama(CONFIG), CPU)
+    assert not fused.suits(Llama(CONFIG), dataclasses.replace(CPU, bfloat16=False))
+    for change in ({"kv_heads": 1}, {"hidden": 100}, {"vocab_size": 300}, {"tied": False}):
+        assert not fused.suits(Llama(dataclasses.replace(CONFIG, **change)), CPU)
+    frozen = Llama(CONFIG)
+    frozen.embedding.weight.requires_grad_(False)
+    assert not fused.suits(frozen, CPU)
+
+
+@pytest.mark.parametrize("sequences", [1, 5, 30])  # 30: more than a group of 2,048 tokens
+def test_loss_and_gradients_are_pytorchs(folder: Path, sequences: int) -> None:
+    model, batch = make_model(), make_batch(sequences)
+    exact = model.loss(*batch)
+    with CPU.autocast():
+        rounded = model.loss(*batch)
+    found = fused.FusedLoss(model, folder)(*batch)
+    assert abs(found.item() - exact.item()) < 2e-3
+    names = [name for name, _ in model.named_parameters()]
+    of_each = zip(names, *(gradients(loss, model) for loss in (found, rounded, exact)), strict=True)
+    for name, mine, pytorchs, expected in of_each:
+        assert distance(mine, expected) < 1.2 * distance(pytorchs, expected) + 1e-3, name
+
+
+def test_any_number_of_threads_gives_the_same_bits(folder: Path) -> None:
+    model, batch = make_model(), make_batch(30)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3, 2):
+            torch.set_num_threads(number)
+            loss = fused.FusedLoss(model, folder)(*batch)
+            found.append([loss, *gradients(loss, model)])
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_without_gradients_the_loss_is_the_same(folder: Path) -> None:
+    model, batch = make_model(), make_batch(5)
+    loss = fused.FusedLoss(model, folder)
+    with torch.no_grad():
+        alone = loss(*batch)
+    assert not alone.requires_grad
+    assert alone.item() == loss(*batch).item()
+
+
+def test_dropout_drops_the_same_in_both_passes(folder: Path) -> None:
+    """The loss falls along the gradient as fast as the gradient says."""
+    model, batch = make_model(0.3), make_batch(5)
+    loss = fused.FusedLoss(model, folder)
+
+    def seeded() -> Tensor:
+        torch.manual_seed(7)
+        return loss(*batch)
+
+    first = seeded()
+    assert first.item() == seeded().item()
+    slopes = gradients(first, model)
+    size = torch.stack([slope.square().sum() for slope in slopes]).sum().sqrt()
+    values = []
+    for sign in (1, -2):
+        for parameter, slope in zip(model.parameters(), slopes, strict=True):
+            parameter.data.add_(slope, alpha=sign * 0.05 / float(size))
+        values.append(seeded().item())
+    assert (values[0] - values[1]) / 0.1 == pytest.approx(float(size), rel=0.05)
+    model.eval()
+    plain = make_model().loss(*batch).item()
+    for parameter, other in zip(model.parameters(), make_model().parameters(), strict=True):
+        parameter.data.copy_(other)
+    assert seeded().item() == pytest.approx(plain, abs=2e-3)
+
+
+def test_a_foreign_token_is_an_error(folder: Path) -> None:
+    tokens, targets = make_batch(1)
+    tokens[0, 3] = CONFIG.vocab_size
+    with pytest.raises(IndexError, match="320"):
+        fused.FusedLoss(make_model(), folder)(tokens, targets)
+
+
+@pytest.mark.parametrize("beta2", [0.0, 0.95])
+@pytest.mark.parametrize("shape", [(64, 64), (96, 64), (64, 160)])
+def test_muon_is_pytorchs(folder: Path, shape: tuple[int, int], beta2: float) -> None:
+    torch.manual_seed(0)
+    matrices = [nn.Parameter(torch.randn(shape)) for _ in range(3)]
+    runs = [copy.deepcopy(matrices) for _ in range(3)]
+    group = {"lr": 0.1, "weight_decay": 0.1, "beta2": beta2}
+    optimizers = [
+        muon.Muon([{"params": run, **group}], dtype)
+        for run, dtype in zip(runs, (torch.float32, torch.bfloat16, torch.bfloat16), strict=True)
+    ]
+    optimizers[2].update = fused.FusedLoss(make_model(), folder).update
+    for _ in range(3):
+        slopes = [torch.randn(shape) for _ in matrices]
+        for run, optimizer in zip(runs, optimizers, strict=True):
+            for parameter, slope in zip(run, slopes, strict=True):
+                parameter.grad = slope.clone()
+            optimizer.step()
+    for before, exact, rounded, found in zip(matrices, *runs, strict=True):
+        limit = 1.2 * distance(rounded - before, exact - before)
+        assert distance(found - before, exact - before) < limit
+
+
+@pytest.fixture
+def trainers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
+    """Return a trainer in C and one in PyTorch."""
+    monkeypatch.setattr(compiled, "build_folder", lambda: folder)
+    random = np.random.default_rng(0)
+    path = tmp_path / "tokens.bin"
+    with token_file.write(path, CONFIG.vocab_size, DIGEST) as writer:
+        ids = random.integers(3, 40, 20_000).cumsum() % CONFIG.vocab_size
+        writer.append(ids.astype(np.uint16), 1, len(ids))
+    data = token_file.read(path, DIGEST)
+    job = make_job(tmp_path, tokens_per_step=8 * CONFIG.context, dropout=0.0)
+    job = dataclasses.replace(job, config=CONFIG, train=data, valid=data)
+    choices = [Compute("cpu", "bfloat16", 1, how, 1, 1) for how in ("always", "never")]
+    devices = [device.choose(choice) for choice in choices]
+    jobs = [dataclasses.replace(job, device=where) for where in devices]
+    return [Trainer(each, tmp_path, None) for each in jobs]
+
+
+def test_a_run_learns_what_pytorchs_does(trainers: list[Trainer]) -> None:
+    mine, pytorchs = trainers
+    assert isinstance(mine.loss, fused.FusedLoss)
+    losses = [[trainer.train_step(Interrupt())[0] for _ in range(20)] for trainer in trainers]
+    assert losses[0][-1] < losses[0][0] - 0.2
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+    assert mine._validate() == pytest.approx(pytorchs._validate(), abs=0.02)
+
+
+def test_a_run_resumes_bit_identically(trainers: list[Trainer], tmp_path: Path) -> None:
+    whole = trainers[0]
+    for _ in range(3):
+        whole.train_step(Interrupt())
+    resumed = Trainer(whole.job, tmp_path, whole.checkpoint())
+    for trainer in (whole, resumed):
+        for _ in range(3):
+            trainer.train_step(Interrupt())
+    expected = whole.model.state_dict()
+    assert all(torch.equal(t, expected[name]) for name, t in resumed.model.state_dict().items())
