@@ -193,8 +193,8 @@ def kept(raw: dict[str, Any], machine: str, llama2c: str) -> Path:
     digest.update(json.dumps([raw["recipes"], raw["compute"], machine, llama2c]).encode())
     library = build.ROOT / "storyllamas"
     for path in [
-        *sorted((library / "training").glob("*.py")),
-        library / "training/fused.c",
+        *sorted((library / "training").rglob("*.py")),
+        *sorted((library / "training" / "fused").glob("*.[ch]")),
         library / "model.py",
         build.BENCH / "train_worker.py",
         build.BENCH / "plain_loop.py",

@@ -37,7 +37,7 @@ from storyllamas.training.compiled import CompilationError, Loss, training_loss
 from storyllamas.training.csv_log import CsvLog
 from storyllamas.training.device import Device
 from storyllamas.training.distributed import Ranks
-from storyllamas.training.fused import SOURCE as FUSED_SOURCE
+from storyllamas.training.fused import SOURCES as FUSED_SOURCES
 from storyllamas.training.fused import FusedLoss
 from storyllamas.training.interrupt import Interrupt, is_run_by_dvc
 from storyllamas.training.micro_batch import MicroBatch
@@ -102,7 +102,7 @@ def source_files() -> list[Path]:
     # How files are opened and written, errors, and parameters, whose values are in the key.
     names = ("__init__", "atomic", "errors", "params", "regular_file", "workdir")
     skipped = [package / f"{name}.py" for name in names]
-    return [*imported_files(Path(__file__), package, skipped), FUSED_SOURCE]
+    return [*imported_files(Path(__file__), package, skipped), *FUSED_SOURCES]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from storyllamas.model import Llama
 from storyllamas.record_rows import IGNORED
 from storyllamas.training.device import Device
 
-SOURCE = Path(__file__).with_suffix(".c")
+SOURCE = Path(__file__).with_name("fused.c")
+SOURCES = [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 BLOCK = 32
 """Every size is a multiple of it."""
@@ -202,7 +203,7 @@ def _load(folder: Path) -> Any:
     It uses the OpenMP threads of PyTorch, whose library this process has loaded.
     """
     command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS]
-    about = [SOURCE.read_text(encoding="utf-8"), *command, _processor()]
+    about = [*(path.read_text(encoding="utf-8") for path in SOURCES), *command, _processor()]
     path = folder / f"fused-{sha256('|'.join(about).encode()).hexdigest()[:16]}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

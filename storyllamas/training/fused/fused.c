@@ -1,0 +1,167 @@
+/* fused.c: the loss of a Llama and its gradients, and a step of Muon, in bfloat16 with float32
+ * sums, for processors with AVX-512 BF16. AMX multiplies if the processor has it. __init__.py
+ * describes the arguments. The headers hold the parts, the lowest first: vectors, packing, product,
+ * work, rows, attention, layers. */
+
+#include "layers.h"
+#include "muon.h"
+
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+/* Return the loss of a row of logits, 0 if the target is ignored; unless `share` is 0, turn the
+   logits into their gradient. `powers` is scratch. */
+static float cross_entropy(bf16 *logits, float *powers, int64_t vocab, int64_t wanted,
+                           int64_t ignored, float share) {
+    if (wanted == ignored) {
+        memset(logits, 0, sizeof(bf16) * (size_t)vocab);
+        return 0.0f;
+    }
+    __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+    for (int64_t i = 0; i < vocab; i += 16) most = _mm512_max_ps(most, load16(logits + i));
+    float limit = _mm512_reduce_max_ps(most);
+    __m512 shift = _mm512_set1_ps(limit);
+    for (int64_t i = 0; i < vocab; i += 16) {
+        __m512 x = exp16(_mm512_sub_ps(load16(logits + i), shift));
+        total = _mm512_add_ps(total, x);
+        _mm512_storeu_ps(powers + i, x);
+    }
+    float sum = _mm512_reduce_add_ps(total), log_sum = limit + logf(sum);
+    uint32_t bits = (uint32_t)logits[wanted] << 16;
+    float logit;
+    memcpy(&logit, &bits, 4);
+    if (share <= 0.0f) return log_sum - logit;
+    powers[wanted] -= sum;
+    __m512 factor = _mm512_set1_ps(share / sum);
+    for (int64_t i = 0; i < vocab; i += 16)
+        store16(logits + i, _mm512_mul_ps(_mm512_loadu_ps(powers + i), factor));
+    return log_sum - logit;
+}
+
+static void group(work *w, const int64_t *tokens, const int64_t *targets, int64_t stride,
+                  float share) {
+    shape s = w->s;
+    int64_t d = s.dim, c = s.context, last = 1 + s.layers * PER_LAYER;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < w->tokens; i++) {
+        const float *from = w->weights[0] + tokens[i / c * stride + i % c] * d;
+        float *to = w->layers[0].input + i * d;
+        for (int64_t j = 0; j < d; j += 16) {
+            __m512 x = _mm512_loadu_ps(from + j);
+            if (s.dropout > 0) x = _mm512_mul_ps(x, mask16(w, 0, i * d + j));
+            _mm512_storeu_ps(to + j, x);
+        }
+    }
+    for (int64_t i = 0; i < s.layers; i++)
+        layer_forward(w, i, w->weights + 1 + i * PER_LAYER,
+                      i + 1 < s.layers ? w->layers[i + 1].input : w->x);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t first = 0; first < w->tokens; first += w->chunk) {
+        int64_t rows = smaller(w->chunk, w->tokens - first);
+        float *wide = w->wide[omp_get_thread_num()], *sums = w->norm_sums + first / w->chunk * d;
+        memset(sums, 0, sizeof(float) * (size_t)d);
+        for (int64_t i = first; i < first + rows; i++)
+            normalize(w, w->normed + i * d, w->scale + i, w->x + i * d, w->weights[last]);
+        bf16 *logits = w->logits + first * s.vocab;
+        product(target_of(logits, s.vocab, ROUND), rows_of(w->normed + first * d, d),
+                w->embedding.transposed, rows, d, s.vocab, d);
+        for (int64_t i = first; i < first + rows; i++)
+            w->losses[i] = cross_entropy(w->logits + i * s.vocab, wide, s.vocab,
+                                         targets[i / c * stride + i % c], s.ignored, share);
+        if (!w->gradients) continue;
+        product(target_of(wide, d, SET), rows_of(logits, s.vocab), w->embedding.plain, rows,
+                s.vocab, d, s.vocab);
+        memset(w->dx + first * d, 0, sizeof(float) * (size_t)(rows * d));
+        for (int64_t i = first; i < first + rows; i++)
+            normalize_back(w, w->dx + i * d, sums, wide + (i - first) * d, w->x + i * d,
+                           w->scale[i], w->weights[last]);
+    }
+    if (!w->gradients) return;
+    finish_norm(w, w->gradients[last]);
+    weight_gradient(w, w->gradients[0], w->logits, s.vocab, w->normed, d);
+    for (int64_t i = s.layers - 1; i >= 0; i--)
+        layer_back(w, i, w->weights + 1 + i * PER_LAYER, w->gradients + 1 + i * PER_LAYER);
+#pragma omp single
+    for (int64_t i = 0; i < w->tokens; i++) {
+        float *to = w->gradients[0] + tokens[i / c * stride + i % c] * d;
+        for (int64_t j = 0; j < d; j += 16) {
+            __m512 x = _mm512_loadu_ps(w->dx + i * d + j);
+            if (s.dropout > 0) x = _mm512_mul_ps(x, mask16(w, 0, i * d + j));
+            _mm512_storeu_ps(to + j, _mm512_add_ps(_mm512_loadu_ps(to + j), x));
+        }
+    }
+}
+
+/* ---- What Python calls ----------------------------------------------------------------------- */
+
+static void set_up(work *w, const shape *s, int64_t sequences) {
+    memset(w, 0, sizeof *w);
+    w->s = *s;
+    w->width = s->heads * s->head_dim;
+    w->tokens = smaller(sequences, larger(1, GROUP_TOKENS / s->context)) * s->context;
+    w->chunk = smaller(w->tokens, s->dim <= 256 ? 128 : 256);
+}
+
+/* Return the bytes of memory that `fused_loss` needs; 0: this processor cannot run it. */
+int64_t fused_bytes(const shape *s, int64_t sequences, int64_t threads) {
+    work w;
+    arena memory = {NULL, 4096};
+#ifdef __AMX_BF16__
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA)) return 0;
+#endif
+    if (s->layers > MAX_LAYERS || threads > MAX_THREADS) return 0;
+    set_up(&w, s, sequences);
+    lay_out(&w, &memory, (int)threads);
+    return (int64_t)memory.bytes;
+}
+
+/* Return the mean loss of the targets that are not ignored; set its gradients, unless they are
+ * NULL. */
+double fused_loss(const shape *s, int64_t sequences, int64_t threads, const int64_t *tokens,
+                  const int64_t *targets, int64_t stride, const float *rotary,
+                  const float *const *weights, float *const *gradients, char *memory,
+                  uint32_t seed) {
+    work w;
+    arena from = {memory, 0};
+    set_up(&w, s, sequences);
+    w.weights = weights;
+    w.gradients = gradients;
+    w.rotary = rotary;
+    w.seed = seed;
+    lay_out(&w, &from, (int)threads);
+    int64_t count = 0, step = w.tokens / s->context;
+    for (int64_t i = 0; i < sequences; i++)
+        for (int64_t j = 0; j < s->context; j++) count += targets[i * stride + j] != s->ignored;
+    float share = gradients ? 1.0f / (float)larger(count, 1) : 0.0f;
+    double loss = 0;
+#pragma omp parallel num_threads((int)threads)
+    {
+        uint8_t before[64] __attribute__((aligned(64)));
+        save_configuration(before);
+        configure(TILES);
+        for (int64_t i = 0; i < s->layers; i++) {
+            const float *const *of = weights + 1 + i * PER_LAYER;
+            pack_all(w.layers[i].qkv_w, of[QKV], 3 * w.width, s->dim);
+            pack_all(w.layers[i].output_w, of[OUTPUT], s->dim, w.width);
+            pack_all(w.layers[i].gate_up_w, of[GATE_UP], 2 * s->hidden, s->dim);
+            pack_all(w.layers[i].down_w, of[DOWN], s->dim, s->hidden);
+        }
+        pack_all(w.embedding, weights[0], s->vocab, s->dim);
+        for (int64_t i = 0; i < sequences; i += step) {
+#pragma omp single
+            {
+                w.tokens = smaller(step, sequences - i) * s->context;
+                w.adds = i > 0;
+                w.seed = seed + (uint32_t)i * 0x27d4eb2fu;
+            }
+            group(&w, tokens + i * stride, targets + i * stride, stride, share);
+#pragma omp single
+            for (int64_t j = 0; j < w.tokens; j++) loss += w.losses[j];
+        }
+        configure(before);
+    }
+    return count ? loss / (double)count : NAN;
+}

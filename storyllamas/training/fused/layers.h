@@ -1,0 +1,150 @@
+/* layers.h: a layer, forward and back. Every thread calls the functions, and `omp for` shares out
+ * the tasks. */
+
+#ifndef FUSED_LAYERS_H
+#define FUSED_LAYERS_H
+
+#include "attention.h"
+#include "threads.h"
+
+static void pack_all(packed to, const float *weights, int64_t rows, int64_t columns) {
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t i = 0; i < rows; i += BLOCK)
+        pack_weights(to.plain, to.transposed, weights, i, rows, columns);
+}
+
+/* Gradient of weights [rows, columns]: dy [T, rows] transposed, times x [T, columns]. */
+static void weight_gradient(work *w, float *to, const bf16 *dy, int64_t rows, const bf16 *x,
+                            int64_t columns) {
+    int64_t t = w->tokens;
+    /* The narrower one becomes the left matrix, since turning it costs more. */
+    int turn_dy = rows <= columns;
+    const bf16 *narrow = turn_dy ? dy : x, *broad = turn_dy ? x : dy;
+    int64_t m = turn_dy ? rows : columns, n = turn_dy ? columns : rows;
+    mode how = turn_dy ? (w->adds ? ADD : SET) : (w->adds ? ADD_TRANSPOSE : SET_TRANSPOSE);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < m; i += BLOCK)
+        tile_transpose(w->turned + i * t, narrow + i, m, t, BLOCK);
+    int64_t width = n < PANEL * 8 ? PANEL / 2 : PANEL;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < n; i += width) {
+        bf16 *panel = w->narrow[omp_get_thread_num()];
+        int64_t wide = smaller(width, n - i);
+        pack(panel, broad + i, n, t, wide);
+        float *at = to + (turn_dy ? i : i * columns);
+        product(target_of(at, columns, how), tiles_of(w->turned, t), panel, m, t, wide, t);
+    }
+}
+
+/* Add up the gradients of a norm's weights, task by task. */
+static void finish_norm(work *w, float *to) {
+#pragma omp single
+    {
+        if (!w->adds) memset(to, 0, sizeof(float) * (size_t)w->s.dim);
+        for (int64_t i = 0; i * w->chunk < w->tokens; i++)
+            for (int64_t j = 0; j < w->s.dim; j++) to[j] += w->norm_sums[i * w->s.dim + j];
+    }
+}
+
+/* Weights are the embedding, six of each layer, and the last norm. */
+enum { NORM1, QKV, OUTPUT, NORM2, GATE_UP, DOWN, PER_LAYER };
+
+static void layer_forward(work *w, int64_t number, const float *const *weights, float *to) {
+    layer *l = &w->layers[number];
+    shape s = w->s;
+    int64_t d = s.dim, width = w->width;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t first = 0; first < w->tokens; first += w->chunk) {
+        int64_t rows = smaller(w->chunk, w->tokens - first);
+        for (int64_t i = first; i < first + rows; i++)
+            normalize(w, l->normed1 + i * d, l->scale1 + i, l->input + i * d, weights[NORM1]);
+        product(target_of(l->qkv + first * 3 * width, 3 * width, ROUND),
+                rows_of(l->normed1 + first * d, d), l->qkv_w.transposed, rows, d, 3 * width, d);
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < w->tokens / s.context * s.heads; i++) {
+        int me = omp_get_thread_num();
+        attend(w, l, i / s.heads, i % s.heads, w->wide[me], w->narrow[me]);
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t first = 0; first < w->tokens; first += w->chunk) {
+        int64_t rows = smaller(w->chunk, w->tokens - first);
+        float *branch = w->wide[omp_get_thread_num()];
+        product(target_of(branch, d, SET), rows_of(l->mixed + first * width, width),
+                l->output_w.transposed, rows, width, d, width);
+        for (int64_t i = first; i < first + rows; i++) {
+            add_branch(w, l->middle + i * d, l->input + i * d, branch + (i - first) * d,
+                       2 * number + 1, i);
+            normalize(w, l->normed2 + i * d, l->scale2 + i, l->middle + i * d, weights[NORM2]);
+        }
+        product(target_of(l->gate_up + first * 2 * s.hidden, 2 * s.hidden, ROUND),
+                rows_of(l->normed2 + first * d, d), l->gate_up_w.transposed, rows, d, 2 * s.hidden,
+                d);
+        for (int64_t i = first; i < first + rows; i++)
+            swiglu(l->active + i * s.hidden, l->gate_up + i * 2 * s.hidden, s.hidden);
+        product(target_of(branch, d, SET), rows_of(l->active + first * s.hidden, s.hidden),
+                l->down_w.transposed, rows, s.hidden, d, s.hidden);
+        for (int64_t i = first; i < first + rows; i++)
+            add_branch(w, to + i * d, l->middle + i * d, branch + (i - first) * d, 2 * number + 2,
+                       i);
+    }
+}
+
+static void layer_back(work *w, int64_t number, const float *const *weights,
+                       float *const *gradients) {
+    layer *l = &w->layers[number];
+    shape s = w->s;
+    int64_t d = s.dim, f = s.hidden, width = w->width;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t first = 0; first < w->tokens; first += w->chunk) {
+        int64_t rows = smaller(w->chunk, w->tokens - first);
+        float *wide = w->wide[omp_get_thread_num()];
+        bf16 *dactive = w->narrow[omp_get_thread_num()];
+        float *sums = w->norm_sums + first / w->chunk * d;
+        memset(sums, 0, sizeof(float) * (size_t)d);
+        for (int64_t i = first; i < first + rows; i++)
+            branch_back(w, w->dx_rounded + i * d, w->dx + i * d, 2 * number + 2, i);
+        product(target_of(dactive, f, ROUND), rows_of(w->dx_rounded + first * d, d),
+                l->down_w.plain, rows, d, f, d);
+        for (int64_t i = first; i < first + rows; i++)
+            swiglu_back(w->dgate_up + i * 2 * f, dactive + (i - first) * f, l->gate_up + i * 2 * f,
+                        f);
+        product(target_of(wide, d, SET), rows_of(w->dgate_up + first * 2 * f, 2 * f),
+                l->gate_up_w.plain, rows, 2 * f, d, 2 * f);
+        for (int64_t i = first; i < first + rows; i++)
+            normalize_back(w, w->dx + i * d, sums, wide + (i - first) * d, l->middle + i * d,
+                           l->scale2[i], weights[NORM2]);
+    }
+    weight_gradient(w, gradients[DOWN], w->dx_rounded, d, l->active, f);
+    weight_gradient(w, gradients[GATE_UP], w->dgate_up, 2 * f, l->normed2, d);
+    finish_norm(w, gradients[NORM2]);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t first = 0; first < w->tokens; first += w->chunk) {
+        int64_t rows = smaller(w->chunk, w->tokens - first);
+        for (int64_t i = first; i < first + rows; i++)
+            branch_back(w, w->dx_rounded + i * d, w->dx + i * d, 2 * number + 1, i);
+        product(target_of(w->dmixed + first * width, width, ROUND),
+                rows_of(w->dx_rounded + first * d, d), l->output_w.plain, rows, d, width, d);
+    }
+    weight_gradient(w, gradients[OUTPUT], w->dx_rounded, d, l->mixed, width);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < w->tokens / s.context * s.heads; i++) {
+        int me = omp_get_thread_num();
+        attend_back(w, l, i / s.heads, i % s.heads, w->wide[me], w->narrow[me]);
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t first = 0; first < w->tokens; first += w->chunk) {
+        int64_t rows = smaller(w->chunk, w->tokens - first);
+        float *wide = w->wide[omp_get_thread_num()], *sums = w->norm_sums + first / w->chunk * d;
+        memset(sums, 0, sizeof(float) * (size_t)d);
+        product(target_of(wide, d, SET), rows_of(w->dqkv + first * 3 * width, 3 * width),
+                l->qkv_w.plain, rows, 3 * width, d, 3 * width);
+        for (int64_t i = first; i < first + rows; i++)
+            normalize_back(w, w->dx + i * d, sums, wide + (i - first) * d, l->input + i * d,
+                           l->scale1[i], weights[NORM1]);
+    }
+    weight_gradient(w, gradients[QKV], w->dqkv, 3 * width, l->normed1, d);
+    finish_norm(w, gradients[NORM1]);
+}
+
+#endif
