@@ -63,6 +63,8 @@ export SEED TEMPERATURE TOP_K TOP_P MIN_P MAX_TOKENS
 FIRMWARE = MODEL="$$(realpath $(if $(HAS_MODEL),"$$MODEL",$(or $(wildcard models/$(SIZE)/export/q4.slm),$(PRETRAINED))))"
 
 .DELETE_ON_ERROR:
+# Two targets must not install into .venv at the same time.
+.NOTPARALLEL:
 
 .PHONY: help setup story train-distributed engine run-c web serve-web cortex-m7 run-cortex-m7 sizes sweep plots corpus vocab-table test interop bench bench-tokenizer bench-pretokenize fuzz fuzz-tokenizer bench-kernels bench-web bench-train bench-learning bench-quality lint format clean
 
@@ -223,9 +225,11 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt $(ENGINE_SOURCES
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,chat,measures]'
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
+# Has what $(VENV)/installed has, so that a fresh clone builds the engine once.
+$(VENV)/installed-dev: $(BIN)/python pyproject.toml constraints.txt $(ENGINE_SOURCES)
+	@rm -f storyllamas/_engine.cpython-*
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+	@touch $(VENV)/installed $@
 
 $(VENV)/installed-report: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[report]'
