@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, made_once
 from torch._dynamo.utils import counters
 from torch._inductor.exc import CppCompileError, InductorError
-from training_job import make_job
+from training_job import CONFIG, make_job
 
 from storyllamas.errors import UserError
 from storyllamas.model import ATTENTION_BLOCK, attend
@@ -32,6 +32,18 @@ AUTO = dataclasses.replace(ALWAYS, compile="auto")
 NEVER = dataclasses.replace(ALWAYS, compile="never")
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+
+ONE_LAYER = dataclasses.replace(CONFIG, layers=1)
+"""A model with every kind of operation, which compiles in half the time."""
+
+
+@pytest.fixture(autouse=True)
+def compiled_code(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keep compiled code in a folder of this run of pytest, which its processes share."""
+    folder = made_once(tmp_path_factory, "compiled", lambda _: None)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def test_only_a_long_run_is_compiled() -> None:
@@ -111,31 +123,15 @@ def test_a_run_that_cannot_be_compiled_trains_uncompiled(
     assert not list(state_root.glob("runs/*"))
 
 
-TRAIN = """
-import dataclasses, sys
-from pathlib import Path
-import torch
-assert torch.__file__.startswith(str(Path.cwd())) == (sys.argv[2] == "always")
-sys.path.insert(0, sys.argv[1])
-import test_compiled
-from storyllamas.training import device
-from storyllamas.training.loop import training_run
-compute = dataclasses.replace(test_compiled.ALWAYS, compile=sys.argv[2])
-job = test_compiled.make_job(Path.cwd(), steps=1)
-job = dataclasses.replace(job, device=device.choose(compute, 1e15))
-with training_run(job, Path("logs"), 60) as result:
-    print("compiled:", result.metrics["compiled"])
-"""
-
-
-def train(folder: Path, compile_: str, **environment: str) -> str:
-    """Train one step in a process of its own, in `folder`; return its output."""
+def run(folder: Path, code: str, **environment: str) -> str:
+    """Run Python code in a process of its own, in `folder`; return its output."""
     unset = ("CXX", "TORCHINDUCTOR_CACHE_DIR")
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN, str(Path(__file__).parent), compile_],
+        [sys.executable, "-c", code],
         cwd=folder,
         env={k: v for k, v in os.environ.items() if k not in unset}
-        | {"PYTHONPATH": f"{folder}:{ROOT}", "STORYLLAMAS_STATE": str(folder / "state")}
+        | {"PYTHONPATH": f"{folder}:{ROOT}:{Path(__file__).parent}"}
+        | {"STORYLLAMAS_STATE": str(folder / "state")}
         | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -146,6 +142,23 @@ def train(folder: Path, compile_: str, **environment: str) -> str:
     return done.stdout
 
 
+PRODUCT = """
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+import test_compiled
+from storyllamas.training import device
+from storyllamas.training.compiled import training_loss
+assert torch.__file__.startswith(str(Path.cwd()))
+model = torch.nn.Linear(8, 1)
+model.config = SimpleNamespace(context=8)
+model.loss = lambda tokens, targets: (model.weight * (tokens - targets)).square().mean()
+loss = training_loss(model, device.choose(test_compiled.ALWAYS), 4)
+tokens = torch.arange(32).view(4, 8)
+print("equal:", torch.allclose(loss(tokens, tokens // 2), model.loss(tokens, tokens // 2)))
+"""
+
+
 @needs_compiler
 def test_a_path_with_a_space_compiles(tmp_path: Path) -> None:
     """PyTorch and the state folder are in a path that a shell would split."""
@@ -153,7 +166,8 @@ def test_a_path_with_a_space_compiles(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for package in (Path(torch.__file__).parent, Path(torch.__file__).parent.parent / "torchgen"):
         (folder / package.name).symlink_to(package)
-    assert "compiled: True" in train(folder, "always")
+    # PyTorch precompiles its headers, 150 MB, in the folder for temporary files.
+    assert "equal: True" in run(folder, PRODUCT, TMPDIR=str(tmp_path))
 
 
 def test_temporary_workspaces_share_compiled_code(
@@ -168,6 +182,19 @@ def test_temporary_workspaces_share_compiled_code(
     assert build_folder() == tmp_path / "state/compiled"
 
 
+TRAIN = """
+import dataclasses
+from pathlib import Path
+import test_compiled
+from storyllamas.training import device
+from storyllamas.training.loop import training_run
+job = test_compiled.make_job(Path.cwd(), steps=1)
+job = dataclasses.replace(job, device=device.choose(test_compiled.AUTO, 1e15))
+with training_run(job, Path("logs"), 60):
+    pass
+"""
+
+
 def test_an_old_compiler_trains_uncompiled(tmp_path: Path) -> None:
     script = tmp_path / "g++-4"
     script.write_text(
@@ -178,9 +205,7 @@ exit 1
 """
     )
     script.chmod(0o755)
-    (line,) = [
-        line for line in train(tmp_path, "auto", CXX=str(script)).splitlines() if "(" in line
-    ]
+    (line,) = [line for line in run(tmp_path, TRAIN, CXX=str(script)).splitlines() if "(" in line]
     assert line == (
         "the training step cannot be compiled (g++-4: error: unrecognized option '-std=c++20'): "
         "training runs uncompiled, slower"
@@ -207,7 +232,7 @@ def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
 
 @needs_compiler
 def test_a_compiled_run_resumes_bit_identically(tmp_path: Path) -> None:
-    job = dataclasses.replace(make_job(tmp_path), device=device.choose(ALWAYS))
+    job = dataclasses.replace(make_job(tmp_path, ONE_LAYER), device=device.choose(ALWAYS))
     interrupt = Interrupt()
     torch._dynamo.reset()
     counters.clear()
@@ -233,7 +258,9 @@ def test_compiled_runs_with_several_threads_are_bit_identical(tmp_path: Path) ->
     changes = {"tokens_per_step": 4096, "micro_batch": 128}
     threads = torch.get_num_threads()
     try:
-        job = dataclasses.replace(make_job(tmp_path, **changes), device=device.choose(two))
+        job = dataclasses.replace(
+            make_job(tmp_path, ONE_LAYER, **changes), device=device.choose(two)
+        )
         found = []
         for _ in range(4):
             trainer = Trainer(job, tmp_path, None)
