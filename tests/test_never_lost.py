@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import multiprocessing
 import os
 import pty
 import shutil
@@ -12,9 +13,11 @@ import subprocess
 import sys
 import termios
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import training_job
 from conftest import PATIENCE, wait_until_stopped
 from training_job import make_job
 
@@ -29,31 +32,77 @@ pytestmark = pytest.mark.usefixtures("state_root")
 ENVIRONMENT = {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
 
 
-def start(folder: Path, within: Sequence[str] = (), stop: int = 0) -> subprocess.Popen[str]:
-    """Start the job in a folder, prefixed by the command `within`.
+# The processes that train are forked from one that has imported what takes seconds to import.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch._dynamo", "storyllamas.training.loop"])
+
+
+def train_forked(output: Connection, environment: dict[str, str], arguments: list[str]) -> None:
+    """Do in a forked process what training_job.py does as a program."""
+    for stream in (1, 2):
+        os.dup2(output.fileno(), stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["training_job.py", *arguments]
+    training_job.main()
+
+
+class Forked:
+    """A forked process that trains; its methods are those of `Popen`."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self._reader, writer = FORKS.Pipe(duplex=False)
+        given = (writer, os.environ | ENVIRONMENT, arguments)
+        self._process = FORKS.Process(target=train_forked, args=given)
+        self._process.start()
+        writer.close()
+        assert self._process.pid
+        self.pid = self._process.pid
+        self.stdout = open(self._reader.fileno(), closefd=False)  # noqa: SIM115
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float = PATIENCE) -> tuple[str, None]:
+        self._process.join(timeout)
+        assert self.returncode is not None, "it hangs"
+        return self.stdout.read(), None
+
+
+Process = Forked | subprocess.Popen[str]
+
+
+def start(folder: Path, within: Sequence[str] = (), stop: int = 0) -> Process:
+    """Start the job in a folder, in a program of its own if prefixed by the command `within`.
 
     With `stop`, return when it has stopped itself after that step or a later one.
     """
     folder.mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [
-            *within,
-            sys.executable,
-            TESTS / "training_job.py",
-            folder,
-            *([str(stop)] if stop else []),
-        ],
-        env=os.environ | ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    arguments = [str(folder), *([str(stop)] if stop else [])]
+    process: Process
+    if within:
+        process = subprocess.Popen(
+            [*within, sys.executable, TESTS / "training_job.py", *arguments],
+            env=os.environ | ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    else:
+        process = Forked(arguments)
     if stop:
         wait_until_stopped(process.pid)
     return process
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: Process) -> str:
     output, _ = process.communicate(timeout=PATIENCE)
     return output
 
