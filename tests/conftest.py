@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,15 +41,61 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
+def quick_compiler_in(folder: Path) -> Path:
+    """Write a compiler that never optimizes, which takes a quarter of the time."""
+    script = folder / "cc"
+    script.write_text(f'#!/bin/sh\nexec {os.environ.get("CC", "cc")} "$@" -O0\n')
+    script.chmod(0o755)
+    return script
+
+
 @pytest.fixture
 def quick_compiler(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Let setuptools compile without optimization, which takes a quarter of the time."""
-    script = tmp_path_factory.mktemp("compiler") / "cc"
-    script.write_text(f'#!/bin/sh\nexec {os.environ.get("CC", "cc")} "$@" -O0\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("CC", str(script))
+    """Let setuptools compile without optimization."""
+    monkeypatch.setenv("CC", str(quick_compiler_in(tmp_path_factory.mktemp("compiler"))))
+
+
+def make_engine(folder: Path, *arguments: str) -> None:
+    """Call csrc/Makefile to build something in a folder."""
+    command = ["make", "-C", str(ROOT / "csrc"), f"BUILD={folder}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the C library as one object file, without optimization; skip without a compiler."""
+    if not shutil.which(os.environ.get("CC", "cc")):
+        pytest.skip("there is no C compiler")
+
+    def make(folder: Path) -> None:
+        make_engine(folder, "CFLAGS=-O0 -g", f"{folder}/plain/library.o")
+
+    return made_once(tmp_path_factory, "library", make) / "plain" / "library.o"
+
+
+@pytest.fixture(scope="session")
+def program(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the C program, without optimization."""
+
+    def make(folder: Path) -> None:
+        sources = [ROOT / "csrc" / "main.c", library]
+        command = [os.environ.get("CC", "cc"), "-std=c11", *sources, "-lm", "-pthread"]
+        subprocess.run([*command, "-o", folder / "run"], check=True)
+
+    return made_once(tmp_path_factory, "program", make) / "run"
+
+
+@pytest.fixture(scope="session")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the library, the program and C tests under sanitizers."""
+
+    def make(folder: Path) -> None:
+        make_engine(folder, "CFLAGS=-O3 -Werror", "sanitized")
+
+    return made_once(tmp_path_factory, "sanitized", make) / "sanitized"
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ import pytest
 from conftest import ROOT
 from engine_files import BOS, EOS, small_config, word_id
 
-from storyllamas.engine.build import library_files
 from storyllamas.engine.engine import Engine
 from storyllamas.engine.ffi import ffi, lib
 from storyllamas.errors import UserError
@@ -150,14 +149,6 @@ def test_stories_before_the_one_that_fails_are_generated(tmp_path: Path) -> None
 # ---- Paths without a file, output that cannot be written -----------------------------------------
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("program")
-    command = ["make", "-C", ROOT / "csrc", f"BUILD={folder}", "CFLAGS=-O0", "run"]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder / "run"
-
-
 @pytest.mark.parametrize("kind", ["fifo", "directory"])
 def test_a_model_that_is_no_file_is_rejected_at_once(
     program: Path, tmp_path: Path, kind: str
@@ -195,7 +186,7 @@ def test_output_that_cannot_be_written_is_an_error(
 @pytest.mark.skipif(sys.platform != "linux", reason="the linker must know --wrap")
 @pytest.mark.parametrize("sanitizer", ["", "-fsanitize=address,undefined"])
 def test_each_request_to_the_system_may_fail_once(
-    tmp_path: Path, model: Path, sanitizer: str
+    tmp_path: Path, model: Path, sanitizer: str, library: Path, sanitized: Path
 ) -> None:
     compiler = shutil.which(os.environ.get("CC", "cc"))
     assert compiler
@@ -205,7 +196,8 @@ def test_each_request_to_the_system_may_fail_once(
     options = ["-std=c11", "-O0", "-g", "-I", csrc, *wrap, *([sanitizer] if sanitizer else [])]
     test = ROOT / "tests" / "c" / "one_failure.c"
     program = tmp_path / "one_failure"
-    command = [compiler, *options, test, *library_files(), "-lm", "-pthread", "-o", program]
+    linked = sanitized / "library.o" if sanitizer else library
+    command = [compiler, *options, test, linked, "-lm", "-pthread", "-o", program]
     subprocess.run(command, check=True)
     config = small_config(dim=128, vocab_size=18000, context=40)  # more than 8 MB: it migrates
     large = engine_files.write(tmp_path / "l.slm", config, engine_files.random_tensors(config, 1))

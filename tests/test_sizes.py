@@ -11,10 +11,9 @@ from pathlib import Path
 
 import engine_files
 import pytest
-from conftest import ROOT
+from conftest import ROOT, made_once, make_engine
 from engine_files import small_config
 
-from storyllamas.engine.build import library_files
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
 
@@ -45,27 +44,40 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return engine_files.write(path, config, engine_files.random_tensors(config), vocabulary)
 
 
-def build(compiler: str, folder: Path, *options: str) -> Path:
-    csrc, sources = ROOT / "csrc", library_files()
-    flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-I", csrc]
+def saturate(compiler: str, library: Path, folder: Path, *options: str) -> Path:
+    """Build the test of sizes."""
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-I", ROOT / "csrc"]
     test = ROOT / "tests" / "c" / "sizes.c"
-    call(compiler, *flags, *options, test, *sources, "-lm", "-pthread", "-o", folder / "sizes")
+    call(compiler, *flags, *options, test, library, "-lm", "-pthread", "-o", folder / "sizes")
     return folder / "sizes"
 
 
-def test_sizes_saturate(tmp_path: Path, wide: Path) -> None:
-    call(build(os.environ.get("CC", "cc"), tmp_path), wide)
+def test_sizes_saturate(tmp_path: Path, wide: Path, library: Path) -> None:
+    call(saturate(os.environ.get("CC", "cc"), library, tmp_path), wide)
+
+
+@pytest.fixture(scope="session")
+def arm_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the library for ARM with 32 bits as one object file."""
+
+    def make(folder: Path) -> None:
+        settings = [f"CC={COMPILER}", "CFLAGS=-O1 -Werror"]
+        make_engine(folder, *settings, f"{folder}/arm/library.o")
+
+    return made_once(tmp_path_factory, "arm_32_bits", make) / "arm" / "library.o"
 
 
 @needs_arm
-def test_sizes_of_32_bits_saturate(tmp_path: Path, wide: Path) -> None:
-    call(QEMU, build(COMPILER, tmp_path, "-static"), wide)
+def test_sizes_of_32_bits_saturate(tmp_path: Path, wide: Path, arm_library: Path) -> None:
+    call(QEMU, saturate(COMPILER, arm_library, tmp_path, "-static"), wide)
 
 
 @needs_arm
-def test_greedy_stories_of_32_bits_are_those_of_this_machine(tmp_path: Path) -> None:
-    settings = [f"CC={COMPILER}", "CFLAGS=-O1 -Werror", "LDFLAGS=-static", f"BUILD={tmp_path}"]
-    call("make", "-C", ROOT / "csrc", *settings, "run")
+def test_greedy_stories_of_32_bits_are_those_of_this_machine(
+    tmp_path: Path, arm_library: Path
+) -> None:
+    sources = [ROOT / "csrc" / "main.c", arm_library]
+    call(COMPILER, "-std=c11", "-static", *sources, "-lm", "-pthread", "-o", tmp_path / "run")
     config = small_config(context=60)
     model = engine_files.write(
         tmp_path / "m.slm", config, engine_files.random_tensors(config, 5), None, "q8"
@@ -97,26 +109,24 @@ def resident_bytes(*command: object) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
-def test_memory_is_for_the_positions_reached(tmp_path: Path) -> None:
+def test_memory_is_for_the_positions_reached(tmp_path: Path, program: Path) -> None:
     """A table of all positions would have 4 GiB."""
-    call("make", "-C", ROOT / "csrc", "CFLAGS=-O0", f"BUILD={tmp_path}", "run")
     config = small_config(
         dim=2, layers=1, heads=1, kv_heads=1, head_dim=8192, hidden=2, context=1 << 17
     )
     path = engine_files.write(tmp_path / "m.slm", config, engine_files.random_tensors(config))
     assert path.stat().st_size < MIB
-    assert resident_bytes(tmp_path / "run", path, "--info") < 32 * MIB
-    assert resident_bytes(tmp_path / "run", path, "-n", 3, "a") < 128 * MIB
+    assert resident_bytes(program, path, "--info") < 32 * MIB
+    assert resident_bytes(program, path, "-n", 3, "a") < 128 * MIB
 
 
-def test_a_long_context_takes_memory_as_it_is_used(tmp_path: Path) -> None:
+def test_a_long_context_takes_memory_as_it_is_used(tmp_path: Path, program: Path) -> None:
     """With huge pages, the first token would take 4 MiB in each layer."""
-    call("make", "-C", ROOT / "csrc", "CFLAGS=-O0", f"BUILD={tmp_path}", "run")
     config = small_config(
         dim=2, layers=32, heads=1, kv_heads=1, head_dim=4, hidden=2, context=1 << 17
     )
     path = engine_files.write(tmp_path / "m.slm", config, engine_files.random_tensors(config))
-    assert resident_bytes(tmp_path / "run", path, "-n", 3, "a") < 64 * MIB
+    assert resident_bytes(program, path, "-n", 3, "a") < 64 * MIB
 
 
 def test_layers_are_those_that_the_file_has_room_for(tmp_path: Path) -> None:
