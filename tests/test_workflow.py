@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, made_once
+from conftest import ROOT, made_once, quick_compiler_in
 from tokenizers import Tokenizer
 
 from storyllamas import params, tokenizer
@@ -67,6 +67,7 @@ class Workspace:
         values["sizes"]["7m"]["layers"] = 2
         (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
         self._output("git", "init", "-q", "-b", "main")
+        quick_compiler_in(folder / ".git")
         self.commit("begin")
 
     def commit(self, message: str) -> None:
@@ -89,6 +90,7 @@ class Workspace:
     def options(self) -> dict:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("STORYLLAMAS")}
         environment |= {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        environment["CC"] = str(self.folder / ".git" / "cc")
         environment["SHELL"] = "/bin/sh"  # some stay as the parent of the command that they run
         environment |= {f"GIT_{who}_{what}": "a@example.com" for who in ("AUTHOR", "COMMITTER")
                         for what in ("NAME", "EMAIL")}  # fmt: skip
@@ -160,10 +162,14 @@ def test_a_second_run_has_nothing_to_do(workspace: Workspace) -> None:
 
 def test_only_what_depends_on_a_change_runs_again(workspace: Workspace) -> None:
     before = workspace.exported()
-    output = workspace.run("dvc", "exp", "run", "-S", "train.learning_rate=2e-3")
+    changes = ("-S", "train.learning_rate=2e-3", "-S", "shape.layers=3")
+    output = workspace.run("dvc", "exp", "run", *changes)
     assert stages_that_ran(output) == ["train@2m", "export", "evaluate"]
     assert workspace.exported() != before
-    assert "train.learning_rate" in workspace.run("dvc", "params", "diff")
+    assert workspace.read("models/2m/config.json")["model"]["layers"] == 3
+    differences = workspace.run("dvc", "params", "diff")
+    assert "train.learning_rate" in differences
+    assert "shape.layers" in differences
     assert "f32.loss" in workspace.run("dvc", "metrics", "diff")
     workspace.run("git", "reset", "-q", "--hard")
     output = workspace.run("dvc", "repro")
@@ -171,10 +177,21 @@ def test_only_what_depends_on_a_change_runs_again(workspace: Workspace) -> None:
     assert workspace.exported() == before
 
 
-def test_a_size_can_be_changed_for_one_run(workspace: Workspace) -> None:
-    output = workspace.run("dvc", "exp", "run", "-S", "shape.layers=3")
-    assert stages_that_ran(output) == ["train@2m", "export", "evaluate"]
-    assert workspace.read("models/2m/config.json")["model"]["layers"] == 3
+@pytest.mark.parametrize(
+    ("pattern", "line", "stages"),
+    [
+        (r"^  vocab_size:.*$", "  vocab_size: 380", {"tokenizer", "train@2m"}),
+        (r"^  layers:.*$", "  layers: 3", {"train@2m"}),
+        (r"^  learning_rate:.*$", "  learning_rate: 2e-3", {"train@2m"}),
+    ],
+    ids=["vocabulary", "shape", "rate"],
+)
+def test_each_value_changes_the_stages_that_read_it(
+    workspace: Workspace, pattern: str, line: str, stages: set[str]
+) -> None:
+    workspace.edit(pattern, line)
+    changed = workspace.run("dvc", "status")
+    assert set(re.findall(r"^([\w@]+):$", changed, re.M)) == stages
 
 
 def test_values_that_ran_before_come_from_the_run_cache(workspace: Workspace) -> None:
@@ -189,15 +206,10 @@ def test_values_that_ran_before_come_from_the_run_cache(workspace: Workspace) ->
     assert {file: file.read_bytes() for file in before} == before
 
 
-def test_a_new_vocabulary_runs_everything_after_it(workspace: Workspace) -> None:
-    output = workspace.run("dvc", "exp", "run", "-S", "tokenizer.vocab_size=380")
-    expected = ["tokenizer", "pretokenize", "train@2m", "export", "evaluate"]
-    assert stages_that_ran(output) == expected
-
-
 def test_a_byte_level_tokenizer_runs_everything_after_it(workspace: Workspace) -> None:
     """The same metrics, samples and formats come of it; a file of the same name holds it."""
-    change = ("-S", "tokenizer.kind=byte_level", "-S", "export.formats=[hf,gguf]")
+    change = ("-S", "tokenizer.kind=byte_level", "-S", "tokenizer.vocab_size=380")
+    change += ("-S", "export.formats=[hf,gguf]")
     output = workspace.run("dvc", "exp", "run", *change)
     assert stages_that_ran(output) == ["tokenizer", "pretokenize", "train@2m", "export", "evaluate"]
     report = workspace.read("metrics/eval.json")
