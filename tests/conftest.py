@@ -93,7 +93,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the library, the program and C tests under sanitizers."""
 
     def make(folder: Path) -> None:
-        make_engine(folder, "CFLAGS=-O3 -Werror", "sanitized")
+        make_engine(folder, "CFLAGS=-O1 -Werror", "sanitized")
 
     return made_once(tmp_path_factory, "sanitized", make) / "sanitized"
 

@@ -216,7 +216,7 @@ exit 1
 def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
     changes = {"steps": 4, "optimizer": "adamw", "dropout": 0.0}
     plain, compiled = (
-        dataclasses.replace(make_job(tmp_path, **changes), device=device.choose(compute))
+        dataclasses.replace(make_job(tmp_path, ONE_LAYER, **changes), device=device.choose(compute))
         for compute in (NEVER, ALWAYS)
     )
     assert plain.key() != compiled.key()
