@@ -21,7 +21,14 @@ from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.params import FineTuning, Params
 from storyllamas.plan import energy, loss, make, measure, table
-from storyllamas.plan.estimate import Case, correction, estimate, model_speed, scaled
+from storyllamas.plan.estimate import (
+    FRAGMENTATION,
+    Case,
+    correction,
+    estimate,
+    model_speed,
+    scaled,
+)
 from storyllamas.plan.loss import Range, Run, expected
 from storyllamas.plan.measure import Machine, Measured, measure_machine, measure_size
 from storyllamas.training import speed_log
@@ -169,6 +176,16 @@ def test_costs_of_a_run() -> None:
     powered = dataclasses.replace(MEASURED, watts=90.0)
     hours = estimate(case(powered), MACHINE).watt_hours
     assert hours == pytest.approx(found.seconds / 3600 * 90)
+
+
+def test_steps_in_c_are_as_measured() -> None:
+    in_c = dataclasses.replace(MEASURED, c_bytes=50_000_000)
+    found, without = estimate(case(in_c), MACHINE), estimate(case(compiled=False), MACHINE)
+    assert found.tokens_per_second == without.tokens_per_second
+    assert found.seconds == without.seconds
+    more = dataclasses.replace(MEASURED, c_bytes=150_000_000)
+    grown = estimate(case(more), MACHINE).memory_bytes - found.memory_bytes
+    assert grown == pytest.approx(FRAGMENTATION * 100_000_000)
 
 
 def test_a_size_that_is_not_measured_is_scaled() -> None:

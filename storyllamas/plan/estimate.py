@@ -2,9 +2,10 @@
 
 The time of a step is that of its micro-batches, in proportion to their tokens, and of one step of
 the optimizers. Compiling leaves the matrix products as they are, and takes `FUSED_SHARE` of the
-time of everything else. If the same machine has trained with the same settings before, the
-estimate is multiplied by what those runs reached relative to their own estimates. Products were
-measured then and now, so that a machine that has become slower counts as slower.
+time of everything else. Steps in C are measured as they are. If the same machine has trained with
+the same settings before, the estimate is multiplied by what those runs reached relative to their
+own estimates. Products were measured then and now, so that a machine that has become slower counts
+as slower.
 """
 
 from __future__ import annotations
@@ -106,9 +107,9 @@ def estimate(case: Case, machine: Machine, factor: float = 1.0, runs: int = 0) -
     # Processes share the cores of a machine; each has a GPU of its own.
     share = processes if machine.device == "cuda" else 1
     config, recipe = chosen.model_config(), chosen.recipe
-    speed = share * factor * model_speed(measured, config, recipe, case.compiled)
+    speed = share * factor * model_speed(measured, config, recipe, _uses_torch_compile(case))
     seconds = recipe.steps * recipe.tokens_per_step / speed
-    seconds += IMPORT_SECONDS + (COMPILE_SECONDS if case.compiled else 0.0)
+    seconds += IMPORT_SECONDS + (COMPILE_SECONDS if _uses_torch_compile(case) else 0.0)
     watts = measured.watts
     return Estimate(
         size=chosen.model,
@@ -120,6 +121,10 @@ def estimate(case: Case, machine: Machine, factor: float = 1.0, runs: int = 0) -
         watt_hours=None if watts is None else watts * seconds / 3600,
         runs=runs,
     )
+
+
+def _uses_torch_compile(case: Case) -> bool:
+    return case.compiled and case.measured.c_bytes is None
 
 
 def model_speed(measured: Measured, config: ModelConfig, recipe: Recipe, compiled: bool) -> float:
@@ -151,6 +156,9 @@ def memory_bytes(case: Case, machine: Machine) -> float:
     """
     config, measured = case.chosen.model_config(), case.measured
     weights = FLOAT_BYTES * config.parameters
+    if measured.c_bytes is not None:
+        kept_bytes = 2 * weights + measured.state_bytes + measured.c_bytes
+        return FRAGMENTATION * (machine.base_bytes + kept_bytes + _checkpoint_bytes(measured))
     kept = KEPT_SHARE if case.compiled else 1.0
     tensors = weights + measured.state_bytes + kept * measured.micro_batch * measured.sequence_bytes
     if machine.device == "cuda":
@@ -198,6 +206,7 @@ def scaled(source: Case, chosen: Params) -> Measured:
         state_bytes=integer(weights * measured.state_bytes),
         trained_bytes=integer(weights * measured.trained_bytes),
         watts=measured.watts,
+        c_bytes=None if measured.c_bytes is None else integer(values * measured.c_bytes),
     )
 
 
@@ -245,7 +254,7 @@ def _ratios(case: Case, machine: Machine, speeds: Sequence[Speed]) -> list[float
             and speed.recipe["optimizer"] == case.chosen.recipe.optimizer
         ):
             recipe = Recipe(**speed.recipe)
-            expected = model_speed(case.measured, config, recipe, case.compiled)
+            expected = model_speed(case.measured, config, recipe, _uses_torch_compile(case))
             expected *= case.chosen.compute.processes if machine.device == "cuda" else 1
             change = machine.peak_flops_per_second / speed.peak_flops_per_second
             found.append(speed.tokens_per_second / expected * change)

@@ -1,8 +1,9 @@
 """Measure training steps of several sizes on this machine, in a process of its own.
 
 The process reads a `Request` in JSON, and writes a line of JSON for the machine and one for each
-size as soon as it is measured. Steps run uncompiled on random tokens, since compiling takes longer
-than the whole measurement; estimate.py corrects for it.
+size as soon as it is measured. Steps run on random tokens: in C if the run's steps do, otherwise
+uncompiled, since torch.compile takes longer than the whole measurement. estimate.py corrects for
+it.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ from storyllamas.model import Llama
 from storyllamas.plan import energy
 from storyllamas.token_file import TokenFile
 from storyllamas.training import device as devices
-from storyllamas.training import memory, speed_log
+from storyllamas.training import fused, memory, speed_log
+from storyllamas.training.compiled import build_folder
 from storyllamas.training.device import Device
+from storyllamas.training.fused import FusedLoss
 from storyllamas.training.interrupt import Interrupt
 from storyllamas.training.loop import Job, Trainer
 from storyllamas.training.metrics import matmul_peak, memory_bytes
@@ -92,14 +95,15 @@ class Measured:
     Attributes:
         size: key of `sizes` in params.yaml.
         micro_batch: sequences in one forward pass of the run.
-        pass_per_token: an uncompiled forward and backward pass.
+        pass_per_token: a forward and backward pass, in C or uncompiled.
         products_per_token: the matrix products of the weights in it.
         optimizer: one step of the optimizers.
-        validation_per_token: an uncompiled forward pass.
+        validation_per_token: a forward pass, in C or uncompiled.
         sequence_bytes: activations that one sequence adds, uncompiled.
         state_bytes: gradients and state of the optimizers.
         trained_bytes: the weights that training changes, which a checkpoint has.
         watts: power during the steps; None: the system does not tell.
+        c_bytes: what a step in C keeps in memory; None: the step is not in C.
     """
 
     size: str
@@ -112,6 +116,7 @@ class Measured:
     state_bytes: int
     trained_bytes: int
     watts: float | None
+    c_bytes: int | None = None
 
 
 def measure_machine(where: Device) -> Machine:
@@ -131,6 +136,7 @@ def measure_size(chosen: params.Params, where: Device, seconds: float) -> Measur
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(_job(chosen, where), Path(folder), None)
+        in_c = _step_in_c(trainer, chosen, where)
         size = trainer.micro_batch.size
         sequence = memory.sequence_bytes(trainer.model, where)
         steps = _Steps(trainer)
@@ -141,6 +147,7 @@ def measure_size(chosen: params.Params, where: Device, seconds: float) -> Measur
         with energy.measured() as meter:
             passes, updates = steps.take_for(left, windows)
         tokens = windows * chosen.size.context
+        windows_of_a_step = chosen.recipe.tokens_per_step // chosen.size.context
         validation = _timed(lambda: trainer._validation_total(), where)
         trainer.close_logs()
         return Measured(
@@ -155,7 +162,22 @@ def measure_size(chosen: params.Params, where: Device, seconds: float) -> Measur
             state_bytes=memory.state_bytes(trainer.model, chosen.recipe),
             trained_bytes=sum(each.nbytes for each in trained_tensors(trainer.model).values()),
             watts=meter.watts,
+            c_bytes=in_c.bytes(windows_of_a_step) if in_c else None,
         )
+
+
+def _step_in_c(trainer: Trainer, chosen: params.Params, where: Device) -> FusedLoss | None:
+    """Let the trainer take its steps in C if the run's steps do."""
+    is_compiled = devices.is_compiled(chosen.compute, where.name, chosen.training_flops)
+    if not is_compiled or not fused.suits(trainer.model, where):
+        return None
+    try:
+        loss = FusedLoss(trainer.model, build_folder())
+    except OSError:
+        return None
+    trainer.loss = loss
+    trainer.optimizers.update_by(loss.update)
+    return loss
 
 
 class _Steps:

@@ -97,8 +97,12 @@ class FusedLoss:
         self._threads = torch.get_num_threads()
         self._parameters = list(model.parameters())
         self._memory = torch.empty(0, dtype=torch.uint8)
-        if not self._library.fused_bytes(self._shape(), 1, self._threads):
+        if not self.bytes(1):
             raise OSError("the system does not let the process use AMX, or it has too many threads")
+
+    def bytes(self, sequences: int) -> int:
+        """Return the memory that a step of so many sequences keeps; 0: it cannot run."""
+        return int(self._library.fused_bytes(self._shape(), sequences, self._threads))
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Return the loss, with a backward pass unless gradients are off."""
@@ -115,7 +119,7 @@ class FusedLoss:
         vocab = self._model.config.vocab_size
         if int(tokens.min()) < 0 or max(int(tokens.max()), int(targets.max())) >= vocab:
             raise IndexError(f"a token is not below the vocabulary size, {vocab}")
-        size = self._library.fused_bytes(self._shape(), len(tokens), self._threads)
+        size = self.bytes(len(tokens))
         if size > len(self._memory):
             self._memory = torch.empty(size, dtype=torch.uint8)
         loss = self._library.fused_loss(
