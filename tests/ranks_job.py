@@ -36,8 +36,12 @@ def main() -> None:
         write_text(folder / f"{ranks.rank}.pid", str(os.getpid()))
         for step in sys.argv[4:] if ranks.first else []:
             stop_after(int(step))
+        data = (
+            folder / f"data-{ranks.rank}"
+        )  # Ranks that write the same file would disturb each other.
+        data.mkdir(exist_ok=True)
         for name, changes in jobs.items():
-            job = make_job(folder, **changes)
+            job = make_job(data, **changes)
             with training_run(job, folder / name, 0, PARENT, ranks=ranks) as result:
                 weights = safetensors.torch.save(result.tensors)
                 (folder / name).mkdir(exist_ok=True)

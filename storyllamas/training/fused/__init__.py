@@ -51,15 +51,21 @@ class _Shape(ctypes.Structure):
 
 def suits(model: Llama, device: Device) -> bool:
     """Return whether fused.c computes the loss of this model on this device."""
-    config = model.config
-    sizes = (config.dim, config.hidden, config.head_dim, config.context, config.vocab_size)
     return (
         device.name == "cpu"
         and device.bfloat16
         and sys.platform == "linux"
         and platform.machine() == "x86_64"
         and torch.cpu._is_avx512_bf16_supported()
-        and config.tied
+        and _fits(model)
+    )
+
+
+def _fits(model: Llama) -> bool:
+    config = model.config
+    sizes = (config.dim, config.hidden, config.head_dim, config.context, config.vocab_size)
+    return (
+        config.tied
         and config.kv_heads == config.heads
         and all(size % BLOCK == 0 for size in sizes)
         and config.context <= MAX_CONTEXT
