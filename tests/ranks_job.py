@@ -36,9 +36,8 @@ def main() -> None:
         write_text(folder / f"{ranks.rank}.pid", str(os.getpid()))
         for step in sys.argv[4:] if ranks.first else []:
             stop_after(int(step))
-        data = (
-            folder / f"data-{ranks.rank}"
-        )  # Ranks that write the same file would disturb each other.
+        # Ranks that write the same file would disturb each other.
+        data = folder / f"data-{ranks.rank}"
         data.mkdir(exist_ok=True)
         for name, changes in jobs.items():
             job = make_job(data, **changes)

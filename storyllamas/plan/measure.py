@@ -96,7 +96,7 @@ class Measured:
         size: key of `sizes` in params.yaml.
         micro_batch: sequences in one forward pass of the run.
         pass_per_token: a forward and backward pass, in C or uncompiled.
-        products_per_token: the matrix products of the weights in it.
+        products_per_token: the matrix products of the weights in it; 0 if it is in C.
         optimizer: one step of the optimizers.
         validation_per_token: a forward pass, in C or uncompiled.
         sequence_bytes: activations that one sequence adds, uncompiled.
@@ -154,7 +154,7 @@ def measure_size(chosen: params.Params, where: Device, seconds: float) -> Measur
             size=chosen.model,
             micro_batch=size,
             pass_per_token=passes / tokens,
-            products_per_token=_products(trainer.model, tokens, where) / tokens,
+            products_per_token=0.0 if in_c else _products(trainer.model, tokens, where) / tokens,
             optimizer=updates,
             validation_per_token=validation
             / (len(trainer.validation_set[0]) * chosen.size.context),
