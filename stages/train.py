@@ -20,6 +20,7 @@ from storyllamas.training.launch import is_rank, launch
 from storyllamas.training.loop import Job, training_run
 from storyllamas.training.metrics import train_json
 from storyllamas.training.start import Start
+from storyllamas.training.teacher import Teacher
 from storyllamas.training.trained_model import save_model
 
 TOKENIZER = Path("models/tokenizer.model")
@@ -50,6 +51,7 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
         valid=token_file.read("data/tokens/valid.bin", digest),
         device=device.choose(chosen.compute, chosen.training_flops),
         start=start,
+        teacher=read_teacher(chosen),
     )
     if job.train.vocab_size != job.config.vocab_size:
         raise UserError(
@@ -76,6 +78,9 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
             details["corpus_kind"] = "instruct"
         if start:
             details["fine_tuning"] = asdict(chosen.fine_tuning) | {"start_sha256": start.digest()}
+        if job.teacher:
+            about_teacher = {"teacher_sha256": job.teacher.digests()}
+            details["distillation"] = asdict(chosen.distillation) | about_teacher
         folder = Path("models") / chosen.model
         save_model(folder, job.config, result.tensors, {**about, **details})
         # Without LoRA too: the outputs of a stage of DVC are always the same files.
@@ -92,16 +97,33 @@ def read_start(chosen: params.Params) -> tuple[ModelConfig, Start | None]:
     config, path = chosen.model_config(), Path(chosen.fine_tuning.start)
     if not chosen.fine_tuning.start:
         return config, None
-    if path.resolve().is_relative_to((Path("models") / chosen.model).resolve()):
-        raise UserError(
-            f"train.start is {path}, which this training replaces: restore it with `dvc checkout "
-            f"--force train@{chosen.model}`, copy it to another folder and name that"
-        )
+    check_stays("train.start", path, chosen.model)
     from storyllamas.training import start_reader
 
     config, tensors = start_reader.read(path, config, TOKENIZER)
     chosen_lora = chosen.fine_tuning.lora
     return config, Start(tensors, chosen.fine_tuning.freeze, chosen_lora)
+
+
+def read_teacher(chosen: params.Params) -> Teacher | None:
+    """Return the models to learn from if `train.teacher` names some."""
+    paths = chosen.distillation.teacher
+    if not paths:
+        return None
+    for path in paths:
+        check_stays("train.teacher", Path(path), chosen.model)
+    from storyllamas.training import teacher_reader
+
+    return teacher_reader.read(paths, chosen.distillation.teacher_share, TOKENIZER)
+
+
+def check_stays(parameter: str, path: Path, size: str) -> None:
+    """Check that a path is not of the model that DVC removes before it trains that size anew."""
+    if path.resolve().is_relative_to((Path("models") / size).resolve()):
+        raise UserError(
+            f"{parameter} is {path}, which this training replaces: restore it with `dvc checkout "
+            f"--force train@{size}`, copy it to another folder and name that"
+        )
 
 
 if __name__ == "__main__":

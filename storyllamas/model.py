@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,27 @@ from storyllamas.config import ModelConfig
 
 ATTENTION_BLOCK = 128
 """Number of queries whose scores are stored at a time, on CPUs."""
+
+
+class SoftTargets(NamedTuple):
+    """Targets that are probabilities of several tokens, in place of one token each.
+
+    Attributes:
+        ids: the tokens [B, T, N], int64; the same one may come twice.
+        shares: their probabilities [B, T, N], float32, whose sum over N is 1, or 0 if the target is
+            ignored.
+    """
+
+    ids: Tensor
+    shares: Tensor
+
+    def rows(self, rows: slice) -> SoftTargets:
+        """Return those of some sequences."""
+        return SoftTargets(self.ids[rows], self.shares[rows])
+
+    def to(self, device: str) -> SoftTargets:
+        """Return them on a device."""
+        return SoftTargets(self.ids.to(device), self.shares.to(device))
 
 
 class RMSNorm(nn.Module):
@@ -195,7 +217,11 @@ class Llama(nn.Module):
         classifier = self.embedding if self.config.tied else self.classifier
         return F.linear(self.norm(x), classifier.weight)
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, tokens: Tensor, targets: Tensor | SoftTargets) -> Tensor:
         """Return the mean cross-entropy in nats per token of targets [B, T] given tokens [B, T]."""
         logits = self(tokens)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        if isinstance(targets, Tensor):
+            return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        logs = logits.float().log_softmax(-1).gather(-1, targets.ids)
+        loss: Tensor = -(logs * targets.shares).sum() / targets.shares.sum()
+        return loss

@@ -162,8 +162,16 @@ class Recipe:
 
 
 @dataclass(frozen=True, config=_strict)
+class Distillation:
+    """The models whose probabilities training learns; keys of `train`."""
+
+    teacher: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    teacher_share: Rate = 1.0
+
+
+@dataclass(frozen=True, config=_strict)
 class FineTuning:
-    """The model that training starts from; the keys of `train` that are not the recipe's."""
+    """The model that training starts from; keys of `train`."""
 
     start: str = ""
     start_lr_scale: Rate = 0.25
@@ -184,7 +192,8 @@ class FineTuning:
         return Lora(self.lora_rank, self.lora_alpha, self.lora_targets)
 
 
-FINE_TUNING_KEYS = {field.name for field in fields(FineTuning)}
+RUN_KEYS = {field.name for kind in (FineTuning, Distillation) for field in fields(kind)}
+"""The keys of `train` that are not the recipe's."""
 
 
 @dataclass(frozen=True, config=_strict)
@@ -259,6 +268,7 @@ class Params:
     sizes: dict[str, Size]
     recipe: Recipe
     fine_tuning: FineTuning
+    distillation: Distillation
     corpus: Corpus
     tokenizer: Tokenizer
     pretokenize: Pretokenize
@@ -360,7 +370,8 @@ def parse(raw: object) -> Params:
             f"recipes.{file.recipe}.sizes has no {file.model}: add it, or use one of "
             f"{', '.join(_recipe_sizes(file, file.recipe))}"
         )
-    fine_tuning = _fine_tuning(file)
+    fine_tuning: FineTuning = _keys_of_train(FineTuning, file)
+    distillation: Distillation = _keys_of_train(Distillation, file)
     recipe = _slow_down(recipes[file.recipe, file.model], file, fine_tuning)
     context = file.sizes[file.model].context
     if file.evaluation.speed_tokens >= context:
@@ -375,6 +386,7 @@ def parse(raw: object) -> Params:
         sizes=file.sizes,
         recipe=recipe,
         fine_tuning=fine_tuning,
+        distillation=distillation,
         corpus=file.corpus,
         tokenizer=file.tokenizer,
         pretokenize=file.pretokenize,
@@ -384,6 +396,11 @@ def parse(raw: object) -> Params:
         generation=file.generation,
     )
     _check_fine_tuning(fine_tuning, chosen.model_config())
+    if distillation.teacher and file.compute.processes > 1:
+        raise UserError(
+            f"compute.processes is {file.compute.processes} and there is a train.teacher: use 1, "
+            "since only one process can learn from a teacher"
+        )
     return chosen
 
 
@@ -492,9 +509,7 @@ def _merge_recipe(file: _File, name: str, model: str) -> Recipe:
     }
     if chosen:
         layers["train"] = {
-            key: value
-            for key, value in _without_none(file.train).items()
-            if key not in FINE_TUNING_KEYS
+            key: value for key, value in _without_none(file.train).items() if key not in RUN_KEYS
         }
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -508,11 +523,11 @@ def _merge_recipe(file: _File, name: str, model: str) -> Recipe:
     return recipe
 
 
-def _fine_tuning(file: _File) -> FineTuning:
-    """Return the keys of `train` that describe the start."""
-    values = {k: v for k, v in _without_none(file.train).items() if k in FINE_TUNING_KEYS}
-    found: FineTuning = _validate(FineTuning, values, {}, "train")
-    return found
+def _keys_of_train(kind: type[Any], file: _File) -> Any:
+    """Return the keys of `train` that are fields of `kind`."""
+    names = {field.name for field in fields(kind)}
+    values = {k: v for k, v in _without_none(file.train).items() if k in names}
+    return _validate(kind, values, {}, "train")
 
 
 def _check_fine_tuning(chosen: FineTuning, config: ModelConfig) -> None:

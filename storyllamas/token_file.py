@@ -169,23 +169,29 @@ class TokenFile:
         Raises:
             UserError: the file is shorter than one window, or no record fits into one.
         """
-        first = step * sequences
         if self.records:
-            rows = self.rows(context)
-            count = len(rows.starts)
-            return self._gather_records(
-                [
-                    int(_order(count, seed, epoch)[index])
-                    for epoch, index in (divmod(first + i, count) for i in range(sequences))
-                ],
-                context,
-            )
-        count = self._windows(context)
-        starts = [
-            _epoch_starts(len(self.tokens), count, context, seed, epoch)[index]
+            return self._gather_records(self._rows_of(step, sequences, context, seed), context)
+        return self._gather(self.starts(step, sequences, context, seed), context)
+
+    def starts(self, step: int, sequences: int, context: int, seed: int) -> Ids:
+        """Return where the windows of `batch` begin in `tokens`: [sequences]."""
+        if self.records:
+            return self.rows(context).starts[self._rows_of(step, sequences, context, seed)]
+        count, first = self._windows(context), step * sequences
+        return np.array(
+            [
+                _epoch_starts(len(self.tokens), count, context, seed, epoch)[index]
+                for epoch, index in (divmod(first + i, count) for i in range(sequences))
+            ]
+        )
+
+    def _rows_of(self, step: int, sequences: int, context: int, seed: int) -> list[int]:
+        """Return the rows of a step's batch in a file of records."""
+        count, first = len(self.rows(context).starts), step * sequences
+        return [
+            int(_order(count, seed, epoch)[index])
             for epoch, index in (divmod(first + i, count) for i in range(sequences))
         ]
-        return self._gather(np.array(starts), context)
 
     def first_windows(self, windows: int, context: int) -> tuple[Ids, Ids]:
         """Return the first adjacent windows in order, a fixed set for validation.

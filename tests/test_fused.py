@@ -16,7 +16,7 @@ from training_job import DIGEST, make_job
 
 from storyllamas import token_file
 from storyllamas.config import ModelConfig
-from storyllamas.model import Llama
+from storyllamas.model import Llama, SoftTargets
 from storyllamas.params import Compute
 from storyllamas.record_rows import IGNORED
 from storyllamas.training import compiled, device, fused, muon
@@ -65,6 +65,15 @@ def make_batch(sequences: int) -> tuple[Tensor, Tensor]:
     return windows[:, :-1], targets
 
 
+def soften(targets: Tensor) -> SoftTargets:
+    """Return soft targets of 7 tokens, one of which may come twice."""
+    random = torch.Generator().manual_seed(2)
+    ids = torch.randint(CONFIG.vocab_size, (*targets.shape, 7), generator=random)
+    ids[..., 6] = targets.clamp(min=0)
+    shares = (3 * torch.rand(ids.shape, generator=random)).softmax(-1)
+    return SoftTargets(ids, shares * (targets != IGNORED)[..., None])
+
+
 def gradients(loss: Tensor, model: Llama) -> list[Tensor]:
     return list(torch.autograd.grad(loss, list(model.parameters())))
 
@@ -83,9 +92,11 @@ def test_only_models_of_its_kind_suit() -> None:
     assert not fused.suits(frozen, CPU)
 
 
+@pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("sequences", [1, 5, 30])  # 30: more than a group of 2,048 tokens
-def test_loss_and_gradients_are_pytorchs(folder: Path, sequences: int) -> None:
-    model, batch = make_model(), make_batch(sequences)
+def test_loss_and_gradients_are_pytorchs(folder: Path, sequences: int, soft: bool) -> None:
+    model, (tokens, targets) = make_model(), make_batch(sequences)
+    batch = (tokens, soften(targets) if soft else targets)
     exact = model.loss(*batch)
     with CPU.autocast():
         rounded = model.loss(*batch)

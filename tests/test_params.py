@@ -82,6 +82,8 @@ def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
         ("train/steps", 0, "train.steps is 0"),
         ("train/step", 5, "train.step is unknown"),
         ("train/learning_rate", float("nan"), "train.learning_rate is nan"),
+        ("train/teacher_share", 0, "train.teacher_share is 0"),
+        ("train/teacher", 3, "train.teacher is 3"),
         ("train/tokens_per_step", 5000, "train.tokens_per_step is 5000: use a multiple of"),
         ("recipes/quick/defaults/tokens_per_step", 5000, "recipes.quick.defaults.tokens_per_step"),
         ("recipes/full/sizes/30m/dropout", 1.5, "recipes.full.sizes.30m.dropout is 1.5"),
@@ -112,6 +114,15 @@ def test_what_a_byte_level_tokenizer_does_not_have(raw: dict[str, Any]) -> None:
         params.parse(edited(raw, "tokenizer/character_coverage", 0.9))
     with pytest.raises(UserError, match=r"export\.formats has llama2c-q8 and tokenizer\.kind is"):
         params.parse(edited(raw, "export/formats", ["hf", "llama2c-q8"]))
+
+
+def test_teachers_are_a_list_or_a_text_for_one_process(raw: dict[str, Any]) -> None:
+    assert params.parse(raw).distillation.teacher == ()
+    for value in (["a", "b c"], "a, b c"):
+        taught = edited(raw, "train/teacher", value)
+        assert params.parse(taught).distillation.teacher == ("a", "b c")
+    with pytest.raises(UserError, match=r"compute\.processes is 2 and .* train\.teacher: use 1"):
+        params.parse(edited(taught, "compute/processes", 2))
 
 
 def test_every_key_is_needed(raw: dict[str, Any]) -> None:

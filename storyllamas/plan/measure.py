@@ -36,8 +36,8 @@ from storyllamas.model import Llama
 from storyllamas.plan import energy
 from storyllamas.token_file import TokenFile
 from storyllamas.training import device as devices
-from storyllamas.training import fused, memory, speed_log
-from storyllamas.training.compiled import build_folder
+from storyllamas.training import memory, speed_log
+from storyllamas.training.compiled import loss_in_c
 from storyllamas.training.device import Device
 from storyllamas.training.fused import FusedLoss
 from storyllamas.training.interrupt import Interrupt
@@ -168,15 +168,10 @@ def measure_size(chosen: params.Params, where: Device, seconds: float) -> Measur
 
 def _step_in_c(trainer: Trainer, chosen: params.Params, where: Device) -> FusedLoss | None:
     """Let the trainer take its steps in C if the run's steps do."""
-    is_compiled = devices.is_compiled(chosen.compute, where.name, chosen.training_flops)
-    if not is_compiled or not fused.suits(trainer.model, where):
+    if not devices.is_compiled(chosen.compute, where.name, chosen.training_flops):
         return None
-    try:
-        loss = FusedLoss(trainer.model, build_folder())
-    except OSError:
-        return None
-    trainer.loss = loss
-    trainer.optimizers.update_by(loss.update)
+    if loss := loss_in_c(trainer.model, where):
+        trainer.use(loss)
     return loss
 
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from storyllamas import workdir
-from storyllamas.model import Llama
+from storyllamas.model import Llama, SoftTargets
 from storyllamas.training import fused
 from storyllamas.training.device import Device
 
 MAX_CAUSE = 300
 """Characters of the message of a compiler that an error shows."""
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor | SoftTargets], Tensor]
 """A mean loss in nats a token from tokens and targets [micro_batch, context]."""
 
 
@@ -31,8 +31,14 @@ class CompilationError(Exception):
     """The training step cannot be compiled on this machine; the message is the cause."""
 
 
-def training_loss(model: Llama, device: Device, micro_batch: int) -> Loss:
+def training_loss(model: Llama, device: Device, micro_batch: int, likely: int = 0) -> Loss:
     """Return the model's loss, compiled for one shape of micro-batch if the device says so.
+
+    Args:
+        model: on the device.
+        device: where to train.
+        micro_batch: sequences in a forward pass.
+        likely: tokens of a soft target; 0: targets are single tokens.
 
     Raises:
         CompilationError: the compilation, or the first call of its result, fails.
@@ -40,19 +46,20 @@ def training_loss(model: Llama, device: Device, micro_batch: int) -> Loss:
     """
     if not device.compiled:
         return model.loss
-    if fused.suits(model, device):
-        try:
-            return fused.FusedLoss(model, build_folder())
-        except OSError as error:
-            print(f"the training step is not in C ({error})", flush=True)
+    if in_c := loss_in_c(model, device):
+        return in_c
     print("compiling the training step", flush=True)
     if device.name == "cpu":
         _check_compiler()
     # With the strides of a batch's windows: PyTorch compiles again for another memory layout.
     windows = np.zeros((micro_batch, model.config.context + 1), np.int64)
-    tokens, targets = (
+    tokens, single = (
         torch.from_numpy(part).to(device.name) for part in (windows[:, :-1], windows[:, 1:])
     )
+    targets: Tensor | SoftTargets = single
+    if likely:
+        ids = torch.zeros(*tokens.shape, likely, dtype=torch.int64, device=device.name)
+        targets = SoftTargets(ids, torch.full(ids.shape, 1 / likely, device=device.name))
     model.train()
     # Not only what PyTorch documents: a broken toolchain raises OSError, ImportError and others.
     try:
@@ -67,6 +74,17 @@ def training_loss(model: Llama, device: Device, micro_batch: int) -> Loss:
         raise CompilationError(_cause(error)) from None
     model.zero_grad(set_to_none=True)
     return compiled
+
+
+def loss_in_c(model: Llama, device: Device) -> fused.FusedLoss | None:
+    """Return the model's loss in C; None if it does not suit or cannot be built."""
+    if not fused.suits(model, device):
+        return None
+    try:
+        return fused.FusedLoss(model, build_folder())
+    except OSError as error:
+        print(f"the training step is not in C ({error})", file=sys.stderr, flush=True)
+        return None
 
 
 def _check_compiler() -> None:

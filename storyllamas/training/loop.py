@@ -27,7 +27,7 @@ from storyllamas import workdir
 from storyllamas.adapter import Adapter
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
-from storyllamas.model import Llama
+from storyllamas.model import Llama, SoftTargets
 from storyllamas.params import Recipe
 from storyllamas.record_rows import IGNORED
 from storyllamas.token_file import TokenFile
@@ -46,6 +46,7 @@ from storyllamas.training.progress import Progress
 from storyllamas.training.schedule import learning_rate
 from storyllamas.training.source_files import imported_files
 from storyllamas.training.start import Start, trained_tensors
+from storyllamas.training.teacher import TOP, Probabilities, Teacher
 from storyllamas.training.tensorboard import TensorBoardLog
 
 MAX_LOG_ROWS = 2000
@@ -64,6 +65,7 @@ class Job:
         valid: tokens to validate on, of the same tokenizer.
         device: device, precision and threads.
         start: weights to start from; None: random ones.
+        teacher: models whose probabilities are the targets; None: the next tokens are.
     """
 
     config: ModelConfig
@@ -73,6 +75,7 @@ class Job:
     valid: TokenFile
     device: Device
     start: Start | None = None
+    teacher: Teacher | None = None
 
     def key(self) -> str:
         """Return a digest of the job, the code and the libraries, as 16 hexadecimal digits.
@@ -88,6 +91,7 @@ class Job:
             "data": [_file_digest(self.train.path), _file_digest(self.valid.path)],
             "device": device,
             "start": self.start and self.start.key(),
+            "teacher": self.teacher and self.teacher.key(),
             "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
             "libraries": [np.__version__, torch.__version__],
             "code": [_file_digest(path) for path in source_files()],
@@ -235,6 +239,9 @@ class Trainer:
         peak_memory_bytes: largest memory in use, earlier processes included.
         best_loss: lowest validation loss, in nats a token; infinite before the first validation.
         best_step: steps taken when it was measured.
+        probabilities: of the next tokens, from the job's teacher; None: it has none.
+        loss: to train with.
+        in_c: the same, if it is in C, which takes all sequences of a step at once; else None.
         step_log: steps.csv.
         validation_log: validation.csv.
     """
@@ -273,16 +280,25 @@ class Trainer:
         self.best_loss = math.inf
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
-        loss = self.micro_batch.halving(lambda: self._loss(resumed.step if resumed else 0))
-        if isinstance(loss, FusedLoss):
-            self.optimizers.update_by(loss.update)
+        step = resumed.step if resumed else 0
+        self.probabilities: Probabilities | None = None
+        if job.teacher and step < job.recipe.steps:
+            self.probabilities = job.teacher.probabilities(job.train, job.device)
+        loss = self.micro_batch.halving(lambda: self._loss(step))
         rows: dict[str, Any] = {"steps": [], "validation": []}
         if resumed:
             rows = self._restore(resumed)
-        self.loss = self.ranks.average_gradients(self.model, loss)
+        self.use(loss)
         steps, validation = map(self.ranks.log_path, (logs / "steps.csv", logs / "validation.csv"))
         self.step_log = CsvLog(steps, metrics.STEP_COLUMNS, rows["steps"])
         self.validation_log = CsvLog(validation, metrics.VALIDATION_COLUMNS, rows["validation"])
+
+    def use(self, loss: Loss) -> None:
+        """Train with a loss of the model, and with the optimizer that comes with it."""
+        self.loss = self.ranks.average_gradients(self.model, loss)
+        self.in_c = loss if isinstance(loss, FusedLoss) and self.ranks.world_size == 1 else None
+        if isinstance(loss, FusedLoss):
+            self.optimizers.update_by(loss.update)
 
     def _loss(self, step: int) -> Loss:
         """Return the loss to train with after `step`, compiled on all ranks or on none."""
@@ -291,7 +307,8 @@ class Trainer:
             return loss
         failure: CompilationError | None = None
         try:
-            loss = training_loss(self.model, self.job.device, self.micro_batch.size)
+            likely = TOP + 1 if self.job.teacher else 0
+            loss = training_loss(self.model, self.job.device, self.micro_batch.size, likely)
         except CompilationError as error:
             failure = error
         if self.ranks.any(failure is not None):
@@ -354,9 +371,13 @@ class Trainer:
         """Take the next step; return its batch's mean loss and the gradient's norm."""
         job, recipe = self.job, self.job.recipe
         sequences = recipe.tokens_per_step // job.config.context
-        batch = job.train.batch(self.step, sequences, job.config.context, job.seed)
+        at = self.step, sequences, job.config.context, job.seed
+        batch = job.train.batch(*at)
+        soft = None
+        if self.probabilities:
+            soft = self.probabilities.soften(batch[1], job.train.starts(*at))
         self.model.train()
-        total = self.micro_batch.halving(lambda: self._accumulate(batch, interrupt))
+        total = self.micro_batch.halving(lambda: self._accumulate(batch, interrupt, soft))
         limit = recipe.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
         mean = self.ranks.mean(total)
@@ -372,22 +393,30 @@ class Trainer:
         self.step += 1
         return mean, norm
 
-    def _accumulate(self, batch: tuple[Any, Any], interrupt: Interrupt) -> float:
+    def _accumulate(
+        self, batch: tuple[Any, Any], interrupt: Interrupt, soft: SoftTargets | None = None
+    ) -> float:
         """Add up the gradients of a step's micro-batches; return their mean loss on this rank.
 
         It changes nothing but the gradients, so that a step can begin again.
+
+        Args:
+            batch: inputs and targets.
+            interrupt: tells whether the parent process has ended.
+            soft: targets to learn in place of the batch's.
         """
         job, device, sequences = self.job, self.job.device, len(batch[0])
         predicted = _predicted(batch[1])
         total = torch.zeros((), device=device.name)
         # In C, the memory that a step needs does not depend on the number of its sequences.
-        size = sequences if isinstance(self.loss, FusedLoss) else self.micro_batch.size
+        size = sequences if self.in_c else self.micro_batch.size
         for first in self.ranks.split(range(0, sequences, size)):
             interrupt.check_parent()
             torch.manual_seed(_dropout_seed(job.seed, self.step, first))
-            tokens, targets = self._to_device(batch, slice(first, first + size))
+            rows = slice(first, first + size)
+            tokens, targets = self._to_device(batch, rows)
             with device.autocast():
-                loss = self.loss(tokens, targets)
+                loss = self.loss(tokens, soft.rows(rows).to(device.name) if soft else targets)
             share = _predicted(batch[1][first : first + size]) / predicted
             scaled = loss * (share * self.ranks.world_size)
             scaled.backward()  # type: ignore[no-untyped-call]
@@ -410,7 +439,7 @@ class Trainer:
     def _validation_total(self) -> float:
         """Return the sum of the losses of this rank's validation windows."""
         windows, total = len(self.validation_set[0]), 0.0
-        loss_of = self.loss if isinstance(self.loss, FusedLoss) else self.model.loss
+        loss_of = self.in_c or self.model.loss
         for first in self.ranks.split(range(0, windows, self.micro_batch.size)):
             rows = slice(first, first + self.micro_batch.size)
             inputs, targets = self._to_device(self.validation_set, rows)

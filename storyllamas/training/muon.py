@@ -62,15 +62,16 @@ class Muon(Stateful):
             for parameter in group["params"]:
                 shapes.setdefault(parameter.shape, []).append(parameter)
             for shape, matrices in shapes.items():
+                rate = group["lr"] * 0.2 * max(shape) ** 0.5
+                decay = 1 - group["lr"] * group["weight_decay"]
                 if self.update:
-                    self._update(group, matrices)
+                    self._update(matrices, rate, decay, group["beta2"])
                     continue
                 momentum = torch.stack(self._momentum(matrices)).to(self._dtype)
                 updates = orthogonal(momentum).to(matrices[0].dtype)
                 if group["beta2"]:
                     updates = self._normalize_rows(matrices, updates, group["beta2"])
-                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-                rate = group["lr"] * 0.2 * max(shape) ** 0.5
+                torch._foreach_mul_(matrices, decay)
                 torch._foreach_add_(matrices, updates.unbind(), alpha=-rate)
 
     def _momentum(self, matrices: list[Tensor]) -> tuple[Tensor, ...]:
@@ -91,14 +92,14 @@ class Muon(Stateful):
             self.state[matrix].setdefault("row_squares", matrix.new_zeros(len(matrix), 1))
         return [self.state[matrix]["row_squares"] for matrix in matrices]
 
-    def _update(self, group: Mapping[str, Any], matrices: list[Tensor]) -> None:
+    def _update(self, matrices: list[Tensor], rate: float, decay: float, beta2: float) -> None:
         """Take the step of matrices of one shape by `update`."""
         assert self.update is not None
         settings = {
             "momentum": MOMENTUM,
-            "beta2": group["beta2"],
-            "decay": 1 - group["lr"] * group["weight_decay"],
-            "rate": group["lr"] * 0.2 * max(matrices[0].shape) ** 0.5,
+            "beta2": beta2,
+            "decay": decay,
+            "rate": rate,
             "linear": LINEAR,
             "cubic": CUBIC,
             "quintic": QUINTIC,
@@ -106,7 +107,7 @@ class Muon(Stateful):
         }
         means = self._means(matrices)
         gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
-        squares = self._row_squares(matrices) if group["beta2"] else []
+        squares = self._row_squares(matrices) if beta2 else []
         self.update(settings, matrices, means, gradients, squares)
 
     def _normalize_rows(self, matrices: list[Tensor], updates: Tensor, beta2: float) -> Tensor:

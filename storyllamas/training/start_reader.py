@@ -6,7 +6,6 @@ changes no model that starts from random weights.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,11 +16,8 @@ from torch import Tensor
 from storyllamas import tokenizer
 from storyllamas.config import ModelConfig, tensor_shapes
 from storyllamas.errors import UserError
-from storyllamas.interop import formats
-from storyllamas.interop.model import InteropModel, open_model
-from storyllamas.regular_file import open_regular
 from storyllamas.rounding import shortest_float32
-from storyllamas.slm.header import MAGIC
+from storyllamas.training.model_files import open_trained
 from storyllamas.training.shared_pieces import piece_map
 
 SHAPE = ("dim", "layers", "heads", "kv_heads", "head_dim", "hidden", "rope_theta", "norm_eps")
@@ -56,7 +52,7 @@ def read(
     Raises:
         UserError: the model is missing or damaged, cannot be represented, or has another shape.
     """
-    start = _open(path, tokenizer_file)
+    start = open_trained("train.start", path, tokenizer_file)
     _check_shape(path, start.config, config)
     config = replace(config, **{name: getattr(start.config, name) for name in FOLLOWED})
     pieces = piece_map(start.vocabulary, tokenizer.load(tokenizer_file).vocabulary())
@@ -70,33 +66,6 @@ def read(
             raise UserError(f"train.start is {path}, whose tensor {name} is not finite")
     print(f"training starts from {path}: {pieces.describe()}", flush=True)
     return config, tensors
-
-
-def _open(path: Path, tokenizer_file: Path) -> InteropModel:
-    """Open a model; its format is detected from its content."""
-    if not path.exists():
-        raise UserError(
-            f"train.start is {path}, which does not exist: name a file or folder of a model, by an "
-            "absolute path in a queued experiment"
-        )
-    try:
-        with np.errstate(all="ignore"):
-            if _is_ours(path):
-                return open_model(path, [tokenizer_file])
-            return formats.open_external(path)
-    except UserError as error:
-        raise UserError(f"train.start cannot be used: {error}") from None
-
-
-def _is_ours(path: Path) -> bool:
-    """Return whether a model is a weight file or the folder of a trained model."""
-    if not path.is_dir():
-        with open_regular(path) as file:
-            return file.read(len(MAGIC)) == MAGIC
-    try:
-        return "tokenizer_sha256" in json.loads((path / "config.json").read_text("utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
 
 
 def _check_shape(path: Path, start: ModelConfig, config: ModelConfig) -> None:

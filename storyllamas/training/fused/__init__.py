@@ -25,7 +25,7 @@ from torch import Tensor
 
 from storyllamas.atomic import atomic_file
 from storyllamas.config import tensor_shapes
-from storyllamas.model import Llama
+from storyllamas.model import Llama, SoftTargets
 from storyllamas.record_rows import IGNORED
 from storyllamas.training.device import Device
 
@@ -47,6 +47,12 @@ class _Shape(ctypes.Structure):
         *((name, c_int64) for name in ("context", "vocab", "ignored")),
         *((name, c_float) for name in ("norm_eps", "dropout")),
     )
+
+
+class _Targets(ctypes.Structure):
+    """The struct `targets` of fused.c."""
+
+    _fields_ = (("ids", c_void_p), ("shares", c_void_p), ("each", c_int64))
 
 
 def suits(model: Llama, device: Device) -> bool:
@@ -110,20 +116,33 @@ class FusedLoss:
         """Return the memory that a step of so many sequences keeps; 0: it cannot run."""
         return int(self._library.fused_bytes(self._shape(), sequences, self._threads))
 
-    def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss, with a backward pass unless gradients are off."""
+    def __call__(self, tokens: Tensor, targets: Tensor | SoftTargets) -> Tensor:
+        """Return the loss, with a backward pass unless gradients are off.
+
+        Args:
+            tokens: [sequences, context].
+            targets: the next tokens [sequences, context], or their probabilities.
+        """
         if torch.is_grad_enabled():
             apply: Callable[..., Tensor] = _Loss.apply
             return apply(self, tokens, targets, *self._parameters)
         return self.compute(tokens, targets, None)
 
     def compute(
-        self, tokens: Tensor, targets: Tensor, gradients: Sequence[Tensor] | None
+        self,
+        tokens: Tensor,
+        targets: Tensor | SoftTargets,
+        gradients: Sequence[Tensor] | None,
     ) -> Tensor:
         """Return the loss; set `gradients`, one for each parameter, if there are any."""
-        tokens, targets = tokens.contiguous(), targets.contiguous()
+        if isinstance(targets, Tensor):
+            ids, shares, each = targets.contiguous(), None, 1
+        else:
+            ids, shares = (part.contiguous() for part in targets)
+            each = ids.shape[2]
+        tokens = tokens.contiguous()
         vocab = self._model.config.vocab_size
-        if int(tokens.min()) < 0 or max(int(tokens.max()), int(targets.max())) >= vocab:
+        if int(tokens.min()) < 0 or max(int(tokens.max()), int(ids.max())) >= vocab:
             raise IndexError(f"a token is not below the vocabulary size, {vocab}")
         size = self.bytes(len(tokens))
         if size > len(self._memory):
@@ -133,8 +152,7 @@ class FusedLoss:
             len(tokens),
             self._threads,
             tokens.data_ptr(),
-            targets.data_ptr(),
-            tokens.shape[1],
+            _Targets(ids.data_ptr(), None if shares is None else shares.data_ptr(), each),
             self._model.rotary.data_ptr(),
             _addresses(self._parameters),
             _addresses(gradients) if gradients else None,
@@ -189,7 +207,9 @@ class _Loss(torch.autograd.Function):
     """The loss; its forward pass computes the gradients, too."""
 
     @staticmethod
-    def forward(ctx: Any, loss: FusedLoss, tokens: Tensor, targets: Tensor, *of: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, loss: FusedLoss, tokens: Tensor, targets: Tensor | SoftTargets, *of: Tensor
+    ) -> Tensor:
         ctx.gradients = [torch.empty_like(parameter) for parameter in of]
         return loss.compute(tokens, targets, ctx.gradients)
 
@@ -231,7 +251,7 @@ def _load(folder: Path) -> Any:
     library.fused_bytes.argtypes = [POINTER(_Shape), c_int64, c_int64]
     library.fused_loss.restype = c_double
     library.fused_loss.argtypes = [
-        *(POINTER(_Shape), c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p),
+        *(POINTER(_Shape), c_int64, c_int64, c_void_p, _Targets, c_void_p, c_void_p),
         *(c_void_p, c_void_p, c_uint32),
     ]
     library.fused_muon_scratch.restype = c_int64

@@ -11,11 +11,33 @@
 #include <unistd.h>
 #endif
 
-/* Return the loss of a row of logits, 0 if the target is ignored; unless `share` is 0, turn the
+/* The targets of a step: for each token `each` ids, with shares whose sum is 1, or 0 if it is
+   ignored; NULL: one id, which may be `ignored`. */
+typedef struct {
+    const int64_t *ids;
+    const float *shares;
+    int64_t each;
+} targets;
+
+static float to_float(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float number;
+    memcpy(&number, &bits, 4);
+    return number;
+}
+
+static int is_ignored(const targets *of, int64_t token, int64_t ignored) {
+    if (!of->shares) return of->ids[token] == ignored;
+    for (int64_t i = 0; i < of->each; i++)
+        if (of->shares[token * of->each + i] != 0.0f) return 0;
+    return 1;
+}
+
+/* Return the loss of a token's row of logits, 0 if it is ignored; unless `share` is 0, turn the
    logits into their gradient. `powers` is scratch. */
-static float cross_entropy(bf16 *logits, float *powers, int64_t vocab, int64_t wanted,
-                           int64_t ignored, float share) {
-    if (wanted == ignored) {
+static float cross_entropy(bf16 *logits, float *powers, int64_t vocab, const targets *of,
+                           int64_t token, int64_t ignored, float share) {
+    if (is_ignored(of, token, ignored)) {
         memset(logits, 0, sizeof(bf16) * (size_t)vocab);
         return 0.0f;
     }
@@ -29,24 +51,26 @@ static float cross_entropy(bf16 *logits, float *powers, int64_t vocab, int64_t w
         _mm512_storeu_ps(powers + i, x);
     }
     float sum = _mm512_reduce_add_ps(total), log_sum = limit + logf(sum);
-    uint32_t bits = (uint32_t)logits[wanted] << 16;
-    float logit;
-    memcpy(&logit, &bits, 4);
-    if (share <= 0.0f) return log_sum - logit;
-    powers[wanted] -= sum;
+    float loss = 0.0f;
+    for (int64_t i = token * of->each; i < (token + 1) * of->each; i++) {
+        float wanted = of->shares ? of->shares[i] : 1.0f;
+        loss += wanted * (log_sum - to_float(logits[of->ids[i]]));
+        powers[of->ids[i]] -= wanted * sum;
+    }
+    if (share <= 0.0f) return loss;
     __m512 factor = _mm512_set1_ps(share / sum);
     for (int64_t i = 0; i < vocab; i += 16)
         store16(logits + i, _mm512_mul_ps(_mm512_loadu_ps(powers + i), factor));
-    return log_sum - logit;
+    return loss;
 }
 
-static void group(work *w, const int64_t *tokens, const int64_t *targets, int64_t stride,
-                  float share) {
+/* Compute a group of sequences; the first is number `start` of the step. */
+static void group(work *w, const int64_t *tokens, const targets *of, int64_t start, float share) {
     shape s = w->s;
     int64_t d = s.dim, c = s.context, last = 1 + s.layers * PER_LAYER;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < w->tokens; i++) {
-        const float *from = w->weights[0] + tokens[i / c * stride + i % c] * d;
+        const float *from = w->weights[0] + tokens[start * c + i] * d;
         float *to = w->layers[0].input + i * d;
         for (int64_t j = 0; j < d; j += 16) {
             __m512 x = _mm512_loadu_ps(from + j);
@@ -68,8 +92,8 @@ static void group(work *w, const int64_t *tokens, const int64_t *targets, int64_
         product(target_of(logits, s.vocab, ROUND), rows_of(w->normed + first * d, d),
                 w->embedding.transposed, rows, d, s.vocab, d);
         for (int64_t i = first; i < first + rows; i++)
-            w->losses[i] = cross_entropy(w->logits + i * s.vocab, wide, s.vocab,
-                                         targets[i / c * stride + i % c], s.ignored, share);
+            w->losses[i] = cross_entropy(w->logits + i * s.vocab, wide, s.vocab, of, start * c + i,
+                                         s.ignored, share);
         if (!w->gradients) continue;
         product(target_of(wide, d, SET), rows_of(logits, s.vocab), w->embedding.plain, rows,
                 s.vocab, d, s.vocab);
@@ -85,7 +109,7 @@ static void group(work *w, const int64_t *tokens, const int64_t *targets, int64_
         layer_back(w, i, w->weights + 1 + i * PER_LAYER, w->gradients + 1 + i * PER_LAYER);
 #pragma omp single
     for (int64_t i = 0; i < w->tokens; i++) {
-        float *to = w->gradients[0] + tokens[i / c * stride + i % c] * d;
+        float *to = w->gradients[0] + tokens[start * c + i] * d;
         for (int64_t j = 0; j < d; j += 16) {
             __m512 x = _mm512_loadu_ps(w->dx + i * d + j);
             if (s.dropout > 0) x = _mm512_mul_ps(x, mask16(w, 0, i * d + j));
@@ -119,11 +143,10 @@ int64_t fused_bytes(const shape *s, int64_t sequences, int64_t threads) {
 }
 
 /* Return the mean loss of the targets that are not ignored; set its gradients, unless they are
- * NULL. */
+ * NULL. Tokens are [sequences, context]. */
 double fused_loss(const shape *s, int64_t sequences, int64_t threads, const int64_t *tokens,
-                  const int64_t *targets, int64_t stride, const float *rotary,
-                  const float *const *weights, float *const *gradients, char *memory,
-                  uint32_t seed) {
+                  targets wanted, const float *rotary, const float *const *weights,
+                  float *const *gradients, char *memory, uint32_t seed) {
     work w;
     arena from = {memory, 0};
     set_up(&w, s, sequences);
@@ -133,8 +156,8 @@ double fused_loss(const shape *s, int64_t sequences, int64_t threads, const int6
     w.seed = seed;
     lay_out(&w, &from, (int)threads);
     int64_t count = 0, step = w.tokens / s->context;
-    for (int64_t i = 0; i < sequences; i++)
-        for (int64_t j = 0; j < s->context; j++) count += targets[i * stride + j] != s->ignored;
+    for (int64_t i = 0; i < sequences * s->context; i++)
+        count += !is_ignored(&wanted, i, s->ignored);
     float share = gradients ? 1.0f / (float)larger(count, 1) : 0.0f;
     double loss = 0;
 #pragma omp parallel num_threads((int)threads)
@@ -157,7 +180,7 @@ double fused_loss(const shape *s, int64_t sequences, int64_t threads, const int6
                 w.adds = i > 0;
                 w.seed = seed + (uint32_t)i * 0x27d4eb2fu;
             }
-            group(&w, tokens + i * stride, targets + i * stride, stride, share);
+            group(&w, tokens, &wanted, i, share);
 #pragma omp single
             for (int64_t j = 0; j < w.tokens; j++) loss += w.losses[j];
         }

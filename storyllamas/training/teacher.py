@@ -1,0 +1,224 @@
+"""Distillation: learn the probabilities that trained models give to each next token of the text.
+
+Hinton et al. 2015, arXiv:1503.02531. The teachers' probabilities of the most likely tokens are
+computed once, before the first step, and kept in a file that all runs with the same teachers and
+the same tokens share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from storyllamas import workdir
+from storyllamas.adapter import weights_sha256
+from storyllamas.config import ModelConfig
+from storyllamas.errors import UserError
+from storyllamas.model import Llama, SoftTargets
+from storyllamas.record_rows import IGNORED
+from storyllamas.token_file import Ids, TokenFile
+from storyllamas.training.device import Device
+from storyllamas.training.disk import describe_refusal
+
+TOP = 32
+"""Tokens whose probabilities are kept; the next token of the text gets the rest."""
+
+RECORD = np.dtype([("ids", "<u2", (TOP,)), ("probabilities", "<f2", (TOP,))])
+"""What the file has for each token: the likely tokens after it."""
+
+BATCH = 16
+"""Sequences in a forward pass of a teacher."""
+
+BLOCK_TOKENS = 1 << 16
+"""Tokens, at least, whose probabilities are written at once."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model to learn from.
+
+    Attributes:
+        config: its shape.
+        tensors: every tensor of `config.tensor_shapes`, float32, on the CPU.
+    """
+
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+
+    def digest(self) -> str:
+        """Return a digest of the model, as hexadecimal digits."""
+        weights = weights_sha256(
+            (name, self.tensors[name].numpy()) for name in sorted(self.tensors)
+        )
+        return sha256(f"{asdict(self.config)} {weights}".encode()).hexdigest()
+
+    def on(self, device: Device) -> Llama:
+        """Return the model on a device, without dropout."""
+        model = Llama(self.config)
+        model.load_state_dict(dict(self.tensors))
+        return model.to(device.name).eval()
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The models to learn from.
+
+    Attributes:
+        models: at least one; the mean of their probabilities counts.
+        share: the share of their probabilities in the targets, above 0 … 1; the next token of the
+            text has the rest.
+    """
+
+    models: Sequence[TrainedModel]
+    share: float
+
+    def key(self) -> dict[str, Any]:
+        """Return JSON values that two teachers share only if they are the same."""
+        return {"models": self.digests(), "share": self.share}
+
+    def digests(self) -> list[str]:
+        """Return the digest of each model."""
+        return [model.digest() for model in self.models]
+
+    def probabilities(self, of: TokenFile, device: Device) -> Probabilities:
+        """Return the probabilities of the token after each token of a file.
+
+        They are computed unless the file of an earlier run has them. A computation that was killed
+        continues where it stopped.
+
+        Raises:
+            UserError: the disk refuses the file.
+        """
+        about = [self.digests(), TOP, device.name, device.precision, torch.__version__]
+        digest = sha256(json.dumps(about).encode())
+        digest.update(of.tokens.view(np.uint8).data)
+        path = workdir.project() / "teachers" / f"{digest.hexdigest()[:16]}.bin"
+        with workdir.locked(path.with_suffix(".lock"), "another run with these teachers"):
+            if not path.exists():
+                self._write(path, of, device)
+        return Probabilities(np.memmap(path, RECORD, "r"), self.share)
+
+    def _write(self, path: Path, of: TokenFile, device: Device) -> None:
+        part = path.with_suffix(".part")
+        models = [model.on(device) for model in self.models]
+        context = min(model.config.context for model in models)
+        count = len(of.tokens)
+        try:
+            with part.open("ab") as file:
+                done = file.tell() // RECORD.itemsize
+                for block in blocks(of.tokens, context):
+                    if block[0].first < done:
+                        continue
+                    file.truncate(block[0].first * RECORD.itemsize)
+                    file.write(_most_likely(models, of.tokens, block, device).tobytes())
+                    file.flush()
+                    print(f"the teacher has read {block[-1].end:,} of {count:,} tokens", flush=True)
+            part.rename(path)
+        except OSError as error:
+            needed = count * RECORD.itemsize
+            raise UserError(
+                f"the probabilities of train.teacher cannot be kept: "
+                f"{describe_refusal(error, path.parent, needed)} or train without a teacher"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """The probabilities of the token after each token of a file.
+
+    Attributes:
+        records: one of each token, mapped.
+        share: see `Teacher`.
+    """
+
+    records: npt.NDArray[np.void]
+    share: float
+
+    def soften(self, targets: Ids, starts: Ids) -> SoftTargets:
+        """Return the soft targets of windows.
+
+        Args:
+            targets: their next tokens [windows, context].
+            starts: where they begin in the file [windows].
+        """
+        places = starts[:, None] + np.arange(targets.shape[1])
+        found = self.records[np.minimum(places, len(self.records) - 1)]
+        shares = found["probabilities"].astype(np.float32) * self.share  # [windows, context, TOP]
+        rest = 1 - shares.sum(-1, keepdims=True)
+        shares = np.concatenate([shares, rest], -1) * (targets != IGNORED)[..., None]
+        ids = np.concatenate([found["ids"].astype(np.int64), np.maximum(targets, 0)[..., None]], -1)
+        return SoftTargets(torch.from_numpy(ids), torch.from_numpy(shares))
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a story that a teacher reads at once.
+
+    Attributes:
+        start: its first token in the file.
+        first: the first token after which its probabilities count.
+        end: the token behind its last.
+    """
+
+    start: int
+    first: int
+    end: int
+
+
+def blocks(tokens: npt.NDArray[np.uint16], context: int) -> Iterator[list[Window]]:
+    """Yield windows, in order, that read each story from its beginning.
+
+    What does not fit into the context is read in further windows, each of which begins half a
+    context earlier than what it adds.
+    """
+    starts = np.flatnonzero(tokens == tokens[0])
+    block: list[Window] = []
+    for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+        if block and block[-1].end - block[0].first >= BLOCK_TOKENS:
+            yield block
+            block = []
+        block.append(Window(int(start), int(start), int(min(end, start + context))))
+        while (last := block[-1].end) < end:
+            stop = min(end, last + (context + 1) // 2)
+            block.append(Window(int(stop - context), last, int(stop)))
+    yield block
+
+
+@torch.inference_mode()
+def _most_likely(
+    models: Sequence[Llama],
+    tokens: npt.NDArray[np.uint16],
+    block: Sequence[Window],
+    device: Device,
+) -> npt.NDArray[np.void]:
+    """Return the records of a block."""
+    first = block[0].first
+    records = np.zeros(block[-1].end - first, RECORD)
+    by_length = sorted(block, key=lambda window: window.end - window.start)
+    for i in range(0, len(block), BATCH):
+        windows = by_length[i : i + BATCH]
+        longest = windows[-1].end - windows[-1].start
+        inputs = np.zeros((len(windows), longest), np.int64)
+        for row, window in zip(inputs, windows, strict=True):
+            row[: window.end - window.start] = tokens[window.start : window.end]
+        mean = torch.zeros((), device=device.name)
+        for model in models:
+            with device.autocast():
+                logits = model(torch.from_numpy(inputs).to(device.name))
+            mean = mean + logits.float().softmax(-1) / len(models)
+        top = mean.topk(min(TOP, mean.shape[-1]))
+        for window, probabilities, ids in zip(windows, top.values, top.indices, strict=True):
+            kept = slice(window.first - window.start, window.end - window.start)
+            into = records[window.first - first : window.end - first]
+            into["ids"][:, : ids.shape[1]] = ids[kept].cpu().numpy()
+            into["probabilities"][:, : ids.shape[1]] = probabilities[kept].cpu().numpy()
+    return records
