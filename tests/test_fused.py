@@ -108,6 +108,18 @@ def test_loss_and_gradients_are_pytorchs(folder: Path, sequences: int, soft: boo
         assert distance(mine, expected) < 1.2 * distance(pytorchs, expected) + 1e-3, name
 
 
+def test_logits_are_pytorchs(folder: Path) -> None:
+    model, (tokens, _) = make_model(), make_batch(21)
+    exact = model(tokens)
+    with CPU.autocast():
+        rounded = model(tokens).float()
+    loss = fused.FusedLoss(model, folder)
+    found = loss.logits(tokens).float()
+    assert distance(found, exact) < 1.2 * distance(rounded, exact)
+    with pytest.raises(ValueError, match="2112 tokens are more than 2048"):
+        loss.logits(torch.cat([tokens, tokens[:1]]))
+
+
 def test_any_number_of_threads_gives_the_same_bits(folder: Path) -> None:
     model, batch = make_model(), make_batch(30)
     threads, found = torch.get_num_threads(), []

@@ -8,7 +8,7 @@ the same tokens share.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,17 +26,22 @@ from storyllamas.errors import UserError
 from storyllamas.model import Llama, SoftTargets
 from storyllamas.record_rows import IGNORED
 from storyllamas.token_file import Ids, TokenFile
+from storyllamas.training.compiled import loss_in_c
 from storyllamas.training.device import Device
 from storyllamas.training.disk import describe_refusal
+from storyllamas.training.fused import GROUP_TOKENS
 
 TOP = 32
 """Tokens whose probabilities are kept; the next token of the text gets the rest."""
 
+Reader = Callable[[Tensor], Tensor]
+"""From tokens [sequences, T] to logits [sequences, T, V] in float32."""
+
 RECORD = np.dtype([("ids", "<u2", (TOP,)), ("probabilities", "<f2", (TOP,))])
 """What the file has for each token: the likely tokens after it."""
 
-BATCH = 16
-"""Sequences in a forward pass of a teacher."""
+BATCH_TOKENS = GROUP_TOKENS
+"""Tokens of a forward pass of a teacher, padding included."""
 
 BLOCK_TOKENS = 1 << 16
 """Tokens, at least, whose probabilities are written at once."""
@@ -98,7 +103,8 @@ class Teacher:
         Raises:
             UserError: the disk refuses the file.
         """
-        about = [self.digests(), TOP, device.name, device.precision, torch.__version__]
+        where = [device.name, device.precision, device.compiled, torch.__version__]
+        about = [self.digests(), TOP, *where]
         digest = sha256(json.dumps(about).encode())
         digest.update(of.tokens.view(np.uint8).data)
         path = workdir.project() / "teachers" / f"{digest.hexdigest()[:16]}.bin"
@@ -109,8 +115,8 @@ class Teacher:
 
     def _write(self, path: Path, of: TokenFile, device: Device) -> None:
         part = path.with_suffix(".part")
-        models = [model.on(device) for model in self.models]
-        context = min(model.config.context for model in models)
+        context = min(model.config.context for model in self.models)
+        readers = [_reader(model.on(device), device) for model in self.models]
         count = len(of.tokens)
         try:
             with part.open("ab") as file:
@@ -119,7 +125,7 @@ class Teacher:
                     if block[0].first < done:
                         continue
                     file.truncate(block[0].first * RECORD.itemsize)
-                    file.write(_most_likely(models, of.tokens, block, device).tobytes())
+                    file.write(_most_likely(readers, of.tokens, block, device).tobytes())
                     file.flush()
                     print(f"the teacher has read {block[-1].end:,} of {count:,} tokens", flush=True)
             part.rename(path)
@@ -193,9 +199,26 @@ def blocks(tokens: npt.NDArray[np.uint16], context: int) -> Iterator[list[Window
     yield block
 
 
+def _reader(model: Llama, device: Device) -> Reader:
+    """Return a function from tokens to logits, in C if the model suits."""
+    in_c = loss_in_c(model, device) if device.compiled else None
+    context = model.config.context
+
+    def logits(tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        if in_c and len(tokens) * context <= GROUP_TOKENS:
+            padded = torch.nn.functional.pad(tokens, (0, context - length))
+            return in_c.logits(padded)[:, :length].float()
+        with device.autocast():
+            result: Tensor = model(tokens.to(device.name)).float()
+        return result
+
+    return logits
+
+
 @torch.inference_mode()
 def _most_likely(
-    models: Sequence[Llama],
+    readers: Sequence[Reader],
     tokens: npt.NDArray[np.uint16],
     block: Sequence[Window],
     device: Device,
@@ -204,17 +227,17 @@ def _most_likely(
     first = block[0].first
     records = np.zeros(block[-1].end - first, RECORD)
     by_length = sorted(block, key=lambda window: window.end - window.start)
-    for i in range(0, len(block), BATCH):
-        windows = by_length[i : i + BATCH]
+    longest = by_length[-1].end - by_length[-1].start
+    batch = max(1, BATCH_TOKENS // longest)
+    for i in range(0, len(block), batch):
+        windows = by_length[i : i + batch]
         longest = windows[-1].end - windows[-1].start
         inputs = np.zeros((len(windows), longest), np.int64)
         for row, window in zip(inputs, windows, strict=True):
             row[: window.end - window.start] = tokens[window.start : window.end]
         mean = torch.zeros((), device=device.name)
-        for model in models:
-            with device.autocast():
-                logits = model(torch.from_numpy(inputs).to(device.name))
-            mean = mean + logits.float().softmax(-1) / len(models)
+        for logits in readers:
+            mean = mean + logits(torch.from_numpy(inputs)).softmax(-1) / len(readers)
         top = mean.topk(min(TOP, mean.shape[-1]))
         for window, probabilities, ids in zip(windows, top.values, top.indices, strict=True):
             kept = slice(window.first - window.start, window.end - window.start)

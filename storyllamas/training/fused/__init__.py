@@ -34,6 +34,8 @@ SOURCES = [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 BLOCK = 32
 """Every size is a multiple of it."""
+GROUP_TOKENS = 2048
+"""Tokens that fused.c computes at a time."""
 MAX_LAYERS = 64
 MAX_CONTEXT = 2048
 """Tokens of the longest sequence; each thread keeps the square of it twice."""
@@ -161,6 +163,22 @@ class FusedLoss:
         )
         return torch.tensor(loss, dtype=torch.float32)
 
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Return the logits [sequences, context, V] in bfloat16; the next call overwrites them.
+
+        Args:
+            tokens: [sequences, context], at most `GROUP_TOKENS` in all.
+        """
+        if tokens.numel() > GROUP_TOKENS:
+            raise ValueError(f"{tokens.numel()} tokens are more than {GROUP_TOKENS}")
+        self.compute(tokens, tokens, None)
+        at = self._library.fused_logits(
+            self._shape(), len(tokens), self._threads, self._memory.data_ptr()
+        )
+        first = at - self._memory.data_ptr()
+        size = 2 * tokens.numel() * self._model.config.vocab_size
+        return self._memory[first : first + size].view(torch.bfloat16).view(*tokens.shape, -1)
+
     def update(
         self,
         settings: Mapping[str, float],
@@ -254,6 +272,8 @@ def _load(folder: Path) -> Any:
         *(POINTER(_Shape), c_int64, c_int64, c_void_p, _Targets, c_void_p, c_void_p),
         *(c_void_p, c_void_p, c_uint32),
     ]
+    library.fused_logits.restype = c_void_p
+    library.fused_logits.argtypes = [POINTER(_Shape), c_int64, c_int64, c_void_p]
     library.fused_muon_scratch.restype = c_int64
     library.fused_muon_scratch.argtypes = [c_int64, c_int64]
     library.fused_muon.restype = None

@@ -188,3 +188,13 @@ double fused_loss(const shape *s, int64_t sequences, int64_t threads, const int6
     }
     return count ? loss / (double)count : NAN;
 }
+
+/* Return where `fused_loss` without gradients leaves the logits of its last group, the whole step
+ * if it has at most GROUP_TOKENS: [tokens, vocab]. */
+const bf16 *fused_logits(const shape *s, int64_t sequences, int64_t threads, char *memory) {
+    work w;
+    arena from = {memory, 0};
+    set_up(&w, s, sequences);
+    lay_out(&w, &from, (int)threads);
+    return w.logits;
+}
