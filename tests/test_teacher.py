@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_a_computation_that_was_killed_continues(
         return most_likely(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(teacher, "_most_likely", counted)
-    for kept, left in ((0, 12), (5, 12), (320 * teacher.RECORD.itemsize + 7, 11)):
+    for kept, left in ((0, 12), (5, 12), (40967, 11), (64000, 11), (2 * 40960, 10)):
         part.write_bytes(path.read_bytes()[:kept])
         path.unlink()
         read.clear()
@@ -202,6 +203,6 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def refuse(*_: object) -> object:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(teacher, "_most_likely", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(UserError, match=r"teachers needs 0\.5 MB.*No space left"):
         Teacher([make_model(0)], 1.0).probabilities(file, CPU)

@@ -8,7 +8,9 @@ the same tokens share.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -30,6 +32,7 @@ from storyllamas.training.compiled import loss_in_c
 from storyllamas.training.device import Device
 from storyllamas.training.disk import describe_refusal
 from storyllamas.training.fused import GROUP_TOKENS
+from storyllamas.training.interrupt import Interrupt
 
 TOP = 32
 """Tokens whose probabilities are kept; the next token of the text gets the rest."""
@@ -117,24 +120,40 @@ class Teacher:
         part = path.with_suffix(".part")
         context = min(model.config.context for model in self.models)
         readers = [_reader(model.on(device), device) for model in self.models]
-        count = len(of.tokens)
-        try:
-            with part.open("ab") as file:
-                done = file.tell() // RECORD.itemsize
-                for block in blocks(of.tokens, context):
-                    if block[0].first < done:
-                        continue
+        interrupt, count, shown = Interrupt(os.getppid()), len(of.tokens), 0
+        needed = count * RECORD.itemsize
+        with _refusal_named(path.parent, needed):
+            file = part.open("ab")
+        with file:
+            done = file.tell() // RECORD.itemsize
+            for block in blocks(of.tokens, context):
+                if block[-1].end <= done:
+                    continue
+                interrupt.check_parent()
+                records = _most_likely(readers, of.tokens, block, device)
+                with _refusal_named(path.parent, needed):
                     file.truncate(block[0].first * RECORD.itemsize)
-                    file.write(_most_likely(readers, of.tokens, block, device).tobytes())
+                    file.write(records.tobytes())
                     file.flush()
-                    print(f"the teacher has read {block[-1].end:,} of {count:,} tokens", flush=True)
+                    os.fsync(file.fileno())
+                tenths = 10 * block[-1].end // count
+                if tenths > shown:
+                    print(f"the teacher has read {10 * tenths} % of the text", flush=True)
+                    shown = tenths
+        with _refusal_named(path.parent, needed):
             part.rename(path)
-        except OSError as error:
-            needed = count * RECORD.itemsize
-            raise UserError(
-                f"the probabilities of train.teacher cannot be kept: "
-                f"{describe_refusal(error, path.parent, needed)} or train without a teacher"
-            ) from None
+
+
+@contextmanager
+def _refusal_named(folder: Path, needed: int) -> Iterator[None]:
+    """Turn an error of the disk in the body, which writes to `folder`, into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            "the probabilities of train.teacher cannot be kept: "
+            f"{describe_refusal(error, folder, needed)} or train without a teacher"
+        ) from None
 
 
 @dataclass(frozen=True)
