@@ -118,7 +118,7 @@ def read_teacher(chosen: params.Params) -> Teacher | None:
 
 
 def check_stays(parameter: str, path: Path, size: str) -> None:
-    """Check that a path is not of the model that DVC removes before it trains that size anew."""
+    """Check that a path is not in the folder of the size to train, which DVC has emptied."""
     if path.resolve().is_relative_to((Path("models") / size).resolve()):
         raise UserError(
             f"{parameter} is {path}, which this training replaces: restore it with `dvc checkout "

@@ -396,11 +396,7 @@ def parse(raw: object) -> Params:
         generation=file.generation,
     )
     _check_fine_tuning(fine_tuning, chosen.model_config())
-    if distillation.teacher and file.compute.processes > 1:
-        raise UserError(
-            f"compute.processes is {file.compute.processes} and there is a train.teacher: use 1, "
-            "since only one process can learn from a teacher"
-        )
+    _check_distillation(distillation, file.compute)
     return chosen
 
 
@@ -545,6 +541,14 @@ def _check_fine_tuning(chosen: FineTuning, config: ModelConfig) -> None:
             f"{used} and train.start is empty: name a model to start from in train.start"
         )
     freezing.frozen_tensors(chosen.freeze, config)
+
+
+def _check_distillation(chosen: Distillation, compute: Compute) -> None:
+    if chosen.teacher and compute.processes > 1:
+        raise UserError(
+            f"compute.processes is {compute.processes} and there is a train.teacher: use 1, since "
+            "only one process can learn from a teacher"
+        )
 
 
 def _slow_down(recipe: Recipe, file: _File, fine_tuning: FineTuning) -> Recipe:

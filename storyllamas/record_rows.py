@@ -49,7 +49,7 @@ class Rows(NamedTuple):
 
 def pack(tokens: Tokens, context: int) -> Rows:
     """Find the windows in the tokens of records."""
-    starts, responses, ends = _bounds(tokens)
+    starts, responses, ends = bounds(tokens)
     lengths = np.minimum(ends - starts, context + 1)
     is_kept = responses - starts < context
     is_cut = is_kept & (ends - starts > context + 1)
@@ -88,11 +88,11 @@ def mask(windows: Ids, lengths: Ids, bos_id: int) -> Ids:
 
 def response_tokens(tokens: Tokens) -> int:
     """Return the number of tokens that belong to responses, EOS included."""
-    _, responses, ends = _bounds(tokens)
+    _, responses, ends = bounds(tokens)
     return int((ends - responses - 1).sum())
 
 
-def _bounds(tokens: Tokens) -> tuple[Ids, Ids, Ids]:
+def bounds(tokens: Tokens) -> tuple[Ids, Ids, Ids]:
     """Return where each record begins, where BOS of its response is, and where it ends [n]."""
     places = np.flatnonzero(tokens == tokens[0])
     starts, responses = places[::2], places[1::2]

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from storyllamas.atomic import atomic_file
 from storyllamas.errors import UserError
-from storyllamas.record_rows import Rows, mask, pack, response_tokens
+from storyllamas.record_rows import Rows, bounds, mask, pack, response_tokens
 from storyllamas.regular_file import open_regular
 from storyllamas.slm.checksum import Checksum
 
@@ -148,6 +148,12 @@ class TokenFile:
     def predicted_tokens(self) -> int:
         """The number of tokens that a model learns to predict."""
         return response_tokens(self.tokens) if self.records else len(self.tokens)
+
+    def beginnings(self) -> Ids:
+        """Return where each story, or each record, begins in `tokens`."""
+        if self.records:
+            return bounds(self.tokens)[0]
+        return np.flatnonzero(self.tokens == self.tokens[0])
 
     def batch(self, step: int, sequences: int, context: int, seed: int) -> tuple[Ids, Ids]:
         """Return the windows of one training step, which depend on the arguments only.

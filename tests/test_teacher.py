@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from training_job import CONFIG, make_job, make_tokens
+from training_job import CONFIG, DIGEST, make_job, make_tokens
 
 from stages.train import read_teacher
-from storyllamas import params, tokenizer, workdir
+from storyllamas import params, token_file, tokenizer, workdir
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.model import Llama, SoftTargets
@@ -50,16 +50,16 @@ def make_model(seed: int, config: ModelConfig = CONFIG) -> TrainedModel:
 def test_windows_read_each_story_from_its_beginning(
     lengths: list[int], context: int, block: int
 ) -> None:
-    tokens = np.concatenate([[1, *[7] * (length - 1)] for length in lengths]).astype(np.uint16)
-    starts = np.flatnonzero(tokens == 1)
+    starts = np.cumsum([0, *lengths[:-1]])
+    count = sum(lengths)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teacher, "BLOCK_TOKENS", block)
-        windows = [window for each in teacher.blocks(tokens, context) for window in each]
+        windows = [window for each in teacher.blocks(starts, count, context) for window in each]
     assert [window.first for window in windows[1:]] == [window.end for window in windows[:-1]]
-    assert (windows[0].first, windows[-1].end) == (0, len(tokens))
+    assert (windows[0].first, windows[-1].end) == (0, count)
     for window in windows:
         story = starts[starts <= window.first][-1]
-        assert not (tokens[window.start + 1 : window.end] == 1).any()
+        assert not ((starts > window.start) & (starts < window.end)).any()
         assert window.end - window.start <= context
         # The whole story so far, or at least the half of the context before what is added.
         assert window.start == story or window.first - window.start >= context // 2
@@ -82,6 +82,19 @@ def test_probabilities_are_the_mean_of_pytorchs(
     picked = expected.gather(-1, torch.from_numpy(records["ids"].astype(np.int64)))
     assert np.allclose(picked, values, atol=1e-6)
     assert (records["ids"][:, 0] == ids[:, 0].numpy()).all()
+
+
+def test_a_teacher_reads_a_record_with_its_prompt(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    records = [np.array([1, *random.integers(3, 300, 8), 1, *random.integers(3, 300, 9), 2])] * 2
+    with token_file.write(tmp_path / "a.bin", 300, DIGEST, records=True) as writer:
+        for record in records:
+            writer.append(record.astype(np.uint16), 1, 9)
+    file, model = token_file.read(tmp_path / "a.bin"), make_model(0)
+    found = Teacher([model], 1.0).probabilities(file, CPU).records
+    with torch.no_grad():
+        expected = model.on(CPU)(torch.from_numpy(records[0])[None])[0].softmax(-1).topk(TOP)
+    assert np.allclose(found["probabilities"][len(records[0]) :], expected.values, atol=1e-3)
 
 
 def test_a_computation_that_was_killed_continues(
@@ -161,7 +174,7 @@ def test_a_student_learns_what_its_teacher_knows(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Return the files of two tokenizers of 320 pieces."""
+    """Return the files of two tokenizers of 300 pieces."""
     folder = tmp_path_factory.mktemp("tokenizers")
     stories = ["Lily saw a big red ball in the park, and a dog.", "Tom ate a cake with the dragon."]
     for name, text in zip(("one", "other"), (stories, stories[::-1] * 3), strict=True):

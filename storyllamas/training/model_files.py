@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from storyllamas.config import tensor_shapes
 from storyllamas.errors import UserError
 from storyllamas.interop import formats
 from storyllamas.interop.model import InteropModel, open_model
@@ -37,6 +40,25 @@ def open_trained(parameter: str, path: Path, tokenizer_file: Path) -> InteropMod
             return formats.open_external(path)
     except UserError as error:
         raise UserError(f"{parameter} cannot be used: {error}") from None
+
+
+def read_tensors(parameter: str, path: Path, model: InteropModel) -> dict[str, Tensor]:
+    """Read every tensor of `tensor_shapes`; quantized weights are converted to float32.
+
+    Args:
+        parameter: the key of params.yaml that names the model, for messages.
+        path: what the key says.
+        model: the open model.
+
+    Raises:
+        UserError: a value is not finite.
+    """
+    tensors = {}
+    for name in tensor_shapes(model.config):
+        tensors[name] = torch.from_numpy(np.array(model.tensor(name)[:], np.float32))
+        if not tensors[name].isfinite().all():
+            raise UserError(f"{parameter} is {path}, whose tensor {name} is not finite")
+    return tensors
 
 
 def _is_ours(path: Path) -> bool:

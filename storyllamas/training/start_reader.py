@@ -9,15 +9,14 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from storyllamas import tokenizer
-from storyllamas.config import ModelConfig, tensor_shapes
+from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.rounding import shortest_float32
-from storyllamas.training.model_files import open_trained
+from storyllamas.training.model_files import open_trained, read_tensors
 from storyllamas.training.shared_pieces import piece_map
 
 SHAPE = ("dim", "layers", "heads", "kv_heads", "head_dim", "hidden", "rope_theta", "norm_eps")
@@ -56,14 +55,9 @@ def read(
     _check_shape(path, start.config, config)
     config = replace(config, **{name: getattr(start.config, name) for name in FOLLOWED})
     pieces = piece_map(start.vocabulary, tokenizer.load(tokenizer_file).vocabulary())
-    tensors = {}
-    for name in tensor_shapes(config):
-        value = start.tensor(name)[:]
-        if name in ("embedding.weight", "classifier.weight"):
-            value = pieces.rows(value)
-        tensors[name] = torch.from_numpy(np.array(value, np.float32))
-        if not tensors[name].isfinite().all():
-            raise UserError(f"train.start is {path}, whose tensor {name} is not finite")
+    tensors = read_tensors("train.start", path, start)
+    for name in {"embedding.weight", "classifier.weight"} & tensors.keys():
+        tensors[name] = torch.from_numpy(pieces.rows(tensors[name].numpy()))
     print(f"training starts from {path}: {pieces.describe()}", flush=True)
     return config, tensors
 

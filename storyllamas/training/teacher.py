@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from storyllamas import workdir
@@ -43,9 +45,6 @@ Reader = Callable[[Tensor], Tensor]
 RECORD = np.dtype([("ids", "<u2", (TOP,)), ("probabilities", "<f2", (TOP,))])
 """What the file has for each token: the likely tokens after it."""
 
-BATCH_TOKENS = GROUP_TOKENS
-"""Tokens of a forward pass of a teacher, padding included."""
-
 BLOCK_TOKENS = 1 << 16
 """Tokens, at least, whose probabilities are written at once."""
 
@@ -62,8 +61,9 @@ class TrainedModel:
     config: ModelConfig
     tensors: Mapping[str, Tensor]
 
+    @cached_property
     def digest(self) -> str:
-        """Return a digest of the model, as hexadecimal digits."""
+        """A digest of the model, as hexadecimal digits."""
         weights = weights_sha256(
             (name, self.tensors[name].numpy()) for name in sorted(self.tensors)
         )
@@ -95,7 +95,7 @@ class Teacher:
 
     def digests(self) -> list[str]:
         """Return the digest of each model."""
-        return [model.digest() for model in self.models]
+        return [model.digest for model in self.models]
 
     def probabilities(self, of: TokenFile, device: Device) -> Probabilities:
         """Return the probabilities of the token after each token of a file.
@@ -118,7 +118,8 @@ class Teacher:
 
     def _write(self, path: Path, of: TokenFile, device: Device) -> None:
         part = path.with_suffix(".part")
-        context = min(model.config.context for model in self.models)
+        contexts = [model.config.context for model in self.models]
+        batch = max(1, GROUP_TOKENS // max(contexts))
         readers = [_reader(model.on(device), device) for model in self.models]
         interrupt, count, shown = Interrupt(os.getppid()), len(of.tokens), 0
         needed = count * RECORD.itemsize
@@ -126,11 +127,11 @@ class Teacher:
             file = part.open("ab")
         with file:
             done = file.tell() // RECORD.itemsize
-            for block in blocks(of.tokens, context):
+            for block in blocks(of.beginnings(), count, min(contexts)):
                 if block[-1].end <= done:
                     continue
                 interrupt.check_parent()
-                records = _most_likely(readers, of.tokens, block, device)
+                records = _most_likely(readers, of.tokens, block, batch)
                 with _refusal_named(path.parent, needed):
                     file.truncate(block[0].first * RECORD.itemsize)
                     file.write(records.tobytes())
@@ -199,15 +200,19 @@ class Window:
     end: int
 
 
-def blocks(tokens: npt.NDArray[np.uint16], context: int) -> Iterator[list[Window]]:
+def blocks(beginnings: Ids, count: int, context: int) -> Iterator[list[Window]]:
     """Yield windows, in order, that read each story from its beginning.
 
     What does not fit into the context is read in further windows, each of which begins half a
     context earlier than what it adds.
+
+    Args:
+        beginnings: where the stories begin.
+        count: tokens of the file.
+        context: of the teachers.
     """
-    starts = np.flatnonzero(tokens == tokens[0])
     block: list[Window] = []
-    for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+    for start, end in zip(beginnings, [*beginnings[1:], count], strict=True):
         if block and block[-1].end - block[0].first >= BLOCK_TOKENS:
             yield block
             block = []
@@ -219,15 +224,17 @@ def blocks(tokens: npt.NDArray[np.uint16], context: int) -> Iterator[list[Window
 
 
 def _reader(model: Llama, device: Device) -> Reader:
-    """Return a function from tokens to logits, in C if the model suits."""
+    """Return a function from tokens to logits, in C if the model suits.
+
+    In C, whole contexts of the tokens must be at most `GROUP_TOKENS`.
+    """
     in_c = loss_in_c(model, device) if device.compiled else None
     context = model.config.context
 
     def logits(tokens: Tensor) -> Tensor:
         length = tokens.shape[1]
-        if in_c and len(tokens) * context <= GROUP_TOKENS:
-            padded = torch.nn.functional.pad(tokens, (0, context - length))
-            return in_c.logits(padded)[:, :length].float()
+        if in_c:
+            return in_c.logits(F.pad(tokens, (0, context - length)))[:, :length].float()
         with device.autocast():
             result: Tensor = model(tokens.to(device.name)).float()
         return result
@@ -240,23 +247,20 @@ def _most_likely(
     readers: Sequence[Reader],
     tokens: npt.NDArray[np.uint16],
     block: Sequence[Window],
-    device: Device,
+    batch: int,
 ) -> npt.NDArray[np.void]:
-    """Return the records of a block."""
+    """Return the records of a block, read in batches of `batch` windows."""
     first = block[0].first
     records = np.zeros(block[-1].end - first, RECORD)
     by_length = sorted(block, key=lambda window: window.end - window.start)
-    longest = by_length[-1].end - by_length[-1].start
-    batch = max(1, BATCH_TOKENS // longest)
     for i in range(0, len(block), batch):
         windows = by_length[i : i + batch]
         longest = windows[-1].end - windows[-1].start
         inputs = np.zeros((len(windows), longest), np.int64)
         for row, window in zip(inputs, windows, strict=True):
             row[: window.end - window.start] = tokens[window.start : window.end]
-        mean = torch.zeros((), device=device.name)
-        for logits in readers:
-            mean = mean + logits(torch.from_numpy(inputs)).softmax(-1) / len(readers)
+        read = [logits(torch.from_numpy(inputs)).softmax(-1) for logits in readers]
+        mean = torch.stack(read).mean(0)
         top = mean.topk(min(TOP, mean.shape[-1]))
         for window, probabilities, ids in zip(windows, top.values, top.indices, strict=True):
             kept = slice(window.first - window.start, window.end - window.start)

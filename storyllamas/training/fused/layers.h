@@ -49,6 +49,19 @@ static void finish_norm(work *w, float *to) {
 /* Weights are the embedding, six of each layer, and the last norm. */
 enum { NORM1, QKV, OUTPUT, NORM2, GATE_UP, DOWN, PER_LAYER };
 
+typedef void of_head(const work *w, layer *l, int64_t sequence, int64_t head, float *wide,
+                     bf16 *narrow);
+
+/* Compute each head of each sequence. */
+static inline void each_head(work *w, layer *l, of_head *compute) {
+    int64_t heads = w->s.heads;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < w->tokens / w->s.context * heads; i++) {
+        int me = omp_get_thread_num();
+        compute(w, l, i / heads, i % heads, w->wide[me], w->narrow[me]);
+    }
+}
+
 static void layer_forward(work *w, int64_t number, const float *const *weights, float *to) {
     layer *l = &w->layers[number];
     shape s = w->s;
@@ -61,11 +74,7 @@ static void layer_forward(work *w, int64_t number, const float *const *weights, 
         product(target_of(l->qkv + first * 3 * width, 3 * width, ROUND),
                 rows_of(l->normed1 + first * d, d), l->qkv_w.transposed, rows, d, 3 * width, d);
     }
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < w->tokens / s.context * s.heads; i++) {
-        int me = omp_get_thread_num();
-        attend(w, l, i / s.heads, i % s.heads, w->wide[me], w->narrow[me]);
-    }
+    each_head(w, l, attend);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < w->tokens; first += w->chunk) {
         int64_t rows = smaller(w->chunk, w->tokens - first);
@@ -127,11 +136,7 @@ static void layer_back(work *w, int64_t number, const float *const *weights,
                 rows_of(w->dx_rounded + first * d, d), l->output_w.plain, rows, d, width, d);
     }
     weight_gradient(w, gradients[OUTPUT], w->dx_rounded, d, l->mixed, width);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < w->tokens / s.context * s.heads; i++) {
-        int me = omp_get_thread_num();
-        attend_back(w, l, i / s.heads, i % s.heads, w->wide[me], w->narrow[me]);
-    }
+    each_head(w, l, attend_back);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < w->tokens; first += w->chunk) {
         int64_t rows = smaller(w->chunk, w->tokens - first);
