@@ -80,7 +80,8 @@ setup: $(VENV)/installed ## install the package and the C engine into .venv
 story: setup ## train the model that params.yaml names (minutes the first time) and print a story
 	$(BIN)/dvc repro
 	@echo
-	@$(MAKE) --no-print-directory run-c
+	@# MODEL was chosen before there was a trained model: unless you gave it, choose again.
+	@$(if $(HAS_MODEL),,env -u MODEL) $(MAKE) --no-print-directory run-c
 
 train-distributed: setup ## train the model that params.yaml names in several processes: NPROC=
 	$(BIN)/python -m storyllamas.experiments.dvc exp run \

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
@@ -251,6 +252,29 @@ def test_numbers_are_those_that_dvc_records(tmp_path: Path) -> None:
     file.write_text((ROOT / "params.yaml").read_text().replace("seed: 1 ", "seed: 1:30 ", 1))
     with pytest.raises(UserError, match="seed is '1:30'"):
         params.load(file)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [((), "models/2m/export/f32.slm"), (("MODEL=my file",), "my file")]
+)
+def test_make_story_tells_one_of_the_model_that_it_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], told: str
+) -> None:
+    for name in ("Makefile", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    programs = {
+        ".venv/bin/dvc": "mkdir -p models/2m/export && touch models/2m/export/f32.slm",
+        "csrc/build/run": 'echo "$1"',
+    }
+    for name, script in programs.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "csrc/Makefile").write_text("all:\n\t@:\n")
+    monkeypatch.delenv("MODEL", raising=False)
+    command = ["make", "--no-print-directory", "-C", str(tmp_path), "-o", "setup", "story"]
+    done = subprocess.run([*command, *given], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == told
 
 
 def test_make_reads_a_quoted_model(tmp_path: Path) -> None:
