@@ -26,8 +26,9 @@
 #include "blocks.h"
 #include "exponential.h"
 
-/* BLOCK_MAX: largest number of tiles times rows in a block. */
-enum { CHAINS = 2, BLOCK_MAX = 8, ROW_TILES = 4 };
+/* BLOCK_MAX: largest number of tiles times rows in a block of two chains. WIDE_TILES, WIDE_ROWS:
+ * those of a block of one chain, whose sums are 24 of the 32 registers. */
+enum { CHAINS = 2, BLOCK_MAX = 8, ROW_TILES = 4, WIDE_TILES = 3, WIDE_ROWS = 8 };
 
 /* Call BLOCK(tile, i, rows) until all of tile_count tiles are multiplied with n rows of x. */
 #define FOR_TILES(BLOCK, tile_count, n)                                                            \
@@ -66,13 +67,53 @@ INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t column_s
         _mm512_storeu_ps(y + i * y_stride, _mm512_add_ps(sum[i][0], sum[i][1]));
 }
 
+/* Compute a block as block_f32 does, of several tiles, so that each x is loaded once for all of
+ * them. Their sums leave no register for a second chain: the even columns come first, then the odd
+ * ones. */
+INLINE void block_wide_f32(float *y, size_t y_stride, const float *w, size_t tile_stride,
+                           size_t column_stride, size_t columns, const float *x, size_t x_stride) {
+    UNROLL for (size_t chain = 0; chain < CHAINS; chain++) {
+        __m512 sum[WIDE_ROWS][WIDE_TILES];
+        UNROLL for (size_t i = 0; i < WIDE_ROWS; i++) UNROLL for (size_t t = 0; t < WIDE_TILES; t++)
+            sum[i][t] = _mm512_setzero_ps();
+        for (size_t c = chain; c < columns; c += CHAINS) {
+            __m512 weights[WIDE_TILES];
+            UNROLL for (size_t t = 0; t < WIDE_TILES; t++) weights[t] =
+                _mm512_loadu_ps(w + t * tile_stride + c * column_stride);
+            UNROLL for (size_t i = 0; i < WIDE_ROWS; i++) {
+                const __m512 repeated = _mm512_set1_ps(x[i * x_stride + c]);
+                UNROLL for (size_t t = 0; t < WIDE_TILES; t++) sum[i][t] =
+                    _mm512_fmadd_ps(weights[t], repeated, sum[i][t]);
+            }
+        }
+        UNROLL for (size_t i = 0; i < WIDE_ROWS; i++)
+            UNROLL for (size_t t = 0; t < WIDE_TILES; t++) {
+            float *at = y + i * y_stride + t * ROWS;
+            if (chain) sum[i][t] = _mm512_add_ps(_mm512_loadu_ps(at), sum[i][t]);
+            _mm512_storeu_ps(at, sum[i][t]);
+        }
+    }
+}
+
 static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
                        size_t column_stride, size_t tile_count, size_t columns, const float *x,
-                       size_t x_stride, size_t n){
+                       size_t x_stride, size_t n) {
+    const size_t wide_tiles = n < 2 * WIDE_ROWS ? 0 : tile_count / WIDE_TILES * WIDE_TILES;
+    const size_t wide_rows = n / WIDE_ROWS * WIDE_ROWS;
 #define BLOCK(tile, i, rows)                                                                       \
     block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
               column_stride, columns, x + (i) * x_stride, x_stride, rows)
-    FOR_TILES(BLOCK, tile_count, n)
+    for (size_t first = 0; first < wide_tiles; first += WIDE_TILES) {
+        for (size_t i = 0; i < wide_rows; i += WIDE_ROWS)
+            block_wide_f32(y + i * y_stride + first * ROWS, y_stride, tiles + first * tile_stride,
+                           tile_stride, column_stride, columns, x + i * x_stride, x_stride);
+#define REST_OF_ROWS(tile, i, rows) BLOCK(first + (tile), wide_rows + (i), rows)
+        FOR_TILES(REST_OF_ROWS, WIDE_TILES, n - wide_rows)
+#undef REST_OF_ROWS
+    }
+#define REST_OF_TILES(tile, i, rows) BLOCK(wide_tiles + (tile), i, rows)
+    FOR_TILES(REST_OF_TILES, tile_count - wide_tiles, n)
+#undef REST_OF_TILES
 #undef BLOCK
 }
 

@@ -58,7 +58,7 @@ static size_t lay_out(size_t tiles, size_t columns, size_t *tile_stride, size_t 
 }
 
 static double matmul_f32(const sl_kernels *k) {
-    const size_t tiles = 1 + integer(9), columns = 1 + integer(70), n = 1 + integer(20);
+    const size_t tiles = 1 + integer(9), columns = 1 + integer(70), n = 1 + integer(27);
     const size_t rows = tiles * ROWS, y_stride = rows + integer(3) * 4, x_stride = columns + 1;
     size_t tile_stride, column_stride;
     float *w = reals(lay_out(tiles, columns, &tile_stride, &column_stride)),
