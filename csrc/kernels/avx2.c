@@ -28,7 +28,7 @@
 
 enum { LANES = 8, PARTS = ROWS / LANES, BLOCK_MAX = 6, ROW_TILES = 4 };
 enum { FLOAT_ROWS = 6, QUANTIZED_ROWS = 4 };
-enum { AVERAGE_REGISTERS = 8 };
+enum { AVERAGE_REGISTERS = 8, CHAINS = 1 };
 
 /* ---- Registers, for matmul.h ----------------------------------------------------------------- */
 
@@ -182,6 +182,8 @@ INLINE void dot_q4(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_
             }
         }
 }
+
+#include "matmul.h"
 
 #include "average.h"
 

@@ -30,6 +30,10 @@
  * those of a block of one chain, whose sums are 24 of the 32 registers. */
 enum { CHAINS = 2, BLOCK_MAX = 8, ROW_TILES = 4, WIDE_TILES = 3, WIDE_ROWS = 8 };
 
+typedef __m512 vector;
+
+enum { LANES = ROWS, AVERAGE_REGISTERS = 8 };
+
 /* Call BLOCK(tile, i, rows) until all of tile_count tiles are multiplied with n rows of x. */
 #define FOR_TILES(BLOCK, tile_count, n)                                                            \
     for (size_t tile = 0; tile < (tile_count); tile++) {                                           \
@@ -176,6 +180,26 @@ static void matmul_i8(float *y, size_t y_stride, const int8_t *tiles, size_t til
     FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
 #undef BLOCK
 }
+
+/* ---- Averages of values ---------------------------------------------------------------------- */
+
+INLINE vector zeros(void) {
+    return _mm512_setzero_ps();
+}
+
+INLINE vector load_row(weight_bits bits, const void *values, size_t i) {
+    return bits == F32 ? _mm512_loadu_ps((const float *)values + i) : load_column(bits, values, i);
+}
+
+INLINE vector multiply_add(vector sum, vector w, float x) {
+    return _mm512_fmadd_ps(w, _mm512_set1_ps(x), sum);
+}
+
+INLINE void store_f32(float *y, vector x) {
+    _mm512_storeu_ps(y, x);
+}
+
+#include "average.h"
 
 /* ---- Quantized matrices ---------------------------------------------------------------------- */
 
@@ -509,7 +533,7 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
-SL_KERNEL_SET(avx512, SL_NO_AVERAGES, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
+SL_KERNEL_SET(avx512, SL_AVERAGES, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 
 #ifdef __clang__
 #pragma clang attribute pop

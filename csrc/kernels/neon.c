@@ -27,7 +27,7 @@
 /* A block of 6 rows of x has 24 sums, and leaves 8 of the 32 registers for weights and x. By the
  * number of instructions, 6 rows are better for pairs of rows, and 4 for the dot product. */
 enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 6, ROW_TILES = 4 };
-enum { FLOAT_ROWS = 6, AVERAGE_REGISTERS = 8 };
+enum { FLOAT_ROWS = 6, AVERAGE_REGISTERS = 8, CHAINS = 1 };
 #ifdef HAS_I8MM
 enum { QUANTIZED_ROWS = 6, Q8_BIAS = 128 };
 #else
@@ -218,6 +218,8 @@ INLINE void dot_q4(int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t til
 #endif
     dot_rows_q4(dot, w, tile_bytes, tiles, x, width, group_size, n);
 }
+
+#include "matmul.h"
 
 #include "average.h"
 

@@ -15,7 +15,7 @@
  * registers. So a block has 8 sums: two tiles with a row of x, or a tile with two rows. */
 enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 2, ROW_TILES = 2 };
 enum { FLOAT_ROWS = 2, QUANTIZED_ROWS = 2, Q8_BIAS = 128 };
-enum { AVERAGE_REGISTERS = 8 };
+enum { AVERAGE_REGISTERS = 8, CHAINS = 1 };
 
 /* ---- Registers, for matmul.h ----------------------------------------------------------------- */
 
@@ -144,6 +144,8 @@ INLINE void dot_q4(v128_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_b
         }
     }
 }
+
+#include "matmul.h"
 
 #include "average.h"
 
