@@ -405,7 +405,7 @@ enum { SL_MAX_SLOTS = 256 };
 
 /* Types of the keys and values in the key-value cache. */
 enum {
-    SL_CACHE_AUTO = 0, /* f16 if the weights are quantized, else f32 */
+    SL_CACHE_AUTO = 0, /* with quantized weights q8 if head_dim is 64 or more, else f16; else f32 */
     SL_CACHE_F32,
     SL_CACHE_F16,
     SL_CACHE_Q8, /* 8-bit integers with an f32 scale for each position's key and value in a head */

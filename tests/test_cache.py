@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,10 @@ def test_logits_are_pytorchs_with_rounded_keys_and_values(
     assert rms(logits - expected) <= 0.25 * rms(expected - exact)
 
 
-def test_automatic_is_f32_or_f16(files: dict[str, Path]) -> None:
-    for name, expected in (("f32", "f32"), ("q8", "f16"), ("q4", "f16")):
+@pytest.mark.parametrize(("head_dim", "quantized"), [(62, "f16"), (64, "q8")])
+def test_automatic_suits_weights_and_heads(head_dim: int, quantized: str, tmp_path: Path) -> None:
+    files = engine_files.write_types(tmp_path, dataclasses.replace(CONFIG, head_dim=head_dim))
+    for name, expected in (("f32", "f32"), ("q8", quantized), ("q4", quantized)):
         logits = {cache: Engine(files[name], cache=cache).logits(IDS) for cache in CACHES}
         assert (Engine(files[name]).logits(IDS) == logits["auto"]).all()
         assert [cache for cache in CACHES if (logits[cache] == logits["auto"]).all()] == [

@@ -33,8 +33,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--cache",
         choices=["auto", "f32", "f16", "q8"],
         default="auto",
-        help="type of the keys and values in the key-value cache; q8 has 8 bits, auto is f16 if "
-        "the weights are quantized, else f32 (default: %(default)s)",
+        help="type of the keys and values in the key-value cache; q8 has 8 bits; auto is, with "
+        "quantized weights, q8 if head_dim is 64 or more, else f16, and with f32 weights f32 "
+        "(default: %(default)s)",
     )
 
 

@@ -89,7 +89,8 @@ class Engine:
                 copies a file of 8 MB or more while it is used.
             kernels: one of `kernel_sets()`; None: the fastest.
             cache: the type of the keys and values in the key-value cache, "f32", "f16" or "q8";
-                "auto": f16 if the weights are quantized, else f32. It changes what is generated.
+                "auto": with quantized weights q8 if head_dim is 64 or more, else f16; with f32
+                weights f32. It changes what is generated.
 
         Raises:
             UserError: the file is missing, not a weight file, or damaged, or an option is out of
