@@ -41,7 +41,8 @@ from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import storage
 from storyllamas.token_file import TokenFile
 from storyllamas.training import device
-from storyllamas.training.loop import Job, training_run
+from storyllamas.training.job import Job
+from storyllamas.training.loop import training_run
 from storyllamas.vocabulary import Vocabulary
 
 WORK = Path("build/bench/learning")

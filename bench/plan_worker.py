@@ -15,6 +15,7 @@ from storyllamas import params, token_file
 from storyllamas.errors import exit_on_user_error
 from storyllamas.training import device, loop
 from storyllamas.training.interrupt import Interrupt
+from storyllamas.training.job import Job
 
 
 @exit_on_user_error
@@ -24,7 +25,7 @@ def main() -> None:
     config = chosen.model_config()
     data = token_file.read(random_token_file(config.vocab_size))
     where = device.choose(chosen.compute, chosen.training_flops)
-    job = loop.Job(config, chosen.recipe, chosen.seed, data, data, where)
+    job = Job(config, chosen.recipe, chosen.seed, data, data, where)
     begin = Interrupt.__enter__
 
     def enter(interrupt: Interrupt) -> Interrupt:

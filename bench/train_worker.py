@@ -121,7 +121,8 @@ def _ours(setup: Setup, folder: Path) -> Loop:
     from storyllamas import params, token_file
     from storyllamas.training import device
     from storyllamas.training.interrupt import Interrupt
-    from storyllamas.training.loop import Job, Trainer
+    from storyllamas.training.job import Job
+    from storyllamas.training.loop import Trainer
 
     chosen = params.parse(setup.params)
     data = token_file.read(setup.tokens)

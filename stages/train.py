@@ -16,8 +16,9 @@ from storyllamas.atomic import write_json
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.training import device, distributed
+from storyllamas.training.job import Job
 from storyllamas.training.launch import is_rank, launch
-from storyllamas.training.loop import Job, training_run
+from storyllamas.training.loop import training_run
 from storyllamas.training.metrics import train_json
 from storyllamas.training.start import Start
 from storyllamas.training.teacher import Teacher

@@ -20,7 +20,11 @@ PLUMBING = {
     "storyllamas/atomic.py",  # how files are written, not what
     "storyllamas/errors.py",
     "storyllamas/extras.py",  # messages
-    "storyllamas/params.py",  # DVC compares the values
+    "storyllamas/params/__init__.py",  # DVC compares the values
+    "storyllamas/params/loading.py",
+    "storyllamas/params/merge.py",
+    "storyllamas/params/sections.py",
+    "storyllamas/params/validate.py",
     "storyllamas/regular_file.py",
     "storyllamas/workdir.py",
 }

@@ -23,7 +23,8 @@ from storyllamas.slm import weight_file
 from storyllamas.training import loop
 from storyllamas.training.freezing import frozen_tensors
 from storyllamas.training.interrupt import Interrupt
-from storyllamas.training.loop import Job, Trainer, training_run
+from storyllamas.training.job import Job
+from storyllamas.training.loop import Trainer, training_run
 from storyllamas.training.memory import state_bytes
 from storyllamas.training.start import Start
 

@@ -17,7 +17,8 @@ from training_job import CONFIG, make_job
 from storyllamas.bits_per_byte import framed_bits_per_byte
 from storyllamas.training import metrics, progress
 from storyllamas.training.device import Device
-from storyllamas.training.loop import Result, training_run
+from storyllamas.training.job import Result
+from storyllamas.training.loop import training_run
 from storyllamas.training.metrics import costs, matmul_utilization
 from storyllamas.training.progress import Progress
 from storyllamas.training.tensorboard import TensorBoardLog

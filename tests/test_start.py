@@ -23,7 +23,8 @@ from storyllamas.model import Llama
 from storyllamas.slm import weight_file
 from storyllamas.training import loop, start_reader
 from storyllamas.training.interrupt import Interrupt
-from storyllamas.training.loop import Job, training_run
+from storyllamas.training.job import Job
+from storyllamas.training.loop import training_run
 from storyllamas.training.shared_pieces import piece_map
 from storyllamas.training.start import Start
 from storyllamas.training.trained_model import save_model

@@ -19,6 +19,7 @@ from storyllamas.model import Llama
 from storyllamas.params import Compute
 from storyllamas.training import device, loop
 from storyllamas.training.checkpoints import Checkpoint, CheckpointFolder
+from storyllamas.training.job import source_files
 from storyllamas.training.loop import training_run
 from storyllamas.training.muon import Muon as OurMuon
 from storyllamas.training.muon import orthogonal
@@ -59,7 +60,7 @@ def test_a_run_of_another_job_has_another_key(tmp_path: Path) -> None:
 def test_the_key_covers_the_code_that_dvc_depends_on() -> None:
     dependencies = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["deps"]
     code = [ROOT / path for path in dependencies if path.startswith("storyllamas/")]
-    files = loop.source_files()
+    files = source_files()
     modules = [file for file in files if file.name != "__init__.py"]
     assert all(any(file.is_relative_to(path) for path in code) for file in modules)
     assert all(any(file.is_relative_to(path) for file in files) for path in code)

@@ -20,7 +20,8 @@ from storyllamas.errors import exit_on_user_error
 from storyllamas.params import Compute, Recipe
 from storyllamas.training import device
 from storyllamas.training.checkpoints import Checkpoint, CheckpointFolder
-from storyllamas.training.loop import Job, training_run
+from storyllamas.training.job import Job
+from storyllamas.training.loop import training_run
 from storyllamas.training.trained_model import save_model
 
 CONFIG = ModelConfig(

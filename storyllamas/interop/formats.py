@@ -1,7 +1,7 @@
 """The formats of other programs: `export_model` writes one, `import_model` reads one.
 
 To add an export format, add a line to `FORMATS`. Importing this module loads no format's module,
-so that `params.py` can read the names.
+so that `params` can read the names.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ from storyllamas.training.compiled import loss_in_c
 from storyllamas.training.device import Device
 from storyllamas.training.fused import FusedLoss
 from storyllamas.training.interrupt import Interrupt
-from storyllamas.training.loop import Job, Trainer
+from storyllamas.training.job import Job
+from storyllamas.training.loop import Trainer
 from storyllamas.training.metrics import matmul_peak, memory_bytes
 from storyllamas.training.start import Start, trained_tensors
 

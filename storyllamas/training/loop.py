@@ -8,14 +8,10 @@ checkpoint to bit-identical weights, and several processes can split a step (see
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,106 +20,27 @@ import torch
 from torch import Tensor
 
 from storyllamas import workdir
-from storyllamas.adapter import Adapter
-from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.model import Llama, SoftTargets
-from storyllamas.params import Recipe
 from storyllamas.record_rows import IGNORED
-from storyllamas.token_file import TokenFile
 from storyllamas.training import metrics, speed_log
 from storyllamas.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointSaver
 from storyllamas.training.compiled import CompilationError, Loss, training_loss
 from storyllamas.training.csv_log import CsvLog
-from storyllamas.training.device import Device
 from storyllamas.training.distributed import Ranks
-from storyllamas.training.fused import SOURCES as FUSED_SOURCES
 from storyllamas.training.fused import FusedLoss
 from storyllamas.training.interrupt import Interrupt, is_run_by_dvc
+from storyllamas.training.job import Job, Result
 from storyllamas.training.micro_batch import MicroBatch
 from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.progress import Progress
 from storyllamas.training.schedule import learning_rate
-from storyllamas.training.source_files import imported_files
-from storyllamas.training.start import Start, trained_tensors
-from storyllamas.training.teacher import TOP, Probabilities, Teacher
+from storyllamas.training.start import trained_tensors
+from storyllamas.training.teacher import TOP, Probabilities
 from storyllamas.training.tensorboard import TensorBoardLog
 
 MAX_LOG_ROWS = 2000
 """Rows of steps.csv; a longer run logs every second step, or fewer."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that decides the result of a training run.
-
-    Attributes:
-        config: shape of the model.
-        recipe: hyperparameters.
-        seed: seed of the initial weights, the batches and dropout, 0 … 2^32 - 1.
-        train: tokens to learn from.
-        valid: tokens to validate on, of the same tokenizer.
-        device: device, precision and threads.
-        start: weights to start from; None: random ones.
-        teacher: models whose probabilities are the targets; None: the next tokens are.
-    """
-
-    config: ModelConfig
-    recipe: Recipe
-    seed: int
-    train: TokenFile
-    valid: TokenFile
-    device: Device
-    start: Start | None = None
-    teacher: Teacher | None = None
-
-    def key(self) -> str:
-        """Return a digest of the job, the code and the libraries, as 16 hexadecimal digits.
-
-        The number of threads is left out, so that a run resumes with another number of processes.
-        """
-        left_out = ("threads", "must_compile")
-        device = {k: v for k, v in dataclasses.asdict(self.device).items() if k not in left_out}
-        values = {
-            "config": dataclasses.asdict(self.config),
-            "recipe": dataclasses.asdict(self.recipe),
-            "seed": self.seed,
-            "data": [_file_digest(self.train.path), _file_digest(self.valid.path)],
-            "device": device,
-            "start": self.start and self.start.key(),
-            "teacher": self.teacher and self.teacher.key(),
-            "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
-            "libraries": [np.__version__, torch.__version__],
-            "code": [_file_digest(path) for path in source_files()],
-        }
-        text = json.dumps(values, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def source_files() -> list[Path]:
-    """Return the files of this package that decide a run: a change in one is another job."""
-    package = Path(__file__).parent.parent
-    # How files are opened and written, errors, and parameters, whose values are in the key.
-    names = ("__init__", "atomic", "errors", "params", "regular_file", "workdir")
-    skipped = [package / f"{name}.py" for name in names]
-    return [*imported_files(Path(__file__), package, skipped), *FUSED_SOURCES]
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result of a finished run.
-
-    Attributes:
-        tensors: the weights with the lowest validation loss, on the CPU.
-        metrics: `metrics.final_metrics`, equal for bit-identical runs.
-        costs: `metrics.final_costs`, which differ between any two runs.
-        adapter: the LoRA adapter, which `tensors` include; None: LoRA is off.
-    """
-
-    tensors: dict[str, Tensor]
-    metrics: dict[str, Any]
-    costs: dict[str, Any]
-    adapter: Adapter | None = None
 
 
 @contextmanager
@@ -518,12 +435,3 @@ def _dropout_seed(seed: int, step: int, first: int) -> int:
     PyTorch's CPU generator uses 32 bits of a seed: mix all three values into 32 bits.
     """
     return int(np.random.SeedSequence([seed, step, first]).generate_state(1)[0])
-
-
-def _file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, computed in bounded memory."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

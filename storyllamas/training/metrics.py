@@ -21,7 +21,8 @@ from storyllamas.training.device import Device
 from storyllamas.training.schedule import learning_rate
 
 if TYPE_CHECKING:
-    from storyllamas.training.loop import Result, Trainer
+    from storyllamas.training.job import Result
+    from storyllamas.training.loop import Trainer
 
 PEAK_SECONDS = 0.3
 """Time for which `matmul_peak` measures."""

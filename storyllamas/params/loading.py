@@ -1,0 +1,180 @@
+"""Read params.yaml, merge its sections and check them against each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from storyllamas import yaml_loader
+from storyllamas.config import ModelConfig
+from storyllamas.errors import UserError
+from storyllamas.interop.formats import FORMATS
+from storyllamas.params.merge import (
+    keys_of_train,
+    merge_recipe,
+    merge_size,
+    recipe_sizes,
+    slow_down,
+    without_none,
+)
+from storyllamas.params.sections import (
+    Compute,
+    Distillation,
+    FineTuning,
+    Params,
+    Sections,
+    Tokenizer,
+)
+from storyllamas.params.validate import check_key, check_plain, validate
+from storyllamas.regular_file import open_regular
+from storyllamas.slm.encoding import SPECS, Encoding
+from storyllamas.training import freezing
+
+
+def load(path: str | os.PathLike[str] = "params.yaml") -> Params:
+    """Read and check the parameters.
+
+    Raises:
+        UserError: the file is missing or not YAML, or a value is unknown or impossible.
+    """
+    return parse(read(path))
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """Read the values of the file without checking them.
+
+    Raises:
+        UserError: the file is missing or not YAML.
+    """
+    try:
+        with open_regular(path) as file:
+            return loads(file.read().decode(), str(path))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: change to the folder that contains it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start:,}): convert it"
+        ) from None
+
+
+def loads(text: str, name: str = "params.yaml") -> Any:
+    """Parse a text without checking the values; `name` is for messages."""
+    return yaml_loader.loads(text, name)
+
+
+def parse(raw: object) -> Params:
+    """Check parameters with the structure of params.yaml.
+
+    Raises:
+        UserError: a value is unknown or impossible.
+    """
+    check_plain(raw, "")
+    file: Sections = validate(Sections, raw, {})
+    check_key("model", file.model, file.sizes, "sizes")
+    check_key("recipe", file.recipe, file.recipes, "recipes")
+    file.sizes[file.model] = merge_size(file)
+    for name, size in file.sizes.items():
+        if size.heads % size.kv_heads:
+            changed = name == file.model and "kv_heads" in without_none(file.shape)
+            section = "shape" if changed else f"sizes.{name}"
+            raise UserError(
+                f"{section}.kv_heads is {size.kv_heads}: use a divisor of heads ({size.heads})"
+            )
+    _check_group_sizes(file.export.group_size)
+    _check_tokenizer(file.tokenizer, file.export.formats)
+    recipes = {
+        (name, model): merge_recipe(file, name, model)
+        for name in file.recipes
+        for model in recipe_sizes(file, name)
+    }
+    if (file.recipe, file.model) not in recipes:
+        raise UserError(
+            f"recipes.{file.recipe}.sizes has no {file.model}: add it, or use one of "
+            f"{', '.join(recipe_sizes(file, file.recipe))}"
+        )
+    fine_tuning: FineTuning = keys_of_train(FineTuning, file)
+    distillation: Distillation = keys_of_train(Distillation, file)
+    recipe = slow_down(recipes[file.recipe, file.model], file, fine_tuning)
+    context = file.sizes[file.model].context
+    if file.evaluation.speed_tokens >= context:
+        raise UserError(
+            f"evaluation.speed_tokens is {file.evaluation.speed_tokens}: use less than "
+            f"the context of the model ({context})"
+        )
+    chosen = Params(
+        model=file.model,
+        recipe_name=file.recipe,
+        seed=file.seed,
+        sizes=file.sizes,
+        recipe=recipe,
+        fine_tuning=fine_tuning,
+        distillation=distillation,
+        corpus=file.corpus,
+        tokenizer=file.tokenizer,
+        pretokenize=file.pretokenize,
+        compute=file.compute,
+        export=file.export,
+        evaluation=file.evaluation,
+        generation=file.generation,
+    )
+    _check_fine_tuning(fine_tuning, chosen.model_config())
+    _check_distillation(distillation, file.compute)
+    return chosen
+
+
+def _check_tokenizer(chosen: Tokenizer, formats: Collection[str]) -> None:
+    """Check what one kind of tokenizer does not have, before anything is trained with it."""
+    if chosen.kind == "sentencepiece":
+        return
+    for name in formats:
+        if FORMATS[name].module == "llama2c":
+            raise UserError(
+                f"export.formats has {name} and tokenizer.kind is byte_level: llama2.c has "
+                "SentencePiece tokenizers only, so remove one of the two"
+            )
+    if chosen.character_coverage < 1:
+        raise UserError(
+            f"tokenizer.character_coverage is {chosen.character_coverage}: use 1.0, since "
+            "tokenizer.kind is byte_level, which spells every character in bytes"
+        )
+
+
+def _check_group_sizes(group_sizes: Mapping[str, int]) -> None:
+    types = {kind.label: kind for kind, spec in SPECS.items() if spec.group_multiple}
+    for name in group_sizes:
+        if name not in types:
+            raise UserError(f"export.group_size.{name} is unknown: use one of {', '.join(types)}")
+    for name, kind in types.items():
+        if name not in group_sizes:
+            raise UserError(f"export.group_size.{name} is missing: add it to params.yaml")
+        encoding = Encoding(kind, group_sizes[name])
+        if not encoding.is_possible:
+            raise UserError(
+                f"export.group_size.{name} is {encoding.group_size}: use {encoding.allowed}"
+            )
+
+
+def _check_fine_tuning(chosen: FineTuning, config: ModelConfig) -> None:
+    """Check what to freeze and to adapt against the start and the shape of the model."""
+    used = f"train.freeze is {', '.join(chosen.freeze)}" if chosen.freeze else ""
+    if chosen.lora_rank:
+        lora = f"train.lora_rank is {chosen.lora_rank}"
+        if used:
+            raise UserError(
+                f"{used} and {lora}: remove one of the two, since LoRA freezes all weights"
+            )
+        used = lora
+    if used and not chosen.start:
+        raise UserError(
+            f"{used} and train.start is empty: name a model to start from in train.start"
+        )
+    freezing.frozen_tensors(chosen.freeze, config)
+
+
+def _check_distillation(chosen: Distillation, compute: Compute) -> None:
+    if chosen.teacher and compute.processes > 1:
+        raise UserError(
+            f"compute.processes is {compute.processes} and there is a train.teacher: use 1, since "
+            "only one process can learn from a teacher"
+        )
