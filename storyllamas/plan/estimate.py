@@ -152,13 +152,14 @@ def _checkpoint_bytes(measured: Measured) -> int:
 def memory_bytes(case: Case, machine: Machine) -> float:
     """Return the peak memory of a process: of its tensors on a GPU, else of all that it has.
 
-    On a CPU the allocator keeps what a validation or a checkpoint needed.
+    On a CPU the allocator keeps what a validation or a checkpoint needed. With a step in C that is
+    nothing: the step keeps its memory, and a checkpoint is written from the tensors.
     """
     config, measured = case.chosen.model_config(), case.measured
     weights = FLOAT_BYTES * config.parameters
     if measured.c_bytes is not None:
         kept_bytes = 2 * weights + measured.state_bytes + measured.c_bytes
-        return FRAGMENTATION * (machine.base_bytes + kept_bytes + _checkpoint_bytes(measured))
+        return FRAGMENTATION * (machine.base_bytes + kept_bytes)
     kept = KEPT_SHARE if case.compiled else 1.0
     tensors = weights + measured.state_bytes + kept * measured.micro_batch * measured.sequence_bytes
     if machine.device == "cuda":
