@@ -32,7 +32,7 @@ enum { CHAINS = 2, BLOCK_MAX = 8, ROW_TILES = 4, WIDE_TILES = 3, WIDE_ROWS = 8 }
 
 typedef __m512 vector;
 
-enum { LANES = ROWS, AVERAGE_REGISTERS = 8 };
+enum { LANES = ROWS, AVERAGE_REGISTERS = 4 };
 
 /* Call BLOCK(tile, i, rows) until all of tile_count tiles are multiplied with n rows of x. */
 #define FOR_TILES(BLOCK, tile_count, n)                                                            \
@@ -71,12 +71,23 @@ INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t column_s
         _mm512_storeu_ps(y + i * y_stride, _mm512_add_ps(sum[i][0], sum[i][1]));
 }
 
+/* Multiply in blocks of one tile. */
+static NOINLINE void matmul_narrow_f32(float *y, size_t y_stride, const float *tiles,
+                                       size_t tile_stride, size_t column_stride, size_t tile_count,
+                                       size_t columns, const float *x, size_t x_stride, size_t n){
+#define BLOCK(tile, i, rows)                                                                       \
+    block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
+              column_stride, columns, x + (i) * x_stride, x_stride, rows)
+    FOR_TILES(BLOCK, tile_count, n)
+#undef BLOCK
+}
+
 /* Compute a block as block_f32 does, of several tiles, so that each x is loaded once for all of
  * them. Their sums leave no register for a second chain: the even columns come first, then the odd
  * ones. */
 INLINE void block_wide_f32(float *y, size_t y_stride, const float *w, size_t tile_stride,
                            size_t column_stride, size_t columns, const float *x, size_t x_stride) {
-    UNROLL for (size_t chain = 0; chain < CHAINS; chain++) {
+    for (size_t chain = 0; chain < CHAINS; chain++) {
         __m512 sum[WIDE_ROWS][WIDE_TILES];
         UNROLL for (size_t i = 0; i < WIDE_ROWS; i++) UNROLL for (size_t t = 0; t < WIDE_TILES; t++)
             sum[i][t] = _mm512_setzero_ps();
@@ -104,21 +115,17 @@ static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t til
                        size_t x_stride, size_t n) {
     const size_t wide_tiles = n < 2 * WIDE_ROWS ? 0 : tile_count / WIDE_TILES * WIDE_TILES;
     const size_t wide_rows = n / WIDE_ROWS * WIDE_ROWS;
-#define BLOCK(tile, i, rows)                                                                       \
-    block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
-              column_stride, columns, x + (i) * x_stride, x_stride, rows)
-    for (size_t first = 0; first < wide_tiles; first += WIDE_TILES) {
+    for (size_t tile = 0; tile < wide_tiles; tile += WIDE_TILES) {
+        float *out = y + tile * ROWS;
+        const float *w = tiles + tile * tile_stride;
         for (size_t i = 0; i < wide_rows; i += WIDE_ROWS)
-            block_wide_f32(y + i * y_stride + first * ROWS, y_stride, tiles + first * tile_stride,
-                           tile_stride, column_stride, columns, x + i * x_stride, x_stride);
-#define REST_OF_ROWS(tile, i, rows) BLOCK(first + (tile), wide_rows + (i), rows)
-        FOR_TILES(REST_OF_ROWS, WIDE_TILES, n - wide_rows)
-#undef REST_OF_ROWS
+            block_wide_f32(out + i * y_stride, y_stride, w, tile_stride, column_stride, columns,
+                           x + i * x_stride, x_stride);
+        matmul_narrow_f32(out + wide_rows * y_stride, y_stride, w, tile_stride, column_stride,
+                          WIDE_TILES, columns, x + wide_rows * x_stride, x_stride, n - wide_rows);
     }
-#define REST_OF_TILES(tile, i, rows) BLOCK(wide_tiles + (tile), i, rows)
-    FOR_TILES(REST_OF_TILES, tile_count - wide_tiles, n)
-#undef REST_OF_TILES
-#undef BLOCK
+    matmul_narrow_f32(y + wide_tiles * ROWS, y_stride, tiles + wide_tiles * tile_stride,
+                      tile_stride, column_stride, tile_count - wide_tiles, columns, x, x_stride, n);
 }
 
 INLINE __m512 load_f16(const uint16_t *x) {

@@ -11,6 +11,7 @@ enum { ROWS = SL_TILE_ROWS };
 typedef enum { Q4 = 4, Q8 = 8, F16 = 16, F32 = 32 } weight_bits;
 
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline)) /* for large functions that are called in two places */
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
 #else
