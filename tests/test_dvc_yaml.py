@@ -20,15 +20,11 @@ PLUMBING = {
     "storyllamas/atomic.py",  # how files are written, not what
     "storyllamas/errors.py",
     "storyllamas/extras.py",  # messages
-    "storyllamas/params/__init__.py",  # DVC compares the values
-    "storyllamas/params/loading.py",
-    "storyllamas/params/merge.py",
-    "storyllamas/params/sections.py",
-    "storyllamas/params/validate.py",
+    "storyllamas/params",  # DVC compares the values
     "storyllamas/regular_file.py",
     "storyllamas/workdir.py",
 }
-"""Modules that do not decide a result; what they import does not count either."""
+"""Modules and folders that do not decide a result; what they import does not count either."""
 
 
 def module_files(name: str) -> Iterator[Path]:
@@ -65,7 +61,7 @@ def needed_by(stage: str) -> set[str]:
     while pending:
         for file in imported_by(pending.pop()):
             name = file.relative_to(ROOT).as_posix()
-            if name not in PLUMBING and file not in found:
+            if not any(covers(each, name) for each in PLUMBING) and file not in found:
                 found.add(file)
                 pending.append(file)
     return {file.relative_to(ROOT).as_posix() for file in found}

@@ -167,8 +167,8 @@ def test_a_command_names_the_extra_that_it_needs(built: Built, tmp_path: Path) -
     (tmp_path / "stories.parquet").write_bytes(b"PAR1")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     for arguments, sentence in {
-        "generate": missing("pyyaml", "train"),
-        "info": missing("pyyaml", "train"),
+        "generate": missing("pydantic", "train"),
+        "info": missing("pydantic", "train"),
         "corpus stories.parquet": missing("rich", "train"),
         "evaluate --model m.slm --stories stories.parquet": "error: reading stories.parquet "
         "requires the package pyarrow: pip install 'storyllamas[formats]'\n",
@@ -178,7 +178,7 @@ def test_a_command_names_the_extra_that_it_needs(built: Built, tmp_path: Path) -
         "import folder --out h.slm": missing("tokenizers", "convert"),
         "export --model m.slm --to hf out": missing("tokenizers", "convert"),
         "export --model m.slm --to gguf out": missing("tokenizers", "convert"),
-        "export --to llama2c out": missing("pyyaml", "train"),
+        "export --to llama2c out": missing("pydantic", "train"),
     }.items():
         done = command(built, *arguments.split(), cwd=tmp_path)
         assert (done.returncode, done.stderr) == (1, sentence), arguments

@@ -11,7 +11,7 @@
  * With one head at a time each sum waits for its own last addition, and a small head fills few
  * registers. So a block has the registers of several heads, and half as many of them if two queries
  * share them. Each sum adds the positions in the order of the set's products of matrices, so both
- * have the same bits. */
+ * are bit-identical. */
 
 #ifndef STORYLLAMAS_AVERAGE_H
 #define STORYLLAMAS_AVERAGE_H

@@ -52,23 +52,44 @@ enum { LANES = ROWS, AVERAGE_REGISTERS = 4 };
 
 /* ---- Matrices of f32, f16 and i8 ------------------------------------------------------------- */
 
-/* Compute a block of one tile and n rows i of x: sum[i] = Σ_c w[c] x[i][c] */
-INLINE void block_f32(float *y, size_t y_stride, const float *w, size_t column_stride,
-                      size_t columns, const float *x, size_t x_stride, size_t n) {
+INLINE __m512 load_f16(const uint16_t *x) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)x));
+}
+
+INLINE __m512 load_i8(const int8_t *x) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)x)));
+}
+
+/* Load 16 numbers from index i on. */
+INLINE __m512 load_row(weight_bits bits, const void *w, size_t i) {
+    if (bits == F32) return _mm512_loadu_ps((const float *)w + i);
+    return bits == F16 ? load_f16((const uint16_t *)w + i) : load_i8((const int8_t *)w + i);
+}
+
+/* Compute a block of some tiles t and n rows i of x: sum[t][i] = Σ_c w[t][c] x[i][c]. A single row
+ * of f16 or i8 weights is multiplied with several tiles, whose sums do not wait for each other. */
+INLINE void block_float(weight_bits bits, float *y, size_t y_stride, const void *w,
+                        size_t tile_stride, size_t column_stride, size_t tiles, size_t columns,
+                        const float *x, size_t x_stride, size_t n) {
     __m512 sum[BLOCK_MAX][CHAINS];
-    UNROLL for (size_t i = 0; i < n; i++) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm512_setzero_ps();
     size_t c = 0;
     for (; c + CHAINS <= columns; c += CHAINS)
-        UNROLL for (size_t chain = 0; chain < CHAINS; chain++) {
-            const __m512 weights = _mm512_loadu_ps(w + (c + chain) * column_stride);
-            UNROLL for (size_t i = 0; i < n; i++) sum[i][chain] = _mm512_fmadd_ps(
-                weights, _mm512_set1_ps(x[i * x_stride + c + chain]), sum[i][chain]);
+        UNROLL for (size_t t = 0; t < tiles; t++)
+            UNROLL for (size_t chain = 0; chain < CHAINS; chain++) {
+            const __m512 weights = load_row(bits, w, t * tile_stride + (c + chain) * column_stride);
+            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][chain] = _mm512_fmadd_ps(
+                weights, _mm512_set1_ps(x[i * x_stride + c + chain]), sum[t * n + i][chain]);
         }
     if (c < columns)
-        UNROLL for (size_t i = 0; i < n; i++) sum[i][0] = _mm512_fmadd_ps(
-            _mm512_loadu_ps(w + c * column_stride), _mm512_set1_ps(x[i * x_stride + c]), sum[i][0]);
-    UNROLL for (size_t i = 0; i < n; i++)
-        _mm512_storeu_ps(y + i * y_stride, _mm512_add_ps(sum[i][0], sum[i][1]));
+        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
+            sum[t * n + i][0] =
+                _mm512_fmadd_ps(load_row(bits, w, t * tile_stride + c * column_stride),
+                                _mm512_set1_ps(x[i * x_stride + c]), sum[t * n + i][0]);
+    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
+        _mm512_storeu_ps(y + i * y_stride + t * ROWS,
+                         _mm512_add_ps(sum[t * n + i][0], sum[t * n + i][1]));
 }
 
 /* Multiply in blocks of one tile. */
@@ -76,15 +97,15 @@ static NOINLINE void matmul_narrow_f32(float *y, size_t y_stride, const float *t
                                        size_t tile_stride, size_t column_stride, size_t tile_count,
                                        size_t columns, const float *x, size_t x_stride, size_t n){
 #define BLOCK(tile, i, rows)                                                                       \
-    block_f32(y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,          \
-              column_stride, columns, x + (i) * x_stride, x_stride, rows)
+    block_float(F32, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,   \
+                tile_stride, column_stride, 1, columns, x + (i) * x_stride, x_stride, rows)
     FOR_TILES(BLOCK, tile_count, n)
 #undef BLOCK
 }
 
-/* Compute a block as block_f32 does, of several tiles, so that each x is loaded once for all of
- * them. Their sums leave no register for a second chain: the even columns come first, then the odd
- * ones. */
+/* Compute a block of f32 weights as block_float does, of several tiles, so that each x is loaded
+ * once for all of them. Their sums leave no register for a second chain: the even columns come
+ * first, then the odd ones. */
 INLINE void block_wide_f32(float *y, size_t y_stride, const float *w, size_t tile_stride,
                            size_t column_stride, size_t columns, const float *x, size_t x_stride) {
     for (size_t chain = 0; chain < CHAINS; chain++) {
@@ -128,52 +149,12 @@ static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t til
                       tile_stride, column_stride, tile_count - wide_tiles, columns, x, x_stride, n);
 }
 
-INLINE __m512 load_f16(const uint16_t *x) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)x));
-}
-
-INLINE __m512 load_i8(const int8_t *x) {
-    return _mm512_cvtepi32_ps(
-        _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)x)));
-}
-
-/* Load 16 numbers from index i on. */
-INLINE __m512 load_column(weight_bits bits, const void *w, size_t i) {
-    return bits == F16 ? load_f16((const uint16_t *)w + i) : load_i8((const int8_t *)w + i);
-}
-
-/* Compute a block of f16 or i8 weights, as block_f32. A single row of x is multiplied with several
- * tiles, whose sums do not wait for each other. */
-INLINE void block_narrow(weight_bits bits, float *y, size_t y_stride, const void *w,
-                         size_t tile_stride, size_t column_stride, size_t tiles, size_t columns,
-                         const float *x, size_t x_stride, size_t n) {
-    __m512 sum[BLOCK_MAX][CHAINS];
-    UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a][0] = sum[a][1] = _mm512_setzero_ps();
-    size_t c = 0;
-    for (; c + CHAINS <= columns; c += CHAINS)
-        UNROLL for (size_t t = 0; t < tiles; t++)
-            UNROLL for (size_t chain = 0; chain < CHAINS; chain++) {
-            const __m512 weights =
-                load_column(bits, w, t * tile_stride + (c + chain) * column_stride);
-            UNROLL for (size_t i = 0; i < n; i++) sum[t * n + i][chain] = _mm512_fmadd_ps(
-                weights, _mm512_set1_ps(x[i * x_stride + c + chain]), sum[t * n + i][chain]);
-        }
-    if (c < columns)
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
-            sum[t * n + i][0] =
-                _mm512_fmadd_ps(load_column(bits, w, t * tile_stride + c * column_stride),
-                                _mm512_set1_ps(x[i * x_stride + c]), sum[t * n + i][0]);
-    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
-        _mm512_storeu_ps(y + i * y_stride + t * ROWS,
-                         _mm512_add_ps(sum[t * n + i][0], sum[t * n + i][1]));
-}
-
 static void matmul_f16(float *y, size_t y_stride, const uint16_t *tiles, size_t tile_stride,
                        size_t column_stride, size_t tile_count, size_t columns, const float *x,
                        size_t x_stride, size_t n) {
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_narrow(F16, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,  \
-                 tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+    block_float(F16, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,   \
+                tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
     FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
 #undef BLOCK
 }
@@ -182,8 +163,8 @@ static void matmul_i8(float *y, size_t y_stride, const int8_t *tiles, size_t til
                       size_t column_stride, size_t tile_count, size_t columns, const float *x,
                       size_t x_stride, size_t n){
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_narrow(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,   \
-                 tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
+    block_float(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,    \
+                tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n)
     FOR_BLOCKS(BLOCK, tile_count, n, BLOCK_MAX)
 #undef BLOCK
 }
@@ -192,10 +173,6 @@ static void matmul_i8(float *y, size_t y_stride, const int8_t *tiles, size_t til
 
 INLINE vector zeros(void) {
     return _mm512_setzero_ps();
-}
-
-INLINE vector load_row(weight_bits bits, const void *values, size_t i) {
-    return bits == F32 ? _mm512_loadu_ps((const float *)values + i) : load_column(bits, values, i);
 }
 
 INLINE vector multiply_add(vector sum, vector w, float x) {

@@ -9,7 +9,6 @@
  *     ROW_TILES          tiles in a block of a single row of x, 2 or 4
  *     FLOAT_ROWS         rows of x in a block of f32, f16 or i8 weights, 2, 4 or 6
  *     QUANTIZED_ROWS     rows of x in a block of quantized weights, 2, 4 or 6
- *     AVERAGE_REGISTERS  sums in a block of average.h, 8 at most
  *     vector, integers   a register of floats, a register of 32-bit integers
  *     zeros()            a vector of zeros
  *     repeat(k)          the integer k in every lane

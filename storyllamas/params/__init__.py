@@ -1,6 +1,7 @@
 """The typed view of params.yaml; an error names the full key of an unknown or impossible value."""
 
-from storyllamas.params.loading import load, loads, parse, read
+from storyllamas.params.parsing import parse
+from storyllamas.params.reading import load, loads, read
 from storyllamas.params.sections import (
     AUTO,
     Clean,

@@ -1,12 +1,9 @@
-"""Read params.yaml, merge its sections and check them against each other."""
+"""Merge the sections of params.yaml, and check them against each other."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
-from typing import Any
 
-from storyllamas import yaml_loader
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop.formats import FORMATS
@@ -27,40 +24,8 @@ from storyllamas.params.sections import (
     Tokenizer,
 )
 from storyllamas.params.validate import check_key, check_plain, validate
-from storyllamas.regular_file import open_regular
 from storyllamas.slm.encoding import SPECS, Encoding
 from storyllamas.training import freezing
-
-
-def load(path: str | os.PathLike[str] = "params.yaml") -> Params:
-    """Read and check the parameters.
-
-    Raises:
-        UserError: the file is missing or not YAML, or a value is unknown or impossible.
-    """
-    return parse(read(path))
-
-
-def read(path: str | os.PathLike[str]) -> Any:
-    """Read the values of the file without checking them.
-
-    Raises:
-        UserError: the file is missing or not YAML.
-    """
-    try:
-        with open_regular(path) as file:
-            return loads(file.read().decode(), str(path))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: change to the folder that contains it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start:,}): convert it"
-        ) from None
-
-
-def loads(text: str, name: str = "params.yaml") -> Any:
-    """Parse a text without checking the values; `name` is for messages."""
-    return yaml_loader.loads(text, name)
 
 
 def parse(raw: object) -> Params:
