@@ -37,6 +37,9 @@ from storyllamas.training import device, distributed, process_env
 BATCH = 16
 """Windows a step with which all sizes are measured, in addition to those of the recipes."""
 
+AUTO_WINDOWS = {"cuda": 256, "mps": 64, "cpu": 16}
+"""Windows of a forward pass, at most, of all loops where a recipe says auto."""
+
 ROUND_SECONDS = 1.0
 """Minimum time of a round of a loop."""
 
@@ -63,13 +66,16 @@ class Task:
     recipes: list[str]
 
 
-def tasks(raw: dict[str, Any], sizes: Sequence[str], recipes: Sequence[str]) -> Iterator[Task]:
+def tasks(
+    raw: dict[str, Any], sizes: Sequence[str], recipes: Sequence[str], where: str = "cpu"
+) -> Iterator[Task]:
     """Yield each size with `BATCH` windows a step, then with the batch sizes of the recipes.
 
     Args:
         raw: content of params.yaml, of which `train` is ignored.
         sizes: keys of its `sizes`.
         recipes: keys of its `recipes`; `BATCH` is measured with the first.
+        where: cpu, cuda or mps.
     """
     for size in sizes:
         found: dict[str, Task] = {}
@@ -78,6 +84,11 @@ def tasks(raw: dict[str, Any], sizes: Sequence[str], recipes: Sequence[str]) -> 
         for recipe, changes in [(recipes[0], common), *((name, {}) for name in recipes)]:
             values = {**raw, "model": size, "recipe": recipe, "train": changes}
             chosen = params.parse(values)
+            if chosen.recipe.micro_batch == params.AUTO:
+                limit = AUTO_WINDOWS[where]
+                fits = distributed.micro_batch(chosen.recipe, context, 1, limit)
+                values = {**values, "train": {"micro_batch": fits}}
+                chosen = params.parse(values)
             batch = chosen.recipe.tokens_per_step // context
             speed = (batch, chosen.recipe.micro_batch, chosen.recipe.optimizer)
             key = repr((*speed, chosen.recipe.dropout > 0))
@@ -243,7 +254,7 @@ def main() -> None:
     about = machine(where)
     path = kept(raw, about, llama2c)
     found = {one.case.key: one for one in train_report.read(path)}
-    for task in tasks(raw, arguments.sizes, arguments.recipes):
+    for task in tasks(raw, arguments.sizes, arguments.recipes, where):
         print(f"{task.params.model}: measuring {task.batch} windows a step", flush=True)
         one = measure(task, where, llama2c, arguments.rounds)
         found[one.case.key] = one

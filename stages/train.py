@@ -48,7 +48,7 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
         config=config,
         recipe=chosen.recipe,
         seed=chosen.seed,
-        train=token_file.read("data/tokens/train.bin", digest),
+        train=read_text(chosen, digest),
         valid=token_file.read("data/tokens/valid.bin", digest),
         device=device.choose(chosen.compute, chosen.training_flops),
         start=start,
@@ -75,6 +75,9 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
             # Without the time, so that the same weights are the same file.
             "training": result.metrics,
         }
+        if fold := chosen.distillation.fold:
+            about_text = {"tokens_sha256": job.train.tokens_sha256}
+            details["held_out"] = {"fold": str(fold), **about_text}
         if job.train.records:
             details["corpus_kind"] = "instruct"
         if start:
@@ -91,6 +94,18 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
             adapter.save_empty(folder / "adapter.safetensors")
         metrics = train_json(result, job.device, ranks.world_size)
         write_json("metrics/train.json", about | metrics)
+
+
+def read_text(chosen: params.Params, digest: bytes) -> token_file.TokenFile:
+    """Return the tokens to learn from, without the fold that `train.held_out` names."""
+    text = token_file.read("data/tokens/train.bin", digest)
+    fold = chosen.distillation.fold
+    if not fold:
+        return text
+    text = text.hold_out(fold)
+    first, end = text.held_out
+    print(f"fold {fold} is held out: {end - first:,} of {len(text.tokens):,} tokens", flush=True)
+    return text
 
 
 def read_start(chosen: params.Params) -> tuple[ModelConfig, Start | None]:

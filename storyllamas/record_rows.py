@@ -36,6 +36,11 @@ class Rows(NamedTuple):
     cut: int
     dropped: int
 
+    def outside(self, first: int, end: int) -> Rows:
+        """Return the windows that have none of the tokens from `first` to before `end`."""
+        kept = (self.starts + self.lengths <= first) | (self.starts >= end)
+        return self._replace(starts=self.starts[kept], lengths=self.lengths[kept])
+
     def describe(self, name: object, context: int) -> str:
         """Return a sentence about records that do not fit; empty if all do."""
         if not self.cut + self.dropped:

@@ -9,7 +9,9 @@ place of the checksum itself.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,7 @@ import numpy.typing as npt
 
 from storyllamas.atomic import atomic_file
 from storyllamas.errors import UserError
+from storyllamas.fold import Fold
 from storyllamas.record_rows import Rows, bounds, mask, pack, response_tokens
 from storyllamas.regular_file import open_regular
 from storyllamas.slm.checksum import Checksum
@@ -134,6 +137,7 @@ class TokenFile:
         text_bytes: UTF-8 bytes of the text of all stories, or of all responses.
         digest: the digest of the tokenizer, 32 bytes.
         records: whether the stories are records of a prompt and a response.
+        held_out: the first token that no batch has, and the token behind the last.
     """
 
     path: Path
@@ -143,6 +147,26 @@ class TokenFile:
     text_bytes: int
     digest: bytes
     records: bool = False
+    held_out: tuple[int, int] = (0, 0)
+
+    def hold_out(self, fold: Fold) -> TokenFile:
+        """Return the same file, whose batches leave out a fold of its stories.
+
+        Raises:
+            UserError: the file has fewer stories than folds.
+        """
+        beginnings = self.beginnings()
+        if len(beginnings) < fold.count:
+            raise UserError(
+                f"{self.path} has {len(beginnings)} stories, fewer than {fold.count} folds: use "
+                "more stories or fewer folds"
+            )
+        return dataclasses.replace(self, held_out=fold.tokens(beginnings, len(self.tokens)))
+
+    @functools.cached_property
+    def tokens_sha256(self) -> str:
+        """The SHA-256 of all tokens, as hexadecimal digits."""
+        return hashlib.sha256(self.tokens.view(np.uint8).data).hexdigest()
 
     @functools.cached_property
     def predicted_tokens(self) -> int:
@@ -177,19 +201,33 @@ class TokenFile:
         """
         if self.records:
             return self._gather_records(self._rows_of(step, sequences, context, seed), context)
-        return self._gather(self.starts(step, sequences, context, seed), context)
+        return self._gather(self._window_places(step, sequences, context, seed))
 
-    def starts(self, step: int, sequences: int, context: int, seed: int) -> Ids:
-        """Return where the windows of `batch` begin in `tokens`: [sequences]."""
+    def places(self, step: int, sequences: int, context: int, seed: int) -> Ids:
+        """Return where the inputs of `batch` stand in `tokens`: [sequences, context].
+
+        What follows the last record of a row in a file of records does not count.
+        """
         if self.records:
-            return self.rows(context).starts[self._rows_of(step, sequences, context, seed)]
-        count, first = self._windows(context), step * sequences
-        return np.array(
+            starts = self.rows(context).starts[self._rows_of(step, sequences, context, seed)]
+            places: Ids = starts[:, None] + np.arange(context)
+            return np.minimum(places, len(self.tokens) - 1)
+        return self._window_places(step, sequences, context, seed)[:, :-1]
+
+    def _window_places(self, step: int, sequences: int, context: int, seed: int) -> Ids:
+        """Return where the windows of a step stand in `tokens`: [sequences, context + 1]."""
+        first, end = self.held_out
+        length = len(self.tokens) - (end - first)
+        count, number = self._windows(length, context), step * sequences
+        starts = np.array(
             [
-                _epoch_starts(len(self.tokens), count, context, seed, epoch)[index]
-                for epoch, index in (divmod(first + i, count) for i in range(sequences))
+                _epoch_starts(length, count, context, seed, epoch)[index]
+                for epoch, index in (divmod(number + i, count) for i in range(sequences))
             ]
         )
+        places = starts[:, None] + np.arange(context + 1)
+        skipped: Ids = places + (end - first) * (places >= first)
+        return skipped
 
     def _rows_of(self, step: int, sequences: int, context: int, seed: int) -> list[int]:
         """Return the rows of a step's batch in a file of records."""
@@ -210,9 +248,10 @@ class TokenFile:
         """
         if self.records:
             return self._gather_records(range(len(self.rows(context).starts))[:windows], context)
-        self._windows(context)
+        self._windows(len(self.tokens), context)
         available = (len(self.tokens) - 1) // context
-        return self._gather(np.arange(min(windows, available)) * context, context)
+        starts = np.arange(min(windows, available)) * context
+        return self._gather(starts[:, None] + np.arange(context + 1))
 
     def rows(self, context: int) -> Rows:
         """Return where the windows of a file of records are.
@@ -221,7 +260,7 @@ class TokenFile:
             UserError: no record fits into a window.
         """
         if context not in self._rows:
-            self._rows[context] = pack(self.tokens, context)
+            self._rows[context] = pack(self.tokens, context).outside(*self.held_out)
         rows = self._rows[context]
         if not len(rows.starts):
             raise UserError(
@@ -241,17 +280,17 @@ class TokenFile:
         windows = self.tokens[places].astype(np.int64)
         return windows[:, :-1], mask(windows, lengths, int(self.tokens[0]))[:, 1:]
 
-    def _windows(self, context: int) -> int:
-        """Return the windows in an epoch; they fit behind any offset below `context`."""
-        if len(self.tokens) < context + 1:
+    def _windows(self, length: int, context: int) -> int:
+        """Return the windows in `length` tokens; they fit behind any offset below `context`."""
+        if length < context + 1:
             raise UserError(
-                f"{self.path} has {len(self.tokens)} tokens, fewer than one window of "
+                f"{self.path} has {length} tokens, fewer than one window of "
                 f"{context} + 1: use more stories or a model with a shorter context"
             )
-        return max(1, (len(self.tokens) - context) // context)
+        return max(1, (length - context) // context)
 
-    def _gather(self, starts: Ids, context: int) -> tuple[Ids, Ids]:
-        windows = self.tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64)
+    def _gather(self, places: Ids) -> tuple[Ids, Ids]:
+        windows = self.tokens[places].astype(np.int64)
         return windows[:, :-1], windows[:, 1:]
 
 

@@ -85,6 +85,8 @@ def test_full_is_the_published_recipe(raw: dict[str, Any], size: str) -> None:
         ("train/learning_rate", float("nan"), "train.learning_rate is nan"),
         ("train/teacher_share", 0, "train.teacher_share is 0"),
         ("train/teacher", 3, "train.teacher is 3"),
+        ("train/held_out", "9/8", "train.held_out is '9/8': use a fold such as 3/8, or nothing"),
+        ("train/held_out", 0.5, "train.held_out is 0.5"),
         ("train/tokens_per_step", 5000, "train.tokens_per_step is 5000: use a multiple of"),
         ("recipes/quick/defaults/tokens_per_step", 5000, "recipes.quick.defaults.tokens_per_step"),
         ("recipes/full/sizes/30m/dropout", 1.5, "recipes.full.sizes.30m.dropout is 1.5"),

@@ -19,12 +19,13 @@ from stages.train import read_teacher
 from storyllamas import params, token_file, tokenizer, workdir
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
+from storyllamas.fold import Fold
 from storyllamas.model import Llama, SoftTargets
 from storyllamas.record_rows import IGNORED
 from storyllamas.training import teacher, teacher_reader
 from storyllamas.training.device import Device
 from storyllamas.training.loop import training_run
-from storyllamas.training.teacher import TOP, Probabilities, Teacher, TrainedModel
+from storyllamas.training.teacher import TOP, HeldOut, Probabilities, Teacher, TrainedModel
 from storyllamas.training.trained_model import save_model
 
 CPU = Device("cpu", False, 1)
@@ -84,6 +85,30 @@ def test_probabilities_are_the_mean_of_pytorchs(
     assert (records["ids"][:, 0] == ids[:, 0].numpy()).all()
 
 
+def test_a_teacher_that_held_out_a_fold_teaches_only_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher, "BLOCK_TOKENS", 200)
+    file = make_tokens(tmp_path / "train.bin", 0)  # 120 stories of 32 tokens
+    folds = [HeldOut(Fold(number, 3), file.tokens_sha256) for number in (1, 2, 3)]
+    plain = [make_model(seed) for seed in range(4)]
+    held_out = [
+        dataclasses.replace(model, held_out=one)
+        for model, one in zip(plain, [*folds, None], strict=True)
+    ]
+    found = Teacher(held_out, 1.0).probabilities(file, CPU).records
+    for number in range(3):
+        expected = Teacher([plain[number], plain[3]], 1.0).probabilities(file, CPU).records
+        part = slice(40 * 32 * number, 40 * 32 * (number + 1))
+        assert (found[part]["ids"] == expected[part]["ids"]).all()
+        assert np.allclose(found[part]["probabilities"], expected[part]["probabilities"], atol=1e-3)
+    with pytest.raises(UserError, match=r"train\.teacher held out 1/3, 3/3 of the text: add those"):
+        Teacher([held_out[0], held_out[2]], 1.0).probabilities(file, CPU)
+    # They have read nothing of another text.
+    other = make_tokens(tmp_path / "other.bin", 1)
+    assert Teacher([held_out[0]], 1.0).taught(other) == [(0, 120 * 32)]
+
+
 def test_a_teacher_reads_a_record_with_its_prompt(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     records = [np.array([1, *random.integers(3, 300, 8), 1, *random.integers(3, 300, 9), 2])] * 2
@@ -129,7 +154,7 @@ def test_soft_targets_are_whole_and_leave_out_what_is_ignored() -> None:
     records["ids"] = np.arange(TOP)
     records["probabilities"] = 0.5 / TOP
     targets = np.array([[3, 4, IGNORED], [9, IGNORED, 299]])
-    soft = Probabilities(records, 0.5).soften(targets, np.array([0, 8]))
+    soft = Probabilities(records, 0.5).soften(targets, np.array([[0, 1, 2], [7, 8, 9]]))
     assert soft.ids.shape == soft.shares.shape == (2, 3, TOP + 1)
     assert torch.allclose(soft.shares.sum(-1), torch.tensor([[1.0, 1, 0], [1, 0, 1]]))
     assert torch.allclose(soft.shares[0, 0, :TOP], torch.tensor(0.25 / TOP))
@@ -192,6 +217,13 @@ def test_teachers_may_have_any_shape_and_the_same_tokenizer(
         save_model(Path(path), model.config, dict(model.tensors), about)
     found = teacher_reader.read(paths, 0.5, tokenizers[0])
     assert found.key() == Teacher(models, 0.5).key()
+    held_out = {"fold": "2/3", "tokens_sha256": "ab"}
+    save_model(
+        Path(paths[1]), models[1].config, dict(models[1].tensors), about | {"held_out": held_out}
+    )
+    again = teacher_reader.read(paths, 0.5, tokenizers[0])
+    assert [model.held_out for model in again.models] == [None, HeldOut(Fold(2, 3), "ab")]
+    assert again.key() != found.key()
     with pytest.raises(UserError, match=r"train\.teacher.*nothing.*does not exist"):
         teacher_reader.read([*paths, str(tmp_path / "nothing")], 1.0, tokenizers[0])
     with pytest.raises(UserError, match=r"train\.teacher .*first.*tokenizer"):

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from storyllamas.adapter import TARGETS, Lora
 from storyllamas.config import ModelConfig
+from storyllamas.fold import Fold
 from storyllamas.interop.formats import FORMATS
 from storyllamas.slm.encoding import GROUP_SIZES
 from storyllamas.training import freezing
@@ -51,6 +52,14 @@ def _check_part(name: str) -> str:
     if not freezing.is_part(name):
         raise PydanticCustomError("part", "use {names}", {"names": freezing.ALLOWED})
     return name
+
+
+def _check_fold(text: str) -> str:
+    """Accept nothing, or a fold."""
+    try:
+        return text and str(Fold.parse(text))
+    except ValueError:
+        raise PydanticCustomError("fold", "use a fold such as 3/8, or nothing") from None
 
 
 def _split(value: object) -> object:
@@ -148,10 +157,16 @@ class Recipe:
 
 @dataclass(frozen=True, config=_strict)
 class Distillation:
-    """The models whose probabilities training learns; keys of `train`."""
+    """The models to learn probabilities from, and what a teacher holds out; keys of `train`."""
 
     teacher: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
     teacher_share: Rate = 1.0
+    held_out: Annotated[str, AfterValidator(_check_fold)] = ""
+
+    @property
+    def fold(self) -> Fold | None:
+        """The fold of the training text that is held out; None: it is learned whole."""
+        return Fold.parse(self.held_out) if self.held_out else None
 
 
 @dataclass(frozen=True, config=_strict)

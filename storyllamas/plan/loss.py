@@ -108,7 +108,9 @@ def _what_decides(chosen: Params) -> dict[str, Any]:
         "config": chosen.model_config(),
         "recipe": recipe,
         "fine_tuning": chosen.fine_tuning if chosen.fine_tuning.start else None,
-        "distillation": chosen.distillation if chosen.distillation.teacher else None,
+        "distillation": (
+            chosen.distillation if chosen.distillation.teacher or chosen.distillation.fold else None
+        ),
     }
 
 

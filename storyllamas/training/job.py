@@ -33,7 +33,7 @@ class Job:
         config: shape of the model.
         recipe: hyperparameters.
         seed: seed of the initial weights, the batches and dropout, 0 … 2^32 - 1.
-        train: tokens to learn from.
+        train: tokens to learn from, without those that it holds out.
         valid: tokens to validate on, of the same tokenizer.
         device: device, precision and threads.
         start: weights to start from; None: random ones.
@@ -61,10 +61,11 @@ class Job:
             "recipe": dataclasses.asdict(self.recipe),
             "seed": self.seed,
             "data": [_file_digest(self.train.path), _file_digest(self.valid.path)],
+            "held_out": self.train.held_out,
             "device": device,
             "start": self.start and self.start.key(),
             "teacher": self.teacher and self.teacher.key(),
-            "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
+            "machine": [platform.machine(), _processor(self.device)],
             "libraries": [np.__version__, torch.__version__],
             "code": [_file_digest(path) for path in source_files()],
         }
@@ -97,6 +98,13 @@ class Result:
     metrics: dict[str, Any]
     costs: dict[str, Any]
     adapter: Adapter | None = None
+
+
+def _processor(device: Device) -> str:
+    """Return what decides the order of sums: the GPU, or the instruction set of the CPU."""
+    if device.name == "cuda":
+        return torch.cuda.get_device_name()
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def _file_digest(path: Path) -> str:

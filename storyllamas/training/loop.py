@@ -292,7 +292,7 @@ class Trainer:
         batch = job.train.batch(*at)
         soft = None
         if self.probabilities:
-            soft = self.probabilities.soften(batch[1], job.train.starts(*at))
+            soft = self.probabilities.soften(batch[1], job.train.places(*at))
         self.model.train()
         total = self.micro_batch.halving(lambda: self._accumulate(batch, interrupt, soft))
         limit = recipe.grad_clip or math.inf

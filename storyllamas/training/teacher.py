@@ -3,16 +3,19 @@
 Hinton et al. 2015, arXiv:1503.02531. The teachers' probabilities of the most likely tokens are
 computed once, before the first step, and kept in a file that all runs with the same teachers and
 the same tokens share.
+
+A model knows the text that it learned from better than new text. So a teacher that held out a fold
+of this text teaches that fold only, and other teachers the others (cross-fitting).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from storyllamas import workdir
 from storyllamas.adapter import weights_sha256
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
+from storyllamas.fold import Fold
 from storyllamas.model import Llama, SoftTargets
 from storyllamas.record_rows import IGNORED
 from storyllamas.token_file import Ids, TokenFile
@@ -50,16 +54,37 @@ BLOCK_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """What a model did not learn from.
+
+    Attributes:
+        fold: of the text that it learned from.
+        text: the SHA-256 of all tokens of that text, as hexadecimal digits.
+    """
+
+    fold: Fold
+    text: str
+
+    def tokens(self, of: TokenFile) -> tuple[int, int]:
+        """Return the first token of a file that it did not learn from, and behind the last."""
+        if of.tokens_sha256 != self.text:
+            return 0, len(of.tokens)
+        return self.fold.tokens(of.beginnings(), len(of.tokens))
+
+
+@dataclass(frozen=True)
 class TrainedModel:
     """A model to learn from.
 
     Attributes:
         config: its shape.
         tensors: every tensor of `config.tensor_shapes`, float32, on the CPU.
+        held_out: the fold that it teaches; None: it teaches every text.
     """
 
     config: ModelConfig
     tensors: Mapping[str, Tensor]
+    held_out: HeldOut | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -81,7 +106,7 @@ class Teacher:
     """The models to learn from.
 
     Attributes:
-        models: at least one; the mean of their probabilities counts.
+        models: at least one; the mean of the probabilities counts of those that teach a token.
         share: the share of their probabilities in the targets, above 0 … 1; the next token of the
             text has the rest.
     """
@@ -91,11 +116,36 @@ class Teacher:
 
     def key(self) -> dict[str, Any]:
         """Return JSON values that two teachers share only if they are the same."""
-        return {"models": self.digests(), "share": self.share}
+        return {"models": self.digests(), "held_out": self._held_out(), "share": self.share}
 
     def digests(self) -> list[str]:
         """Return the digest of each model."""
         return [model.digest for model in self.models]
+
+    def _held_out(self) -> list[list[str] | None]:
+        held_out = [model.held_out for model in self.models]
+        return [[str(one.fold), one.text] if one else None for one in held_out]
+
+    def taught(self, of: TokenFile) -> list[tuple[int, int]]:
+        """Return the tokens of a file that each model teaches: the first, and behind the last.
+
+        Raises:
+            UserError: no model teaches some of the tokens.
+        """
+        held_out, count = [model.held_out for model in self.models], len(of.tokens)
+        taught = [one.tokens(of) if one else (0, count) for one in held_out]
+        covered = 0
+        for first, end in sorted(taught):
+            if first > covered:
+                break
+            covered = max(covered, end)
+        if covered < count:
+            folds = ", ".join(str(one.fold) for one in held_out if one)
+            raise UserError(
+                f"the models of train.teacher held out {folds} of the text: add those that held "
+                "out the other folds, so that each story has a teacher that has not read it"
+            )
+        return taught
 
     def probabilities(self, of: TokenFile, device: Device) -> Probabilities:
         """Return the probabilities of the token after each token of a file.
@@ -107,7 +157,7 @@ class Teacher:
             UserError: the disk refuses the file.
         """
         where = [device.name, device.precision, device.compiled, torch.__version__]
-        about = [self.digests(), TOP, *where]
+        about = [self.digests(), self._held_out(), TOP, *where]
         digest = sha256(json.dumps(about).encode())
         digest.update(of.tokens.view(np.uint8).data)
         path = workdir.project() / "teachers" / f"{digest.hexdigest()[:16]}.bin"
@@ -122,16 +172,26 @@ class Teacher:
         batch = max(1, GROUP_TOKENS // max(contexts))
         readers = [_reader(model.on(device), device) for model in self.models]
         interrupt, count, shown = Interrupt(os.getppid()), len(of.tokens), 0
+        taught = self.taught(of)
+        cuts = {edge for edges in taught for edge in edges}
+        if cuts != {0, count}:
+            print("each teacher reads the fold of the text that it held out", flush=True)
         needed = count * RECORD.itemsize
         with _refusal_named(path.parent, needed):
             file = part.open("ab")
         with file:
             done = file.tell() // RECORD.itemsize
-            for block in blocks(of.beginnings(), count, min(contexts)):
+            for block in blocks(of.beginnings(), count, min(contexts), cuts):
                 if block[-1].end <= done:
                     continue
                 interrupt.check_parent()
-                records = _most_likely(readers, of.tokens, block, batch)
+                first, end = block[0].first, block[-1].end
+                teaching = [
+                    reader
+                    for reader, edges in zip(readers, taught, strict=True)
+                    if edges[0] <= first and end <= edges[1]
+                ]
+                records = _most_likely(teaching, of.tokens, block, batch)
                 with _refusal_named(path.parent, needed):
                     file.truncate(block[0].first * RECORD.itemsize)
                     file.write(records.tobytes())
@@ -169,15 +229,14 @@ class Probabilities:
     records: npt.NDArray[np.void]
     share: float
 
-    def soften(self, targets: Ids, starts: Ids) -> SoftTargets:
+    def soften(self, targets: Ids, places: Ids) -> SoftTargets:
         """Return the soft targets of windows.
 
         Args:
             targets: their next tokens [windows, context].
-            starts: where they begin in the file [windows].
+            places: where the tokens before them stand in the file [windows, context].
         """
-        places = starts[:, None] + np.arange(targets.shape[1])
-        found = self.records[np.minimum(places, len(self.records) - 1)]
+        found = self.records[places]
         shares = found["probabilities"].astype(np.float32) * self.share  # [windows, context, TOP]
         rest = 1 - shares.sum(-1, keepdims=True)
         shares = np.concatenate([shares, rest], -1) * (targets != IGNORED)[..., None]
@@ -200,7 +259,9 @@ class Window:
     end: int
 
 
-def blocks(beginnings: Ids, count: int, context: int) -> Iterator[list[Window]]:
+def blocks(
+    beginnings: Ids, count: int, context: int, cuts: Collection[int] = ()
+) -> Iterator[list[Window]]:
     """Yield windows, in order, that read each story from its beginning.
 
     What does not fit into the context is read in further windows, each of which begins half a
@@ -210,10 +271,11 @@ def blocks(beginnings: Ids, count: int, context: int) -> Iterator[list[Window]]:
         beginnings: where the stories begin.
         count: tokens of the file.
         context: of the teachers.
+        cuts: beginnings at which a block begins.
     """
     block: list[Window] = []
     for start, end in zip(beginnings, [*beginnings[1:], count], strict=True):
-        if block and block[-1].end - block[0].first >= BLOCK_TOKENS:
+        if block and (start in cuts or block[-1].end - block[0].first >= BLOCK_TOKENS):
             yield block
             block = []
         block.append(Window(int(start), int(start), int(min(end, start + context))))
@@ -259,12 +321,13 @@ def _most_likely(
         inputs = np.zeros((len(windows), longest), np.int64)
         for row, window in zip(inputs, windows, strict=True):
             row[: window.end - window.start] = tokens[window.start : window.end]
-        read = [logits(torch.from_numpy(inputs)).softmax(-1) for logits in readers]
-        mean = torch.stack(read).mean(0)
+        read = (logits(torch.from_numpy(inputs)).softmax(-1) for logits in readers)
+        mean = reduce(torch.add, read) / len(readers)
         top = mean.topk(min(TOP, mean.shape[-1]))
-        for window, probabilities, ids in zip(windows, top.values, top.indices, strict=True):
+        likely = top.values.cpu().numpy(), top.indices.cpu().numpy()
+        for window, probabilities, ids in zip(windows, *likely, strict=True):
             kept = slice(window.first - window.start, window.end - window.start)
             into = records[window.first - first : window.end - first]
-            into["ids"][:, : ids.shape[1]] = ids[kept].cpu().numpy()
-            into["probabilities"][:, : ids.shape[1]] = probabilities[kept].cpu().numpy()
+            into["ids"][:, : ids.shape[1]] = ids[kept]
+            into["probabilities"][:, : ids.shape[1]] = probabilities[kept]
     return records

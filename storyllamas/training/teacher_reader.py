@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from storyllamas import tokenizer
 from storyllamas.errors import UserError
+from storyllamas.fold import Fold
 from storyllamas.training.model_files import open_trained, read_tensors
-from storyllamas.training.teacher import Teacher, TrainedModel
+from storyllamas.training.teacher import HeldOut, Teacher, TrainedModel
 
 
 def read(paths: Sequence[str], share: float, tokenizer_file: Path) -> Teacher:
@@ -32,5 +34,14 @@ def read(paths: Sequence[str], share: float, tokenizer_file: Path) -> Teacher:
                 "with the same tokenizer, or set tokenizer.path to the teacher's"
             )
         tensors = read_tensors("train.teacher", Path(path), model)
-        models.append(TrainedModel(model.config, tensors))
+        models.append(TrainedModel(model.config, tensors, _held_out(Path(path))))
     return Teacher(models, share)
+
+
+def _held_out(path: Path) -> HeldOut | None:
+    """Return what a model trained here held out; only the folder of a trained model says so."""
+    try:
+        about = json.loads((path / "config.json").read_text("utf-8"))["held_out"]
+        return HeldOut(Fold.parse(about["fold"]), str(about["tokens_sha256"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
