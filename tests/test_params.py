@@ -126,6 +126,8 @@ def test_teachers_are_a_list_or_a_text_for_one_process(raw: dict[str, Any]) -> N
         assert params.parse(taught).distillation.teacher == ("a", "b c")
     with pytest.raises(UserError, match=r"compute\.processes is 2 and .* train\.teacher: use 1"):
         params.parse(edited(taught, "compute/processes", 2))
+    with pytest.raises(UserError, match=r"train\.held_out is 1/2 and there is a train\.teacher"):
+        params.parse(edited(taught, "train/held_out", "1/2"))
 
 
 def test_every_key_is_needed(raw: dict[str, Any]) -> None:

@@ -143,3 +143,8 @@ def _check_distillation(chosen: Distillation, compute: Compute) -> None:
             f"compute.processes is {compute.processes} and there is a train.teacher: use 1, since "
             "only one process can learn from a teacher"
         )
+    if chosen.teacher and chosen.held_out:
+        raise UserError(
+            f"train.held_out is {chosen.held_out} and there is a train.teacher: empty one of them, "
+            "since a teacher holds out a fold and its student learns from all stories"
+        )
