@@ -33,12 +33,10 @@ from storyllamas.atomic import write_text
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.params import Params
 from storyllamas.training import device, distributed, process_env
+from storyllamas.training.memory import MAX_TOKENS
 
 BATCH = 16
 """Windows a step with which all sizes are measured, in addition to those of the recipes."""
-
-AUTO_WINDOWS = {"cuda": 256, "mps": 64, "cpu": 16}
-"""Windows of a forward pass, at most, of all loops where a recipe says auto."""
 
 ROUND_SECONDS = 1.0
 """Minimum time of a round of a loop."""
@@ -85,7 +83,8 @@ def tasks(
             values = {**raw, "model": size, "recipe": recipe, "train": changes}
             chosen = params.parse(values)
             if chosen.recipe.micro_batch == params.AUTO:
-                limit = AUTO_WINDOWS[where]
+                # The other loops take what ours does, where it fits the memory.
+                limit = max(1, MAX_TOKENS.get(where, MAX_TOKENS["cpu"]) // context)
                 fits = distributed.micro_batch(chosen.recipe, context, 1, limit)
                 values = {**values, "train": {"micro_batch": fits}}
                 chosen = params.parse(values)

@@ -37,7 +37,10 @@ class Rows(NamedTuple):
     dropped: int
 
     def outside(self, first: int, end: int) -> Rows:
-        """Return the windows that have none of the tokens from `first` to before `end`."""
+        """Return the windows that have none of the tokens from `first` to before `end`.
+
+        The first and the last window of a held-out fold may have records of other folds too.
+        """
         kept = (self.starts + self.lengths <= first) | (self.starts >= end)
         return self._replace(starts=self.starts[kept], lengths=self.lengths[kept])
 

@@ -104,9 +104,11 @@ def test_a_teacher_that_held_out_a_fold_teaches_only_that(
         assert np.allclose(found[part]["probabilities"], expected[part]["probabilities"], atol=1e-3)
     with pytest.raises(UserError, match=r"train\.teacher held out 1/3, 3/3 of the text: add those"):
         Teacher([held_out[0], held_out[2]], 1.0).probabilities(file, CPU)
-    # They have read nothing of another text.
-    other = make_tokens(tmp_path / "other.bin", 1)
-    assert Teacher([held_out[0]], 1.0).taught(other) == [(0, 120 * 32)]
+    other = dataclasses.replace(plain[1], held_out=HeldOut(Fold(2, 4), file.tokens_sha256))
+    with pytest.raises(UserError, match=r"train\.teacher held out 1/3, 2/4 of the text"):
+        Teacher([held_out[0], other], 1.0).taught(file)
+    with pytest.raises(UserError, match=r"held out 1/3 of another training text than .*other\.bin"):
+        Teacher(held_out, 1.0).taught(make_tokens(tmp_path / "other.bin", 1))
 
 
 def test_a_teacher_reads_a_record_with_its_prompt(tmp_path: Path) -> None:
@@ -232,6 +234,12 @@ def test_teachers_may_have_any_shape_and_the_same_tokenizer(
     save_model(tmp_path / "first", CONFIG, broken, about)
     with pytest.raises(UserError, match=r"train\.teacher .*first.*not finite"):
         teacher_reader.read(paths, 1.0, tokenizers[0])
+    held_out["fold"] = "3/2"
+    save_model(
+        Path(paths[1]), models[1].config, dict(models[1].tensors), about | {"held_out": held_out}
+    )
+    with pytest.raises(UserError, match=r"train\.teacher .*second.*damaged held_out"):
+        teacher_reader.read(paths[1:], 0.5, tokenizers[0])
 
 
 def test_a_teacher_that_training_replaces_is_rejected() -> None:

@@ -13,8 +13,11 @@ from storyllamas.params import Recipe
 from storyllamas.training.device import Device
 from storyllamas.training.optimizer import hidden_matrices
 
-MAX_CPU_TOKENS = 2048
-"""Tokens of a micro-batch on a CPU; with more, activations leave the caches, which is slower."""
+MAX_TOKENS = {"cpu": 2048, "cuda": 65536}
+"""Tokens of a micro-batch on a device, at most.
+
+With more, activations leave the caches of a CPU, which is slower. An H200 is no faster with more.
+"""
 
 MAX_SHARE = 0.8
 """Share of the available memory that `micro_batch: auto` uses."""
@@ -38,8 +41,8 @@ def largest_micro_batch(model: Llama, recipe: Recipe, device: Device, processes:
     if device.name != "cuda":
         free /= processes
     count = max(1, int((free - state_bytes(model, recipe)) / sequence_bytes(model, device)))
-    if device.name == "cpu":
-        count = min(count, max(1, MAX_CPU_TOKENS // model.config.context))
+    if device.name in MAX_TOKENS:
+        count = min(count, max(1, MAX_TOKENS[device.name] // model.config.context))
     return count
 
 

@@ -66,9 +66,16 @@ class HeldOut:
     text: str
 
     def tokens(self, of: TokenFile) -> tuple[int, int]:
-        """Return the first token of a file that it did not learn from, and behind the last."""
+        """Return the first token of a file that it did not learn from, and behind the last.
+
+        Raises:
+            UserError: the file has another text, whose stories it may have read.
+        """
         if of.tokens_sha256 != self.text:
-            return 0, len(of.tokens)
+            raise UserError(
+                f"a model of train.teacher held out {self.fold} of another training text than "
+                f"{of.path}: use the seed, corpus and tokenizer that it was trained with"
+            )
         return self.fold.tokens(of.beginnings(), len(of.tokens))
 
 
@@ -130,7 +137,7 @@ class Teacher:
         """Return the tokens of a file that each model teaches: the first, and behind the last.
 
         Raises:
-            UserError: no model teaches some of the tokens.
+            UserError: no model teaches some of the tokens, or one held out a part of another text.
         """
         held_out, count = [model.held_out for model in self.models], len(of.tokens)
         taught = [one.tokens(of) if one else (0, count) for one in held_out]
@@ -170,12 +177,12 @@ class Teacher:
         part = path.with_suffix(".part")
         contexts = [model.config.context for model in self.models]
         batch = max(1, GROUP_TOKENS // max(contexts))
-        readers = [_reader(model.on(device), device) for model in self.models]
         interrupt, count, shown = Interrupt(os.getppid()), len(of.tokens), 0
         taught = self.taught(of)
+        readers = [_reader(model.on(device), device) for model in self.models]
         cuts = {edge for edges in taught for edge in edges}
         if cuts != {0, count}:
-            print("each teacher reads the fold of the text that it held out", flush=True)
+            print("teachers that held out a fold of the text read only that fold", flush=True)
         needed = count * RECORD.itemsize
         with _refusal_named(path.parent, needed):
             file = part.open("ab")

@@ -41,7 +41,14 @@ def read(paths: Sequence[str], share: float, tokenizer_file: Path) -> Teacher:
 def _held_out(path: Path) -> HeldOut | None:
     """Return what a model trained here held out; only the folder of a trained model says so."""
     try:
-        about = json.loads((path / "config.json").read_text("utf-8"))["held_out"]
-        return HeldOut(Fold.parse(about["fold"]), str(about["tokens_sha256"]))
-    except (OSError, ValueError, TypeError, KeyError):
+        about = json.loads((path / "config.json").read_text("utf-8")).get("held_out")
+    except (OSError, ValueError, AttributeError):
+        return None  # of another program
+    if about is None:
         return None
+    try:
+        return HeldOut(Fold.parse(about["fold"]), str(about["tokens_sha256"]))
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"train.teacher is {path}, whose config.json has a damaged held_out: train it again"
+        ) from None
