@@ -33,7 +33,7 @@ from storyllamas.atomic import write_text
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.params import Params
 from storyllamas.training import device, distributed, process_env
-from storyllamas.training.memory import MAX_TOKENS
+from storyllamas.training.memory import most_sequences
 
 BATCH = 16
 """Windows a step with which all sizes are measured, in addition to those of the recipes."""
@@ -84,7 +84,7 @@ def tasks(
             chosen = params.parse(values)
             if chosen.recipe.micro_batch == params.AUTO:
                 # The other loops take what ours does, where it fits the memory.
-                limit = max(1, MAX_TOKENS.get(where, MAX_TOKENS["cpu"]) // context)
+                limit = most_sequences(where, context) or most_sequences("cpu", context)
                 fits = distributed.micro_batch(chosen.recipe, context, 1, limit)
                 values = {**values, "train": {"micro_batch": fits}}
                 chosen = params.parse(values)

@@ -21,7 +21,7 @@ from storyllamas.training.launch import is_rank, launch
 from storyllamas.training.loop import training_run
 from storyllamas.training.metrics import train_json
 from storyllamas.training.start import Start
-from storyllamas.training.teacher import Teacher
+from storyllamas.training.teacher import HeldOut, Teacher
 from storyllamas.training.trained_model import save_model
 
 TOKENIZER = Path("models/tokenizer.model")
@@ -76,8 +76,7 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
             "training": result.metrics,
         }
         if fold := chosen.distillation.fold:
-            about_text = {"tokens_sha256": job.train.tokens_sha256}
-            details["held_out"] = {"fold": str(fold), **about_text}
+            details["held_out"] = HeldOut(fold, job.train.tokens_sha256).about()
         if job.train.records:
             details["corpus_kind"] = "instruct"
         if start:

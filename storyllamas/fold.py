@@ -44,7 +44,6 @@ class Fold:
             beginnings: where each story begins; there are at least as many as folds.
             count: number of tokens.
         """
-        edges = [*beginnings.tolist(), count]
-        stories = len(beginnings)
+        edges, stories = np.append(beginnings, count), len(beginnings)
         first, end = (stories * part // self.count for part in (self.number - 1, self.number))
-        return edges[first], edges[end]
+        return int(edges[first]), int(edges[end])

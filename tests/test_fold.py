@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from training_job import DIGEST, make_job, make_tokens
 
-from storyllamas import token_file
+from stages.train import read_text
+from storyllamas import params, token_file
 from storyllamas.errors import UserError
 from storyllamas.fold import Fold
 from storyllamas.token_file import TokenFile
@@ -81,6 +83,18 @@ def test_rows_of_records_leave_out_a_fold(tmp_path: Path) -> None:
     assert ((rows.starts + rows.lengths <= first) | (rows.starts >= end)).all()
     places = file.places(0, len(rows.starts), 24, 1)
     assert sorted(places[:, 0].tolist()) == rows.starts.tolist()
+
+
+def test_the_stage_holds_out_the_fold_of_params_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "tokens").mkdir(parents=True)
+    make_tokens(tmp_path / "data" / "tokens" / "train.bin", 0)  # 120 stories of 32 tokens
+    monkeypatch.chdir(tmp_path)
+    raw = params.read(ROOT / "params.yaml")
+    assert read_text(params.parse(raw), DIGEST).held_out == (0, 0)
+    raw["train"]["held_out"] = "2/3"
+    assert read_text(params.parse(raw), DIGEST).held_out == (40 * 32, 80 * 32)
 
 
 def test_a_text_with_fewer_stories_than_folds_is_rejected(tmp_path: Path) -> None:

@@ -102,15 +102,14 @@ def _what_decides(chosen: Params) -> dict[str, Any]:
     """Return what must be equal in runs that compare."""
     # The last validation of a run decides; how often there is one does not.
     recipe = dataclasses.replace(chosen.recipe, steps=1, eval_every=1, micro_batch=1)
+    learned = chosen.distillation
     return {
         "corpus": chosen.corpus,
         "tokenizer": chosen.tokenizer,
         "config": chosen.model_config(),
         "recipe": recipe,
         "fine_tuning": chosen.fine_tuning if chosen.fine_tuning.start else None,
-        "distillation": (
-            chosen.distillation if chosen.distillation.teacher or chosen.distillation.fold else None
-        ),
+        "distillation": learned if learned.teacher or learned.held_out else None,
     }
 
 

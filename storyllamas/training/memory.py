@@ -41,9 +41,12 @@ def largest_micro_batch(model: Llama, recipe: Recipe, device: Device, processes:
     if device.name != "cuda":
         free /= processes
     count = max(1, int((free - state_bytes(model, recipe)) / sequence_bytes(model, device)))
-    if device.name in MAX_TOKENS:
-        count = min(count, max(1, MAX_TOKENS[device.name] // model.config.context))
-    return count
+    return min(count, most_sequences(device.name, model.config.context) or count)
+
+
+def most_sequences(device: str, context: int) -> int | None:
+    """Return the largest micro-batch that `auto` takes on a device; None: what fits the memory."""
+    return max(1, MAX_TOKENS[device] // context) if device in MAX_TOKENS else None
 
 
 def available_bytes(device: str) -> int:

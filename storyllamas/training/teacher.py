@@ -65,6 +65,19 @@ class HeldOut:
     fold: Fold
     text: str
 
+    @classmethod
+    def read(cls, about: Mapping[str, str]) -> HeldOut:
+        """Return what config.json says.
+
+        Raises:
+            ValueError, TypeError or KeyError: that is damaged.
+        """
+        return cls(Fold.parse(about["fold"]), str(about["tokens_sha256"]))
+
+    def about(self) -> dict[str, str]:
+        """Return the values of config.json."""
+        return {"fold": str(self.fold), "tokens_sha256": self.text}
+
     def tokens(self, of: TokenFile) -> tuple[int, int]:
         """Return the first token of a file that it did not learn from, and behind the last.
 
@@ -129,9 +142,9 @@ class Teacher:
         """Return the digest of each model."""
         return [model.digest for model in self.models]
 
-    def _held_out(self) -> list[list[str] | None]:
+    def _held_out(self) -> list[dict[str, str] | None]:
         held_out = [model.held_out for model in self.models]
-        return [[str(one.fold), one.text] if one else None for one in held_out]
+        return [one.about() if one else None for one in held_out]
 
     def taught(self, of: TokenFile) -> list[tuple[int, int]]:
         """Return the tokens of a file that each model teaches: the first, and behind the last.
@@ -164,9 +177,8 @@ class Teacher:
             UserError: the disk refuses the file.
         """
         where = [device.name, device.precision, device.compiled, torch.__version__]
-        about = [self.digests(), self._held_out(), TOP, *where]
+        about = [self.digests(), self._held_out(), of.tokens_sha256, TOP, *where]
         digest = sha256(json.dumps(about).encode())
-        digest.update(of.tokens.view(np.uint8).data)
         path = workdir.project() / "teachers" / f"{digest.hexdigest()[:16]}.bin"
         with workdir.locked(path.with_suffix(".lock"), "another run with these teachers"):
             if not path.exists():

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from storyllamas import tokenizer
 from storyllamas.errors import UserError
-from storyllamas.fold import Fold
 from storyllamas.training.model_files import open_trained, read_tensors
 from storyllamas.training.teacher import HeldOut, Teacher, TrainedModel
 
@@ -47,7 +46,7 @@ def _held_out(path: Path) -> HeldOut | None:
     if about is None:
         return None
     try:
-        return HeldOut(Fold.parse(about["fold"]), str(about["tokens_sha256"]))
+        return HeldOut.read(about)
     except (ValueError, TypeError, KeyError):
         raise UserError(
             f"train.teacher is {path}, whose config.json has a damaged held_out: train it again"
