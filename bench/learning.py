@@ -16,11 +16,13 @@ if __name__ == "__main__":
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ from storyllamas.pretokenize import pretokenize
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import storage
 from storyllamas.token_file import TokenFile
-from storyllamas.training import device
+from storyllamas.training import cross_fitting, device, teacher_reader
 from storyllamas.training.job import Job
 from storyllamas.training.loop import training_run
 from storyllamas.vocabulary import Vocabulary
@@ -80,6 +82,7 @@ ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "quick": ("recipe quick", "quick", {}),
     "fast": ("recipe fast", "fast", {}),
     "epochs": ("recipe fast, dropout 0.1", "fast", {"dropout": 0.1}),
+    "distill": ("recipe distill", "distill", {}),
 }
 DEFAULT_ROWS = ("published", "adamw", "muon", "fast")
 
@@ -90,13 +93,18 @@ class Data:
 
     Attributes:
         tokens: folder of train.bin and valid.bin.
-        vocabulary: of the tokenizer.
+        tokenizer: its file.
         stories: the validation stories.
     """
 
     tokens: Path
-    vocabulary: Vocabulary
+    tokenizer: Path
     stories: list[str]
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Of the tokenizer."""
+        return tokenizer.load(self.tokenizer).vocabulary()
 
     def read(self) -> tuple[TokenFile, TokenFile]:
         """Open the tokens to train and to validate on."""
@@ -114,7 +122,7 @@ class Row:
         label: of the recipe.
         tokens: trained on.
         scores: of the whole validation stories, one for each seed.
-        seconds: mean time of a run.
+        seconds: mean time of a run, with that of its teachers.
         curves: tokens and validation loss on windows, for each seed.
     """
 
@@ -149,8 +157,13 @@ def recipe_of(name: str, size: str, budget: int | None, raw: Mapping[str, Any]) 
     chosen = params.parse({**raw, "model": size, "recipe": based_on, "train": {}})
     recipe = dataclasses.replace(chosen.recipe, **changes)
     steps = max(1, budget // recipe.tokens_per_step) if budget else recipe.steps
-    every = max(1, steps // VALIDATIONS)
-    return dataclasses.replace(recipe, steps=steps, eval_every=every, eval_sequences=WINDOWS)
+    return dataclasses.replace(
+        recipe,
+        steps=steps,
+        teacher_steps=min(recipe.teacher_steps, steps),
+        eval_every=max(1, steps // VALIDATIONS),
+        eval_sequences=WINDOWS,
+    )
 
 
 def run(job: Job, name: str, data: Data) -> tuple[Score, float, dict[int, float]]:
@@ -158,15 +171,27 @@ def run(job: Job, name: str, data: Data) -> tuple[Score, float, dict[int, float]
     kept = WORK / f"{job.key()}.json"
     if not kept.exists():
         logs = WORK / f"{name}-{job.seed}"
+        job, teacher_seconds = add_teachers(job, data)
         with training_run(job, logs, checkpoint_seconds=60) as result:
             curve = [line.split(",") for line in (logs / "validation.csv").read_text().split()[1:]]
             points = {int(seen): float(loss) for _, seen, loss in curve}
             scored = dataclasses.asdict(score(job.config, result.tensors, data))
-            seconds = result.costs["seconds"]
+            seconds = result.costs["seconds"] + teacher_seconds
             write_json(kept, {"score": scored, "seconds": seconds, "curve": points})
     found = json.loads(kept.read_text())
     points = {int(seen): loss for seen, loss in found["curve"].items()}
     return Score(**found["score"]), found["seconds"], points
+
+
+def add_teachers(job: Job, data: Data) -> tuple[Job, float]:
+    """Train the teachers of the recipe; return the job with them, and the seconds they took."""
+    if not job.recipe.teacher_folds:
+        return job, 0.0
+    about = {"tokenizer_sha256": hashlib.sha256(data.tokenizer.read_bytes()).hexdigest()}
+    trained = cross_fitting.train_teachers(job, 60, about)
+    folders = [str(one.folder) for one in trained]
+    teacher = teacher_reader.read(folders, job.recipe.teacher_share, data.tokenizer)
+    return dataclasses.replace(job, teacher=teacher), sum(one.seconds for one in trained)
 
 
 def score(config: ModelConfig, tensors: Mapping[str, Tensor], data: Data) -> Score:
@@ -258,8 +283,8 @@ def draw(rows: Sequence[Row], title: str, target: Path) -> None:
 
 def of_the_project() -> Data:
     """Return the corpus in use."""
-    vocabulary = tokenizer.load("models/tokenizer.model").vocabulary()
-    return Data(Path("data/tokens"), vocabulary, list(files.read("data/corpus/valid.txt")))
+    model = Path("models/tokenizer.model")
+    return Data(Path("data/tokens"), model, list(files.read("data/corpus/valid.txt")))
 
 
 def prepare(source: str, chosen: Params) -> Data:
@@ -276,8 +301,7 @@ def prepare(source: str, chosen: Params) -> Data:
         file.write(tokenizer.train(sample, how.vocab_size, how.character_coverage, how.kind))
     for part in ("train", "valid"):
         pretokenize(folder / f"{part}.txt", folder / "tokenizer.model", folder / f"{part}.bin")
-    vocabulary = tokenizer.load(folder / "tokenizer.model").vocabulary()
-    return Data(folder, vocabulary, list(files.read(folder / "valid.txt")))
+    return Data(folder, folder / "tokenizer.model", list(files.read(folder / "valid.txt")))
 
 
 def budget(text: str) -> int | None:

@@ -6,7 +6,9 @@ from storyllamas.training import process_env
 if __name__ == "__main__":
     process_env.prepare()
 
+import dataclasses
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,14 @@ from storyllamas import adapter, params, token_file
 from storyllamas.atomic import write_json
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError, exit_on_user_error
-from storyllamas.training import device, distributed
-from storyllamas.training.job import Job
+from storyllamas.rounding import decimals
+from storyllamas.training import cross_fitting, device, distributed
+from storyllamas.training.job import Job, Result
 from storyllamas.training.launch import is_rank, launch
 from storyllamas.training.loop import training_run
 from storyllamas.training.metrics import train_json
 from storyllamas.training.start import Start
-from storyllamas.training.teacher import HeldOut, Teacher
+from storyllamas.training.teacher import HeldOut
 from storyllamas.training.trained_model import save_model
 
 TOKENIZER = Path("models/tokenizer.model")
@@ -43,6 +46,31 @@ def main() -> None:
 def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
     """Train the model; the first rank writes the outputs."""
     digest = hashlib.sha256(TOKENIZER.read_bytes()).digest()
+    job = make_job(chosen, digest)
+    for data in (job.train, job.valid) if job.train.records and ranks.first else ():
+        if message := data.rows(job.config.context).describe(data.path, job.config.context):
+            print(message, flush=True)
+    about = {
+        "size": chosen.model,
+        "recipe": chosen.recipe_name,
+        "seed": chosen.seed,
+        "corpus": chosen.corpus.source,
+        "hyperparameters": asdict(chosen.recipe),
+        "tokenizer_sha256": digest.hex(),
+    }
+    job, costs = add_teachers(job, chosen, about)
+    seconds = chosen.compute.checkpoint_seconds
+    name = f"{chosen.model}-{chosen.recipe_name}"
+    with training_run(job, Path("metrics"), seconds, PARENT, ranks=ranks, name=name) as result:
+        if ranks.first:
+            save(result, job, chosen, about)
+            metrics = train_json(result, job.device, ranks.world_size)
+            known = {key: about[key] for key in ("size", "recipe", "seed")}
+            write_json("metrics/train.json", known | metrics | costs)
+
+
+def make_job(chosen: params.Params, digest: bytes) -> Job:
+    """Return the run of params.yaml, without teachers; `digest` is the SHA-256 of the tokenizer."""
     config, start = read_start(chosen)
     job = Job(
         config=config,
@@ -52,47 +80,36 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
         valid=token_file.read("data/tokens/valid.bin", digest),
         device=device.choose(chosen.compute, chosen.training_flops),
         start=start,
-        teacher=read_teacher(chosen),
     )
     if job.train.vocab_size != job.config.vocab_size:
         raise UserError(
             f"tokenizer.vocab_size is {job.config.vocab_size} and data/tokens/train.bin has "
             f"{job.train.vocab_size} pieces: run `dvc repro` to make it again"
         )
-    for data in (job.train, job.valid) if job.train.records and ranks.first else ():
-        if message := data.rows(job.config.context).describe(data.path, job.config.context):
-            print(message, flush=True)
-    seconds = chosen.compute.checkpoint_seconds
-    name = f"{chosen.model}-{chosen.recipe_name}"
-    with training_run(job, Path("metrics"), seconds, PARENT, ranks=ranks, name=name) as result:
-        if not ranks.first:
-            return
-        about = {"size": chosen.model, "recipe": chosen.recipe_name, "seed": chosen.seed}
-        details: dict[str, Any] = {
-            "corpus": chosen.corpus.source,
-            "hyperparameters": asdict(chosen.recipe),
-            "tokenizer_sha256": digest.hex(),
-            # Without the time, so that the same weights are the same file.
-            "training": result.metrics,
-        }
-        if fold := chosen.distillation.fold:
-            details["held_out"] = HeldOut(fold, job.train.tokens_sha256).about()
-        if job.train.records:
-            details["corpus_kind"] = "instruct"
-        if start:
-            details["fine_tuning"] = asdict(chosen.fine_tuning) | {"start_sha256": start.digest()}
-        if job.teacher:
-            about_teacher = {"teacher_sha256": job.teacher.digests()}
-            details["distillation"] = asdict(chosen.distillation) | about_teacher
-        folder = Path("models") / chosen.model
-        save_model(folder, job.config, result.tensors, {**about, **details})
-        # Without LoRA too: the outputs of a stage of DVC are always the same files.
-        if result.adapter:
-            result.adapter.save(folder / "adapter.safetensors")
-        else:
-            adapter.save_empty(folder / "adapter.safetensors")
-        metrics = train_json(result, job.device, ranks.world_size)
-        write_json("metrics/train.json", about | metrics)
+    return job
+
+
+def save(result: Result, job: Job, chosen: params.Params, about: Mapping[str, Any]) -> None:
+    """Write the model, and what it is to config.json."""
+    # Without the time, so that the same weights are the same file.
+    details = {**about, "training": result.metrics}
+    if fold := chosen.distillation.fold:
+        details["held_out"] = HeldOut(fold, job.train.tokens_sha256).about()
+    if job.train.records:
+        details["corpus_kind"] = "instruct"
+    if job.start:
+        start = {"start_sha256": job.start.digest()}
+        details["fine_tuning"] = asdict(chosen.fine_tuning) | start
+    if job.teacher:
+        teacher = {"teacher_sha256": job.teacher.digests()}
+        details["distillation"] = asdict(chosen.distillation) | teacher
+    folder = Path("models") / chosen.model
+    save_model(folder, job.config, result.tensors, details)
+    # Without LoRA too: the outputs of a stage of DVC are always the same files.
+    if result.adapter:
+        result.adapter.save(folder / "adapter.safetensors")
+    else:
+        adapter.save_empty(folder / "adapter.safetensors")
 
 
 def read_text(chosen: params.Params, digest: bytes) -> token_file.TokenFile:
@@ -120,16 +137,27 @@ def read_start(chosen: params.Params) -> tuple[ModelConfig, Start | None]:
     return config, Start(tensors, chosen.fine_tuning.freeze, chosen_lora)
 
 
-def read_teacher(chosen: params.Params) -> Teacher | None:
-    """Return the models to learn from if `train.teacher` names some."""
-    paths = chosen.distillation.teacher
-    if not paths:
-        return None
+def add_teachers(
+    job: Job, chosen: params.Params, about: Mapping[str, Any]
+) -> tuple[Job, dict[str, float]]:
+    """Return the job with the models that it learns from, and metrics of what they cost.
+
+    Those of `train.teacher` are read; those of `teacher_folds` are trained first.
+    """
+    paths, costs = chosen.distillation.teacher, {}
     for path in paths:
         check_stays("train.teacher", Path(path), chosen.model)
+    if job.recipe.teacher_folds:
+        seconds = chosen.compute.checkpoint_seconds
+        trained = cross_fitting.train_teachers(job, seconds, about, PARENT)
+        paths = tuple(str(one.folder) for one in trained)
+        costs["teacher_seconds"] = decimals(sum(one.seconds for one in trained), 1)
+    if not paths:
+        return job, costs
     from storyllamas.training import teacher_reader
 
-    return teacher_reader.read(paths, chosen.distillation.teacher_share, TOKENIZER)
+    teacher = teacher_reader.read(paths, job.recipe.teacher_share, TOKENIZER)
+    return dataclasses.replace(job, teacher=teacher), costs
 
 
 def check_stays(parameter: str, path: Path, size: str) -> None:

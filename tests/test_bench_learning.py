@@ -66,9 +66,23 @@ def test_rows_of_sizes_and_seeds(
     assert capsys.readouterr().out.endswith(table)
 
 
+def test_a_row_whose_teachers_are_trained_first(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STORYLLAMAS_STATE", str(corpus.parent / "state"))
+    options = ["--corpus", str(corpus), "--rows", "distill", "--sizes", "2m", "--seeds", "1"]
+    run(*options, "--tokens", "2048")
+    printed = capsys.readouterr().out
+    assert "teacher 8 of 8: without fold 4/4, seed 2" in printed
+    assert re.search(r"^\| 2m \| recipe distill \| 0.0 \| \d\.\d{3} \|", printed, re.MULTILINE)
+
+
 def test_tokens_of_the_recipe() -> None:
     raw = params.read(ROOT / "params.yaml")
     recipe = learning.recipe_of("fast", "7m", None, raw)
     assert (recipe.steps, recipe.tokens_per_step) == (8000, 2048)
     assert learning.recipe_of("fast", "7m", 4096, raw).steps == 2
+    taught = learning.recipe_of("distill", "2m", 10 * 1024, raw)
+    assert (taught.steps, taught.teacher_steps) == (10, 10)
+    assert learning.recipe_of("distill", "2m", None, raw).teacher_steps == 16000
     assert learning.budget("recipe") is None

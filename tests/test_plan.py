@@ -178,6 +178,21 @@ def test_costs_of_a_run() -> None:
     assert hours == pytest.approx(found.seconds / 3600 * 90)
 
 
+def test_teachers_are_a_part_of_the_costs() -> None:
+    alone = estimate(case(), MACHINE)
+    taught = case()
+    folds = {"teacher_folds": 4, "teachers_per_fold": 2, "teacher_steps": 1000}
+    recipe = dataclasses.replace(taught.chosen.recipe, **folds)
+    with_teachers = dataclasses.replace(
+        taught, chosen=dataclasses.replace(taught.chosen, recipe=recipe)
+    )
+    found = estimate(with_teachers, MACHINE)
+    tokens = 8 * 1000 * recipe.tokens_per_step
+    assert found.seconds - alone.seconds == pytest.approx(tokens / alone.tokens_per_second)
+    weights = 4 * taught.chosen.model_config().parameters
+    assert found.disk_bytes - alone.disk_bytes == pytest.approx(8 * weights)
+
+
 def test_steps_in_c_are_as_measured() -> None:
     in_c = dataclasses.replace(MEASURED, c_bytes=50_000_000)
     found, without = estimate(case(in_c), MACHINE), estimate(case(compiled=False), MACHINE)

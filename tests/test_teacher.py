@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_job import CONFIG, DIGEST, make_job, make_tokens
 
-from stages.train import read_teacher
+from stages.train import add_teachers
 from storyllamas import params, token_file, tokenizer, workdir
 from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
@@ -242,12 +242,12 @@ def test_teachers_may_have_any_shape_and_the_same_tokenizer(
         teacher_reader.read(paths[1:], 0.5, tokenizers[0])
 
 
-def test_a_teacher_that_training_replaces_is_rejected() -> None:
+def test_a_teacher_that_training_replaces_is_rejected(tmp_path: Path) -> None:
     raw = params.read(ROOT / "params.yaml")
     raw["train"]["teacher"] = "models/7m"
     assert params.parse({**raw, "model": "2m"}).distillation.teacher == ("models/7m",)
     with pytest.raises(UserError, match=r"train\.teacher is models/7m, which this training"):
-        read_teacher(params.parse({**raw, "model": "7m"}))
+        add_teachers(make_job(tmp_path), params.parse({**raw, "model": "7m"}), {})
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

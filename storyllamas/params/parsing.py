@@ -16,7 +16,6 @@ from storyllamas.params.merge import (
     without_none,
 )
 from storyllamas.params.sections import (
-    Compute,
     Distillation,
     FineTuning,
     Params,
@@ -84,7 +83,7 @@ def parse(raw: object) -> Params:
         generation=file.generation,
     )
     _check_fine_tuning(fine_tuning, chosen.model_config())
-    _check_distillation(distillation, file.compute)
+    _check_distillation(chosen)
     return chosen
 
 
@@ -137,14 +136,28 @@ def _check_fine_tuning(chosen: FineTuning, config: ModelConfig) -> None:
     freezing.frozen_tensors(chosen.freeze, config)
 
 
-def _check_distillation(chosen: Distillation, compute: Compute) -> None:
-    if chosen.teacher and compute.processes > 1:
+def _check_distillation(chosen: Params) -> None:
+    learned, folds = chosen.distillation, chosen.recipe.teacher_folds
+    given = "there is a train.teacher" if learned.teacher else ""
+    if folds and given:
         raise UserError(
-            f"compute.processes is {compute.processes} and there is a train.teacher: use 1, since "
-            "only one process can learn from a teacher"
+            f"teacher_folds is {folds} and {given}: use train.teacher_folds=0 to learn from that "
+            "one, or empty train.teacher"
         )
-    if chosen.teacher and chosen.held_out:
+    if folds and chosen.fine_tuning.start:
         raise UserError(
-            f"train.held_out is {chosen.held_out} and there is a train.teacher: empty one of them, "
-            "since a teacher holds out a fold and its student learns from all stories"
+            f"teacher_folds is {folds} and train.start is {chosen.fine_tuning.start}: use "
+            "train.teacher_folds=0, or empty train.start, since teachers begin with random weights"
+        )
+    taught = f"teacher_folds is {folds}" if folds else given
+    processes = chosen.compute.processes
+    if taught and processes > 1:
+        raise UserError(
+            f"compute.processes is {processes} and {taught}: use 1, since only one process can "
+            "learn from a teacher"
+        )
+    if taught and learned.held_out:
+        raise UserError(
+            f"train.held_out is {learned.held_out} and {taught}: empty one of them, since a "
+            "teacher holds out a fold and its student learns from all stories"
         )

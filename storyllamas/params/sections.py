@@ -62,6 +62,13 @@ def _check_fold(text: str) -> str:
         raise PydanticCustomError("fold", "use a fold such as 3/8, or nothing") from None
 
 
+def _check_folds(count: int) -> int:
+    """Accept none, or as many folds as leave some to learn from."""
+    if count == 1:
+        raise PydanticCustomError("folds", "use 0 for no teachers, or 2 or more")
+    return count
+
+
 def _split(value: object) -> object:
     """Turn a list, or a text with commas, into a tuple."""
     if isinstance(value, str):
@@ -153,6 +160,10 @@ class Recipe:
     grad_clip: Annotated[float, Field(ge=0)]
     eval_every: Count
     eval_sequences: Count
+    teacher_folds: Annotated[int, Field(ge=0, le=1024), AfterValidator(_check_folds)] = 0
+    teachers_per_fold: Annotated[int, Field(ge=1, le=1024)] = 1
+    teacher_steps: Annotated[int, Field(ge=0, le=2**40)] = 0
+    teacher_share: Rate = 1.0
 
 
 @dataclass(frozen=True, config=_strict)
@@ -160,7 +171,6 @@ class Distillation:
     """The models to learn probabilities from, and what a teacher holds out; keys of `train`."""
 
     teacher: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
-    teacher_share: Rate = 1.0
     held_out: Annotated[str, AfterValidator(_check_fold)] = ""
 
     @property

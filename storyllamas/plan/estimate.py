@@ -108,7 +108,7 @@ def estimate(case: Case, machine: Machine, factor: float = 1.0, runs: int = 0) -
     share = processes if machine.device == "cuda" else 1
     config, recipe = chosen.model_config(), chosen.recipe
     speed = share * factor * model_speed(measured, config, recipe, _uses_torch_compile(case))
-    seconds = recipe.steps * recipe.tokens_per_step / speed
+    seconds = (recipe.steps + _teacher_steps(recipe)) * recipe.tokens_per_step / speed
     seconds += IMPORT_SECONDS + (COMPILE_SECONDS if _uses_torch_compile(case) else 0.0)
     watts = measured.watts
     return Estimate(
@@ -121,6 +121,16 @@ def estimate(case: Case, machine: Machine, factor: float = 1.0, runs: int = 0) -
         watt_hours=None if watts is None else watts * seconds / 3600,
         runs=runs,
     )
+
+
+def _teachers(recipe: Recipe) -> int:
+    """Return the number of teachers that are trained first."""
+    return recipe.teacher_folds * recipe.teachers_per_fold
+
+
+def _teacher_steps(recipe: Recipe) -> int:
+    """Return the steps of all of them."""
+    return _teachers(recipe) * (recipe.teacher_steps or recipe.steps)
 
 
 def _uses_torch_compile(case: Case) -> bool:
@@ -171,7 +181,7 @@ def memory_bytes(case: Case, machine: Machine) -> float:
 
 
 def disk_bytes(case: Case) -> float:
-    """Return the bytes of checkpoints, and of the model and its weight files in DVC's cache too."""
+    """Return the bytes of checkpoints, teachers, and the model and its files, also in the cache."""
     config, export = case.chosen.model_config(), case.chosen.export
     bits = 0.0
     for kind, spec in SPECS.items():
@@ -179,7 +189,8 @@ def disk_bytes(case: Case) -> float:
             group = export.group_size.get(kind.label, 0)
             bits += spec.bits + (32 / group if group else 0)
     files = config.parameters * (FLOAT_BYTES + bits / 8)
-    return MAX_CHECKPOINTS * _checkpoint_bytes(case.measured) + 2 * files
+    teachers = _teachers(case.chosen.recipe) * config.parameters * FLOAT_BYTES
+    return MAX_CHECKPOINTS * _checkpoint_bytes(case.measured) + teachers + 2 * files
 
 
 def scaled(source: Case, chosen: Params) -> Measured:

@@ -212,6 +212,8 @@ def _plan(
 
     chosen = next(iter(sizes.values()))
     notes = _notes(rows, machine, runs)
+    if chosen.recipe.teacher_folds:
+        notes.insert(1, "Time is with the training of the teachers, and without their reading.")
     return Plan(chosen.recipe_name, chosen.model, machine, seconds, rows, notes)
 
 

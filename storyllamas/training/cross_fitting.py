@@ -1,0 +1,116 @@
+"""Cross-fitting: train the teachers of a run, each without a fold of its stories.
+
+A teacher teaches the fold that it has not read, so that its probabilities there are those of new
+text. Trained teachers stay in the state folder, for all runs with the same ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storyllamas import workdir
+from storyllamas.errors import UserError
+from storyllamas.fold import Fold
+from storyllamas.training.job import Job
+from storyllamas.training.loop import training_run
+from storyllamas.training.teacher import HeldOut
+from storyllamas.training.trained_model import load_model, save_model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A teacher that is trained.
+
+    Attributes:
+        folder: of the model.
+        seconds: time that its training took.
+    """
+
+    folder: Path
+    seconds: float
+
+
+def teacher_jobs(job: Job) -> Iterator[tuple[Fold, Job]]:
+    """Yield the runs of a job's teachers with the folds that they hold out.
+
+    Jobs whose seeds differ share no teacher.
+    """
+    recipe, count = job.recipe, job.recipe.teachers_per_fold
+    own = dataclasses.replace(
+        recipe,
+        steps=recipe.teacher_steps or recipe.steps,
+        teacher_folds=0,
+        teachers_per_fold=1,
+        teacher_steps=0,
+        teacher_share=1.0,
+    )
+    for number in range(1, recipe.teacher_folds + 1):
+        fold = Fold(number, recipe.teacher_folds)
+        for index in range(count):
+            seed = (count * (job.seed - 1) + index + 1) % 2**32
+            train = job.train.hold_out(fold)
+            yield fold, dataclasses.replace(job, recipe=own, seed=seed, train=train)
+
+
+def train_teachers(
+    job: Job,
+    checkpoint_seconds: float,
+    about: Mapping[str, Any],
+    parent: int | None = None,
+) -> list[Trained]:
+    """Train the teachers of a job that are not trained yet.
+
+    Args:
+        job: with `recipe.teacher_folds`, and no teacher yet.
+        checkpoint_seconds: as in `training_run`.
+        about: what config.json of each teacher has besides its shape.
+        parent: as in `training_run`.
+
+    Raises:
+        UserError: the text has fewer stories than folds, or a run fails.
+        SystemExit: the run was interrupted; a checkpoint is saved.
+    """
+    jobs = list(teacher_jobs(job))
+    found = []
+    for number, (fold, one) in enumerate(jobs, 1):
+        folder = workdir.project() / "teachers" / one.key()
+        with workdir.locked(folder.with_suffix(".lock"), "another run that trains this teacher"):
+            seconds = _seconds(folder)
+            if seconds is None:
+                print(
+                    f"teacher {number} of {len(jobs)}: without fold {fold}, seed {one.seed}",
+                    flush=True,
+                )
+                held_out = HeldOut(fold, job.train.tokens_sha256).about()
+                _train(one, folder, checkpoint_seconds, {**about, "held_out": held_out}, parent)
+                seconds = _seconds(folder)
+        found.append(Trained(folder, seconds or 0.0))
+    return found
+
+
+def _train(
+    job: Job, folder: Path, checkpoint_seconds: float, about: Mapping[str, Any], parent: int | None
+) -> None:
+    with training_run(job, folder, checkpoint_seconds, parent) as result:
+        details = {
+            **about,
+            "seed": job.seed,
+            "hyperparameters": dataclasses.asdict(job.recipe),
+            "training": {**result.metrics, **result.costs},
+        }
+        save_model(folder, job.config, result.tensors, details)
+
+
+def _seconds(folder: Path) -> float | None:
+    """Return the time that a teacher took; None: it is not trained, or its files are damaged."""
+    try:
+        load_model(folder)
+        about = json.loads((folder / "config.json").read_text("utf-8"))
+        return float(about["training"]["seconds"])
+    except (UserError, ValueError, KeyError, TypeError):
+        return None

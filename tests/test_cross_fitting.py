@@ -1,0 +1,147 @@
+"""Cross-fitting: which teachers a run trains, once, and what it learns from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from training_job import CONFIG, make_job
+
+from stages.train import add_teachers
+from storyllamas import params, tokenizer
+from storyllamas.errors import UserError
+from storyllamas.training import cross_fitting
+from storyllamas.training.cross_fitting import teacher_jobs, train_teachers
+from storyllamas.training.job import Job
+from storyllamas.training.loop import training_run
+from storyllamas.training.teacher import TrainedModel
+from storyllamas.training.trained_model import load_model
+
+FOLDS = {"teacher_folds": 3, "teachers_per_fold": 2, "teacher_steps": 3, "teacher_share": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORYLLAMAS_STATE", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return make_job(tmp_path, steps=5, **FOLDS)
+
+
+def test_each_fold_has_its_teachers_and_each_seed_its_own(job: Job) -> None:
+    jobs = list(teacher_jobs(job))
+    assert [str(fold) for fold, _ in jobs] == ["1/3", "1/3", "2/3", "2/3", "3/3", "3/3"]
+    each = 40 * 32  # 40 of 120 stories, of 32 tokens
+    parts = [(first, first + each) for first in (0, each, 2 * each)]
+    assert [one.train.held_out for _, one in jobs] == [part for part in parts for _ in range(2)]
+    assert {one.recipe.steps for _, one in jobs} == {3}
+    keys = {one.key() for _, one in jobs}
+    for seed in (0, 1, 2, 4, 2**32 - 1):
+        keys |= {one.key() for _, one in teacher_jobs(dataclasses.replace(job, seed=seed))}
+    assert len(keys) == 6 * 6
+    # What decides only the student is not of its teachers.
+    other = dataclasses.replace(job.recipe, steps=9, teacher_share=0.25)
+    again = teacher_jobs(dataclasses.replace(job, recipe=other))
+    assert [one.key() for _, one in again] == [one.key() for _, one in jobs]
+    as_long = dataclasses.replace(job.recipe, teacher_steps=0)
+    assert next(teacher_jobs(dataclasses.replace(job, recipe=as_long)))[1].recipe.steps == 5
+
+
+def test_teachers_are_trained_once(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = train_teachers(job, 60, {"size": "2m"})
+    assert "teacher 6 of 6: without fold 3/3, seed 6" in capsys.readouterr().out
+    assert len({one.folder for one in trained}) == 6
+    weights = {one.folder: load_model(one.folder)[0].state_dict() for one in trained}
+    # The same as a run that holds out the fold.
+    fold, (_, alone) = "2/3", list(teacher_jobs(job))[3]
+    with training_run(alone, job.train.path.parent / "alone", 60) as result:
+        for name, tensor in result.tensors.items():
+            assert torch.equal(weights[trained[3].folder][name], tensor)
+    about = load_model(trained[3].folder)[1]
+    assert (about["size"], about["seed"], about["held_out"]["fold"]) == ("2m", alone.seed, fold)
+    assert trained[3].seconds == about["training"]["seconds"] > 0
+
+    # A damaged one, and only that, is trained again, to the same weights.
+    damaged = trained[2].folder / "model.safetensors"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-100])
+    begun: list[Path] = []
+
+    def counted(job: Job, logs: Path, *arguments: Any) -> Any:
+        begun.append(logs)
+        return training_run(job, logs, *arguments)
+
+    monkeypatch.setattr(cross_fitting, "training_run", counted)
+    assert [one.folder for one in train_teachers(job, 60, {})] == [one.folder for one in trained]
+    assert begun == [trained[2].folder]
+    assert damaged.read_bytes() == content
+
+
+def test_the_stage_learns_from_the_teachers_that_it_trains(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    model = tokenizer.train(["Lily saw a big red ball in the park, and a dog." * 9], 300)
+    (tmp_path / "models" / "tokenizer.model").write_bytes(model)
+    monkeypatch.chdir(tmp_path)
+    chosen = params.parse(params.read(ROOT / "params.yaml"))
+    digest = hashlib.sha256(model).hexdigest()
+    taught, costs = add_teachers(job, chosen, {"tokenizer_sha256": digest})
+    assert taught.teacher
+    assert costs["teacher_seconds"] > 0
+    assert taught.teacher.share == 0.5
+    learned = taught.teacher.probabilities(job.train, job.device)
+    # Of each fold, the mean of its two teachers.
+    pairs = [taught.teacher.models[i : i + 2] for i in (0, 2, 4)]
+    for number, pair in enumerate(pairs):
+        first = number * 40 * 32
+        story = torch.from_numpy(job.train.tokens[first : first + 32].astype(np.int64))[None]
+        with torch.no_grad():
+            expected = sum(_probabilities(one, story, job) for one in pair) / 2
+        found = learned.records[first : first + 32]
+        ids = torch.from_numpy(found["ids"].astype(np.int64))
+        assert np.allclose(found["probabilities"], expected.gather(-1, ids), atol=1e-3)
+    with training_run(taught, tmp_path / "logs", 60) as result:
+        assert result.metrics["steps"] == 5
+    plain, none = add_teachers(make_job(tmp_path), chosen, {})
+    assert (plain.teacher, none) == (None, {})
+
+
+def _probabilities(model: TrainedModel, story: torch.Tensor, job: Job) -> torch.Tensor:
+    assert model.config == CONFIG
+    found: torch.Tensor = model.on(job.device)(story)[0].softmax(-1)
+    return found
+
+
+def test_more_folds_than_stories(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has 120 stories, fewer than 121 folds: use more stories"):
+        train_teachers(make_job(tmp_path, teacher_folds=121), 60, {})
+
+
+def test_what_does_not_go_with_folds() -> None:
+    raw = params.read(ROOT / "params.yaml")
+
+    def refuse(match: str, **changes: object) -> None:
+        sections = {name: {**raw[name]} for name in ("train", "compute")}
+        sections["train"]["teacher_folds"] = 2
+        for key, value in changes.items():
+            section = "compute" if key in raw["compute"] else "train"
+            sections[section][key] = value
+        with pytest.raises(UserError, match=match):
+            params.parse({**raw, **sections})
+
+    with_one = r"teacher_folds is 2 and there is a train\.teacher: use train\.teacher_folds=0"
+    refuse(with_one, teacher="a")
+    refuse(r"teacher_folds is 2 and train\.start is a: use train\.teacher_folds=0", start="a")
+    refuse(r"compute\.processes is 2 and teacher_folds is 2: use 1", processes=2)
+    refuse(r"train\.held_out is 1/2 and teacher_folds is 2: empty one", held_out="1/2")
