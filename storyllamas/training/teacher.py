@@ -196,6 +196,7 @@ class Teacher:
         if cuts != {0, count}:
             print("teachers that held out a fold of the text read only that fold", flush=True)
         needed = count * RECORD.itemsize
+        who = "the teacher has" if len(readers) == 1 else "the teachers have"
         with _refusal_named(path.parent, needed):
             file = part.open("ab")
         with file:
@@ -218,7 +219,7 @@ class Teacher:
                     os.fsync(file.fileno())
                 tenths = 10 * block[-1].end // count
                 if tenths > shown:
-                    print(f"the teacher has read {10 * tenths} % of the text", flush=True)
+                    print(f"{who} read {10 * tenths} % of the text", flush=True)
                     shown = tenths
         with _refusal_named(path.parent, needed):
             part.rename(path)
