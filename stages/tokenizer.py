@@ -9,6 +9,7 @@ from storyllamas import params, tokenizer
 from storyllamas.atomic import atomic_file, write_json
 from storyllamas.corpus import files
 from storyllamas.errors import UserError, exit_on_user_error
+from storyllamas.regular_file import open_regular, read_regular
 from storyllamas.rounding import decimals
 from storyllamas.tokenizer.byte_level import ByteLevelTokenizer
 from storyllamas.tokenizer.sentencepiece import RESERVED
@@ -49,24 +50,25 @@ def main() -> None:
 
 
 def read_existing(chosen: params.Tokenizer) -> bytes:
-    """Return the content of the file that `tokenizer.path` names.
+    """Return the tokenizer that `tokenizer.path` names, or that of the model that it names.
 
     Raises:
         UserError: it is missing or no tokenizer, or has another kind or number of pieces.
     """
     path = Path(chosen.path)
-    if not path.is_file():
+    if not path.exists() or path.resolve() == Path("models/tokenizer.model").resolve():
         raise UserError(
-            f"tokenizer.path is {path}, which is not a file: name a tokenizer.model or "
-            "tokenizer.json outside models/, which this stage replaces"
+            f"tokenizer.path is {path}, which does not exist when this stage runs: name a "
+            "tokenizer.model, a tokenizer.json or a model, and not models/tokenizer.model, which "
+            "the stage replaces"
         )
+    model = read_of_model(path) if is_model(path) else read_regular(path)
     try:
-        model = path.read_bytes()
         found = tokenizer.from_bytes(model)
     except ValueError:
         raise UserError(
-            f"tokenizer.path is {path}, which is not a SentencePiece model or a byte-level "
-            "tokenizer.json: name another file"
+            f"tokenizer.path is {path}, which is not a SentencePiece model, a byte-level "
+            "tokenizer.json or a model with such a tokenizer: name another file"
         ) from None
     kind = "byte_level" if isinstance(found, ByteLevelTokenizer) else "sentencepiece"
     if (kind, found.vocab_size) != (chosen.kind, chosen.vocab_size):
@@ -75,6 +77,33 @@ def read_existing(chosen: params.Tokenizer) -> bytes:
             f"tokenizer.kind={kind} and tokenizer.vocab_size={found.vocab_size}"
         )
     return model
+
+
+def is_model(path: Path) -> bool:
+    """Return whether a path is a folder, a weight file or a GGUF file."""
+    if path.is_dir():
+        return True
+    from storyllamas.slm.header import MAGIC
+
+    with open_regular(path) as file:
+        start: bytes = file.read(len(MAGIC))
+    return start.startswith((MAGIC, b"GGUF"))
+
+
+def read_of_model(path: Path) -> bytes:
+    """Return the tokenizer of a model.
+
+    Raises:
+        UserError: there is no such model, or the workflow cannot train with its tokenizer.
+    """
+    from storyllamas.interop.tokenizer_file import tokenizer_file
+    from storyllamas.training.model_files import open_trained
+
+    model = open_trained("tokenizer.path", path, path / "tokenizer.model")
+    try:
+        return tokenizer_file(model.vocabulary)
+    except UserError as error:
+        raise UserError(f"tokenizer.path is {path}: {error}") from None
 
 
 if __name__ == "__main__":

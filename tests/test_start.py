@@ -14,6 +14,7 @@ import torch
 from interop.random_models import make_config, make_source
 from training_job import CONFIG, make_job
 
+from stages.tokenizer import is_model, read_of_model
 from storyllamas import tokenizer
 from storyllamas.config import ModelConfig, tensor_shapes
 from storyllamas.errors import UserError
@@ -28,7 +29,7 @@ from storyllamas.training.loop import training_run
 from storyllamas.training.shared_pieces import piece_map
 from storyllamas.training.start import Start
 from storyllamas.training.trained_model import save_model
-from storyllamas.vocabulary import PieceType
+from storyllamas.vocabulary import PieceType, PreTokenizer, TokenizerKind
 
 pytestmark = pytest.mark.usefixtures("state_root")
 
@@ -100,6 +101,46 @@ def test_every_format_is_a_start(
     assert list(tensors) == list(tensor_shapes(config))
     for name, tensor in tensors.items():
         assert np.array_equal(tensor, model.tensor(name)[:]), name
+
+
+@pytest.mark.parametrize("kind", ["trained", "slm", "hf", "gguf"])
+@pytest.mark.parametrize("pieces", ["one", "byte_level"])
+def test_the_tokenizer_of_a_model_is_one_to_train_with(
+    kind: str, pieces: str, tokenizers: dict[str, Path], tmp_path: Path
+) -> None:
+    path = save_as(kind, make_model(tokenizers[pieces]), tokenizers[pieces], tmp_path)
+    if kind == "trained":
+        shutil.copy(tokenizers[pieces], path / "tokenizer.model")
+    assert is_model(path)
+    found = tokenizer.from_bytes(read_of_model(path))
+    wanted = tokenizer.load(tokenizers[pieces])
+    text = " ".join(STORIES) + " Ünknown <s> ☃"
+    assert found.encode(text) == wanted.encode(text)
+    assert found.vocabulary().pieces == wanted.vocabulary().pieces
+    assert (found.bos_id, found.eos_id) == (wanted.bos_id, wanted.eos_id)
+
+
+def test_a_tokenizer_that_the_workflow_cannot_train_with(
+    tokenizers: dict[str, Path], tmp_path: Path
+) -> None:
+    model = make_model(tokenizers["byte_level"])
+    other = dataclasses.replace(model.vocabulary, pre_tokenizer=PreTokenizer.GPT2)
+    path = tmp_path / "other.slm"
+    weight_file.write(path, model.config, other, model.tensor)
+    tokenizer_of_it = tokenizer.from_bytes(read_of_model(path))  # of another regular expression
+    assert tokenizer_of_it.vocabulary().pre_tokenizer == PreTokenizer.GPT2
+    ranked = dataclasses.replace(
+        model.vocabulary,
+        kind=TokenizerKind.BPE,
+        pre_tokenizer=PreTokenizer.NONE,
+        ignore_merges=False,
+    )
+    weight_file.write(path, model.config, ranked, model.tensor)
+    with pytest.raises(UserError, match=r"tokenizer\.path is .*other\.slm: its tokenizer is not"):
+        read_of_model(path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"tokenizer\.path cannot be used: .*other\.slm"):
+        read_of_model(path)
 
 
 def test_the_first_loss_is_that_of_the_start(tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ def test_an_existing_tokenizer_is_used_as_it_is(
     message = str(run(path=str(path)))
     assert "with 285 pieces: set tokenizer.kind=sentencepiece and tokenizer.vocab" in message
     assert "which is not a SentencePiece model" in str(run(path="params.yaml"))
-    assert "tokenizer.path is none.model, which is not a file" in str(run(path="none.model"))
+    assert "tokenizer.path is none.model, which does not exist" in str(run(path="none.model"))
+    assert "which the stage replaces" in str(run(path="models/tokenizer.model"))
 
 
 def test_coverage_allows_fewer_pieces_than_characters() -> None:
