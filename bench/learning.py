@@ -228,7 +228,7 @@ def job_of(
     shape = params.parse({**raw, "model": size, "train": {}}).model_config()
     config = dataclasses.replace(shape, vocab_size=train.vocab_size)
     recipe = recipe_of(name, size, tokens, raw)
-    flops = recipe.steps * recipe.tokens_per_step * config.training_flops
+    flops = recipe.longest_run * recipe.tokens_per_step * config.training_flops
     return Job(config, recipe, seed, train, valid, device.choose(chosen.compute, flops))
 
 

@@ -56,6 +56,16 @@ def read_existing(chosen: params.Tokenizer) -> bytes:
         UserError: it is missing or no tokenizer, or has another kind or number of pieces.
     """
     path = Path(chosen.path)
+    if (
+        (path / "model.safetensors").is_file()
+        and not (path / "tokenizer.model").is_file()
+        and (path.resolve().parent == Path("models").resolve())
+    ):
+        raise UserError(
+            f"tokenizer.path is {path}, whose tokenizer, models/tokenizer.model, this stage "
+            "replaces: restore that with `dvc checkout --force tokenizer`, copy it to another "
+            "folder and name that"
+        )
     if not path.exists() or path.resolve() == Path("models/tokenizer.model").resolve():
         raise UserError(
             f"tokenizer.path is {path}, which does not exist when this stage runs: name a "

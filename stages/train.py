@@ -55,10 +55,10 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
         "recipe": chosen.recipe_name,
         "seed": chosen.seed,
         "corpus": chosen.corpus.source,
-        "hyperparameters": asdict(chosen.recipe),
+        "hyperparameters": chosen.recipe.values(),
         "tokenizer_sha256": digest.hex(),
     }
-    job, costs = add_teachers(job, chosen, about)
+    job, costs = add_teachers(job, chosen, about, ranks)
     seconds = chosen.compute.checkpoint_seconds
     name = f"{chosen.model}-{chosen.recipe_name}"
     with training_run(job, Path("metrics"), seconds, PARENT, ranks=ranks, name=name) as result:
@@ -101,8 +101,11 @@ def save(result: Result, job: Job, chosen: params.Params, about: Mapping[str, An
         start = {"start_sha256": job.start.digest()}
         details["fine_tuning"] = asdict(chosen.fine_tuning) | start
     if job.teacher:
-        teacher = {"teacher_sha256": job.teacher.digests()}
-        details["distillation"] = asdict(chosen.distillation) | teacher
+        details["distillation"] = {
+            **asdict(chosen.distillation),
+            "teacher_share": job.teacher.share,
+            "teacher_sha256": job.teacher.digests(),
+        }
     folder = Path("models") / chosen.model
     save_model(folder, job.config, result.tensors, details)
     # Without LoRA too: the outputs of a stage of DVC are always the same files.
@@ -138,13 +141,18 @@ def read_start(chosen: params.Params) -> tuple[ModelConfig, Start | None]:
 
 
 def add_teachers(
-    job: Job, chosen: params.Params, about: Mapping[str, Any]
+    job: Job, chosen: params.Params, about: Mapping[str, Any], ranks: distributed.Ranks
 ) -> tuple[Job, dict[str, float]]:
     """Return the job with the models that it learns from, and metrics of what they cost.
 
     Those of `train.teacher` are read; those of `teacher_folds` are trained first.
     """
     paths, costs = chosen.distillation.teacher, {}
+    if (paths or job.recipe.teacher_folds) and ranks.world_size > 1:
+        raise UserError(
+            f"{ranks.world_size} processes train and there are teachers: use one, since only one "
+            "process can learn from a teacher"
+        )
     for path in paths:
         check_stays("train.teacher", Path(path), chosen.model)
     if job.recipe.teacher_folds:

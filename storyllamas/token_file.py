@@ -159,7 +159,7 @@ class TokenFile:
         if len(beginnings) < fold.count:
             raise UserError(
                 f"{self.path} has {len(beginnings)} stories, fewer than {fold.count} folds: use "
-                "more stories or fewer folds"
+                "more stories, or fewer folds in train.teacher_folds or train.held_out"
             )
         return dataclasses.replace(self, held_out=fold.tokens(beginnings, len(self.tokens)))
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +15,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from training_job import CONFIG, make_job
+from training_job import CONFIG, make_job, make_tokens
 
+from stages import train as stage
 from stages.train import add_teachers
-from storyllamas import params, tokenizer
+from storyllamas import params, tokenizer, workdir
 from storyllamas.errors import UserError
 from storyllamas.training import cross_fitting
 from storyllamas.training.cross_fitting import teacher_jobs, train_teachers
+from storyllamas.training.distributed import Ranks
+from storyllamas.training.interrupt import Interrupt
 from storyllamas.training.job import Job
-from storyllamas.training.loop import training_run
+from storyllamas.training.loop import Trainer, training_run
 from storyllamas.training.teacher import TrainedModel
 from storyllamas.training.trained_model import load_model
 
@@ -74,7 +81,7 @@ def test_teachers_are_trained_once(
     # A damaged one, and only that, is trained again, to the same weights.
     damaged = trained[2].folder / "model.safetensors"
     content = damaged.read_bytes()
-    damaged.write_bytes(content[:-100])
+    damaged.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
     begun: list[Path] = []
 
     def counted(job: Job, logs: Path, *arguments: Any) -> Any:
@@ -87,6 +94,48 @@ def test_teachers_are_trained_once(
     assert damaged.read_bytes() == content
 
 
+@pytest.mark.parametrize(("step", "saved"), [(1, 0), (3, 1)])
+def test_a_signal_stops_before_the_next_teacher(
+    job: Job,
+    step: int,
+    saved: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train_step = Trainer.train_step
+
+    def interrupted(trainer: Trainer, interrupt: Interrupt) -> tuple[float, float]:
+        found = train_step(trainer, interrupt)
+        if trainer.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(SystemExit) as stopped:
+            train_teachers(job, 60, {})
+    assert stopped.value.code == 128 + signal.SIGTERM
+    folders = (workdir.project() / "teachers").glob("*/model.safetensors")
+    assert len(list(folders)) == saved
+    capsys.readouterr()
+    assert len(train_teachers(job, 60, {})) == 6
+    printed = capsys.readouterr().out
+    assert printed.count("without fold") == 6 - saved
+    assert ("resuming from step 1 of 3" in printed) == (saved == 0)
+    assert not list(workdir.runs().glob("*"))
+
+
+def test_a_disk_without_room_for_the_probabilities(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(".")._replace(free=400_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(
+        UserError, match=r"of the teachers need 0\.5 MB in .*, which has 0\.4 MB free"
+    ):
+        train_teachers(job, 60, {})
+
+
 def test_the_stage_learns_from_the_teachers_that_it_trains(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +145,7 @@ def test_the_stage_learns_from_the_teachers_that_it_trains(
     monkeypatch.chdir(tmp_path)
     chosen = params.parse(params.read(ROOT / "params.yaml"))
     digest = hashlib.sha256(model).hexdigest()
-    taught, costs = add_teachers(job, chosen, {"tokenizer_sha256": digest})
+    taught, costs = add_teachers(job, chosen, {"tokenizer_sha256": digest}, Ranks())
     assert taught.teacher
     assert costs["teacher_seconds"] > 0
     assert taught.teacher.share == 0.5
@@ -113,8 +162,51 @@ def test_the_stage_learns_from_the_teachers_that_it_trains(
         assert np.allclose(found["probabilities"], expected.gather(-1, ids), atol=1e-3)
     with training_run(taught, tmp_path / "logs", 60) as result:
         assert result.metrics["steps"] == 5
-    plain, none = add_teachers(make_job(tmp_path), chosen, {})
+    plain, none = add_teachers(make_job(tmp_path), chosen, {}, Ranks())
     assert (plain.teacher, none) == (None, {})
+    with pytest.raises(UserError, match="2 processes train and there are teachers: use one"):
+        add_teachers(job, chosen, {}, Ranks(1, 2))
+
+
+def test_a_run_of_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "data" / "tokens").mkdir(parents=True)
+    model = tokenizer.train(["Lily saw a big red ball in the park, and a dog." * 9], 300)
+    (tmp_path / "models" / "tokenizer.model").write_bytes(model)
+    for seed, part in enumerate(("train", "valid")):
+        path = tmp_path / "data" / "tokens" / f"{part}.bin"
+        make_tokens(path, seed, hashlib.sha256(model).digest())
+    raw = params.read(ROOT / "params.yaml")
+    shape = {"dim": 32, "layers": 1, "heads": 1, "kv_heads": 1, "hidden": 32, "context": 32}
+    raw["shape"].update(shape)
+    raw["recipe"], raw["tokenizer"]["vocab_size"] = "distill", 300
+    raw["train"].update(steps=6, teacher_steps=3, tokens_per_step=128)
+    raw["compute"]["compile"] = "never"
+    raw["evaluation"]["speed_tokens"] = 8
+    (tmp_path / "params.yaml").write_text(json.dumps(raw))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "train")  # then checkpoints stay until the next run
+    with pytest.raises(SystemExit) as ended:
+        stage.main()
+    assert ended.value.code == 0
+    metrics = json.loads((tmp_path / "metrics" / "train.json").read_text())
+    assert (metrics["steps"], metrics["recipe"]) == (6, "distill")
+    assert metrics["teacher_seconds"] > 0
+    about = json.loads((tmp_path / "models" / "2m" / "config.json").read_text())
+    assert about["hyperparameters"]["teacher_folds"] == 4
+    assert len(set(about["distillation"]["teacher_sha256"])) == 8
+    assert about["distillation"]["teacher_share"] == 0.5
+    assert [path.name for path in workdir.runs().glob("*/*") if path.name == "finished"] == [
+        "finished"
+    ]  # of the model, not of its teachers
+
+    raw["train"].update(teacher_folds=0)
+    (tmp_path / "params.yaml").write_text(json.dumps(raw))
+    with pytest.raises(SystemExit):
+        stage.main()
+    about = json.loads((tmp_path / "models" / "2m" / "config.json").read_text())
+    assert "distillation" not in about
+    assert not [key for key in about["hyperparameters"] if key.startswith("teacher")]
 
 
 def _probabilities(model: TrainedModel, story: torch.Tensor, job: Job) -> torch.Tensor:

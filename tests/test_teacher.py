@@ -24,6 +24,7 @@ from storyllamas.model import Llama, SoftTargets
 from storyllamas.record_rows import IGNORED
 from storyllamas.training import teacher, teacher_reader
 from storyllamas.training.device import Device
+from storyllamas.training.distributed import Ranks
 from storyllamas.training.loop import training_run
 from storyllamas.training.teacher import TOP, HeldOut, Probabilities, Teacher, TrainedModel
 from storyllamas.training.trained_model import save_model
@@ -247,7 +248,7 @@ def test_a_teacher_that_training_replaces_is_rejected(tmp_path: Path) -> None:
     raw["train"]["teacher"] = "models/7m"
     assert params.parse({**raw, "model": "2m"}).distillation.teacher == ("models/7m",)
     with pytest.raises(UserError, match=r"train\.teacher is models/7m, which this training"):
-        add_teachers(make_job(tmp_path), params.parse({**raw, "model": "7m"}), {})
+        add_teachers(make_job(tmp_path), params.parse({**raw, "model": "7m"}), {}, Ranks())
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

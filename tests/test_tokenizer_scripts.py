@@ -89,6 +89,13 @@ def test_an_existing_tokenizer_is_used_as_it_is(
     assert "which is not a SentencePiece model" in str(run(path="params.yaml"))
     assert "tokenizer.path is none.model, which does not exist" in str(run(path="none.model"))
     assert "which the stage replaces" in str(run(path="models/tokenizer.model"))
+    trained = tmp_path / "models" / "2m"
+    trained.mkdir()
+    (trained / "model.safetensors").write_bytes(b"")
+    (tmp_path / "models" / "tokenizer.model").unlink()  # as DVC does before the stage runs
+    assert "models/2m, whose tokenizer, models/tokenizer.model, this stage" in str(
+        run(path="models/2m")
+    )
 
 
 def test_coverage_allows_fewer_pieces_than_characters() -> None:

@@ -70,16 +70,16 @@ def stop_after(step: int) -> None:
     CheckpointFolder.save = save_and_stop  # type: ignore[method-assign]
 
 
-def make_tokens(path: Path, seed: int) -> token_file.TokenFile:
+def make_tokens(path: Path, seed: int, digest: bytes = DIGEST) -> token_file.TokenFile:
     """Write 120 counting stories: each token is the one before it plus the story's step."""
     random = np.random.default_rng(seed)
-    with token_file.write(path, CONFIG.vocab_size, DIGEST) as writer:
+    with token_file.write(path, CONFIG.vocab_size, digest) as writer:
         for _ in range(120):
             start, step = random.integers(0, 297), random.integers(1, 5)
             story = 3 + (start + step * np.arange(30)) % 297
             framed = np.array([1, *story, 2], np.uint16)
             writer.append(framed, 1, 30)
-    return token_file.read(path, DIGEST)
+    return token_file.read(path, digest)
 
 
 def make_job(folder: Path, config: ModelConfig = CONFIG, **changes: object) -> Job:

@@ -26,13 +26,13 @@ def tokenizer_file(vocabulary: Vocabulary) -> bytes:
     elif vocabulary.kind == TokenizerKind.BYTE_LEVEL:
         data = json.dumps(huggingface.ranked_json(vocabulary)).encode()
     else:
-        raise _unsuited("it merges characters by rank")
+        raise _unsuited("it is BPE of characters with ranked merges")
     try:
         made = tokenizer.from_bytes(data).vocabulary()
     except ValueError as error:
         raise _unsuited(str(error)) from None
     if not _is_same(made, vocabulary):
-        raise _unsuited("it has what no file of the workflow's tokenizers says")
+        raise _unsuited("it has settings that tokenizer.model and tokenizer.json cannot store")
     return data
 
 

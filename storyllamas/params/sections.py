@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
@@ -165,6 +165,19 @@ class Recipe:
     teacher_steps: Annotated[int, Field(ge=0, le=2**40)] = 0
     teacher_share: Rate = 1.0
 
+    @property
+    def longest_run(self) -> int:
+        """Steps of the model or of one of its teachers, whichever takes more."""
+        return max(self.steps, self.teacher_steps if self.teacher_folds else 0)
+
+    def values(self) -> dict[str, Any]:
+        """Return the values of a run; without teachers that it trains, without their keys."""
+        found = asdict(self)
+        if not self.teacher_folds:
+            for key in ("teacher_folds", "teachers_per_fold", "teacher_steps", "teacher_share"):
+                del found[key]
+        return found
+
 
 @dataclass(frozen=True, config=_strict)
 class Distillation:
@@ -298,9 +311,9 @@ class Params:
 
     @property
     def training_flops(self) -> int:
-        """The floating-point operations of the whole training."""
+        """The floating-point operations of the longest run: of the model, or of a teacher."""
         per_token = self.model_config().training_flops
-        return self.recipe.steps * self.recipe.tokens_per_step * per_token
+        return self.recipe.longest_run * self.recipe.tokens_per_step * per_token
 
     def model_config_of(self, name: str) -> ModelConfig:
         """Return the full shape of a size, a key of `sizes`."""

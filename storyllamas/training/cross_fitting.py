@@ -7,18 +7,21 @@ text. Trained teachers stay in the state folder, for all runs with the same ones
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from storyllamas import workdir
+from storyllamas.adapter import weights_sha256
 from storyllamas.errors import UserError
 from storyllamas.fold import Fold
+from storyllamas.training.disk import check_room
 from storyllamas.training.job import Job
 from storyllamas.training.loop import training_run
-from storyllamas.training.teacher import HeldOut
+from storyllamas.training.teacher import RECORD, HeldOut
 from storyllamas.training.trained_model import load_model, save_model
 
 
@@ -38,7 +41,7 @@ class Trained:
 def teacher_jobs(job: Job) -> Iterator[tuple[Fold, Job]]:
     """Yield the runs of a job's teachers with the folds that they hold out.
 
-    Jobs whose seeds differ share no teacher.
+    Jobs whose seeds differ, and are below 2^32 / `teachers_per_fold`, share no teacher.
     """
     recipe, count = job.recipe, job.recipe.teachers_per_fold
     own = dataclasses.replace(
@@ -73,7 +76,7 @@ def train_teachers(
 
     Raises:
         UserError: the text has fewer stories than folds, or a run fails.
-        SystemExit: the run was interrupted; a checkpoint is saved.
+        SystemExit: a run was interrupted; a checkpoint or the whole teacher is saved.
     """
     jobs = list(teacher_jobs(job))
     found = []
@@ -82,6 +85,8 @@ def train_teachers(
         with workdir.locked(folder.with_suffix(".lock"), "another run that trains this teacher"):
             seconds = _seconds(folder)
             if seconds is None:
+                needed = len(job.train.tokens) * RECORD.itemsize
+                check_room(folder.parent, needed, "the probabilities of the teachers")
                 print(
                     f"teacher {number} of {len(jobs)}: without fold {fold}, seed {one.seed}",
                     flush=True,
@@ -100,17 +105,25 @@ def _train(
         details = {
             **about,
             "seed": job.seed,
-            "hyperparameters": dataclasses.asdict(job.recipe),
+            "hyperparameters": job.recipe.values(),
             "training": {**result.metrics, **result.costs},
+            "weights_sha256": _digest(result.tensors),
         }
         save_model(folder, job.config, result.tensors, details)
+    if result.stop_status:
+        raise SystemExit(result.stop_status)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    return weights_sha256((name, tensors[name].numpy()) for name in sorted(tensors))
 
 
 def _seconds(folder: Path) -> float | None:
     """Return the time that a teacher took; None: it is not trained, or its files are damaged."""
     try:
-        load_model(folder)
-        about = json.loads((folder / "config.json").read_text("utf-8"))
+        model, about = load_model(folder)
+        if about["weights_sha256"] != _digest(model.state_dict()):
+            return None
         return float(about["training"]["seconds"])
-    except (UserError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         return None

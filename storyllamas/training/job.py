@@ -92,12 +92,14 @@ class Result:
         metrics: `metrics.final_metrics`, equal for bit-identical runs.
         costs: `metrics.final_costs`, which differ between any two runs.
         adapter: the LoRA adapter, which `tensors` include; None: LoRA is off.
+        stop_status: exit status of a signal that came in the last step; 0: none came.
     """
 
     tensors: dict[str, Tensor]
     metrics: dict[str, Any]
     costs: dict[str, Any]
     adapter: Adapter | None = None
+    stop_status: int = 0
 
 
 def _processor(device: Device) -> str:

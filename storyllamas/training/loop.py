@@ -273,6 +273,7 @@ class Trainer:
             metrics=metrics.final_metrics(self),
             costs=metrics.final_costs(self),
             adapter=start.adapter(self.best) if start else None,
+            stop_status=interrupt.status if interrupt.requested else 0,
         )
 
     def close_logs(self) -> None:

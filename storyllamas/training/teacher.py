@@ -191,12 +191,12 @@ class Teacher:
         batch = max(1, GROUP_TOKENS // max(contexts))
         interrupt, count, shown = Interrupt(os.getppid()), len(of.tokens), 0
         taught = self.taught(of)
-        readers = [_reader(model.on(device), device) for model in self.models]
+        readers: dict[int, Reader] = {}
         cuts = {edge for edges in taught for edge in edges}
         if cuts != {0, count}:
             print("teachers that held out a fold of the text read only that fold", flush=True)
         needed = count * RECORD.itemsize
-        who = "the teacher has" if len(readers) == 1 else "the teachers have"
+        who = "the teacher has" if len(self.models) == 1 else "the teachers have"
         with _refusal_named(path.parent, needed):
             file = part.open("ab")
         with file:
@@ -205,13 +205,14 @@ class Teacher:
                 if block[-1].end <= done:
                     continue
                 interrupt.check_parent()
-                first, end = block[0].first, block[-1].end
-                teaching = [
-                    reader
-                    for reader, edges in zip(readers, taught, strict=True)
-                    if edges[0] <= first and end <= edges[1]
-                ]
-                records = _most_likely(teaching, of.tokens, block, batch)
+                first = block[0].first
+                teaching = [i for i, edges in enumerate(taught) if edges[0] <= first < edges[1]]
+                # Each has its own memory, so only those of this fold are kept.
+                readers = {
+                    i: readers.get(i) or _reader(self.models[i].on(device), device)
+                    for i in teaching
+                }
+                records = _most_likely(list(readers.values()), of.tokens, block, batch)
                 with _refusal_named(path.parent, needed):
                     file.truncate(block[0].first * RECORD.itemsize)
                     file.write(records.tobytes())
@@ -232,7 +233,7 @@ def _refusal_named(folder: Path, needed: int) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            "the probabilities of train.teacher cannot be kept: "
+            "the probabilities of the teachers cannot be kept: "
             f"{describe_refusal(error, folder, needed)} or train without a teacher"
         ) from None
 
