@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import statistics
 import tempfile
@@ -187,7 +186,7 @@ def add_teachers(job: Job, data: Data) -> tuple[Job, float]:
     """Train the teachers of the recipe; return the job with them, and the seconds they took."""
     if not job.recipe.teacher_folds:
         return job, 0.0
-    about = {"tokenizer_sha256": hashlib.sha256(data.tokenizer.read_bytes()).hexdigest()}
+    about = {"tokenizer_sha256": tokenizer.load(data.tokenizer).digest.hex()}
     trained = cross_fitting.train_teachers(job, 60, about)
     folders = [str(one.folder) for one in trained]
     teacher = teacher_reader.read(folders, job.recipe.teacher_share, data.tokenizer)
