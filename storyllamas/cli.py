@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from storyllamas.commands import (
     chat,
@@ -25,7 +25,7 @@ from storyllamas.commands import (
     plan,
     serve,
 )
-from storyllamas.errors import UserError, exit_on_user_error
+from storyllamas.errors import UserError, exit_on_user_error, one_line
 from storyllamas.extras import needs
 
 DESCRIPTION = """\
@@ -92,8 +92,24 @@ COMMANDS: dict[str, Command] = {
 """Every command by name, in the order of the help."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """A parser that says in one sentence what is wrong, instead of the usage of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        help_of = f"{self.prog} --help"
+        self.exit(2, f"error: {self.prog}: {one_line(message)}; {help_of} lists the options\n")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; a wrong option is one of the command, not of `storyllamas`."""
+    parsed, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        parsed.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return parsed
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
         prog="storyllamas",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -107,15 +123,15 @@ def _parser() -> argparse.ArgumentParser:
             description=command.DESCRIPTION,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=command.run, extra=command.EXTRA)
+        sub.set_defaults(run=command.run, extra=command.EXTRA, parser=sub)
         command.add_options(sub)
     return parser
 
 
 @exit_on_user_error
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; an error is one sentence on stderr and exit status 1."""
-    parsed = _parser().parse_args(arguments)
+    """Run the command line; an error is one sentence on stderr and exit status 1 or 2."""
+    parsed = _parse(arguments)
     _check_stdout(parsed)
     try:
         with needs(parsed.extra):

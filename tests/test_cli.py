@@ -71,6 +71,28 @@ def test_generate_rejects_in_one_sentence(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["generate", "--bogus"], "generate: unrecognized arguments: --bogus; storyllamas gener"),
+        (["generate", "--count", "x"], "generate: argument --count: 'x' is not a whole number; "),
+        (["import"], "import: the following arguments are required: SOURCE, --out; storyllamas i"),
+        (["bogus"], ": argument COMMAND: invalid choice: 'bogus'"),
+        ([], ": the following arguments are required: COMMAND; storyllamas --help lists the opt"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    separator = "" if sentence.startswith(":") else " "
+    assert out == ""
+    assert err.startswith(f"error: storyllamas{separator}{sentence}")
+    assert err.count("\n") == 1
+    assert err.endswith(" --help lists the options\n")
+
+
 def test_generate_many_as_lines(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
