@@ -260,7 +260,13 @@ class TokenFile:
             UserError: no record fits into a window.
         """
         if context not in self._rows:
-            self._rows[context] = pack(self.tokens, context).outside(*self.held_out)
+            all_rows = pack(self.tokens, context)
+            self._rows[context] = all_rows.outside(*self.held_out)
+            if len(all_rows.starts) and not len(self._rows[context].starts):
+                raise UserError(
+                    f"{self.path} has records outside of the fold to hold out only in windows that "
+                    "also have some of it: use more records, or smaller folds"
+                )
         rows = self._rows[context]
         if not len(rows.starts):
             raise UserError(

@@ -85,6 +85,16 @@ def test_rows_of_records_leave_out_a_fold(tmp_path: Path) -> None:
     assert sorted(places[:, 0].tolist()) == rows.starts.tolist()
 
 
+def test_a_fold_that_is_in_every_window_is_rejected(tmp_path: Path) -> None:
+    with token_file.write(tmp_path / "a.bin", 300, DIGEST, records=True) as writer:
+        for _ in range(4):
+            writer.append(np.array([1, 5, 1, 6, 2], np.uint16), 1, 1)
+    file = token_file.read(tmp_path / "a.bin")
+    assert len(file.rows(40).starts) == 1
+    with pytest.raises(UserError, match=r"a\.bin has records outside of the fold .* use more rec"):
+        file.hold_out(Fold(1, 2)).rows(40)
+
+
 def test_the_stage_holds_out_the_fold_of_params_yaml(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
