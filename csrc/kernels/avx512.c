@@ -34,20 +34,20 @@ typedef __m512 vector;
 
 enum { LANES = ROWS, AVERAGE_REGISTERS = 4 };
 
-/* Call BLOCK(tile, i, rows) until all of tile_count tiles are multiplied with n rows of x. */
+/* Call BLOCK(tile, i, rows) until all of tile_count tiles are multiplied with n rows of x. The rows
+ * that are left after blocks of 8 are one block, which loads each weight once for all of them. */
 #define FOR_TILES(BLOCK, tile_count, n)                                                            \
     for (size_t tile = 0; tile < (tile_count); tile++) {                                           \
         size_t i = 0;                                                                              \
         for (; i + 8 <= (n); i += 8) BLOCK(tile, i, 8);                                            \
-        if (i + 4 <= (n)) {                                                                        \
-            BLOCK(tile, i, 4);                                                                     \
-            i += 4;                                                                                \
-        }                                                                                          \
-        if (i + 2 <= (n)) {                                                                        \
-            BLOCK(tile, i, 2);                                                                     \
-            i += 2;                                                                                \
-        }                                                                                          \
-        if (i < (n)) BLOCK(tile, i, 1);                                                            \
+        const size_t left = (n) - i;                                                               \
+        if (left == 1) BLOCK(tile, i, 1);                                                          \
+        if (left == 2) BLOCK(tile, i, 2);                                                          \
+        if (left == 3) BLOCK(tile, i, 3);                                                          \
+        if (left == 4) BLOCK(tile, i, 4);                                                          \
+        if (left == 5) BLOCK(tile, i, 5);                                                          \
+        if (left == 6) BLOCK(tile, i, 6);                                                          \
+        if (left == 7) BLOCK(tile, i, 7);                                                          \
     }
 
 /* ---- Matrices of f32, f16 and i8 ------------------------------------------------------------- */
@@ -340,7 +340,7 @@ static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t ti
 #define BLOCK(tile, i, rows)                                                                       \
     block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
                     tile_bytes, 1, x, i, rows)
-    if (n < 16)
+    if (n <= BLOCK_MAX)
         FOR_TILES(BLOCK, tile_count, n)
     else
         matmul_quantized(Q8, y, y_stride, tiles, tile_bytes, tile_count, x, n);
