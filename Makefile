@@ -38,6 +38,8 @@ endif
 export CORPUS SCORES
 # report: an experiment or revision to compare with, optional.
 export BASE
+# bench-draft: the weight file of the draft model.
+export DRAFT
 # bench-server: llama.cpp's program llama-server, optional.
 export LLAMA_SERVER
 
@@ -152,6 +154,10 @@ bench: $(PEERS)/installed ## compare the C engine with others and with the machi
 .PHONY: bench-server
 bench-server: $(VENV)/installed-dev ## put the server under load: SIZES=, ROUNDS=, LLAMA_SERVER= (llama.cpp's program)
 	$(BIN)/python -m bench.server --sizes $(SIZES) --rounds $(ROUNDS) $(if $(LLAMA_SERVER),--llama-server "$$LLAMA_SERVER")
+
+.PHONY: bench-draft
+bench-draft: $(VENV)/installed ## measure what a smaller model that drafts tokens gains: MODEL=, DRAFT=
+	$(BIN)/python -m bench.draft "$$MODEL" "$$DRAFT"
 
 bench-kernels: $(VENV)/installed ## compare each kernel with the machine's limits: SIZES=
 	$(BIN)/python -m bench.kernels --sizes $(SIZES)

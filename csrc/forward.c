@@ -55,15 +55,18 @@ void sl_forward(sl_session *session, const sl_segment *segments, size_t count) {
     sl_autotune_end(tune, sl_clock(), tokens);
 }
 
-int sl_check_logits(const float *logits, size_t count) {
+bool sl_are_finite(const float *logits, size_t count) {
     uint32_t found = 0; /* 1: an exponent has only ones, so the logit is infinity or NaN */
     for (size_t i = 0; i < count; i++) {
         uint32_t bits;
         memcpy(&bits, logits + i, sizeof bits);
         found |= (bits & 0x7f800000) == 0x7f800000;
     }
-    if (found)
-        return sl_fail(SL_ERROR_NUMBER, "the model's logits are not finite: its weights are "
-                                        "damaged, export it again");
-    return SL_OK;
+    return !found;
+}
+
+int sl_check_logits(const float *logits, size_t count) {
+    if (sl_are_finite(logits, count)) return SL_OK;
+    return sl_fail(SL_ERROR_NUMBER, "the model's logits are not finite: its weights are damaged, "
+                                    "export it again");
 }

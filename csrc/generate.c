@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "draft.h"
 #include "error.h"
 #include "forward.h"
 
@@ -20,6 +21,7 @@ static int reject_long_prompt(const sl_session *s, size_t count) {
 static bool recover(sl_session *s) {
     if (!s->is_in_step) return false;
     for (size_t i = 0; i < s->slot_count; i++) sl_sequence_reset(&s->sequences[i]);
+    if (s->draft) sl_sequence_reset(&s->draft->sequences[0]);
     s->is_in_step = false;
     return true;
 }
@@ -44,16 +46,6 @@ static void start(sl_session *s, sl_sequence *sequence, size_t count, const sl_o
         sl_decoder_next(&sequence->decoder, &s->model->tokenizer, sequence->ids[i], sequence->text);
 }
 
-/* Return how many of ids[count] the cache of a sequence already begins with. The last id does not
- * count: it has to go through the model for its logits. */
-static size_t count_cached(const sl_sequence *sequence, const int32_t *ids, size_t count) {
-    const size_t cached = sequence->is_started ? sequence->cache.position : 0;
-    const size_t max = cached < count ? cached : count - 1;
-    size_t same = 0;
-    while (same < max && sequence->ids[same] == ids[same]) same++;
-    return same;
-}
-
 /* Start a sequence with ids[count] in a slot. It keeps what its cache holds of these ids, and
  * counts them in *kept, unless kept is NULL. */
 static int start_ids(sl_session *s, size_t slot, const int32_t *ids, size_t count,
@@ -66,7 +58,7 @@ static int start_ids(sl_session *s, size_t slot, const int32_t *ids, size_t coun
         return sl_fail(SL_ERROR_ARGUMENT, "the prompt has no tokens: give at least one");
     if (count > s->context) return reject_long_prompt(s, count);
     if ((status = sl_check_ids(s->model, ids, count))) return status;
-    const size_t cached = kept ? count_cached(sequence, ids, count) : 0;
+    const size_t cached = kept ? sl_count_cached(sequence, ids, count) : 0;
     sl_sequence_reset(sequence);
     sequence->cache.position = cached;
     memcpy(sequence->ids, ids, count * sizeof *ids);
@@ -115,16 +107,35 @@ static bool needs_token(sl_sequence *sequence) {
     return !sequence->stop;
 }
 
+/* Let the draft model add tokens after the last id of a sequence, as many as it may use and at most
+ * `room`; return their number. */
+static size_t add_draft(const sl_session *s, sl_sequence *sequence, size_t room) {
+    if (!s->draft) return 0;
+    const size_t generated = sequence->id_count - sequence->prompt_count;
+    const size_t wanted = (size_t)sequence->options.max_tokens - generated - 1;
+    const size_t positions = s->context - sequence->id_count;
+    size_t count = s->draft_tokens;
+    if (count > room) count = room;
+    if (count > wanted) count = wanted;
+    if (count > positions) count = positions;
+    return sl_draft(s->draft, sequence, count);
+}
+
 /* Run a forward pass with as many new tokens of sequences[count] as fit in it, at least one. Each
- * sequence that has no new tokens left then gets logits. */
+ * sequence that has no new tokens left then gets logits. If it had one left, drafted tokens follow
+ * in the same pass. */
 static void forward(sl_session *s, sl_sequence *const *sequences, size_t count) {
     sl_segment segments[SL_MAX_SLOTS];
     size_t segment_count = 0, room = s->rows;
     do {
         sl_sequence *sequence = sequences[segment_count];
         const size_t position = sequence->cache.position, left = sequence->id_count - position;
-        const size_t n = left < room ? left : room;
-        segments[segment_count++] = (sl_segment){sequence, sequence->ids + position, n, n == left};
+        const size_t drafted = left == 1 ? add_draft(s, sequence, room - 1) : 0;
+        const size_t n = left < room ? left + drafted : room;
+        sequence->draft_count = drafted;
+        sequence->drafted += drafted;
+        segments[segment_count++] =
+            (sl_segment){sequence, sequence->ids + position, n, n >= left ? 1 + drafted : 0};
         room -= n;
     } while (segment_count < count && room);
     sl_forward(s, segments, segment_count);
@@ -132,7 +143,7 @@ static void forward(sl_session *s, sl_sequence *const *sequences, size_t count) 
     for (size_t r = 0; r < segment_count; r++) {
         if (!segments[r].logit_count) continue;
         segments[r].sequence->logits = logits;
-        logits += sl_logits_stride(s->model);
+        logits += segments[r].logit_count * sl_logits_stride(s->model);
     }
 }
 
@@ -156,6 +167,19 @@ static void sample(void *context, size_t first, size_t end, size_t thread) {
         if (top)
             sl_logprobs_fill(&sequence->logprobs, kernels, sequence->unsampled, count,
                              sequence->next_id, top);
+    }
+}
+
+/* Go on to the logits after the sampled token, if the model has them because it was drafted. Else
+ * forget the tokens that were drafted. */
+static void follow_draft(const sl_model *model, sl_sequence *sequence) {
+    if (sequence->draft_count && sequence->ids[sequence->id_count] == sequence->next_id) {
+        sequence->draft_count--;
+        sequence->accepted++;
+        sequence->logits += sl_logits_stride(model);
+    } else {
+        sequence->draft_count = 0;
+        sequence->cache.position = sequence->id_count;
         sequence->logits = NULL;
     }
 }
@@ -208,8 +232,10 @@ static int generate_ready(sl_session *s, sl_sequence **sequences, size_t *count,
     *count = waiting_count;
     sampling c = {s->model, ready};
     sl_parallel_for(s->pool, ready_count, 1, sample, &c);
-    for (size_t i = 0; i < ready_count; i++)
+    for (size_t i = 0; i < ready_count; i++) {
+        follow_draft(s->model, ready[i]);
         append_token(s->model, ready[i], &pieces[ready[i] - s->sequences]);
+    }
     return status;
 }
 
@@ -262,7 +288,9 @@ int sl_step(sl_session *session, sl_piece *pieces) {
 /* Put the prompt through the model. */
 static int prefill(sl_session *s) {
     sl_sequence *sequence = s->sequences;
+    s->is_in_step = true;
     while (!sequence->logits) forward(s, &sequence, 1);
+    s->is_in_step = false;
     const int status = sl_check_logits(sequence->logits, s->model->info.vocab_size);
     if (status) sl_sequence_reset(sequence);
     return status;
@@ -299,6 +327,11 @@ size_t sl_prompt_tokens(const sl_session *session) {
 
 size_t sl_sequence_tokens(const sl_session *session) {
     return session->sequences[0].is_started ? session->sequences[0].id_count : 0;
+}
+
+void sl_draft_counts(const sl_session *session, size_t *drafted, size_t *accepted) {
+    *drafted = session->sequences[0].drafted;
+    *accepted = session->sequences[0].accepted;
 }
 
 int sl_generate(sl_session *session, const char *prompt, size_t length, const sl_options *options,

@@ -18,8 +18,12 @@ static const sl_options defaults = SL_OPTIONS_DEFAULTS;
 static const sl_model_options model_defaults = SL_MODEL_OPTIONS_DEFAULTS;
 static const sl_session_options session_defaults = SL_SESSION_OPTIONS_DEFAULTS;
 
+enum { DEFAULT_DRAFT_TOKENS = 3 }; /* the default of --draft-tokens */
+
 typedef struct {
     const char *model;
+    const char *draft;       /* NULL: none */
+    uint32_t draft_tokens;   /* 0: not given */
     const char *prompt_text; /* as it is given: the prompt, or - for standard input */
     const char *prompt_file;
     char *prompt; /* [prompt_length] */
@@ -100,6 +104,10 @@ static void print_help(void) {
         "                               memory of f16); auto: with quantized weights q8\n"
         "                               if head_dim is 64 or more, else f16; with f32\n"
         "                               weights f32 (auto)\n"
+        "      --draft FILE             let a smaller model with the same tokenizer draft tokens:\n"
+        "                               the same story in less time if the model is many\n"
+        "                               times larger\n"
+        "      --draft-tokens N         tokens that it drafts at a time, 1 to %d (%d)\n"
         "      --ids                    print token ids instead of text, the prompt included\n"
         "      --info                   print what is in the weight file\n"
         "      --bench                  measure the speed: medians of five runs\n"
@@ -117,7 +125,8 @@ static void print_help(void) {
         "  run model.slm --seed random -f beginning.txt\n",
         defaults.max_tokens, defaults.seed, (double)defaults.temperature, defaults.top_k,
         (double)defaults.top_p, (double)defaults.min_p, (double)defaults.repetition_penalty,
-        defaults.repetition_window, session_defaults.threads);
+        defaults.repetition_window, session_defaults.threads, SL_MAX_DRAFT_TOKENS,
+        DEFAULT_DRAFT_TOKENS);
 }
 
 static float parse_real(const char *name, const char *text) {
@@ -238,6 +247,8 @@ enum {
     THREADS,
     PAGES,
     CACHE,
+    DRAFT,
+    DRAFT_TOKENS,
     IDS,
     INFO,
     BENCH
@@ -305,6 +316,12 @@ static void parse_option(command *c, int option, const char *value) {
     case CACHE:
         c->session_options.cache = parse_cache(value);
         break;
+    case DRAFT:
+        c->draft = value;
+        break;
+    case DRAFT_TOKENS:
+        c->draft_tokens = (uint32_t)parse_integer("--draft-tokens", value, 1, SL_MAX_DRAFT_TOKENS);
+        break;
     case IDS:
         c->ids = true;
         break;
@@ -340,6 +357,8 @@ static command parse(int argc, char **argv) {
         {"threads", required_argument, NULL, THREADS},
         {"pages", required_argument, NULL, PAGES},
         {"cache", required_argument, NULL, CACHE},
+        {"draft", required_argument, NULL, DRAFT},
+        {"draft-tokens", required_argument, NULL, DRAFT_TOKENS},
         {"ids", no_argument, NULL, IDS},
         {"info", no_argument, NULL, INFO},
         {"bench", no_argument, NULL, BENCH},
@@ -360,6 +379,9 @@ static command parse(int argc, char **argv) {
     }
     if (optind == argc)
         fail("no weight file is given: run MODEL.slm [PROMPT]; --help lists the options");
+    if (c.draft_tokens && !c.draft)
+        fail("--draft-tokens is %" PRIu32 " and there is no draft: name one with --draft",
+             c.draft_tokens);
     c.model = argv[optind++];
     if (optind < argc) set_prompt(&c, argv[optind++]);
     if (optind < argc)
@@ -411,6 +433,9 @@ static void print_story(const command *c, const sl_model *model, sl_session *ses
     fprintf(stderr, "%zu tokens after a prompt of %zu in %.3f s, %.0f tokens/s; stopped at %s\n",
             generated, prompt_tokens, end - start, (double)generated / (end - prompt_end),
             sl_stop_name(piece.stop));
+    size_t drafted, accepted;
+    sl_draft_counts(session, &drafted, &accepted);
+    if (drafted) fprintf(stderr, "%zu of %zu drafted tokens accepted\n", accepted, drafted);
 }
 
 /* ---- Information and speed ------------------------------------------------------------------- */
@@ -505,10 +530,17 @@ int main(int argc, char **argv) {
     argv = sl_program_start(&argc, argv);
     command c = parse(argc, argv);
     if (!c.info && !c.bench) load_prompt(&c);
-    sl_model *model;
-    sl_session *session = NULL;
+    sl_model *model, *draft_model = NULL;
+    sl_session *session = NULL, *draft = NULL;
     check(sl_model_open(&model, c.model, &c.model_options));
     if (!c.info) check(sl_session_new(&session, model, &c.session_options));
+    if (!c.info && c.draft) {
+        check(sl_model_open(&draft_model, c.draft, &c.model_options));
+        /* A small model is fastest on one thread, while the others wait for the large one. */
+        c.session_options.threads = 1;
+        check(sl_session_new(&draft, draft_model, &c.session_options));
+        check(sl_set_draft(session, draft, c.draft_tokens ? c.draft_tokens : DEFAULT_DRAFT_TOKENS));
+    }
     if (c.info)
         print_info(model);
     else if (c.bench)
@@ -517,7 +549,9 @@ int main(int argc, char **argv) {
         print_story(&c, model, session);
     close_output();
     sl_session_free(session);
+    sl_session_free(draft);
     sl_model_close(model);
+    sl_model_close(draft_model);
     free(c.prompt);
     return EXIT_SUCCESS;
 }

@@ -284,7 +284,16 @@ void sl_sequence_reset(sl_sequence *sequence) {
     sequence->cache.position = 0;
     sequence->is_started = false;
     sequence->logits = NULL;
+    sequence->draft_count = sequence->drafted = sequence->accepted = 0;
     sequence->stop = SL_IDLE;
+}
+
+size_t sl_count_cached(const sl_sequence *sequence, const int32_t *ids, size_t count) {
+    const size_t cached = sequence->is_started ? sequence->cache.position : 0;
+    const size_t max = cached < count ? cached : count - 1;
+    size_t same = 0;
+    while (same < max && sequence->ids[same] == ids[same]) same++;
+    return same;
 }
 
 size_t sl_logits_stride(const sl_model *model) {

@@ -21,10 +21,13 @@ typedef struct {
     int32_t *ids; /* [context]; the model has processed those before cache.position */
     size_t id_count;
     size_t prompt_count;
-    float *logits;    /* after the last id; NULL: not computed yet */
-    float *unsampled; /* [vocab_size] a copy of them, if options.logprobs is set */
-    int32_t next_id;  /* the token that was sampled from them */
-    int32_t stop;     /* SL_RUNNING or why the sequence ended */
+    float *logits;      /* after the last id; NULL: not computed yet */
+    size_t draft_count; /* drafted ids after the last id, with logits after each, in turn */
+    size_t drafted;     /* since the sequence was started */
+    size_t accepted;    /* of them */
+    float *unsampled;   /* [vocab_size] a copy of them, if options.logprobs is set */
+    int32_t next_id;    /* the token that was sampled from them */
+    int32_t stop;       /* SL_RUNNING or why the sequence ended */
     bool is_started;
     bool was_running; /* before the current step */
     char *text;       /* [sl_decoder_bound] */
@@ -51,6 +54,9 @@ struct sl_session {
     size_t slot_count;
     bool is_in_step; /* stays set in a child that was forked while another thread ran a step */
 
+    sl_session *draft; /* of a model that drafts tokens for slot 0; NULL: none */
+    size_t draft_tokens;
+
     /* Scratch memory, each array with `rows` rows. Products are padded to whole tiles. */
     float *x;                 /* [dim] the residual stream */
     float *input;             /* [widest input of a matrix] */
@@ -74,6 +80,10 @@ sl_thread_pool *sl_session_pool(sl_session *session);
 
 /* Discard the sequence in a slot; the slot becomes idle. */
 void sl_sequence_reset(sl_sequence *sequence);
+
+/* Return how many of ids[count] the cache of a sequence already begins with. The last id does not
+ * count: it has to go through the model for its logits. */
+size_t sl_count_cached(const sl_sequence *sequence, const int32_t *ids, size_t count);
 
 /* Return the number of floats between two rows of session->logits. */
 size_t sl_logits_stride(const sl_model *model);

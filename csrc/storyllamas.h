@@ -479,6 +479,28 @@ typedef int (*sl_callback)(void *data, const sl_piece *piece);
 SL_API int sl_generate(sl_session *session, const char *prompt, size_t length,
                        const sl_options *options, sl_callback callback, void *data, int32_t *stop);
 
+/* ---- Speculative decoding -------------------------------------------------------------------- */
+
+enum { SL_MAX_DRAFT_TOKENS = 64 };
+
+/* Let a smaller model draft tokens for the sequence in slot 0. Before a pass of the large model,
+ * the small one generates up to `tokens` tokens, 1 … SL_MAX_DRAFT_TOKENS, and fewer than the chunk
+ * of the large one's session. The pass computes the logits after each of them. Those that the large
+ * model samples itself are accepted, up to the first that it does not (Leviathan et al. 2023,
+ * arXiv:2211.17192). Both models draw with the same random numbers, and each token is sampled from
+ * the large model's logits. So what is generated stays the same, bit by bit. In the article, a
+ * drafted token is accepted with the ratio of its probabilities. A large model whose keys or values
+ * overflow at a drafted token may end with SL_ERROR_NUMBER.
+ *
+ * The session has one slot. The models have the same vocabulary. The draft's sequence in slot 0
+ * ends. Until the session is freed, or has another draft or none, do not use the draft session
+ * yourself, not from another thread either, and do not free it. NULL: no draft. */
+SL_API int sl_set_draft(sl_session *session, sl_session *draft, uint32_t tokens);
+
+/* Set *drafted to the number of tokens that were drafted since the sequence in slot 0 was started,
+ * and *accepted to how many of them the model has accepted so far. */
+SL_API void sl_draft_counts(const sl_session *session, size_t *drafted, size_t *accepted);
+
 /* ---- Batched generation ---------------------------------------------------------------------- */
 
 /* A session with several slots generates a token for the sequence in each slot in one step, which

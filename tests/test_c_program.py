@@ -729,6 +729,14 @@ def test_threads_do_not_race(
     assert "WARNING" not in done.stderr
 
 
+def test_a_draft_does_not_race(build: Path, model: Path) -> None:
+    command = [build / "raced" / "run", model, "--threads", "3", "-n", "100", "--draft", model]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    assert "drafted tokens accepted" in done.stderr
+
+
 def test_migration_to_huge_pages_changes_no_story(run: Run, large_model: Path) -> None:
     for tokens in (1, 5, 100):  # the program ends before, during or after the migration
         runs = [run(large_model, "-n", tokens, "--pages", p) for p in ("auto", "shared", "huge")]

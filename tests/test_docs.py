@@ -419,14 +419,15 @@ def examples(language: str) -> list[object]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with small weight files where the workflow writes those of 2m."""
+    """Return a folder with small weight files where the workflow writes those of 2m and 30m."""
     root = tmp_path_factory.mktemp("examples")
-    exported = root / "models/2m/export"
-    exported.mkdir(parents=True)
     config = engine_files.small_config()
     tensors = engine_files.random_tensors(config, 1)
-    for name in ("f32", "q8", "q4"):
-        engine_files.write(exported / f"{name}.slm", config, tensors, weight_type=name)
+    for size in ("2m", "30m"):
+        exported = root / "models" / size / "export"
+        exported.mkdir(parents=True)
+        for name in ("f32", "q8", "q4"):
+            engine_files.write(exported / f"{name}.slm", config, tensors, weight_type=name)
     return root
 
 

@@ -38,7 +38,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FORK = """
 import os, sys
 from storyllamas.engine.engine import Engine
-engine = Engine(sys.argv[1], threads=3)
+draft = Engine(sys.argv[1], threads=2) if sys.argv[2:] else None
+engine = Engine(sys.argv[1], threads=3, draft=draft)
 idle = engine.logits([5, 300])
 single = Engine(sys.argv[1], threads=1)
 whole = "".join(single.generate("a", seed=1, ignore_eos=True, max_tokens=60))
@@ -56,8 +57,11 @@ for _ in range(20):
 """
 
 
-def test_a_child_uses_and_frees_the_sessions_that_it_inherits(model: Path) -> None:
-    subprocess.run([sys.executable, "-c", FORK, model], check=True, timeout=LIMIT)
+@pytest.mark.parametrize("draft", [[], ["draft"]], ids=["plain", "draft"])
+def test_a_child_uses_and_frees_the_sessions_that_it_inherits(
+    model: Path, draft: list[str]
+) -> None:
+    subprocess.run([sys.executable, "-c", FORK, model, *draft], check=True, timeout=LIMIT)
 
 
 MUTEX = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from storyllamas.commands.engine_options import add_engine_options, open_engine
+from storyllamas.commands.engine_options import add_draft_options, add_engine_options, open_engine
 from storyllamas.commands.sampler_options import OPTIONS, add_sampler_options, sampler_options
 
 SUMMARY = "hold a conversation with a model"
@@ -42,6 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="system message at the start of the conversation (default: that of the template)",
     )
     add_engine_options(parser)
+    add_draft_options(parser)
     add_sampler_options(parser, SAMPLER_OPTIONS, HELP)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from storyllamas import instruct
 from storyllamas.argument_types import positive
-from storyllamas.commands.engine_options import add_engine_options, open_engine
+from storyllamas.commands.engine_options import add_draft_options, add_engine_options, open_engine
 from storyllamas.commands.sampler_options import add_sampler_options, sampler_options
 from storyllamas.errors import UserError
 
@@ -52,6 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "memory, in float32",
     )
     add_engine_options(parser)
+    add_draft_options(parser)
     beginning = parser.add_mutually_exclusive_group()
     beginning.add_argument(
         "--prompt",
@@ -106,6 +107,9 @@ def run(arguments: argparse.Namespace) -> None:
         print(instruct.response_text(piece) if is_first else piece, end="", flush=True)
     print()
     print(f"{story.tokens} tokens, stopped at {story.stop}", file=sys.stderr)
+    if story.drafted:
+        counts = f"{story.accepted} of {story.drafted} drafted tokens accepted"
+        print(counts, file=sys.stderr)
 
 
 def _asked(arguments: argparse.Namespace, engine: Engine) -> list[int] | None:

@@ -7,8 +7,8 @@
 
 _shtab_storyllamas_subparsers=(generate chat serve info evaluate judge corpus export import merge plan completion)
 
-_shtab_storyllamas_generate_option_strings=(-h --help --model --adapter --threads --pages --cache --prompt --prompt-file --prompts --words --ending --count --out --seed --max-tokens --ignore-eos --temperature --top-k --top-p --min-p --repetition-penalty --repetition-window)
-_shtab_storyllamas_chat_option_strings=(-h --help --system --threads --pages --cache --seed --max-tokens --temperature --top-k --top-p --min-p --repetition-penalty --repetition-window)
+_shtab_storyllamas_generate_option_strings=(-h --help --model --adapter --threads --pages --cache --draft --draft-tokens --prompt --prompt-file --prompts --words --ending --count --out --seed --max-tokens --ignore-eos --temperature --top-k --top-p --min-p --repetition-penalty --repetition-window)
+_shtab_storyllamas_chat_option_strings=(-h --help --system --threads --pages --cache --draft --draft-tokens --seed --max-tokens --temperature --top-k --top-p --min-p --repetition-penalty --repetition-window)
 _shtab_storyllamas_serve_option_strings=(-h --help --model --threads --pages --cache --host --port --slots --max-waiting --web)
 _shtab_storyllamas_info_option_strings=(-h --help --json)
 _shtab_storyllamas_evaluate_option_strings=(-h --help --model --threads --pages --cache --stories --count --json)
@@ -23,10 +23,12 @@ _shtab_storyllamas_option_strings=(-h --help)
 
 _shtab_storyllamas_generate___model_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_generate___adapter_COMPGEN=_shtab_compgen_files
+_shtab_storyllamas_generate___draft_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_generate___prompt_file_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_generate___prompts_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_generate___out_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_chat_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_storyllamas_chat___draft_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_serve___model_COMPGEN=_shtab_compgen_files
 _shtab_storyllamas_serve___web_COMPGEN=_shtab_compgen_dirs
 _shtab_storyllamas_info_pos_0_COMPGEN=_shtab_compgen_files

@@ -51,7 +51,7 @@ function _shtab_storyllamas_using
 end
 
 set -g _shtab_storyllamas_commands generate chat serve info evaluate judge corpus export import merge plan completion
-set -g _shtab_storyllamas_opts_with_value --adapter --against --answers --body --cache --calibrate --concurrency --count --edition --ending --endpoint --group-size --host --judge --key-variable --max-tokens --max-waiting --min-p --model --out --pages --picture --port --price-in --price-out --prompt --prompt-file --prompts --repeats --repetition-penalty --repetition-window --seed --separator --set-param --slots --stories --system --temperature --threads --timeout --to --tokenizer --top-k --top-p --type --web --words -S
+set -g _shtab_storyllamas_opts_with_value --adapter --against --answers --body --cache --calibrate --concurrency --count --draft --draft-tokens --edition --ending --endpoint --group-size --host --judge --key-variable --max-tokens --max-waiting --min-p --model --out --pages --picture --port --price-in --price-out --prompt --prompt-file --prompts --repeats --repetition-penalty --repetition-window --seed --separator --set-param --slots --stories --system --temperature --threads --timeout --to --tokenizer --top-k --top-p --type --web --words -S
 
 complete -c storyllamas -e
 complete -c storyllamas -f
@@ -64,6 +64,8 @@ complete -c storyllamas -n '_shtab_storyllamas_using generate' -l adapter -xka "
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l threads -x -d 'use N threads; 0 is automatic (default: 0)'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l pages -xka "auto shared huge" -d 'shared maps the file, huge copies it to huge pages (faster for large files), auto maps it and copies a large file while it generates (default: auto)'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l cache -xka "auto f32 f16 q8" -d 'type of the keys and values in the key-value cache; q8 has 8 bits; auto is, with quantized weights, q8 if head_dim is 64 or more, else f16, and with f32 weights f32 (default: auto)'
+complete -c storyllamas -n '_shtab_storyllamas_using generate' -l draft -xka "(__fish_complete_path (commandline -ct))" -d 'weight file of a smaller model with the same tokenizer that drafts tokens: the same text in less time if the model is many times larger; for one text at a time'
+complete -c storyllamas -n '_shtab_storyllamas_using generate' -l draft-tokens -x -d 'number of tokens that it drafts at a time, 1 to 64 (default: 3)'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l prompt -x -d 'text that the story begins with; - reads it from standard input'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l prompt-file -xka "(__fish_complete_path (commandline -ct))" -d 'file with the text that the story begins with; - is standard input'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l prompts -xka "(__fish_complete_path (commandline -ct))" -d 'file with a prompt in each line'
@@ -86,6 +88,8 @@ complete -c storyllamas -n '_shtab_storyllamas_using chat' -l system -x -d 'syst
 complete -c storyllamas -n '_shtab_storyllamas_using chat' -l threads -x -d 'use N threads; 0 is automatic (default: 0)'
 complete -c storyllamas -n '_shtab_storyllamas_using chat' -l pages -xka "auto shared huge" -d 'shared maps the file, huge copies it to huge pages (faster for large files), auto maps it and copies a large file while it generates (default: auto)'
 complete -c storyllamas -n '_shtab_storyllamas_using chat' -l cache -xka "auto f32 f16 q8" -d 'type of the keys and values in the key-value cache; q8 has 8 bits; auto is, with quantized weights, q8 if head_dim is 64 or more, else f16, and with f32 weights f32 (default: auto)'
+complete -c storyllamas -n '_shtab_storyllamas_using chat' -l draft -xka "(__fish_complete_path (commandline -ct))" -d 'weight file of a smaller model with the same tokenizer that drafts tokens: the same text in less time if the model is many times larger; for one text at a time'
+complete -c storyllamas -n '_shtab_storyllamas_using chat' -l draft-tokens -x -d 'number of tokens that it drafts at a time, 1 to 64 (default: 3)'
 complete -c storyllamas -n '_shtab_storyllamas_using chat' -l seed -x -d '0 and up; the same seed and turns give the same replies; random takes one and prints it on standard error'
 complete -c storyllamas -n '_shtab_storyllamas_using chat' -l max-tokens -x -d 'generate at most N tokens for a reply, 1 and up; without it, a reply ends where the model ends it'
 complete -c storyllamas -n '_shtab_storyllamas_using chat' -l temperature -x -d '0 to 1000; 0 takes the most probable token'
