@@ -41,7 +41,7 @@ from storyllamas.pretokenize import pretokenize
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import storage
 from storyllamas.token_file import TokenFile
-from storyllamas.training import cross_fitting, device, teacher_reader
+from storyllamas.training import cross_fitting, device
 from storyllamas.training.job import Job
 from storyllamas.training.loop import training_run
 from storyllamas.vocabulary import Vocabulary
@@ -143,34 +143,56 @@ class Row:
         return [score.loss for score in self.scores]
 
 
-def recipe_of(name: str, size: str, budget: int | None, raw: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a row.
+def params_of(name: str, size: str, budget: int | None, raw: Mapping[str, Any]) -> Params:
+    """Return the parameters of the runs of a row.
 
     Args:
         name: key of `ROWS`.
         size: key of `sizes` in params.yaml.
-        budget: tokens to train on; None: as many as the recipe says.
+        budget: tokens to train on, also for each teacher; None: as many as the recipe says.
         raw: the content of params.yaml.
     """
     _, based_on, changes = ROWS[name]
     chosen = params.parse({**raw, "model": size, "recipe": based_on, "train": {}})
     recipe = dataclasses.replace(chosen.recipe, **changes)
+    return dataclasses.replace(
+        chosen,
+        recipe=_within(recipe, budget),
+        teacher_recipe=chosen.teacher_recipe and _within(chosen.teacher_recipe, budget),
+    )
+
+
+def _within(recipe: Recipe, budget: int | None) -> Recipe:
+    """Return a recipe with fewer steps if it has more tokens than the budget."""
     steps = max(1, budget // recipe.tokens_per_step) if budget else recipe.steps
     return dataclasses.replace(
         recipe,
         steps=steps,
-        teacher_steps=min(recipe.teacher_steps, steps),
         eval_every=max(1, steps // VALIDATIONS),
         eval_sequences=WINDOWS,
     )
 
 
-def run(job: Job, name: str, data: Data) -> tuple[Score, float, dict[int, float]]:
-    """Train, or read the result of an earlier call: the score, the seconds and the curve."""
+def run(
+    job: Job, teacher: Job | None, name: str, data: Data
+) -> tuple[Score, float, dict[int, float]]:
+    """Train, or read the result of an earlier call: the score, the seconds and the curve.
+
+    Args:
+        job: the run.
+        teacher: that of a teacher; None: it has none.
+        name: of the folder of its logs.
+        data: what it learns from.
+    """
     kept = WORK / f"{job.key()}.json"
     if not kept.exists():
         logs = WORK / f"{name}-{job.seed}"
-        job, teacher_seconds = add_teachers(job, data)
+        teacher_seconds = 0.0
+        if teacher:
+            about = {"tokenizer_sha256": tokenizer.load(data.tokenizer).digest.hex()}
+            job, teacher_seconds = cross_fitting.add_teachers(
+                job, teacher, 60, about, data.tokenizer
+            )
         with training_run(job, logs, checkpoint_seconds=60) as result:
             curve = [line.split(",") for line in (logs / "validation.csv").read_text().split()[1:]]
             points = {int(seen): float(loss) for _, seen, loss in curve}
@@ -180,17 +202,6 @@ def run(job: Job, name: str, data: Data) -> tuple[Score, float, dict[int, float]
     found = json.loads(kept.read_text())
     points = {int(seen): loss for seen, loss in found["curve"].items()}
     return Score(**found["score"]), found["seconds"], points
-
-
-def add_teachers(job: Job, data: Data) -> tuple[Job, float]:
-    """Train the teachers of the recipe; return the job with them, and the seconds they took."""
-    if not job.recipe.teacher_folds:
-        return job, 0.0
-    about = {"tokenizer_sha256": tokenizer.load(data.tokenizer).digest.hex()}
-    trained = cross_fitting.train_teachers(job, 60, about)
-    folders = [str(one.folder) for one in trained]
-    teacher = teacher_reader.read(folders, job.recipe.teacher_share, data.tokenizer)
-    return dataclasses.replace(job, teacher=teacher), sum(one.seconds for one in trained)
 
 
 def score(config: ModelConfig, tensors: Mapping[str, Tensor], data: Data) -> Score:
@@ -203,7 +214,7 @@ def score(config: ModelConfig, tensors: Mapping[str, Tensor], data: Data) -> Sco
         return evaluation.score(Engine(path), data.stories)
 
 
-def job_of(
+def jobs_of(
     chosen: Params,
     raw: Mapping[str, Any],
     size: str,
@@ -211,24 +222,28 @@ def job_of(
     tokens: int | None,
     seed: int,
     files: tuple[TokenFile, TokenFile],
-) -> Job:
-    """Return the run of a size and a row.
+) -> tuple[Job, Job | None]:
+    """Return the run of a size and a row, and that of a teacher if it has some.
 
     Args:
         chosen: the content of params.yaml, whose device all runs share.
         raw: the same, not parsed.
         size: key of `sizes` in params.yaml.
         name: key of `ROWS`.
-        tokens: as `budget` of `recipe_of`.
+        tokens: as `budget` of `params_of`.
         seed: of the run.
         files: the tokens to train and to validate on.
     """
     train, valid = files
-    shape = params.parse({**raw, "model": size, "train": {}}).model_config()
-    config = dataclasses.replace(shape, vocab_size=train.vocab_size)
-    recipe = recipe_of(name, size, tokens, raw)
-    flops = recipe.longest_run * recipe.tokens_per_step * config.training_flops
-    return Job(config, recipe, seed, train, valid, device.choose(chosen.compute, flops))
+    of_row = params_of(name, size, tokens, raw)
+    where = device.choose(chosen.compute, of_row.training_flops)
+
+    def job(one: Params) -> Job:
+        config = dataclasses.replace(one.model_config(), vocab_size=train.vocab_size)
+        return Job(config, one.recipe, seed, train, valid, where)
+
+    teacher = of_row.of_teacher()
+    return job(of_row), job(teacher) if teacher else None
 
 
 def compare(chosen: Params, raw: dict[str, Any], data: Data, arguments: Any) -> Iterator[Row]:
@@ -239,8 +254,8 @@ def compare(chosen: Params, raw: dict[str, Any], data: Data, arguments: Any) -> 
             found = []
             for seed in arguments.seeds:
                 print(f"{size}, {ROWS[name][0]}, seed {seed}", flush=True)
-                job = job_of(chosen, raw, size, name, arguments.tokens, seed, tokens)
-                found.append(run(job, f"{size}-{name}", data))
+                job, teacher = jobs_of(chosen, raw, size, name, arguments.tokens, seed, tokens)
+                found.append(run(job, teacher, f"{size}-{name}", data))
             scores, seconds, curves = map(list, zip(*found, strict=True))
             total = job.recipe.steps * job.recipe.tokens_per_step
             yield Row(size, ROWS[name][0], total, scores, statistics.mean(seconds), curves)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.learning import WORK, Data, job_of, of_the_project, prepare, recipe_of, run
+from bench.learning import WORK, Data, jobs_of, of_the_project, params_of, prepare, run
 from bench.scaling_law import MILLION, Law, Point, fit, resampled
 from storyllamas import params, token_file
 from storyllamas.errors import UserError, exit_on_user_error
@@ -102,20 +102,20 @@ def points(
     for cell in cells:
         part = first_part(train, cell.share)
         budget = round(cell.million_tokens * 1e6)
-        job = job_of(chosen, raw, cell.size, "fast", budget, seed, (part, valid))
+        job, _ = jobs_of(chosen, raw, cell.size, "fast", budget, seed, (part, valid))
         every = max(1, job.recipe.steps // VALIDATIONS)
         recipe = dataclasses.replace(job.recipe, eval_every=every, eval_sequences=WINDOWS)
         job = dataclasses.replace(job, recipe=recipe)
         tokens = job.recipe.steps * job.recipe.tokens_per_step
         print(f"{cell.size}, {tokens / 1e6:.2f} M of {len(part.tokens) / 1e6:.2f} M", flush=True)
         name = f"scaling-{cell.size}-{cell.million_tokens:g}-{cell.share:g}"
-        score, _, _ = run(job, name, data)
+        score, _, _ = run(job, None, name, data)
         yield Point(job.config.parameters, tokens, len(part.tokens), score.loss)
 
 
 def is_fitted(cell: Cell, raw: Mapping[str, Any]) -> bool:
     """Return whether a run has enough steps for the law."""
-    step = recipe_of("fast", cell.size, None, raw).tokens_per_step
+    step = params_of("fast", cell.size, None, raw).recipe.tokens_per_step
     return cell.million_tokens * 1e6 >= MIN_STEPS * step
 
 

@@ -147,25 +147,27 @@ def add_teachers(
 
     Those of `train.teacher` are read; those of `teacher_folds` are trained first.
     """
-    paths, costs = chosen.distillation.teacher, {}
+    paths = chosen.distillation.teacher
     if (paths or job.recipe.teacher_folds) and ranks.world_size > 1:
         raise UserError(
             f"{ranks.world_size} processes train and there are teachers: use one, since only one "
             "process can learn from a teacher"
         )
+    if own := chosen.of_teacher():
+        teacher_job = dataclasses.replace(job, config=own.model_config(), recipe=own.recipe)
+        known = {**about, "size": own.model}
+        job, seconds = cross_fitting.add_teachers(
+            job, teacher_job, chosen.compute.checkpoint_seconds, known, TOKENIZER, PARENT
+        )
+        return job, {"teacher_seconds": decimals(seconds, 1)}
+    if not paths:
+        return job, {}
     for path in paths:
         check_stays("train.teacher", Path(path), chosen.model)
-    if job.recipe.teacher_folds:
-        seconds = chosen.compute.checkpoint_seconds
-        trained = cross_fitting.train_teachers(job, seconds, about, PARENT)
-        paths = tuple(str(one.folder) for one in trained)
-        costs["teacher_seconds"] = decimals(sum(one.seconds for one in trained), 1)
-    if not paths:
-        return job, costs
     from storyllamas.training import teacher_reader
 
     teacher = teacher_reader.read(paths, job.recipe.teacher_share, TOKENIZER)
-    return dataclasses.replace(job, teacher=teacher), costs
+    return dataclasses.replace(job, teacher=teacher), {}
 
 
 def check_stays(parameter: str, path: Path, size: str) -> None:

@@ -79,10 +79,14 @@ def test_a_row_whose_teachers_are_trained_first(
 
 def test_tokens_of_the_recipe() -> None:
     raw = params.read(ROOT / "params.yaml")
-    recipe = learning.recipe_of("fast", "7m", None, raw)
+    recipe = learning.params_of("fast", "7m", None, raw).recipe
     assert (recipe.steps, recipe.tokens_per_step) == (8000, 2048)
-    assert learning.recipe_of("fast", "7m", 4096, raw).steps == 2
-    taught = learning.recipe_of("distill", "2m", 10 * 1024, raw)
-    assert (taught.steps, taught.teacher_steps) == (10, 10)
-    assert learning.recipe_of("distill", "2m", None, raw).teacher_steps == 16000
+    assert learning.params_of("fast", "7m", 4096, raw).recipe.steps == 2
+    taught = learning.params_of("distill", "7m", 10 * 2048, raw)
+    teacher = taught.of_teacher()
+    assert teacher
+    assert (taught.recipe.steps, teacher.model, teacher.recipe.steps) == (10, "2m", 20)
+    whole = learning.params_of("distill", "2m", None, raw).of_teacher()
+    assert whole
+    assert whole.recipe.steps == 16000
     assert learning.budget("recipe") is None

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,13 @@ def job(tmp_path: Path) -> Job:
     return make_job(tmp_path, steps=5, **FOLDS)
 
 
+def teacher_of(job: Job) -> Job:
+    """Return the run of a teacher of the same size."""
+    return dataclasses.replace(job, recipe=job.recipe.teacher())
+
+
 def test_each_fold_has_its_teachers_and_each_seed_its_own(job: Job) -> None:
-    jobs = list(teacher_jobs(job))
+    jobs = list(teacher_jobs(job, teacher_of(job)))
     assert [str(fold) for fold, _ in jobs] == ["1/3", "1/3", "2/3", "2/3", "3/3", "3/3"]
     each = 40 * 32  # 40 of 120 stories, of 32 tokens
     parts = [(first, first + each) for first in (0, each, 2 * each)]
@@ -63,25 +69,25 @@ def test_each_fold_has_its_teachers_and_each_seed_its_own(job: Job) -> None:
     assert {one.recipe.steps for _, one in jobs} == {3}
     keys = {one.key() for _, one in jobs}
     for seed in (0, 1, 2, 4, 2**32 - 1):
-        keys |= {one.key() for _, one in teacher_jobs(dataclasses.replace(job, seed=seed))}
+        of_seed = dataclasses.replace(job, seed=seed)
+        keys |= {one.key() for _, one in teacher_jobs(of_seed, teacher_of(job))}
     assert len(keys) == 6 * 6
     # What decides only the student is not of its teachers.
     other = dataclasses.replace(job.recipe, steps=9, teacher_share=0.25)
-    again = teacher_jobs(dataclasses.replace(job, recipe=other))
+    config = dataclasses.replace(job.config, dim=64)
+    again = teacher_jobs(dataclasses.replace(job, recipe=other, config=config), teacher_of(job))
     assert [one.key() for _, one in again] == [one.key() for _, one in jobs]
-    as_long = dataclasses.replace(job.recipe, teacher_steps=0)
-    assert next(teacher_jobs(dataclasses.replace(job, recipe=as_long)))[1].recipe.steps == 5
 
 
 def test_teachers_are_trained_once(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained = train_teachers(job, 60, {"size": "2m"})
+    trained = train_teachers(job, teacher_of(job), 60, {"size": "2m"})
     assert "teacher 6 of 6: without fold 3/3, seed 6" in capsys.readouterr().out
     assert len({one.folder for one in trained}) == 6
     weights = {one.folder: load_model(one.folder)[0].state_dict() for one in trained}
     # The same as a run that holds out the fold.
-    fold, (_, alone) = "2/3", list(teacher_jobs(job))[3]
+    fold, (_, alone) = "2/3", list(teacher_jobs(job, teacher_of(job)))[3]
     with training_run(alone, job.train.path.parent / "alone", 60) as result:
         for name, tensor in result.tensors.items():
             assert torch.equal(weights[trained[3].folder][name], tensor)
@@ -100,7 +106,8 @@ def test_teachers_are_trained_once(
         return training_run(job, logs, *arguments)
 
     monkeypatch.setattr(cross_fitting, "training_run", counted)
-    assert [one.folder for one in train_teachers(job, 60, {})] == [one.folder for one in trained]
+    again = train_teachers(job, teacher_of(job), 60, {})
+    assert [one.folder for one in again] == [one.folder for one in trained]
     assert begun == [trained[2].folder]
     assert damaged.read_bytes() == content
 
@@ -124,12 +131,11 @@ def test_a_signal_stops_before_the_next_teacher(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", interrupted)
         with pytest.raises(SystemExit) as stopped:
-            train_teachers(job, 60, {})
+            train_teachers(job, teacher_of(job), 60, {})
     assert stopped.value.code == 128 + signal.SIGTERM
-    folders = (workdir.project() / "teachers").glob("*/model.safetensors")
-    assert len(list(folders)) == saved
+    assert len(teachers()) == saved
     capsys.readouterr()
-    assert len(train_teachers(job, 60, {})) == 6
+    assert len(train_teachers(job, teacher_of(job), 60, {})) == 6
     printed = capsys.readouterr().out
     assert printed.count("without fold") == 6 - saved
     assert ("resuming from step 1 of 3" in printed) == (saved == 0)
@@ -144,7 +150,7 @@ def test_a_disk_without_room_for_the_probabilities(
     with pytest.raises(
         UserError, match=r"of the teachers need 0\.5 MB in .*, which has 0\.4 MB free"
     ):
-        train_teachers(job, 60, {})
+        train_teachers(job, teacher_of(job), 60, {})
 
 
 def test_the_stage_learns_from_the_teachers_that_it_trains(
@@ -154,7 +160,13 @@ def test_the_stage_learns_from_the_teachers_that_it_trains(
     model = tokenizer.train(["Lily saw a big red ball in the park, and a dog." * 9], 300)
     (tmp_path / "models" / "tokenizer.model").write_bytes(model)
     monkeypatch.chdir(tmp_path)
-    chosen = params.parse(params.read(ROOT / "params.yaml"))
+    raw = params.read(ROOT / "params.yaml")
+    raw["shape"].update(
+        {key: value for key, value in asdict(CONFIG).items() if key in raw["shape"]}
+    )
+    raw["evaluation"]["speed_tokens"], raw["tokenizer"]["vocab_size"] = 8, CONFIG.vocab_size
+    plain = params.parse(raw)
+    chosen = dataclasses.replace(plain, teacher_recipe=job.recipe.teacher())
     digest = hashlib.sha256(model).hexdigest()
     taught, costs = add_teachers(job, chosen, {"tokenizer_sha256": digest}, Ranks())
     assert taught.teacher
@@ -173,8 +185,8 @@ def test_the_stage_learns_from_the_teachers_that_it_trains(
         assert np.allclose(found["probabilities"], expected.gather(-1, ids), atol=1e-3)
     with training_run(taught, tmp_path / "logs", 60) as result:
         assert result.metrics["steps"] == 5
-    plain, none = add_teachers(make_job(tmp_path), chosen, {}, Ranks())
-    assert (plain.teacher, none) == (None, {})
+    without, none = add_teachers(make_job(tmp_path), plain, {}, Ranks())
+    assert (without.teacher, none) == (None, {})
     with pytest.raises(UserError, match="2 processes train and there are teachers: use one"):
         add_teachers(job, chosen, {}, Ranks(1, 2))
 
@@ -211,6 +223,22 @@ def test_a_run_of_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "finished"
     ]  # of the model, not of its teachers
 
+    # A larger model has the same teachers, which are not trained again.
+    trained = {path: path.stat().st_mtime_ns for path in teachers()}
+    assert len(trained) == 8
+    larger = {**raw, "model": "7m", "shape": {**raw["shape"], "layers": 2}}
+    larger["sizes"] = {**raw["sizes"], "2m": {**raw["sizes"]["2m"], **shape}}
+    larger["recipes"]["distill"]["sizes"]["2m"] |= {"tokens_per_step": 128}
+    larger["train"] = {**raw["train"], "teacher_size": "2m", "micro_batch": 4}
+    (tmp_path / "params.yaml").write_text(json.dumps(larger))
+    with pytest.raises(SystemExit) as ended:
+        stage.main()
+    assert ended.value.code == 0
+    assert {path: path.stat().st_mtime_ns for path in teachers()} == trained
+    learned = json.loads((tmp_path / "models" / "7m" / "config.json").read_text())
+    assert learned["hyperparameters"]["teacher_size"] == "2m"
+    assert learned["distillation"]["teacher_sha256"] == about["distillation"]["teacher_sha256"]
+
     raw["train"].update(teacher_folds=0)
     (tmp_path / "params.yaml").write_text(json.dumps(raw))
     with pytest.raises(SystemExit):
@@ -218,6 +246,11 @@ def test_a_run_of_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     about = json.loads((tmp_path / "models" / "2m" / "config.json").read_text())
     assert "distillation" not in about
     assert not [key for key in about["hyperparameters"] if key.startswith("teacher")]
+
+
+def teachers() -> list[Path]:
+    """Return the weights of all teachers that are trained."""
+    return list((workdir.project() / "teachers").glob("*/model.safetensors"))
 
 
 def _probabilities(model: TrainedModel, story: torch.Tensor, job: Job) -> torch.Tensor:
@@ -228,7 +261,7 @@ def _probabilities(model: TrainedModel, story: torch.Tensor, job: Job) -> torch.
 
 def test_more_folds_than_stories(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 120 stories, fewer than 121 folds: use more stories"):
-        train_teachers(make_job(tmp_path, teacher_folds=121), 60, {})
+        train_teachers(job := make_job(tmp_path, teacher_folds=121), teacher_of(job), 60, {})
 
 
 def test_what_does_not_go_with_folds() -> None:
@@ -248,3 +281,36 @@ def test_what_does_not_go_with_folds() -> None:
     refuse(r"teacher_folds is 2 and train\.start is a: use train\.teacher_folds=0", start="a")
     refuse(r"compute\.processes is 2 and teacher_folds is 2: use 1", processes=2)
     refuse(r"train\.held_out is 1/2 and teacher_folds is 2: empty one", held_out="1/2")
+    refuse("teacher_size is '3m': use one of 2m, 7m, 30m", teacher_size="3m")
+    raw["recipe"] = "distill"
+    refuse(
+        r"teacher_size is 30m and recipes\.distill\.sizes has no 30m: add it, or use one of 2m, 7m",
+        teacher_size="30m",
+    )
+
+
+def test_teachers_of_another_size_have_the_recipe_of_that_size() -> None:
+    raw = params.read(ROOT / "params.yaml")
+    raw["recipe"] = "distill"
+    small = params.parse(raw).of_teacher()
+    raw["model"] = "7m"
+    large = params.parse(raw)
+    assert (large.recipe.dropout, large.recipe.steps) == (0.1, 11000)
+    teacher = large.of_teacher()
+    assert teacher
+    assert small
+    assert teacher.recipe == small.recipe
+    assert (teacher.model, teacher.recipe.steps, teacher.recipe.dropout) == ("2m", 16000, 0.0)
+    assert teacher.model_config() == small.model_config()
+    assert teacher.of_teacher() is None
+    # Values of `train` are those of the model.
+    raw["train"].update(learning_rate=0.001, weight_decay=0.0, teacher_steps=0)
+    changed = params.parse(raw).of_teacher()
+    assert changed
+    assert changed.recipe == dataclasses.replace(small.recipe, steps=11000)
+    raw["train"].update(teacher_size="7m", teacher_steps=7)
+    own = params.parse(raw).of_teacher()
+    assert own
+    assert (own.model, own.recipe.learning_rate, own.recipe.steps) == ("7m", 0.001, 7)
+    raw["train"]["teacher_folds"] = 0
+    assert params.parse(raw).of_teacher() is None

@@ -181,16 +181,28 @@ def test_costs_of_a_run() -> None:
 def test_teachers_are_a_part_of_the_costs() -> None:
     alone = estimate(case(), MACHINE)
     taught = case()
-    folds = {"teacher_folds": 4, "teachers_per_fold": 2, "teacher_steps": 1000}
+    folds = {"teacher_folds": 4, "teachers_per_fold": 2}
     recipe = dataclasses.replace(taught.chosen.recipe, **folds)
-    with_teachers = dataclasses.replace(
-        taught, chosen=dataclasses.replace(taught.chosen, recipe=recipe)
+    chosen = dataclasses.replace(taught.chosen, recipe=recipe)
+    # Of the same size, and of one that takes half of the time.
+    twice = dataclasses.replace(
+        MEASURED,
+        pass_per_token=MEASURED.pass_per_token / 2,
+        products_per_token=MEASURED.products_per_token / 2,
+        optimizer=MEASURED.optimizer / 2,
+        validation_per_token=MEASURED.validation_per_token / 2,
     )
-    found = estimate(with_teachers, MACHINE)
+    lessons = dataclasses.replace(taught.chosen.recipe, steps=1000)
     tokens = 8 * 1000 * recipe.tokens_per_step
-    assert found.seconds - alone.seconds == pytest.approx(tokens / alone.tokens_per_second)
-    weights = 4 * taught.chosen.model_config().parameters
-    assert found.disk_bytes - alone.disk_bytes == pytest.approx(8 * weights)
+    for measured, share in ((MEASURED, 1), (twice, 2)):
+        one = dataclasses.replace(taught.chosen, recipe=lessons)
+        teacher = dataclasses.replace(taught, chosen=one, measured=measured)
+        found = estimate(dataclasses.replace(taught, chosen=chosen, teacher=teacher), MACHINE)
+        expected = tokens / (share * alone.tokens_per_second)
+        assert found.seconds - alone.seconds == pytest.approx(expected, rel=0.02)
+        assert found.memory_bytes == alone.memory_bytes
+        weights = 4 * taught.chosen.model_config().parameters
+        assert found.disk_bytes - alone.disk_bytes == pytest.approx(8 * weights)
 
 
 def test_steps_in_c_are_as_measured() -> None:

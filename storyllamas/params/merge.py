@@ -65,6 +65,31 @@ def merge_recipe(file: Sections, name: str, model: str) -> Recipe:
     return recipe
 
 
+def teacher_recipe(
+    file: Sections, recipe: Recipe, recipes: Mapping[tuple[str, str], Recipe]
+) -> Recipe | None:
+    """Return the recipe of the teachers that a run trains first; None: it trains none.
+
+    Args:
+        file: all sections.
+        recipe: that of the run.
+        recipes: by their name and the size.
+    """
+    size = recipe.teacher_size or file.model
+    if not recipe.teachers:
+        return None
+    check_key("teacher_size", size, file.sizes, "sizes")
+    if (file.recipe, size) not in recipes:
+        raise UserError(
+            f"teacher_size is {size} and recipes.{file.recipe}.sizes has no {size}: add it, or use "
+            f"one of {', '.join(recipe_sizes(file, file.recipe))}"
+        )
+    steps = recipe.teacher_steps or recipe.steps
+    own = recipe if size == file.model else recipes[file.recipe, size]
+    _check_window(own, file.sizes[size].context, f"tokens_per_step of the teachers, {size},")
+    return replace(own, teacher_steps=steps).teacher()
+
+
 def keys_of_train(kind: type[Any], file: Sections) -> Any:
     """Return the keys of `train` that are fields of `kind`."""
     names = {field.name for field in fields(kind)}

@@ -13,6 +13,7 @@ from storyllamas.params.merge import (
     merge_size,
     recipe_sizes,
     slow_down,
+    teacher_recipe,
     without_none,
 )
 from storyllamas.params.sections import (
@@ -81,6 +82,7 @@ def parse(raw: object) -> Params:
         export=file.export,
         evaluation=file.evaluation,
         generation=file.generation,
+        teacher_recipe=teacher_recipe(file, recipe, recipes),
     )
     _check_fine_tuning(fine_tuning, chosen.model_config())
     _check_distillation(chosen)

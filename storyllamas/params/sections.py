@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
@@ -137,6 +137,15 @@ class Size:
     norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-5
 
 
+_NO_TEACHERS: dict[str, Any] = {
+    "teacher_folds": 0,
+    "teacher_size": "",
+    "teachers_per_fold": 1,
+    "teacher_steps": 0,
+    "teacher_share": 1.0,
+}
+
+
 @dataclass(frozen=True, config=_strict)
 class Recipe:
     """How to train one size; params.yaml describes each value."""
@@ -161,20 +170,25 @@ class Recipe:
     eval_every: Count
     eval_sequences: Count
     teacher_folds: Annotated[int, Field(ge=0, le=1024), AfterValidator(_check_folds)] = 0
+    teacher_size: str = ""
     teachers_per_fold: Annotated[int, Field(ge=1, le=1024)] = 1
     teacher_steps: Annotated[int, Field(ge=0, le=2**40)] = 0
     teacher_share: Rate = 1.0
 
     @property
-    def longest_run(self) -> int:
-        """Steps of the model or of one of its teachers, whichever takes more."""
-        return max(self.steps, self.teacher_steps if self.teacher_folds else 0)
+    def teachers(self) -> int:
+        """Number of teachers that are trained first."""
+        return self.teacher_folds * self.teachers_per_fold
+
+    def teacher(self) -> Recipe:
+        """Return the recipe of a teacher of the same size: with its own steps and no teachers."""
+        return replace(self, steps=self.teacher_steps or self.steps, **_NO_TEACHERS)
 
     def values(self) -> dict[str, Any]:
         """Return the values of a run; without teachers that it trains, without their keys."""
         found = asdict(self)
-        if not self.teacher_folds:
-            for key in ("teacher_folds", "teachers_per_fold", "teacher_steps", "teacher_share"):
+        if not self.teachers:
+            for key in _NO_TEACHERS:
                 del found[key]
         return found
 
@@ -283,7 +297,10 @@ class Sections:
 
 @dataclass(frozen=True, config=_strict)
 class Params:
-    """All parameters of a run: the chosen size and recipe, and the other sections."""
+    """All parameters of a run: the chosen size and recipe, and the other sections.
+
+    `teacher_recipe` is that of the teachers that are trained first, None without.
+    """
 
     model: str
     recipe_name: str
@@ -299,6 +316,7 @@ class Params:
     export: Export
     evaluation: Evaluation
     generation: Generation
+    teacher_recipe: Recipe | None = None
 
     @property
     def size(self) -> Size:
@@ -313,7 +331,16 @@ class Params:
     def training_flops(self) -> int:
         """The floating-point operations of the longest run: of the model, or of a teacher."""
         per_token = self.model_config().training_flops
-        return self.recipe.longest_run * self.recipe.tokens_per_step * per_token
+        own = self.recipe.steps * self.recipe.tokens_per_step * per_token
+        teacher = self.of_teacher()
+        return max(own, teacher.training_flops) if teacher else own
+
+    def of_teacher(self) -> Params | None:
+        """Return the parameters of a teacher that is trained first; None: there is none."""
+        if not self.teacher_recipe:
+            return None
+        model = self.recipe.teacher_size or self.model
+        return replace(self, model=model, recipe=self.teacher_recipe, teacher_recipe=None)
 
     def model_config_of(self, name: str) -> ModelConfig:
         """Return the full shape of a size, a key of `sizes`."""

@@ -86,11 +86,13 @@ class Case:
         chosen: its parameters.
         measured: its size, measured on this machine.
         compiled: whether the run is compiled.
+        teacher: the run of a teacher that is trained first; None: there is none.
     """
 
     chosen: Params
     measured: Measured
     compiled: bool
+    teacher: Case | None = None
 
 
 def estimate(case: Case, machine: Machine, factor: float = 1.0, runs: int = 0) -> Estimate:
@@ -108,7 +110,14 @@ def estimate(case: Case, machine: Machine, factor: float = 1.0, runs: int = 0) -
     share = processes if machine.device == "cuda" else 1
     config, recipe = chosen.model_config(), chosen.recipe
     speed = share * factor * model_speed(measured, config, recipe, _uses_torch_compile(case))
-    seconds = (recipe.steps + _teacher_steps(recipe)) * recipe.tokens_per_step / speed
+    seconds = recipe.steps * recipe.tokens_per_step / speed
+    memory = memory_bytes(case, machine)
+    if case.teacher:
+        one = estimate(case.teacher, machine, factor)
+        lessons = case.teacher.chosen.recipe
+        tokens = recipe.teachers * lessons.steps * lessons.tokens_per_step
+        seconds += tokens / one.tokens_per_second
+        memory = max(memory, one.memory_bytes)
     seconds += IMPORT_SECONDS + (COMPILE_SECONDS if _uses_torch_compile(case) else 0.0)
     watts = measured.watts
     return Estimate(
@@ -116,21 +125,11 @@ def estimate(case: Case, machine: Machine, factor: float = 1.0, runs: int = 0) -
         micro_batch=measured.micro_batch,
         tokens_per_second=speed,
         seconds=seconds,
-        memory_bytes=memory_bytes(case, machine),
+        memory_bytes=memory,
         disk_bytes=disk_bytes(case),
         watt_hours=None if watts is None else watts * seconds / 3600,
         runs=runs,
     )
-
-
-def _teachers(recipe: Recipe) -> int:
-    """Return the number of teachers that are trained first."""
-    return recipe.teacher_folds * recipe.teachers_per_fold
-
-
-def _teacher_steps(recipe: Recipe) -> int:
-    """Return the steps of all of them."""
-    return _teachers(recipe) * (recipe.teacher_steps or recipe.steps)
 
 
 def _uses_torch_compile(case: Case) -> bool:
@@ -189,7 +188,10 @@ def disk_bytes(case: Case) -> float:
             group = export.group_size.get(kind.label, 0)
             bits += spec.bits + (32 / group if group else 0)
     files = config.parameters * (FLOAT_BYTES + bits / 8)
-    teachers = _teachers(case.chosen.recipe) * config.parameters * FLOAT_BYTES
+    teachers = 0
+    if case.teacher:
+        each = FLOAT_BYTES * case.teacher.chosen.model_config().parameters
+        teachers = case.chosen.recipe.teachers * each
     return MAX_CHECKPOINTS * _checkpoint_bytes(case.measured) + teachers + 2 * files
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,6 +197,10 @@ def _rows(
         if case is None:
             largest = cases[measured[-1].size]
             case, source = Case(chosen, scaled(largest, chosen), compiled[name]), measured[-1].size
+        if own := chosen.of_teacher():
+            same = case if own.model == name else cases.get(own.model)
+            of_teacher = same.measured if same else scaled(case, own)
+            case = replace(case, teacher=Case(own, of_teacher, compiled[name]))
         factor = correction(case, list(cases.values()), machine, speeds)
         found = estimate(case, machine, *factor)
         recipe = chosen.recipe

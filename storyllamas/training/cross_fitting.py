@@ -38,30 +38,58 @@ class Trained:
     seconds: float
 
 
-def teacher_jobs(job: Job) -> Iterator[tuple[Fold, Job]]:
+def teacher_jobs(job: Job, teacher: Job) -> Iterator[tuple[Fold, Job]]:
     """Yield the runs of a job's teachers with the folds that they hold out.
+
+    Args:
+        job: the run that learns from them.
+        teacher: the run of a teacher that reads all folds. Only its shape and recipe count.
 
     Jobs whose seeds differ, and are below 2^32 / `teachers_per_fold`, share no teacher.
     """
     recipe, count = job.recipe, job.recipe.teachers_per_fold
-    own = dataclasses.replace(
-        recipe,
-        steps=recipe.teacher_steps or recipe.steps,
-        teacher_folds=0,
-        teachers_per_fold=1,
-        teacher_steps=0,
-        teacher_share=1.0,
-    )
     for number in range(1, recipe.teacher_folds + 1):
         fold = Fold(number, recipe.teacher_folds)
+        train = job.train.hold_out(fold)
+        own = dataclasses.replace(job, config=teacher.config, recipe=teacher.recipe, train=train)
         for index in range(count):
             seed = (count * (job.seed - 1) + index + 1) % 2**32
-            train = job.train.hold_out(fold)
-            yield fold, dataclasses.replace(job, recipe=own, seed=seed, train=train)
+            yield fold, dataclasses.replace(own, seed=seed)
+
+
+def add_teachers(
+    job: Job,
+    teacher: Job,
+    checkpoint_seconds: float,
+    about: Mapping[str, Any],
+    tokenizer_file: Path,
+    parent: int | None = None,
+) -> tuple[Job, float]:
+    """Train the teachers of a job; return the job with them, and the seconds that they took.
+
+    Args:
+        job: as in `train_teachers`.
+        teacher: as in `teacher_jobs`.
+        checkpoint_seconds: as in `train_teachers`.
+        about: as in `train_teachers`.
+        tokenizer_file: the tokenizer of the text.
+        parent: as in `train_teachers`.
+
+    Raises:
+        UserError: as in `train_teachers`, or a teacher cannot be read.
+        SystemExit: as in `train_teachers`.
+    """
+    trained = train_teachers(job, teacher, checkpoint_seconds, about, parent)
+    from storyllamas.training import teacher_reader
+
+    folders = [str(one.folder) for one in trained]
+    read = teacher_reader.read(folders, job.recipe.teacher_share, tokenizer_file)
+    return dataclasses.replace(job, teacher=read), sum(one.seconds for one in trained)
 
 
 def train_teachers(
     job: Job,
+    teacher: Job,
     checkpoint_seconds: float,
     about: Mapping[str, Any],
     parent: int | None = None,
@@ -70,6 +98,7 @@ def train_teachers(
 
     Args:
         job: with `recipe.teacher_folds`, and no teacher yet.
+        teacher: as in `teacher_jobs`.
         checkpoint_seconds: as in `training_run`.
         about: what config.json of each teacher has besides its shape.
         parent: as in `training_run`.
@@ -78,7 +107,7 @@ def train_teachers(
         UserError: the text has fewer stories than folds, or a run fails.
         SystemExit: a run was interrupted; a checkpoint or the whole teacher is saved.
     """
-    jobs = list(teacher_jobs(job))
+    jobs = list(teacher_jobs(job, teacher))
     found = []
     for number, (fold, one) in enumerate(jobs, 1):
         folder = workdir.project() / "teachers" / one.key()
@@ -92,15 +121,16 @@ def train_teachers(
                     flush=True,
                 )
                 held_out = HeldOut(fold, job.train.tokens_sha256).about()
-                _train(one, folder, checkpoint_seconds, {**about, "held_out": held_out}, parent)
-                seconds = _seconds(folder)
-        found.append(Trained(folder, seconds or 0.0))
+                details = {**about, "held_out": held_out}
+                seconds = _train(one, folder, checkpoint_seconds, details, parent)
+        found.append(Trained(folder, seconds))
     return found
 
 
 def _train(
     job: Job, folder: Path, checkpoint_seconds: float, about: Mapping[str, Any], parent: int | None
-) -> None:
+) -> float:
+    """Train and save a teacher; return the time that it took, in seconds."""
     with training_run(job, folder, checkpoint_seconds, parent) as result:
         details = {
             **about,
@@ -112,6 +142,8 @@ def _train(
         save_model(folder, job.config, result.tensors, details)
     if result.stop_status:
         raise SystemExit(result.stop_status)
+    seconds: float = result.costs["seconds"]
+    return seconds
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
