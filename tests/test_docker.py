@@ -16,7 +16,7 @@ from conftest import ROOT
 from engine_files import small_config
 
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
-MAX_BYTES = 2_000_000
+MAX_BYTES = 2_100_000  # with glibc, which adds 0.7 MB to what the image has with musl
 Q4_BYTES = 903_296
 """The size of the 2m model's q4.slm."""
 
