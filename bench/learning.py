@@ -184,7 +184,8 @@ def run(
         name: of the folder of its logs.
         data: what it learns from.
     """
-    kept = WORK / f"{job.key()}.json"
+    # The key of a run does not have its teachers' recipe before they are trained.
+    kept = WORK / f"{job.key()}{f'-{teacher.key()}' if teacher else ''}.json"
     if not kept.exists():
         logs = WORK / f"{name}-{job.seed}"
         teacher_seconds = 0.0

@@ -170,8 +170,8 @@ static void sample(void *context, size_t first, size_t end, size_t thread) {
     }
 }
 
-/* Go on to the logits after the sampled token, if the model has them because it was drafted. Else
- * forget the tokens that were drafted. */
+/* Take the logits after the sampled token if it was drafted, so that the model has them. Else
+ * discard the drafted tokens. */
 static void follow_draft(const sl_model *model, sl_sequence *sequence) {
     if (sequence->draft_count && sequence->ids[sequence->id_count] == sequence->next_id) {
         sequence->draft_count--;

@@ -18,8 +18,6 @@ static const sl_options defaults = SL_OPTIONS_DEFAULTS;
 static const sl_model_options model_defaults = SL_MODEL_OPTIONS_DEFAULTS;
 static const sl_session_options session_defaults = SL_SESSION_OPTIONS_DEFAULTS;
 
-enum { DEFAULT_DRAFT_TOKENS = 3 }; /* the default of --draft-tokens */
-
 typedef struct {
     const char *model;
     const char *draft;       /* NULL: none */
@@ -126,7 +124,7 @@ static void print_help(void) {
         defaults.max_tokens, defaults.seed, (double)defaults.temperature, defaults.top_k,
         (double)defaults.top_p, (double)defaults.min_p, (double)defaults.repetition_penalty,
         defaults.repetition_window, session_defaults.threads, SL_MAX_DRAFT_TOKENS,
-        DEFAULT_DRAFT_TOKENS);
+        SL_DEFAULT_DRAFT_TOKENS);
 }
 
 static float parse_real(const char *name, const char *text) {
@@ -539,7 +537,8 @@ int main(int argc, char **argv) {
         /* A small model is fastest on one thread, while the others wait for the large one. */
         c.session_options.threads = 1;
         check(sl_session_new(&draft, draft_model, &c.session_options));
-        check(sl_set_draft(session, draft, c.draft_tokens ? c.draft_tokens : DEFAULT_DRAFT_TOKENS));
+        check(sl_set_draft(session, draft,
+                           c.draft_tokens ? c.draft_tokens : SL_DEFAULT_DRAFT_TOKENS));
     }
     if (c.info)
         print_info(model);

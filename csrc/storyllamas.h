@@ -481,7 +481,7 @@ SL_API int sl_generate(sl_session *session, const char *prompt, size_t length,
 
 /* ---- Speculative decoding -------------------------------------------------------------------- */
 
-enum { SL_MAX_DRAFT_TOKENS = 64 };
+enum { SL_MAX_DRAFT_TOKENS = 64, SL_DEFAULT_DRAFT_TOKENS = 3 };
 
 /* Let a smaller model draft tokens for the sequence in slot 0. Before a pass of the large model,
  * the small one generates up to `tokens` tokens, 1 … SL_MAX_DRAFT_TOKENS, and fewer than the chunk

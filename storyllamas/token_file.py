@@ -260,20 +260,20 @@ class TokenFile:
             UserError: no record fits into a window.
         """
         if context not in self._rows:
-            all_rows = pack(self.tokens, context)
-            self._rows[context] = all_rows.outside(*self.held_out)
-            if len(all_rows.starts) and not len(self._rows[context].starts):
+            packed = pack(self.tokens, context)
+            if not len(packed.starts):
+                raise UserError(
+                    f"{self.path} has no record whose response begins in the first {context} "
+                    "tokens: use shorter prompts or a model with a longer context"
+                )
+            rows = packed.outside(*self.held_out)
+            if not len(rows.starts):
                 raise UserError(
                     f"{self.path} has records outside of the fold to hold out only in windows that "
                     "also have some of it: use more records, or smaller folds"
                 )
-        rows = self._rows[context]
-        if not len(rows.starts):
-            raise UserError(
-                f"{self.path} has no record whose response begins in the first {context} tokens: "
-                "use shorter prompts or a model with a longer context"
-            )
-        return rows
+            self._rows[context] = rows
+        return self._rows[context]
 
     @functools.cached_property
     def _rows(self) -> dict[int, Rows]:

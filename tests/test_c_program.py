@@ -19,7 +19,8 @@ import pytest
 from conftest import ROOT, made_once, make_engine
 from engine_files import BOS, EOS, small_config, word_id
 
-from storyllamas.engine.engine import CACHES, DEFAULTS, Engine, kernel_sets
+from storyllamas.engine.engine import CACHES, Engine, kernel_sets
+from storyllamas.engine.options import DEFAULTS
 from storyllamas.errors import UserError
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES

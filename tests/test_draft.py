@@ -329,6 +329,13 @@ def test_the_program_rejects(
     assert sentence in done.stderr
 
 
+def test_the_help_names_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"1 to {lib.SL_MAX_DRAFT_TOKENS} (default: {lib.SL_DEFAULT_DRAFT_TOKENS})" in words
+
+
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     story = Engine(folder / "model.slm").generate("ab", seed=3, max_tokens=50)
     text = "".join(story)

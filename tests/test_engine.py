@@ -32,8 +32,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storyllamas.config import ModelConfig
-from storyllamas.engine.engine import DEFAULTS, Engine, Story
+from storyllamas.engine.engine import Engine, Story
 from storyllamas.engine.ffi import ffi, lib
+from storyllamas.engine.options import DEFAULTS
 from storyllamas.errors import UserError
 from storyllamas.slm import weight_file
 from storyllamas.slm.encoding import GROUP_SIZES, Storage

@@ -11,7 +11,8 @@ import engine_files
 import pytest
 from engine_files import BOS
 
-from storyllamas.engine.engine import Engine, make_options
+from storyllamas.engine.engine import Engine
+from storyllamas.engine.options import make_options
 from storyllamas.errors import UserError
 from storyllamas.server.choice import Choice, Chunk
 from storyllamas.server.worker import Piece, QueueFullError, Sequence, Worker

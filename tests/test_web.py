@@ -19,7 +19,8 @@ import pytest
 from conftest import PATIENCE, ROOT
 
 from bench import browser as headless
-from storyllamas.engine.engine import DEFAULTS, Engine
+from storyllamas.engine.engine import Engine
+from storyllamas.engine.options import DEFAULTS
 from storyllamas.errors import UserError
 
 pytest.importorskip("selenium", reason="needs selenium")

@@ -11,7 +11,8 @@ from itertools import count
 
 from storyllamas.chat.renderer import Renderer
 from storyllamas.chat.template import Message
-from storyllamas.engine.engine import DEFAULTS, Engine
+from storyllamas.engine.engine import Engine
+from storyllamas.engine.options import DEFAULTS
 from storyllamas.engine.sequence import CachedSequence
 from storyllamas.errors import UserError
 

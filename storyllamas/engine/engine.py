@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice, repeat, takewhile
 from itertools import count as numbers
@@ -27,14 +27,14 @@ from storyllamas.config import ROPE_SCALINGS
 from storyllamas.engine.batch import BATCH_SIZE, GeneratedStory, generate_batch
 from storyllamas.engine.ffi import check, ffi, ids_pointer, lib, string, utf8, whole_ids
 from storyllamas.engine.logprobs import Logprobs
+from storyllamas.engine.options import fields, make_options
 from storyllamas.engine.tokenizer import FastTokenizer
 from storyllamas.errors import UserError
 from storyllamas.regular_file import check_path
-from storyllamas.rounding import shortest_float32
 
 MAX_THREADS = 64
 
-DRAFT_TOKENS = 3
+DRAFT_TOKENS: int = lib.SL_DEFAULT_DRAFT_TOKENS
 """Tokens that a draft model drafts at a time; docs/engine.md has measurements of others."""
 
 ALIGNMENT = 64
@@ -221,7 +221,7 @@ class Engine:
         """Generate a story that continues the prompt.
 
         `sl_options` in csrc/storyllamas.h describes the options and the order in which they apply.
-        An option that is None takes its value from `DEFAULTS`.
+        An option that is None takes its value from `options.DEFAULTS`.
 
         Args:
             prompt: the beginning of the story, as text or as ids; it may be empty. BOS is added in
@@ -453,51 +453,11 @@ class Story(Iterator[str]):
             self._session = None
 
 
-def _set_option(options: Any, name: str, value: float) -> None:
-    try:
-        setattr(options, name, value)
-    except (OverflowError, TypeError):
-        kind = dict(ffi.typeof(options).fields)[name].type
-        raise UserError(f"{name} is {value!r} and must be {_describe(kind)}") from None
-
-
-def _describe(kind: Any) -> str:
-    """Describe the numbers of a C type; the engine has narrower ranges for some options."""
-    if kind.cname in ("float", "double"):
-        return "a number"
-    bits = 8 * ffi.sizeof(kind) - (not kind.cname.startswith("u"))
-    return f"a whole number from 0 to {2**bits - 1}"
-
-
-def make_options(given: Mapping[str, float | None]) -> Any:
-    """Make `sl_options`; a value of None takes the default."""
-    options = lib.sl_defaults()
-    for name, value in given.items():
-        if name not in DEFAULTS:
-            raise TypeError(f"{name!r} is not an option: use one of {', '.join(DEFAULTS)}")
-        if value is not None:
-            _set_option(options, name, value)
-    return options
-
-
-def _fields(struct: Any) -> dict[str, Any]:
-    """Return the fields of a C structure; its floats have 32 bits."""
-    fields = {name: getattr(struct, name) for name in dir(struct)}
-    return {
-        name: shortest_float32(value) if isinstance(value, float) else value
-        for name, value in fields.items()
-    }
-
-
 def _info(info: Any) -> dict[str, Any]:
-    return _fields(info) | {
+    return fields(info) | {
         "weight_type": string(lib.sl_type_name(info.weight_type)),
         "embedding_type": string(lib.sl_type_name(info.embedding_type)),
         "kernels": string(info.kernels),
         "rope_scaling": ROPE_SCALINGS[info.rope_scaling],
         "tied": bool(info.tied),
     }
-
-
-DEFAULTS = _fields(lib.sl_defaults())
-"""The default options of `Engine.generate`: SL_OPTIONS_DEFAULTS in C."""

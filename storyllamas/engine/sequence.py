@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 
-from storyllamas.engine.engine import Engine, make_options
+from storyllamas.engine.engine import Engine
 from storyllamas.engine.ffi import check, ffi, ids_pointer, lib, string, whole_ids
+from storyllamas.engine.options import make_options
 
 STEP = 256
 """Tokens of a prompt that go through the model between two chances to interrupt it."""

@@ -27,6 +27,16 @@ def recipe_sizes(file: Sections, name: str) -> dict[str, Any]:
     return sizes
 
 
+def check_has_size(file: Sections, size: str, cause: str = "") -> None:
+    """Check that the chosen recipe has values for a size; `cause` begins the message."""
+    sizes = recipe_sizes(file, file.recipe)
+    if size not in sizes:
+        raise UserError(
+            f"{cause}recipes.{file.recipe}.sizes has no {size}: add it, or use one of "
+            f"{', '.join(sizes)}"
+        )
+
+
 def merge_size(file: Sections) -> Size:
     """Merge the chosen size and `shape`."""
     changes = without_none(file.shape)
@@ -79,11 +89,7 @@ def teacher_recipe(
     if not recipe.teachers:
         return None
     check_key("teacher_size", size, file.sizes, "sizes")
-    if (file.recipe, size) not in recipes:
-        raise UserError(
-            f"teacher_size is {size} and recipes.{file.recipe}.sizes has no {size}: add it, or use "
-            f"one of {', '.join(recipe_sizes(file, file.recipe))}"
-        )
+    check_has_size(file, size, f"teacher_size is {size} and ")
     steps = recipe.teacher_steps or recipe.steps
     own = recipe if size == file.model else recipes[file.recipe, size]
     _check_window(own, file.sizes[size].context, f"tokens_per_step of the teachers, {size},")

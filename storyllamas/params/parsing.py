@@ -8,6 +8,7 @@ from storyllamas.config import ModelConfig
 from storyllamas.errors import UserError
 from storyllamas.interop.formats import FORMATS
 from storyllamas.params.merge import (
+    check_has_size,
     keys_of_train,
     merge_recipe,
     merge_size,
@@ -53,11 +54,7 @@ def parse(raw: object) -> Params:
         for name in file.recipes
         for model in recipe_sizes(file, name)
     }
-    if (file.recipe, file.model) not in recipes:
-        raise UserError(
-            f"recipes.{file.recipe}.sizes has no {file.model}: add it, or use one of "
-            f"{', '.join(recipe_sizes(file, file.recipe))}"
-        )
+    check_has_size(file, file.model)
     fine_tuning: FineTuning = keys_of_train(FineTuning, file)
     distillation: Distillation = keys_of_train(Distillation, file)
     recipe = slow_down(recipes[file.recipe, file.model], file, fine_tuning)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 
-from storyllamas.engine.engine import make_options
+from storyllamas.engine.options import make_options
 from storyllamas.server.choice import Choice, Chunk
 from storyllamas.server.request import CompletionRequest
 from storyllamas.server.worker import Sequence, Worker

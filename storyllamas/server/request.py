@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from storyllamas.engine.engine import DEFAULTS
+from storyllamas.engine.options import DEFAULTS
 from storyllamas.errors import UserError
 
 MAX_STOPS = 16

@@ -9,9 +9,10 @@ from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from typing import Any
 
-from storyllamas.engine.engine import Engine, make_options
+from storyllamas.engine.engine import Engine
 from storyllamas.engine.ffi import check, ffi, ids_pointer, lib, string, whole_ids
 from storyllamas.engine.logprobs import Logprobs
+from storyllamas.engine.options import make_options
 from storyllamas.errors import UserError
 
 STOPPING = "the server is stopping: send the request again later"
