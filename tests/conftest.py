@@ -14,6 +14,8 @@ import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
+from storyllamas.engine.build import program_files
+
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 300  # seconds until what hangs is given up
 
@@ -81,7 +83,7 @@ def program(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the C program, without optimization."""
 
     def make(folder: Path) -> None:
-        sources = [ROOT / "csrc" / "main.c", library]
+        sources = [*program_files(), library]
         command = [os.environ.get("CC", "cc"), "-std=c11", *sources, "-lm", "-pthread"]
         subprocess.run([*command, "-o", folder / "run"], check=True)
 

@@ -90,7 +90,13 @@ def test_images_leave_out_builds_and_data() -> None:
     ):
         assert is_ignored(name, train)
         assert is_ignored(name, generate)
-    for name in ("storyllamas/cli.py", ".git/HEAD", "params.yaml", "dvc.lock", "csrc/main.c"):
+    for name in (
+        "storyllamas/cli.py",
+        ".git/HEAD",
+        "params.yaml",
+        "dvc.lock",
+        "csrc/program/main.c",
+    ):
         assert not is_ignored(name, train)
     assert not is_ignored("csrc/kernels/avx2.c", generate)
 

@@ -30,7 +30,7 @@ from storyllamas.experiments.run import apply_changes
 PATHS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-MAIN_C = (ROOT / "csrc/main.c").read_text()
+COMMAND_C = (ROOT / "csrc/program/command.c").read_text()
 
 FOREIGN_WORDS = {"PIP_EXTRA_INDEX_URL"}
 """Identifiers of other programs that the code does not contain."""
@@ -222,9 +222,9 @@ def subcommands() -> dict[str, argparse.ArgumentParser]:
 @cache
 def options_of_run() -> set[str]:
     """Return the options of the C program."""
-    shorts = re.search(r'shorts\[\] = "(.*)"', MAIN_C)
+    shorts = re.search(r'shorts\[\] = "(.*)"', COMMAND_C)
     assert shorts
-    longs = re.findall(r'\{"([\w-]+)", (?:no|required)_argument', MAIN_C)
+    longs = re.findall(r'\{"([\w-]+)", (?:no|required)_argument', COMMAND_C)
     return {f"-{short}" for short in shorts[1] if short != ":"} | {f"--{long}" for long in longs}
 
 

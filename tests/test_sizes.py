@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, made_once, make_engine
 from engine_files import small_config
 
+from storyllamas.engine.build import program_files
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
 
@@ -76,7 +77,7 @@ def test_sizes_of_32_bits_saturate(tmp_path: Path, wide: Path, arm_library: Path
 def test_greedy_stories_of_32_bits_are_those_of_this_machine(
     tmp_path: Path, arm_library: Path
 ) -> None:
-    sources = [ROOT / "csrc" / "main.c", arm_library]
+    sources = [*program_files(), arm_library]
     call(COMPILER, "-std=c11", "-static", *sources, "-lm", "-pthread", "-o", tmp_path / "run")
     config = small_config(context=60)
     model = engine_files.write(

@@ -42,8 +42,13 @@ def source_files(kinds: str) -> list[Path]:
 
 
 def library_files() -> list[Path]:
-    """Return the C files of the library: all but the program."""
-    return [path for path in source_files("c") if path.name != "main.c"]
+    """Return the C files of the library: all but those of the program."""
+    return [path for path in source_files("c") if path not in program_files()]
+
+
+def program_files() -> list[Path]:
+    """Return the C files of the command-line program, which needs those of the library, too."""
+    return sorted((CSRC / "program").glob("*.c"))
 
 
 def _declarations() -> str:

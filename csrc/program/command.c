@@ -1,67 +1,22 @@
-/* main.c: the command-line program. */
+/* command.c: the command line of the program. */
+
+#include "command.h"
 
 #include <errno.h>
 #include <float.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <math.h>
-#include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "platform.h"
-#include "storyllamas.h"
+#include "../platform.h"
+#include "output.h"
 
 static const sl_options defaults = SL_OPTIONS_DEFAULTS;
 static const sl_model_options model_defaults = SL_MODEL_OPTIONS_DEFAULTS;
 static const sl_session_options session_defaults = SL_SESSION_OPTIONS_DEFAULTS;
-
-typedef struct {
-    const char *model;
-    const char *draft;       /* NULL: none */
-    uint32_t draft_tokens;   /* 0: not given */
-    const char *prompt_text; /* as it is given: the prompt, or - for standard input */
-    const char *prompt_file;
-    char *prompt; /* [prompt_length] */
-    size_t prompt_length;
-    sl_options options;
-    sl_model_options model_options;
-    sl_session_options session_options;
-    bool info;
-    bool bench;
-    bool ids;
-} command;
-
-static _Noreturn void fail(const char *format, ...) SL_PRINTF(1);
-
-static _Noreturn void fail(const char *format, ...) {
-    va_list arguments;
-    fputs("error: ", stderr);
-    va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
-    va_end(arguments);
-    fputc('\n', stderr);
-    exit(EXIT_FAILURE);
-}
-
-static void check(int status) {
-    if (status) fail("%s", sl_error());
-}
-
-static void flush(void) {
-    if (fflush(stdout) || ferror(stdout))
-        fail("standard output cannot be written: %s", strerror(errno));
-}
-
-/* Some systems report only here that a file could not be written. */
-static void close_output(void) {
-    flush();
-    if (fclose(stdout)) fail("standard output cannot be written: %s", strerror(errno));
-}
-
-/* ---- Arguments ------------------------------------------------------------------------------- */
 
 static void print_help(void) {
     printf(
@@ -191,49 +146,6 @@ static void set_prompt_file(command *c, const char *path) {
     c->prompt_file = path;
 }
 
-/* Read the prompt from a file. One line break at its end does not count. */
-static void read_prompt(command *c, FILE *file, const char *name) {
-    enum { MAX_BYTES = 1 << 26 }; /* more than any context holds; a device may not end */
-    size_t capacity = 1 << 12;
-    char *text = malloc(capacity);
-    for (size_t n = 1; text && n;) {
-        n = fread(text + c->prompt_length, 1, capacity - c->prompt_length, file);
-        c->prompt_length += n;
-        if (c->prompt_length > MAX_BYTES)
-            fail("the prompt in %s has more than %d bytes: give a shorter one", name, MAX_BYTES);
-        if (c->prompt_length == capacity) {
-            char *larger = realloc(text, capacity *= 2);
-            if (!larger) free(text);
-            text = larger;
-        }
-    }
-    if (!text) fail("not enough memory for the prompt");
-    if (ferror(file)) fail("%s cannot be read: %s", name, strerror(errno));
-    c->prompt = text;
-    if (c->prompt_length && text[c->prompt_length - 1] == '\n') {
-        c->prompt_length--;
-        if (c->prompt_length && text[c->prompt_length - 1] == '\r') c->prompt_length--;
-    }
-}
-
-/* Set the prompt from what is given. */
-static void load_prompt(command *c) {
-    const char *source = c->prompt_file ? c->prompt_file : c->prompt_text;
-    if (source && !strcmp(source, "-")) {
-        read_prompt(c, stdin, "standard input");
-    } else if (c->prompt_file) {
-        FILE *file = sl_program_file(source);
-        if (!file) fail("%s cannot be read: %s", source, strerror(errno));
-        read_prompt(c, file, source);
-        fclose(file);
-    } else {
-        c->prompt_length = source ? strlen(source) : 0;
-        c->prompt = malloc(c->prompt_length + 1);
-        if (!c->prompt) fail("not enough memory for the prompt");
-        memcpy(c->prompt, source ? source : "", c->prompt_length);
-    }
-}
-
 /* Options without a letter, and those that differ from llama2.c's option with the letter. */
 enum {
     MAX_TOKENS = 256,
@@ -338,7 +250,7 @@ static void parse_option(command *c, int option, const char *value) {
     }
 }
 
-static command parse(int argc, char **argv) {
+command command_parse(int argc, char **argv) {
     static const char shorts[] = ":i:f:n:s:t:k:p:m:y:z:h";
     static const struct option longs[] = {
         {"prompt", required_argument, NULL, 'i'},
@@ -380,177 +292,10 @@ static command parse(int argc, char **argv) {
     if (c.draft_tokens && !c.draft)
         fail("--draft-tokens is %" PRIu32 " and there is no draft: name one with --draft",
              c.draft_tokens);
+    if (!c.draft_tokens) c.draft_tokens = SL_DEFAULT_DRAFT_TOKENS;
     c.model = argv[optind++];
     if (optind < argc) set_prompt(&c, argv[optind++]);
     if (optind < argc)
         fail("\"%s\" is one argument too many: put the prompt in quotes", argv[optind]);
     return c;
-}
-
-/* ---- Generating ------------------------------------------------------------------------------ */
-
-static double seconds(void) {
-    return 1e-9 * (double)sl_clock();
-}
-
-static void print_prompt_ids(const sl_model *model, const command *c) {
-    const size_t capacity = 3 * (c->prompt_length + 1);
-    int32_t *ids = malloc(capacity * sizeof *ids);
-    size_t count;
-    if (!ids) fail("not enough memory for the prompt");
-    const sl_tokenizer *tokenizer = sl_model_tokenizer(model);
-    check(sl_encode(tokenizer, NULL, c->prompt, c->prompt_length, ids, capacity, &count));
-    const int32_t bos_id = sl_model_info(model)->bos_id;
-    if (sl_model_info(model)->adds_bos) printf("%" PRId32 " ", bos_id);
-    for (size_t i = 0; i < count; i++) printf("%" PRId32 " ", ids[i]);
-    free(ids);
-}
-
-static void print_story(const command *c, const sl_model *model, sl_session *session) {
-    const double start = seconds();
-    check(sl_start(session, c->prompt, c->prompt_length, &c->options));
-    const double prompt_end = seconds();
-    if (c->ids)
-        print_prompt_ids(model, c);
-    else
-        fwrite(c->prompt, 1, c->prompt_length, stdout);
-    sl_piece piece;
-    do {
-        flush();
-        check(sl_next(session, &piece));
-        if (!c->ids)
-            fwrite(piece.text, 1, piece.length, stdout);
-        else if (!piece.stop)
-            printf("%" PRId32 " ", piece.id);
-    } while (!piece.stop);
-    putchar('\n');
-    flush();
-    const double end = seconds();
-    const size_t prompt_tokens = sl_prompt_tokens(session);
-    const size_t generated = sl_sequence_tokens(session) - prompt_tokens;
-    fprintf(stderr, "%zu tokens after a prompt of %zu in %.3f s, %.0f tokens/s; stopped at %s\n",
-            generated, prompt_tokens, end - start, (double)generated / (end - prompt_end),
-            sl_stop_name(piece.stop));
-    size_t drafted, accepted;
-    sl_draft_counts(session, &drafted, &accepted);
-    if (drafted) fprintf(stderr, "%zu of %zu drafted tokens accepted\n", accepted, drafted);
-}
-
-/* ---- Information and speed ------------------------------------------------------------------- */
-
-static void print_rope_scaling(const sl_info *info) {
-    if (info->rope_scaling == SL_ROPE_LINEAR)
-        printf("rope scaling  linear, by %g\n", (double)info->rope_factor);
-    if (info->rope_scaling == SL_ROPE_LLAMA3)
-        printf("rope scaling  llama3, by %g from %" PRIu32 " positions\n",
-               (double)info->rope_factor, info->rope_original_context);
-}
-
-static void print_type(const char *name, uint32_t type, uint32_t group_size) {
-    printf("%-13s %s", name, sl_type_name(type));
-    if (group_size) printf(", a scale for %" PRIu32 " columns", group_size);
-    putchar('\n');
-}
-
-static void print_chat(const sl_model *model) {
-    size_t count, length;
-    const uint32_t *ids = sl_extra_eos_ids(model, &count);
-    const char *template = sl_chat_template(model, &length);
-    if (count) printf("extra eos    ");
-    for (size_t i = 0; i < count; i++) printf(" %" PRIu32, ids[i]);
-    if (count) putchar('\n');
-    if (template) printf("chat template %zu bytes\n", length);
-}
-
-static void print_info(const sl_model *model) {
-    const sl_info *info = sl_model_info(model);
-    printf("parameters    %" PRIu64 "\n", info->parameters);
-    printf("file          %" PRIu64 " bytes\n", info->file_bytes);
-    print_type("weights", info->weight_type, info->group_size);
-    print_type("embedding", info->embedding_type, info->embedding_group_size);
-    printf("dim           %" PRIu32 "\n", info->dim);
-    printf("layers        %" PRIu32 "\n", info->layers);
-    printf("heads         %" PRIu32 "\n", info->heads);
-    printf("kv heads      %" PRIu32 "\n", info->kv_heads);
-    printf("head dim      %" PRIu32 "\n", info->head_dim);
-    printf("hidden        %" PRIu32 "\n", info->hidden);
-    printf("context       %" PRIu32 "\n", info->context);
-    printf("vocabulary    %" PRIu32 "\n", info->vocab_size);
-    printf("classifier    %s\n", info->tied ? "tied to the embedding" : "not tied");
-    printf("rope theta    %g\n", (double)info->rope_theta);
-    print_rope_scaling(info);
-    printf("norm epsilon  %g\n", (double)info->norm_eps);
-    printf("special ids   unk %" PRId32 ", bos %" PRId32 ", eos %" PRId32 ", pad %" PRId32 "\n",
-           info->unk_id, info->bos_id, info->eos_id, info->pad_id);
-    print_chat(model);
-    printf("kernels       %s of", info->kernels);
-    for (size_t i = 0; sl_kernels_name(i); i++) printf(" %s", sl_kernels_name(i));
-    putchar('\n');
-}
-
-enum { RUNS = 5, BENCH_PROMPT = 128 };
-
-static int compare(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double values[RUNS]) {
-    qsort(values, RUNS, sizeof *values, compare);
-    return values[RUNS / 2];
-}
-
-/* Print the tokens per second of a prompt, and of a story with the given options. */
-static void bench(const command *c, const sl_info *info, sl_session *session) {
-    const size_t half = info->context > 1 ? info->context / 2 : 1;
-    const size_t prompt = half < BENCH_PROMPT ? half : BENCH_PROMPT;
-    int32_t ids[BENCH_PROMPT];
-    for (size_t i = 0; i < prompt; i++) ids[i] = (int32_t)(i * 31 % info->vocab_size);
-    sl_options options = c->options;
-    options.ignore_eos = 1;
-    double prompt_speed[RUNS], story_speed[RUNS];
-    size_t generated = 0;
-    for (int run = 0; run < RUNS; run++) {
-        const double start = seconds();
-        check(sl_start_ids(session, ids, prompt, &options));
-        prompt_speed[run] = (double)prompt / (seconds() - start);
-        check(sl_start_ids(session, ids, 1, &options));
-        const double story_start = seconds();
-        for (sl_piece piece = {0}; !piece.stop;) check(sl_next(session, &piece));
-        generated = sl_sequence_tokens(session) - 1;
-        story_speed[run] = (double)generated / (seconds() - story_start);
-    }
-    printf("prompt of %zu tokens  %8.0f tokens/s\n", prompt, median(prompt_speed));
-    printf("story of %zu tokens   %8.0f tokens/s\n", generated, median(story_speed));
-}
-
-int main(int argc, char **argv) {
-    argv = sl_program_start(&argc, argv);
-    command c = parse(argc, argv);
-    if (!c.info && !c.bench) load_prompt(&c);
-    sl_model *model, *draft_model = NULL;
-    sl_session *session = NULL, *draft = NULL;
-    check(sl_model_open(&model, c.model, &c.model_options));
-    if (!c.info) check(sl_session_new(&session, model, &c.session_options));
-    if (!c.info && c.draft) {
-        check(sl_model_open(&draft_model, c.draft, &c.model_options));
-        /* A small model is fastest on one thread, while the others wait for the large one. */
-        c.session_options.threads = 1;
-        check(sl_session_new(&draft, draft_model, &c.session_options));
-        check(sl_set_draft(session, draft,
-                           c.draft_tokens ? c.draft_tokens : SL_DEFAULT_DRAFT_TOKENS));
-    }
-    if (c.info)
-        print_info(model);
-    else if (c.bench)
-        bench(&c, sl_model_info(model), session);
-    else
-        print_story(&c, model, session);
-    close_output();
-    sl_session_free(session);
-    sl_session_free(draft);
-    sl_model_close(model);
-    sl_model_close(draft_model);
-    free(c.prompt);
-    return EXIT_SUCCESS;
 }
