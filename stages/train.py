@@ -71,22 +71,22 @@ def train(chosen: params.Params, ranks: distributed.Ranks) -> None:
 
 def make_job(chosen: params.Params, digest: bytes) -> Job:
     """Return the run of params.yaml, without teachers; `digest` is the SHA-256 of the tokenizer."""
+    text, size = read_text(chosen, digest), chosen.tokenizer.vocab_size
+    if text.vocab_size != size:
+        raise UserError(
+            f"tokenizer.vocab_size is {size} and data/tokens/train.bin has {text.vocab_size} "
+            "pieces: run `dvc repro` to make it again"
+        )
     config, start = read_start(chosen)
-    job = Job(
+    return Job(
         config=config,
         recipe=chosen.recipe,
         seed=chosen.seed,
-        train=read_text(chosen, digest),
+        train=text,
         valid=token_file.read("data/tokens/valid.bin", digest),
         device=device.choose(chosen.compute, chosen.training_flops),
         start=start,
     )
-    if job.train.vocab_size != job.config.vocab_size:
-        raise UserError(
-            f"tokenizer.vocab_size is {job.config.vocab_size} and data/tokens/train.bin has "
-            f"{job.train.vocab_size} pieces: run `dvc repro` to make it again"
-        )
-    return job
 
 
 def save(result: Result, job: Job, chosen: params.Params, about: Mapping[str, Any]) -> None:
@@ -135,9 +135,9 @@ def read_start(chosen: params.Params) -> tuple[ModelConfig, Start | None]:
     check_stays("train.start", path, chosen.model)
     from storyllamas.training import start_reader
 
-    config, tensors = start_reader.read(path, config, TOKENIZER)
-    chosen_lora = chosen.fine_tuning.lora
-    return config, Start(tensors, chosen.fine_tuning.freeze, chosen_lora)
+    lora = chosen.fine_tuning.lora
+    config, tensors = start_reader.read(path, config, TOKENIZER, chosen.seed, lora is not None)
+    return config, Start(tensors, chosen.fine_tuning.freeze, lora)
 
 
 def add_teachers(

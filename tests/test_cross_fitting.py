@@ -22,12 +22,14 @@ from stages import train as stage
 from stages.train import add_teachers
 from storyllamas import params, tokenizer, workdir
 from storyllamas.errors import UserError
+from storyllamas.model import Llama
 from storyllamas.training import cross_fitting, metrics
 from storyllamas.training.cross_fitting import teacher_jobs, train_teachers
 from storyllamas.training.distributed import Ranks
 from storyllamas.training.interrupt import Interrupt
 from storyllamas.training.job import Job
 from storyllamas.training.loop import Trainer, training_run
+from storyllamas.training.start import Start
 from storyllamas.training.teacher import TrainedModel
 from storyllamas.training.trained_model import load_model
 
@@ -75,7 +77,9 @@ def test_each_fold_has_its_teachers_and_each_seed_its_own(job: Job) -> None:
     # What decides only the student is not of its teachers.
     other = dataclasses.replace(job.recipe, steps=9, teacher_share=0.25)
     config = dataclasses.replace(job.config, dim=64)
-    again = teacher_jobs(dataclasses.replace(job, recipe=other, config=config), teacher_of(job))
+    start = Start(dict(Llama(config).state_dict()))
+    student = dataclasses.replace(job, recipe=other, config=config, start=start)
+    again = teacher_jobs(student, teacher_of(job))
     assert [one.key() for _, one in again] == [one.key() for _, one in jobs]
 
 
@@ -278,15 +282,24 @@ def test_what_does_not_go_with_folds() -> None:
 
     with_one = r"teacher_folds is 2 and there is a train\.teacher: use train\.teacher_folds=0"
     refuse(with_one, teacher="a")
-    refuse(r"teacher_folds is 2 and train\.start is a: use train\.teacher_folds=0", start="a")
     refuse(r"compute\.processes is 2 and teacher_folds is 2: use 1", processes=2)
     refuse(r"train\.held_out is 1/2 and teacher_folds is 2: empty one", held_out="1/2")
     refuse("teacher_size is '3m': use one of 2m, 7m, 30m", teacher_size="3m")
     raw["recipe"] = "distill"
+    del raw["recipes"]["distill"]["sizes"]["30m"]
     refuse(
         r"teacher_size is 30m and recipes\.distill\.sizes has no 30m: add it, or use one of 2m, 7m",
         teacher_size="30m",
     )
+
+
+def test_a_start_is_not_that_of_the_teachers() -> None:
+    raw = params.read(ROOT / "params.yaml")
+    raw["recipe"] = "distill"
+    plain = params.parse(raw)
+    started = params.parse({**raw, "train": {**raw["train"], "start": "a", "lora_rank": 4}})
+    assert started.recipe.learning_rate == plain.recipe.learning_rate / 4
+    assert started.of_teacher() == plain.of_teacher()
 
 
 def test_teachers_of_another_size_have_the_recipe_of_that_size() -> None:

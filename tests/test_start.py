@@ -96,7 +96,7 @@ def test_every_format_is_a_start(
     model = make_model(tokenizers["one"], dataclasses.replace(SMALL, tied=tied))
     path = save_as(kind, model, tokenizers["one"], tmp_path)
     wanted = dataclasses.replace(model.config, tied=True, context=16)
-    config, tensors = start_reader.read(path, wanted, tokenizers["one"])
+    config, tensors = start_reader.read(path, wanted, tokenizers["one"], 1)
     assert config == dataclasses.replace(model.config, context=16)
     assert list(tensors) == list(tensor_shapes(config))
     for name, tensor in tensors.items():
@@ -186,26 +186,48 @@ def test_another_shape_is_rejected_with_the_options_that_fit(
     tokenizers: dict[str, Path], tmp_path: Path
 ) -> None:
     path = save_as("slm", make_model(tokenizers["one"]), tokenizers["one"], tmp_path)
-    wanted = dataclasses.replace(SMALL, dim=48, layers=3, norm_eps=1e-6)
-    with pytest.raises(UserError, match=r"add -S shape\.dim=32 -S shape\.layers=2 -S shape\.norm"):
-        start_reader.read(path, wanted, tokenizers["one"])
+    wanted = dataclasses.replace(SMALL, dim=16, layers=3)
+    message = r"cannot grow to it, since its dim is 32, above 16: add -S shape\.dim=32 -S shape\."
+    with pytest.raises(UserError, match=message):
+        start_reader.read(path, wanted, tokenizers["one"], 1)
+
+
+def test_a_smaller_start_grows(
+    tokenizers: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model(tokenizers["one"])
+    path = save_as("slm", model, tokenizers["one"], tmp_path)
+    wanted = dataclasses.replace(SMALL, dim=48, layers=3, vocab_size=320)
+    config, tensors = start_reader.read(path, wanted, tokenizers["one"], 1)
+    assert config == wanted
+    assert "it grows to the chosen size: dim 32 to 48, layers 2 to 3" in capsys.readouterr().out
+    start, grown = Llama(model.config), Llama(config)
+    start.load_state_dict({n: torch.from_numpy(model.tensor(n)[:]) for n in start.state_dict()})
+    grown.load_state_dict(tensors)
+    tokens = torch.randint(300, (8, 33), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        losses = [m.loss(tokens[:, :-1], tokens[:, 1:]).item() for m in (start, grown)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    with pytest.raises(
+        UserError,
+        match=r"since an adapter belongs .*: add -S shape\.dim=32 .* or -S train\.lora_rank=0",
+    ):
+        start_reader.read(path, wanted, tokenizers["one"], 1, has_lora=True)
 
 
 def test_what_is_no_model_is_named(tokenizers: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.start is .*nothing, which does not exist"):
-        start_reader.read(tmp_path / "nothing", SMALL, tokenizers["one"])
+        start_reader.read(tmp_path / "nothing", SMALL, tokenizers["one"], 1)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"train\.start cannot be used: .*config\.json"):
-        start_reader.read(tmp_path / "empty", SMALL, tokenizers["one"])
+        start_reader.read(tmp_path / "empty", SMALL, tokenizers["one"], 1)
     folder = save_as("trained", make_model(tokenizers["one"]), tokenizers["one"], tmp_path)
     with pytest.raises(UserError, match="another tokenizer"):
-        start_reader.read(folder, SMALL, tokenizers["other"])
+        start_reader.read(folder, SMALL, tokenizers["other"], 1)
     shutil.copy(tokenizers["one"], folder / "tokenizer.model")
     config = dataclasses.replace(SMALL, vocab_size=310)
-    assert start_reader.read(folder, config, tokenizers["other"])[1]["embedding.weight"].shape == (
-        310,
-        SMALL.dim,
-    )
+    _, tensors = start_reader.read(folder, config, tokenizers["other"], 1)
+    assert tensors["embedding.weight"].shape == (310, SMALL.dim)
     about = json.loads((folder / "config.json").read_text())
     assert about["tokenizer_sha256"] == tokenizer.load(folder / "tokenizer.model").digest.hex()
 

@@ -8,7 +8,7 @@
 
 #include "../storyllamas.h"
 
-/* What the command line asks for. Strings are those of argv. */
+/* What the command line asks for. Strings are those of argv and the environment. */
 typedef struct {
     const char *model;       /* path of the weight file */
     const char *draft;       /* NULL: none */

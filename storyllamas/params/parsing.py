@@ -57,7 +57,7 @@ def parse(raw: object) -> Params:
     check_has_size(file, file.model)
     fine_tuning: FineTuning = keys_of_train(FineTuning, file)
     distillation: Distillation = keys_of_train(Distillation, file)
-    recipe = slow_down(recipes[file.recipe, file.model], file, fine_tuning)
+    recipe = recipes[file.recipe, file.model]
     context = file.sizes[file.model].context
     if file.evaluation.speed_tokens >= context:
         raise UserError(
@@ -69,7 +69,7 @@ def parse(raw: object) -> Params:
         recipe_name=file.recipe,
         seed=file.seed,
         sizes=file.sizes,
-        recipe=recipe,
+        recipe=slow_down(recipe, file, fine_tuning),
         fine_tuning=fine_tuning,
         distillation=distillation,
         corpus=file.corpus,
@@ -142,11 +142,6 @@ def _check_distillation(chosen: Params) -> None:
         raise UserError(
             f"teacher_folds is {folds} and {given}: use train.teacher_folds=0 to learn from that "
             "one, or empty train.teacher"
-        )
-    if folds and chosen.fine_tuning.start:
-        raise UserError(
-            f"teacher_folds is {folds} and train.start is {chosen.fine_tuning.start}: use "
-            "train.teacher_folds=0, or empty train.start, since teachers begin with random weights"
         )
     taught = f"teacher_folds is {folds}" if folds else given
     processes = chosen.compute.processes

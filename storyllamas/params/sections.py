@@ -336,11 +336,20 @@ class Params:
         return max(own, teacher.training_flops) if teacher else own
 
     def of_teacher(self) -> Params | None:
-        """Return the parameters of a teacher that is trained first; None: there is none."""
+        """Return the parameters of a teacher that is trained first; None: there is none.
+
+        It begins with random weights, also if the model has a start.
+        """
         if not self.teacher_recipe:
             return None
         model = self.recipe.teacher_size or self.model
-        return replace(self, model=model, recipe=self.teacher_recipe, teacher_recipe=None)
+        return replace(
+            self,
+            model=model,
+            recipe=self.teacher_recipe,
+            teacher_recipe=None,
+            fine_tuning=FineTuning(),
+        )
 
     def model_config_of(self, name: str) -> ModelConfig:
         """Return the full shape of a size, a key of `sizes`."""

@@ -45,13 +45,16 @@ def teacher_jobs(job: Job, teacher: Job) -> Iterator[tuple[Fold, Job]]:
         job: the run that learns from them.
         teacher: the run of a teacher that reads all folds. Only its shape and recipe count.
 
-    Jobs whose seeds differ, and are below 2^32 / `teachers_per_fold`, share no teacher.
+    They begin with random weights, also if the job has a start. Jobs whose seeds differ, and are
+    below 2^32 / `teachers_per_fold`, share no teacher.
     """
     recipe, count = job.recipe, job.recipe.teachers_per_fold
     for number in range(1, recipe.teacher_folds + 1):
         fold = Fold(number, recipe.teacher_folds)
         train = job.train.hold_out(fold)
-        own = dataclasses.replace(job, config=teacher.config, recipe=teacher.recipe, train=train)
+        own = dataclasses.replace(
+            job, config=teacher.config, recipe=teacher.recipe, train=train, start=None
+        )
         for index in range(count):
             seed = (count * (job.seed - 1) + index + 1) % 2**32
             yield fold, dataclasses.replace(own, seed=seed)
