@@ -186,6 +186,9 @@ def test_another_shape_is_rejected_with_the_options_that_fit(
     tokenizers: dict[str, Path], tmp_path: Path
 ) -> None:
     path = save_as("slm", make_model(tokenizers["one"]), tokenizers["one"], tmp_path)
+    wanted = dataclasses.replace(SMALL, dim=48, layers=3, norm_eps=1e-6)
+    with pytest.raises(UserError, match=r"add -S shape\.dim=32 -S shape\.layers=2 -S shape\.norm"):
+        start_reader.read(path, wanted, tokenizers["one"], 1)
     wanted = dataclasses.replace(SMALL, dim=16, layers=3)
     message = r"cannot grow to it, since its dim is 32, above 16: add -S shape\.dim=32 -S shape\."
     with pytest.raises(UserError, match=message):

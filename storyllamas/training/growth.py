@@ -19,13 +19,16 @@ from storyllamas.model import Llama
 from storyllamas.rounding import shortest_float32
 
 GROWS = ("dim", "layers", "heads", "kv_heads", "head_dim", "hidden")
-"""Fields of `ModelConfig` that can grow; all others but the context stay as they are."""
+"""Fields of `ModelConfig` that can grow."""
+
+KEPT = ("rope_theta", "norm_eps")
+"""Fields of `ModelConfig` that stay as they are."""
 
 
 def problem(start: ModelConfig, config: ModelConfig) -> str:
     """Return a clause that says why the shape `start` cannot grow to `config`, or ''."""
     old, new = asdict(start), asdict(config)
-    for name in ("rope_theta", "norm_eps"):
+    for name in KEPT:
         values = shortest_float32(old[name]), shortest_float32(new[name])
         if values[0] != values[1]:
             return f"its {name} is {values[0]:g}, not {values[1]:g}"
@@ -62,14 +65,13 @@ def grow(
         torch.manual_seed(seed)
         grown = dict(Llama(config, zero_init_residual=True).state_dict())
     narrower = (start.dim / config.dim) ** 0.5
-    channels = torch.arange(start.dim)
     grown["embedding.weight"].zero_()
     for old_name, old in tensors.items():
         name = _new_name(old_name, start.layers, config.layers)
         new = grown[name]
         if name.endswith("norm.weight"):
             new.fill_(narrower * old.mean())
-            new[channels] = narrower * old
+            new[: start.dim] = narrower * old
         elif name.endswith("qkv.weight"):
             _grow_qkv(new, old, start, config)
         elif name.endswith("output.weight"):

@@ -20,7 +20,7 @@ from storyllamas.training import growth
 from storyllamas.training.model_files import open_trained, read_tensors
 from storyllamas.training.shared_pieces import piece_map
 
-SHAPE = ("dim", "layers", "heads", "kv_heads", "head_dim", "hidden", "rope_theta", "norm_eps")
+SHAPE = (*growth.GROWS, *growth.KEPT)
 """Keys of `shape` whose values the start and the size share, unless the start grows."""
 
 FOLLOWED = (
@@ -67,8 +67,7 @@ def read(
     print(f"training starts from {path}: {pieces.describe()}", flush=True)
     if differing:
         tensors = growth.grow(tensors, start.config, config, seed)
-        values = asdict(start.config), asdict(config)
-        changes = (f"{name} {values[0][name]} to {values[1][name]}" for name in differing)
+        changes = (f"{n} {getattr(start.config, n)} to {getattr(config, n)}" for n in differing)
         print(f"it grows to the chosen size: {', '.join(changes)}", flush=True)
     return config, tensors
 
