@@ -65,9 +65,10 @@ def test_a_larger_model_has_the_same_logits(larger: str, kind: str) -> None:
     assert torch.allclose(near, wanted, atol=1e-2 * wanted.abs().max())
 
 
-def test_every_new_weight_learns() -> None:
+@pytest.mark.parametrize("larger", LARGER)
+def test_every_new_weight_learns(larger: str) -> None:
     start = trained(START)
-    model = grown(start, dataclasses.replace(START, **LARGER["all"]))
+    model = grown(start, dataclasses.replace(START, **LARGER[larger]))
     tokens = torch.randint(64, (16, 33), generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.0)
     seen = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
