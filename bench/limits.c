@@ -71,7 +71,14 @@ static double run_threads(int threads, void (*work)(void *), void **data) {
 
 /* ---- Bandwidth ------------------------------------------------------------------------------- */
 
+/* As wide as a register: GCC keeps sums of wider vectors in memory. */
+#if defined(__AVX512F__)
 typedef int64_t vector __attribute__((vector_size(64)));
+#elif defined(__AVX__)
+typedef int64_t vector __attribute__((vector_size(32)));
+#else
+typedef int64_t vector __attribute__((vector_size(16)));
+#endif
 
 typedef struct {
     const vector *begin;
