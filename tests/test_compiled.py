@@ -151,7 +151,7 @@ from storyllamas.training import device
 from storyllamas.training.compiled import training_loss
 assert torch.__file__.startswith(str(Path.cwd()))
 model = torch.nn.Linear(8, 1)
-model.config = SimpleNamespace(context=8)
+model.config = SimpleNamespace(dim=8, hidden=8, head_dim=8, context=8, vocab_size=8, tied=False)
 model.loss = lambda tokens, targets: (model.weight * (tokens - targets)).square().mean()
 loss = training_loss(model, device.choose(test_compiled.ALWAYS), 4)
 tokens = torch.arange(32).view(4, 8)

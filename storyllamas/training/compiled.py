@@ -81,7 +81,7 @@ def loss_in_c(model: Llama, device: Device) -> fused.FusedLoss | None:
     if not fused.suits(model, device):
         return None
     try:
-        return fused.FusedLoss(model, build_folder())
+        return fused.FusedLoss(model, device.bfloat16, build_folder())
     except OSError as error:
         print(f"the training step is not in C ({error})", file=sys.stderr, flush=True)
         return None

@@ -1,8 +1,9 @@
-"""The training loss and its gradients in C, for processors that multiply bfloat16.
+"""The training loss and its gradients in C, for x86-64 processors.
 
-fused.c computes what `Llama.loss` does in bfloat16 autocast, with float32 sums in more places. It
-handles the models of params.yaml: tied, without grouped-query attention, all weights trained, and
-sizes that are multiples of 32. The C compiler builds it for the processor in use, once.
+fused.c computes what `Llama.loss` does: in bfloat16 autocast, with float32 sums in more places, on
+processors with AVX-512 BF16; or in float32 on those with AVX2. It handles the models of
+params.yaml: tied, without grouped-query attention, all weights trained, and sizes that are
+multiples of 32. The C compiler builds it for the processor in use, once.
 """
 
 from __future__ import annotations
@@ -61,12 +62,16 @@ def suits(model: Llama, device: Device) -> bool:
     """Return whether fused.c computes the loss of this model on this device."""
     return (
         device.name == "cpu"
-        and device.bfloat16
         and sys.platform == "linux"
         and platform.machine() == "x86_64"
-        and torch.cpu._is_avx512_bf16_supported()
+        and (torch.cpu._is_avx512_bf16_supported() if device.bfloat16 else _multiplies_vectors())
         and _fits(model)
     )
+
+
+def _multiplies_vectors() -> bool:
+    """Return whether the processor has AVX2 and fused multiply-add."""
+    return {"avx2", "fma"} <= set(_processor().split())
 
 
 def _fits(model: Llama) -> bool:
@@ -96,18 +101,20 @@ class _MuonSettings(ctypes.Structure):
 class FusedLoss:
     """The mean loss of a model, as a function of tokens and targets [sequences, context]."""
 
-    def __init__(self, model: Llama, folder: Path) -> None:
+    def __init__(self, model: Llama, bfloat16: bool, folder: Path) -> None:
         """Build the library, unless it is in `folder`.
 
         Args:
             model: one that `suits`.
+            bfloat16: whether matrices are multiplied in bfloat16, else in float32.
             folder: folder of compiled code.
 
         Raises:
             OSError: the compiler is missing or fails, or the library cannot be loaded.
         """
         self._model = model
-        self._library = _load(folder)
+        self._library = _load(folder, bfloat16)
+        self._dtype = torch.bfloat16 if bfloat16 else torch.float32
         self._threads = torch.get_num_threads()
         self._parameters = list(model.parameters())
         self._memory = torch.empty(0, dtype=torch.uint8)
@@ -164,7 +171,7 @@ class FusedLoss:
         return torch.tensor(loss, dtype=torch.float32)
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Return the logits [sequences, context, V] in bfloat16; the next call overwrites them.
+        """Return the logits [sequences, context, V]; the next call overwrites them.
 
         Args:
             tokens: [sequences, context], at most `GROUP_TOKENS` in all.
@@ -176,8 +183,8 @@ class FusedLoss:
             self._shape(), len(tokens), self._threads, self._memory.data_ptr()
         )
         first = at - self._memory.data_ptr()
-        size = 2 * tokens.numel() * self._model.config.vocab_size
-        return self._memory[first : first + size].view(torch.bfloat16).view(*tokens.shape, -1)
+        size = tokens.numel() * self._model.config.vocab_size * self._dtype.itemsize
+        return self._memory[first : first + size].view(self._dtype).view(*tokens.shape, -1)
 
     def update(
         self,
@@ -199,7 +206,7 @@ class FusedLoss:
         rows, columns = weights[0].shape
         each = self._library.fused_muon_scratch(rows, columns)
         threads = min(self._threads, len(weights))
-        scratch = torch.empty(threads * each, dtype=torch.bfloat16)
+        scratch = torch.empty(threads * each, dtype=self._dtype)
         self._library.fused_muon(
             _MuonSettings(**settings),
             threads,
@@ -245,12 +252,14 @@ def _addresses(tensors: Sequence[Tensor]) -> Any:
 
 
 @cache
-def _load(folder: Path) -> Any:
+def _load(folder: Path, bfloat16: bool) -> Any:
     """Return the library, built if it is not in the folder.
 
     It uses the OpenMP threads of PyTorch, whose library this process has loaded.
     """
     command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS]
+    if not bfloat16:
+        command.append("-DFUSED_FLOAT32")
     about = [*(path.read_text(encoding="utf-8") for path in SOURCES), *command, _processor()]
     path = folder / f"fused-{sha256('|'.join(about).encode()).hexdigest()[:16]}.so"
     if not path.exists():
@@ -287,4 +296,4 @@ def _load(folder: Path) -> Any:
 def _processor() -> str:
     """Return what -march=native depends on."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return "".join(sorted({line for line in lines if line.startswith(("flags", "model"))}))
+    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model"))}))

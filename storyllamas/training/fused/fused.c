@@ -1,12 +1,12 @@
-/* fused.c: the loss of a Llama and its gradients, and a step of Muon, in bfloat16 with float32
- * sums, for processors with AVX-512 BF16. AMX multiplies if the processor has it. __init__.py
- * describes the arguments. The headers hold the parts, the lowest first: vectors, packing, product,
- * work, rows, attention, layers. */
+/* fused.c: the loss of a Llama and its gradients, and a step of Muon: in bfloat16 with float32 sums
+ * for processors with AVX-512 BF16, which AMX multiplies if there is one, or in float32 for those
+ * with AVX2 or AVX-512. __init__.py describes the arguments. The headers hold the parts, the lowest
+ * first: vectors, packing, multiply, product, work, rows, attention, layers. */
 
 #include "layers.h"
 #include "muon.h"
 
-#ifdef __AMX_BF16__
+#ifdef USES_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -19,13 +19,6 @@ typedef struct {
     int64_t each;
 } targets;
 
-static float to_float(bf16 x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float number;
-    memcpy(&number, &bits, 4);
-    return number;
-}
-
 static int is_ignored(const targets *of, int64_t token, int64_t ignored) {
     if (!of->shares) return of->ids[token] == ignored;
     for (int64_t i = 0; i < of->each; i++)
@@ -35,22 +28,21 @@ static int is_ignored(const targets *of, int64_t token, int64_t ignored) {
 
 /* Return the loss of a token's row of logits, 0 if it is ignored; unless `share` is 0, turn the
    logits into their gradient. `powers` is scratch. */
-static float cross_entropy(bf16 *logits, float *powers, int64_t vocab, const targets *of,
+static float cross_entropy(number *logits, float *powers, int64_t vocab, const targets *of,
                            int64_t token, int64_t ignored, float share) {
     if (is_ignored(of, token, ignored)) {
-        memset(logits, 0, sizeof(bf16) * (size_t)vocab);
+        memset(logits, 0, sizeof(number) * (size_t)vocab);
         return 0.0f;
     }
-    __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
-    for (int64_t i = 0; i < vocab; i += 16) most = _mm512_max_ps(most, load16(logits + i));
-    float limit = _mm512_reduce_max_ps(most);
-    __m512 shift = _mm512_set1_ps(limit);
-    for (int64_t i = 0; i < vocab; i += 16) {
-        __m512 x = exp16(_mm512_sub_ps(load16(logits + i), shift));
-        total = _mm512_add_ps(total, x);
-        _mm512_storeu_ps(powers + i, x);
+    vector most = repeat(-INFINITY), total = repeat(0);
+    for (int64_t i = 0; i < vocab; i += LANES) most = larger_lanes(most, load(logits + i));
+    float limit = largest_of(most);
+    for (int64_t i = 0; i < vocab; i += LANES) {
+        vector x = exponential(load(logits + i) - limit);
+        total += x;
+        store_f32(powers + i, x);
     }
-    float sum = _mm512_reduce_add_ps(total), log_sum = limit + logf(sum);
+    float sum = sum_of(total), log_sum = limit + logf(sum);
     float loss = 0.0f;
     for (int64_t i = token * of->each; i < (token + 1) * of->each; i++) {
         float wanted = of->shares ? of->shares[i] : 1.0f;
@@ -58,9 +50,8 @@ static float cross_entropy(bf16 *logits, float *powers, int64_t vocab, const tar
         powers[of->ids[i]] -= wanted * sum;
     }
     if (share <= 0.0f) return loss;
-    __m512 factor = _mm512_set1_ps(share / sum);
-    for (int64_t i = 0; i < vocab; i += 16)
-        store16(logits + i, _mm512_mul_ps(_mm512_loadu_ps(powers + i), factor));
+    for (int64_t i = 0; i < vocab; i += LANES)
+        store(logits + i, load_f32(powers + i) * (share / sum));
     return loss;
 }
 
@@ -72,10 +63,10 @@ static void group(work *w, const int64_t *tokens, const targets *of, int64_t sta
     for (int64_t i = 0; i < w->tokens; i++) {
         const float *from = w->weights[0] + tokens[start * c + i] * d;
         float *to = w->layers[0].input + i * d;
-        for (int64_t j = 0; j < d; j += 16) {
-            __m512 x = _mm512_loadu_ps(from + j);
-            if (s.dropout > 0) x = _mm512_mul_ps(x, mask16(w, 0, i * d + j));
-            _mm512_storeu_ps(to + j, x);
+        for (int64_t j = 0; j < d; j += LANES) {
+            vector x = load_f32(from + j);
+            if (s.dropout > 0) x *= mask(w, 0, i * d + j);
+            store_f32(to + j, x);
         }
     }
     for (int64_t i = 0; i < s.layers; i++)
@@ -88,7 +79,7 @@ static void group(work *w, const int64_t *tokens, const targets *of, int64_t sta
         memset(sums, 0, sizeof(float) * (size_t)d);
         for (int64_t i = first; i < first + rows; i++)
             normalize(w, w->normed + i * d, w->scale + i, w->x + i * d, w->weights[last]);
-        bf16 *logits = w->logits + first * s.vocab;
+        number *logits = w->logits + first * s.vocab;
         product(target_of(logits, s.vocab, ROUND), rows_of(w->normed + first * d, d),
                 w->embedding.transposed, rows, d, s.vocab, d);
         for (int64_t i = first; i < first + rows; i++)
@@ -110,10 +101,10 @@ static void group(work *w, const int64_t *tokens, const targets *of, int64_t sta
 #pragma omp single
     for (int64_t i = 0; i < w->tokens; i++) {
         float *to = w->gradients[0] + tokens[start * c + i] * d;
-        for (int64_t j = 0; j < d; j += 16) {
-            __m512 x = _mm512_loadu_ps(w->dx + i * d + j);
-            if (s.dropout > 0) x = _mm512_mul_ps(x, mask16(w, 0, i * d + j));
-            _mm512_storeu_ps(to + j, _mm512_add_ps(_mm512_loadu_ps(to + j), x));
+        for (int64_t j = 0; j < d; j += LANES) {
+            vector x = load_f32(w->dx + i * d + j);
+            if (s.dropout > 0) x *= mask(w, 0, i * d + j);
+            store_f32(to + j, load_f32(to + j) + x);
         }
     }
 }
@@ -132,7 +123,7 @@ static void set_up(work *w, const shape *s, int64_t sequences) {
 int64_t fused_bytes(const shape *s, int64_t sequences, int64_t threads) {
     work w;
     arena memory = {NULL, 4096};
-#ifdef __AMX_BF16__
+#ifdef USES_AMX
     enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
     if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA)) return 0;
 #endif
@@ -191,7 +182,7 @@ double fused_loss(const shape *s, int64_t sequences, int64_t threads, const int6
 
 /* Return where `fused_loss` without gradients leaves the logits of its last group, the whole step
  * if it has at most GROUP_TOKENS: [tokens, vocab]. */
-const bf16 *fused_logits(const shape *s, int64_t sequences, int64_t threads, char *memory) {
+const number *fused_logits(const shape *s, int64_t sequences, int64_t threads, char *memory) {
     work w;
     arena from = {memory, 0};
     set_up(&w, s, sequences);

@@ -14,12 +14,12 @@ static void pack_all(packed to, const float *weights, int64_t rows, int64_t colu
 }
 
 /* Gradient of weights [rows, columns]: dy [T, rows] transposed, times x [T, columns]. */
-static void weight_gradient(work *w, float *to, const bf16 *dy, int64_t rows, const bf16 *x,
+static void weight_gradient(work *w, float *to, const number *dy, int64_t rows, const number *x,
                             int64_t columns) {
     int64_t t = w->tokens;
     /* The narrower one becomes the left matrix, since turning it costs more. */
     int turn_dy = rows <= columns;
-    const bf16 *narrow = turn_dy ? dy : x, *broad = turn_dy ? x : dy;
+    const number *narrow = turn_dy ? dy : x, *broad = turn_dy ? x : dy;
     int64_t m = turn_dy ? rows : columns, n = turn_dy ? columns : rows;
     mode how = turn_dy ? (w->adds ? ADD : SET) : (w->adds ? ADD_TRANSPOSE : SET_TRANSPOSE);
 #pragma omp for schedule(dynamic, 1)
@@ -28,7 +28,7 @@ static void weight_gradient(work *w, float *to, const bf16 *dy, int64_t rows, co
     int64_t width = n < PANEL * 8 ? PANEL / 2 : PANEL;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < n; i += width) {
-        bf16 *panel = w->narrow[omp_get_thread_num()];
+        number *panel = w->narrow[omp_get_thread_num()];
         int64_t wide = smaller(width, n - i);
         pack(panel, broad + i, n, t, wide);
         float *at = to + (turn_dy ? i : i * columns);
@@ -50,7 +50,7 @@ static void finish_norm(work *w, float *to) {
 enum { NORM1, QKV, OUTPUT, NORM2, GATE_UP, DOWN, PER_LAYER };
 
 typedef void of_head(const work *w, layer *l, int64_t sequence, int64_t head, float *wide,
-                     bf16 *narrow);
+                     number *narrow);
 
 /* Compute each head of each sequence. */
 static inline void each_head(work *w, layer *l, of_head *compute) {
@@ -62,8 +62,8 @@ static inline void each_head(work *w, layer *l, of_head *compute) {
     }
 }
 
-static void layer_forward(work *w, int64_t number, const float *const *weights, float *to) {
-    layer *l = &w->layers[number];
+static void layer_forward(work *w, int64_t index, const float *const *weights, float *to) {
+    layer *l = &w->layers[index];
     shape s = w->s;
     int64_t d = s.dim, width = w->width;
 #pragma omp for schedule(dynamic, 1)
@@ -83,7 +83,7 @@ static void layer_forward(work *w, int64_t number, const float *const *weights, 
                 l->output_w.transposed, rows, width, d, width);
         for (int64_t i = first; i < first + rows; i++) {
             add_branch(w, l->middle + i * d, l->input + i * d, branch + (i - first) * d,
-                       2 * number + 1, i);
+                       2 * index + 1, i);
             normalize(w, l->normed2 + i * d, l->scale2 + i, l->middle + i * d, weights[NORM2]);
         }
         product(target_of(l->gate_up + first * 2 * s.hidden, 2 * s.hidden, ROUND),
@@ -94,25 +94,25 @@ static void layer_forward(work *w, int64_t number, const float *const *weights, 
         product(target_of(branch, d, SET), rows_of(l->active + first * s.hidden, s.hidden),
                 l->down_w.transposed, rows, s.hidden, d, s.hidden);
         for (int64_t i = first; i < first + rows; i++)
-            add_branch(w, to + i * d, l->middle + i * d, branch + (i - first) * d, 2 * number + 2,
+            add_branch(w, to + i * d, l->middle + i * d, branch + (i - first) * d, 2 * index + 2,
                        i);
     }
 }
 
-static void layer_back(work *w, int64_t number, const float *const *weights,
+static void layer_back(work *w, int64_t index, const float *const *weights,
                        float *const *gradients) {
-    layer *l = &w->layers[number];
+    layer *l = &w->layers[index];
     shape s = w->s;
     int64_t d = s.dim, f = s.hidden, width = w->width;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < w->tokens; first += w->chunk) {
         int64_t rows = smaller(w->chunk, w->tokens - first);
         float *wide = w->wide[omp_get_thread_num()];
-        bf16 *dactive = w->narrow[omp_get_thread_num()];
+        number *dactive = w->narrow[omp_get_thread_num()];
         float *sums = w->norm_sums + first / w->chunk * d;
         memset(sums, 0, sizeof(float) * (size_t)d);
         for (int64_t i = first; i < first + rows; i++)
-            branch_back(w, w->dx_rounded + i * d, w->dx + i * d, 2 * number + 2, i);
+            branch_back(w, w->dx_rounded + i * d, w->dx + i * d, 2 * index + 2, i);
         product(target_of(dactive, f, ROUND), rows_of(w->dx_rounded + first * d, d),
                 l->down_w.plain, rows, d, f, d);
         for (int64_t i = first; i < first + rows; i++)
@@ -131,7 +131,7 @@ static void layer_back(work *w, int64_t number, const float *const *weights,
     for (int64_t first = 0; first < w->tokens; first += w->chunk) {
         int64_t rows = smaller(w->chunk, w->tokens - first);
         for (int64_t i = first; i < first + rows; i++)
-            branch_back(w, w->dx_rounded + i * d, w->dx + i * d, 2 * number + 1, i);
+            branch_back(w, w->dx_rounded + i * d, w->dx + i * d, 2 * index + 1, i);
         product(target_of(w->dmixed + first * width, width, ROUND),
                 rows_of(w->dx_rounded + first * d, d), l->output_w.plain, rows, d, width, d);
     }

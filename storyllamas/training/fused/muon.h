@@ -8,18 +8,6 @@
 #include "product.h"
 #include "threads.h"
 
-/* Write the transpose of matrix [rows, columns]. */
-static void transpose(bf16 *to, const bf16 *from, int64_t rows, int64_t columns) {
-    __m512i r[16];
-    for (int64_t m = 0; m < columns; m += TILE)
-        for (int64_t k = 0; k < rows; k += BLOCK) {
-            for (int i = 0; i < 16; i++)
-                r[i] = interleave(from + (k + 2 * i) * columns + m, columns);
-            transpose16(r);
-            for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + (m + i) * rows + k, r[i]);
-        }
-}
-
 typedef struct {
     float momentum, beta2, decay,
         rate; /* decay: what weights are multiplied by; rate: of the update */
@@ -28,32 +16,32 @@ typedef struct {
 } muon;
 
 /* Update the momentum; write Nesterov's lookahead, divided by its norm. */
-static void look_ahead(bf16 *to, float *mean, const float *gradient, int64_t size, float momentum) {
-    __m512 keep = _mm512_set1_ps(momentum), squares = _mm512_setzero_ps();
-    for (int64_t i = 0; i < size; i += 16) {
-        __m512 g = _mm512_loadu_ps(gradient + i), m = _mm512_loadu_ps(mean + i);
-        m = _mm512_fmadd_ps(keep, _mm512_sub_ps(m, g), g);
-        _mm512_storeu_ps(mean + i, m);
-        m = _mm512_fmadd_ps(keep, _mm512_sub_ps(m, g), g);
-        squares = _mm512_fmadd_ps(m, m, squares);
+static void look_ahead(number *to, float *mean, const float *gradient, int64_t size,
+                       float momentum) {
+    vector squares = repeat(0);
+    for (int64_t i = 0; i < size; i += LANES) {
+        vector g = load_f32(gradient + i), m = load_f32(mean + i);
+        m = (m - g) * momentum + g;
+        store_f32(mean + i, m);
+        m = (m - g) * momentum + g;
+        squares += m * m;
     }
-    float norm = sqrtf(_mm512_reduce_add_ps(squares));
-    __m512 factor = _mm512_set1_ps(1.0f / (norm > 1e-7f ? norm : 1e-7f));
-    for (int64_t i = 0; i < size; i += 16) {
-        __m512 g = _mm512_loadu_ps(gradient + i), m = _mm512_loadu_ps(mean + i);
-        m = _mm512_fmadd_ps(keep, _mm512_sub_ps(m, g), g);
-        store16(to + i, _mm512_mul_ps(m, factor));
+    float norm = sqrtf(sum_of(squares)), factor = 1.0f / (norm > 1e-7f ? norm : 1e-7f);
+    for (int64_t i = 0; i < size; i += LANES) {
+        vector g = load_f32(gradient + i), m = load_f32(mean + i);
+        store(to + i, ((m - g) * momentum + g) * factor);
     }
 }
 
 /* Orthogonalize x [rows, columns], rows <= columns, in place; scratch: 2 * size + 3 * rows^2
  * numbers. */
-static void orthogonalize(const muon *o, bf16 *x, int64_t rows, int64_t columns, bf16 *scratch) {
+static void orthogonalize(const muon *o, number *x, int64_t rows, int64_t columns,
+                          number *scratch) {
     int64_t size = rows * columns;
-    bf16 *packed_x = scratch, *next = packed_x + size;
-    bf16 *gram = next + size, *packed_gram = gram + rows * rows,
-         *polynomial = packed_gram + rows * rows;
-    bf16 *now = x;
+    number *packed_x = scratch, *next = packed_x + size;
+    number *gram = next + size, *packed_gram = gram + rows * rows,
+           *polynomial = packed_gram + rows * rows;
+    number *now = x;
     for (int64_t step = 0; step < o->steps; step++) {
         pack_transpose(packed_x, now, columns, rows, columns);
         symmetric_product(target_of(gram, rows, ROUND), rows_of(now, columns), packed_x, rows,
@@ -64,40 +52,37 @@ static void orthogonalize(const muon *o, bf16 *x, int64_t rows, int64_t columns,
         pack(packed_x, now, columns, rows, columns);
         product((target){next, columns, ROUND, now, o->linear, 1.0f}, rows_of(polynomial, rows),
                 packed_x, rows, rows, columns, rows);
-        bf16 *before = now;
+        number *before = now;
         now = next;
         next = before;
     }
-    if (now != x) memcpy(x, now, sizeof(bf16) * (size_t)size);
+    if (now != x) memcpy(x, now, sizeof(number) * (size_t)size);
 }
 
 /* Change weights [rows, columns] by an update whose rows are divided by their mean size over time.
  */
-static void apply(const muon *o, float *weights, const bf16 *update, float *row_squares,
+static void apply(const muon *o, float *weights, const number *update, float *row_squares,
                   int64_t rows, int64_t columns) {
     double before = 0, after = 0;
     for (int64_t i = 0; row_squares && i < rows; i++) {
-        __m512 total = _mm512_setzero_ps();
-        for (int64_t j = 0; j < columns; j += 16) {
-            __m512 u = load16(update + i * columns + j);
-            total = _mm512_fmadd_ps(u, u, total);
+        vector total = repeat(0);
+        for (int64_t j = 0; j < columns; j += LANES) {
+            vector u = load(update + i * columns + j);
+            total += u * u;
         }
-        float sum = _mm512_reduce_add_ps(total);
+        float sum = sum_of(total);
         row_squares[i] += (sum / (float)columns - row_squares[i]) * (1.0f - o->beta2);
         float size = sqrtf(row_squares[i]) + 1e-8f;
         before += sum;
         after += sum / size / size;
     }
     double all = row_squares ? sqrt(before) / fmax(sqrt(after), 1e-7) : 1.0;
-    __m512 decay = _mm512_set1_ps(o->decay);
     for (int64_t i = 0; i < rows; i++) {
         float size = row_squares ? sqrtf(row_squares[i]) + 1e-8f : 1.0f;
-        __m512 rate = _mm512_set1_ps(o->rate * (float)all / size);
-        for (int64_t j = 0; j < columns; j += 16) {
-            __m512 w = _mm512_mul_ps(_mm512_loadu_ps(weights + i * columns + j), decay);
-            w = _mm512_fnmadd_ps(load16(update + i * columns + j), rate, w);
-            _mm512_storeu_ps(weights + i * columns + j, w);
-        }
+        float rate = o->rate * (float)all / size, *row = weights + i * columns;
+        for (int64_t j = 0; j < columns; j += LANES)
+            store_f32(row + j,
+                      load_f32(row + j) * o->decay - load(update + i * columns + j) * rate);
     }
 }
 
@@ -110,7 +95,7 @@ int64_t fused_muon_scratch(int64_t rows, int64_t columns) {
 /* Update matrices of one shape, each by one thread; row_squares: NULL for none. */
 void fused_muon(const muon *o, int64_t threads, int64_t count, int64_t rows, int64_t columns,
                 float *const *weights, float *const *means, const float *const *gradients,
-                float *const *row_squares, bf16 *scratch) {
+                float *const *row_squares, number *scratch) {
     int64_t size = rows * columns, each = fused_muon_scratch(rows, columns);
     int tall = rows > columns;
 #pragma omp parallel num_threads((int)threads)
@@ -118,7 +103,8 @@ void fused_muon(const muon *o, int64_t threads, int64_t count, int64_t rows, int
         uint8_t before[64] __attribute__((aligned(64)));
         save_configuration(before);
         configure(TILES);
-        bf16 *x = scratch + omp_get_thread_num() * each, *turned = x + size, *rest = turned + size;
+        number *x = scratch + omp_get_thread_num() * each, *turned = x + size,
+               *rest = turned + size;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < count; i++) {
             look_ahead(x, means[i], gradients[i], size, o->momentum);

@@ -1,72 +1,56 @@
 /* packing.h: matrices in the order in which a product reads them.
  *
- * A product takes its right matrix "packed": tiles of 32 rows (k) and 16 columns (n) whose 16 lines
- * are n0k0 n0k1 n1k0 n1k1 …, the tiles of the same columns one after the other. Every size is a
- * multiple of 32. A matrix in memory is row-major. */
+ * A product takes its right matrix "packed": tiles of 32 rows (k) and 16 columns (n), the tiles of
+ * the same columns one after the other. In float32 a tile is row-major. In bfloat16 its 16 lines
+ * are n0k0 n0k1 n1k0 n1k1 …, the order that the instructions ask for. The left matrix is row-major,
+ * or in row-major tiles of 16 rows (m) and 32 columns (k). Every size is a multiple of 32. A matrix
+ * in memory is row-major.
+ *
+ * packing_bf16.h and packing_f32.h define, with `stride` numbers between the rows of `from`:
+ *
+ *     pack(to, from, stride, rows, columns)            pack matrix [rows, columns]
+ *     pack_transpose(to, from, stride, rows, columns)  pack its transpose
+ *     tile_transpose(to, from, stride, rows, columns)  write its transpose as tiles for the left
+ *     transpose(to, from, rows, columns)               write its transpose, row-major */
 
 #ifndef FUSED_PACKING_H
 #define FUSED_PACKING_H
 
-#include "vectors.h"
+#ifdef FUSED_FLOAT32
+#include "packing_f32.h"
+#else
+#include "packing_bf16.h"
+#endif
 
-/* One line of a packed tile from the rows k and k + 1. */
-static inline __m512i interleave(const bf16 *row, int64_t stride) {
-    __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)row));
-    __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(row + stride)));
-    return _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+/* A left matrix: numbers between rows, between tiles below each other, and between tiles side by
+ * side. */
+typedef struct {
+    const number *at;
+    int64_t row, down, right;
+} left;
+
+static left rows_of(const number *at, int64_t stride) {
+    return (left){at, stride, TILE * stride, BLOCK};
 }
 
-/* Pack matrix [rows, columns]. */
-static void pack(bf16 *to, const bf16 *from, int64_t stride, int64_t rows, int64_t columns) {
-    for (int64_t k = 0; k < rows; k += 2)
-        for (int64_t n = 0; n < columns; n += TILE)
-            _mm512_storeu_si512(to + n * rows + k * TILE,
-                                interleave(from + k * stride + n, stride));
-}
-
-/* Pack the transpose of matrix [rows, columns]. */
-static void pack_transpose(bf16 *to, const bf16 *from, int64_t stride, int64_t rows,
-                           int64_t columns) {
-    __m512i r[16];
-    for (int64_t n = 0; n < rows; n += TILE)
-        for (int64_t k = 0; k < columns; k += BLOCK, to += TILE_SIZE) {
-            for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from + (n + i) * stride + k);
-            transpose16(r);
-            for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + i * BLOCK, r[i]);
-        }
-}
-
-/* Write the transpose of matrix [rows, columns] as tiles of 16 rows and 32 columns, for the left.
- */
-static void tile_transpose(bf16 *to, const bf16 *from, int64_t stride, int64_t rows,
-                           int64_t columns) {
-    __m512i r[16];
-    for (int64_t m = 0; m < columns; m += TILE)
-        for (int64_t k = 0; k < rows; k += BLOCK, to += TILE_SIZE) {
-            for (int i = 0; i < 16; i++) r[i] = interleave(from + (k + 2 * i) * stride + m, stride);
-            transpose16(r);
-            for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + i * BLOCK, r[i]);
-        }
+static left tiles_of(const number *at, int64_t k) {
+    return (left){at, BLOCK, k * TILE, TILE_SIZE};
 }
 
 /* Pack 32 rows from `first` on of weights [rows, columns], and of their transpose. */
-static void pack_weights(bf16 *plain, bf16 *transposed, const float *weights, int64_t first,
+static void pack_weights(number *plain, number *transposed, const float *weights, int64_t first,
                          int64_t rows, int64_t columns) {
-    bf16 part[BLOCK * BLOCK];
+    number part[BLOCK * BLOCK];
     for (int64_t k = 0; k < columns; k += BLOCK) {
-        for (int i = 0; i < BLOCK; i++) {
-            const float *from = weights + (first + i) * columns + k;
-            store16(part + i * BLOCK, _mm512_loadu_ps(from));
-            store16(part + i * BLOCK + TILE, _mm512_loadu_ps(from + TILE));
-        }
+        for (int i = 0; i < BLOCK; i++)
+            for (int j = 0; j < BLOCK; j += LANES)
+                store(part + i * BLOCK + j, load_f32(weights + (first + i) * columns + k + j));
         for (int i = 0; i < 2; i++) {
-            bf16 *to =
+            number *to =
                 transposed + ((first / TILE + i) * (columns / BLOCK) + k / BLOCK) * TILE_SIZE;
-            pack_transpose(to, part + i * TILE * BLOCK, BLOCK, TILE, BLOCK);
+            pack_transpose(to, part + i * TILE_SIZE, BLOCK, TILE, BLOCK);
             to = plain + ((k / TILE + i) * (rows / BLOCK) + first / BLOCK) * TILE_SIZE;
-            for (int line = 0; line < 16; line++)
-                _mm512_storeu_si512(to + line * BLOCK,
-                                    interleave(part + 2 * line * BLOCK + i * TILE, BLOCK));
+            pack(to, part + i * TILE, BLOCK, BLOCK, TILE);
         }
     }
 }

@@ -7,36 +7,34 @@
 
 #include "work.h"
 
-/* Return 0 or 1 / (1 - dropout) for 16 numbers, the same again for the same arguments. */
-static inline __m512 mask16(const work *w, int64_t site, int64_t index) {
+static const naturals COUNT = {0,  1,  2,  3,  4,
+                               5,  6,  7,
+#ifdef __AVX512F__
+                               8,  9,  10, 11, 12,
+                               13, 14, 15
+#endif
+};
+
+/* Return 0 or 1 / (1 - dropout) for the numbers from `index` on, the same again for the same
+ * arguments. */
+static inline vector mask(const work *w, int64_t site, int64_t index) {
     uint32_t key = (w->seed + (uint32_t)site * 0x9e3779b9u) * 0x85ebca6bu;
-    __m512i x =
-        _mm512_add_epi32(_mm512_set1_epi32((int)(uint32_t)index),
-                         _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
-    x = _mm512_xor_si512(_mm512_mullo_epi32(x, _mm512_set1_epi32((int)0x9e3779b1u)),
-                         _mm512_set1_epi32((int)key));
-    x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
-    x = _mm512_mullo_epi32(x, _mm512_set1_epi32((int)0x85ebca6bu));
-    x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 13));
-    x = _mm512_mullo_epi32(x, _mm512_set1_epi32((int)0xc2b2ae35u));
-    x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
     uint32_t limit = (uint32_t)(w->s.dropout * 4294967040.0f);
-    __mmask16 kept = _mm512_cmpge_epu32_mask(x, _mm512_set1_epi32((int)limit));
-    return _mm512_maskz_mov_ps(kept, _mm512_set1_ps(1.0f / (1.0f - w->s.dropout)));
+    naturals x = ((COUNT + (uint32_t)index) * 0x9e3779b1u) ^ key;
+    x = (x ^ x >> 16) * 0x85ebca6bu;
+    x = (x ^ x >> 13) * 0xc2b2ae35u;
+    x ^= x >> 16;
+    return keep(x >= limit, repeat(1.0f / (1.0f - w->s.dropout)));
 }
 
-static void normalize(const work *w, bf16 *to, float *scale, const float *x, const float *weight) {
+static void normalize(const work *w, number *to, float *scale, const float *x,
+                      const float *weight) {
     int64_t d = w->s.dim;
-    __m512 squares = _mm512_setzero_ps();
-    for (int64_t i = 0; i < d; i += 16) {
-        __m512 v = _mm512_loadu_ps(x + i);
-        squares = _mm512_fmadd_ps(v, v, squares);
-    }
-    *scale = 1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)d + w->s.norm_eps);
-    __m512 factor = _mm512_set1_ps(*scale);
-    for (int64_t i = 0; i < d; i += 16)
-        store16(to + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), factor),
-                                      _mm512_loadu_ps(weight + i)));
+    vector squares = repeat(0);
+    for (int64_t i = 0; i < d; i += LANES) squares += load_f32(x + i) * load_f32(x + i);
+    *scale = 1.0f / sqrtf(sum_of(squares) / (float)d + w->s.norm_eps);
+    for (int64_t i = 0; i < d; i += LANES)
+        store(to + i, load_f32(x + i) * *scale * load_f32(weight + i));
 }
 
 /* Add to dx the gradient of x, from that of the normalized row; add to `sums` that of the weights.
@@ -44,64 +42,59 @@ static void normalize(const work *w, bf16 *to, float *scale, const float *x, con
 static void normalize_back(const work *w, float *dx, float *sums, const float *dy, const float *x,
                            float scale, const float *weight) {
     int64_t d = w->s.dim;
-    __m512 factor = _mm512_set1_ps(scale), dot = _mm512_setzero_ps();
-    for (int64_t i = 0; i < d; i += 16) {
-        __m512 g = _mm512_loadu_ps(dy + i), v = _mm512_mul_ps(_mm512_loadu_ps(x + i), factor);
-        _mm512_storeu_ps(sums + i, _mm512_fmadd_ps(g, v, _mm512_loadu_ps(sums + i)));
-        dot = _mm512_fmadd_ps(_mm512_mul_ps(g, _mm512_loadu_ps(weight + i)), v, dot);
+    vector dot = repeat(0);
+    for (int64_t i = 0; i < d; i += LANES) {
+        vector g = load_f32(dy + i), v = load_f32(x + i) * scale;
+        store_f32(sums + i, g * v + load_f32(sums + i));
+        dot += g * load_f32(weight + i) * v;
     }
-    __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(dot) / (float)d);
-    for (int64_t i = 0; i < d; i += 16) {
-        __m512 g = _mm512_mul_ps(_mm512_loadu_ps(dy + i), _mm512_loadu_ps(weight + i));
-        __m512 v = _mm512_mul_ps(_mm512_loadu_ps(x + i), factor);
-        g = _mm512_fnmadd_ps(v, mean, g);
-        _mm512_storeu_ps(dx + i, _mm512_fmadd_ps(g, factor, _mm512_loadu_ps(dx + i)));
+    float mean = sum_of(dot) / (float)d;
+    for (int64_t i = 0; i < d; i += LANES) {
+        vector g = load_f32(dy + i) * load_f32(weight + i), v = load_f32(x + i) * scale;
+        g -= v * mean;
+        store_f32(dx + i, g * scale + load_f32(dx + i));
     }
 }
 
 /* Add a branch, with dropout, to a row of the residual stream. */
 static void add_branch(const work *w, float *to, const float *x, const float *branch, int64_t site,
                        int64_t row) {
-    for (int64_t i = 0; i < w->s.dim; i += 16) {
-        __m512 v = _mm512_loadu_ps(branch + i);
-        if (w->s.dropout > 0) v = _mm512_mul_ps(v, mask16(w, site, row * w->s.dim + i));
-        _mm512_storeu_ps(to + i, _mm512_add_ps(_mm512_loadu_ps(x + i), v));
+    for (int64_t i = 0; i < w->s.dim; i += LANES) {
+        vector v = load_f32(branch + i);
+        if (w->s.dropout > 0) v *= mask(w, site, row * w->s.dim + i);
+        store_f32(to + i, load_f32(x + i) + v);
     }
 }
 
 /* Round the gradient of a branch. */
-static void branch_back(const work *w, bf16 *to, const float *dx, int64_t site, int64_t row) {
-    for (int64_t i = 0; i < w->s.dim; i += 16) {
-        __m512 v = _mm512_loadu_ps(dx + i);
-        if (w->s.dropout > 0) v = _mm512_mul_ps(v, mask16(w, site, row * w->s.dim + i));
-        store16(to + i, v);
+static void branch_back(const work *w, number *to, const float *dx, int64_t site, int64_t row) {
+    for (int64_t i = 0; i < w->s.dim; i += LANES) {
+        vector v = load_f32(dx + i);
+        if (w->s.dropout > 0) v *= mask(w, site, row * w->s.dim + i);
+        store(to + i, v);
     }
 }
 
-static void swiglu(bf16 *to, const bf16 *gate_up, int64_t hidden) {
-    for (int64_t i = 0; i < hidden; i += 16) {
-        __m512 gate = load16(gate_up + i), up = load16(gate_up + hidden + i);
-        store16(to + i, _mm512_mul_ps(_mm512_mul_ps(gate, sigmoid16(gate)), up));
+static void swiglu(number *to, const number *gate_up, int64_t hidden) {
+    for (int64_t i = 0; i < hidden; i += LANES) {
+        vector gate = load(gate_up + i), up = load(gate_up + hidden + i);
+        store(to + i, gate * sigmoid(gate) * up);
     }
 }
 
-static void swiglu_back(bf16 *to, const bf16 *dy, const bf16 *gate_up, int64_t hidden) {
-    const __m512 one = _mm512_set1_ps(1.0f);
-    for (int64_t i = 0; i < hidden; i += 16) {
-        __m512 gate = load16(gate_up + i), up = load16(gate_up + hidden + i), g = load16(dy + i);
-        __m512 s = sigmoid16(gate), silu = _mm512_mul_ps(gate, s);
-        __m512 slope = _mm512_mul_ps(s, _mm512_fmadd_ps(gate, _mm512_sub_ps(one, s), one));
-        store16(to + i, _mm512_mul_ps(_mm512_mul_ps(g, up), slope));
-        store16(to + hidden + i, _mm512_mul_ps(g, silu));
+static void swiglu_back(number *to, const number *dy, const number *gate_up, int64_t hidden) {
+    for (int64_t i = 0; i < hidden; i += LANES) {
+        vector gate = load(gate_up + i), up = load(gate_up + hidden + i), g = load(dy + i);
+        vector s = sigmoid(gate), slope = s * (gate * (1.0f - s) + 1.0f);
+        store(to + i, g * up * slope);
+        store(to + hidden + i, g * (gate * s));
     }
 }
 
 /* Turn pairs of a head by the angles of a position; sign -1: back. */
-static inline __m512 rotate16(__m512 x, const float *table, __m512 sign) {
-    __m512 angles = _mm512_loadu_ps(table); /* cos sin cos sin … */
-    __m512 cosines = _mm512_moveldup_ps(angles), sines = _mm512_movehdup_ps(angles);
-    __m512 swapped = _mm512_permute_ps(x, 0xb1);
-    return _mm512_fmadd_ps(_mm512_mul_ps(swapped, sines), sign, _mm512_mul_ps(x, cosines));
+static inline vector rotate(vector x, const float *table, vector sign) {
+    vector angles = load_f32(table); /* cos sin cos sin … */
+    return swap_pairs(x) * repeat_second(angles) * sign + x * repeat_first(angles);
 }
 
 static const float FORWARD[16] = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};

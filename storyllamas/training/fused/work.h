@@ -10,7 +10,7 @@
 
 #include "product.h"
 
-enum { GROUP_TOKENS = 2048 };
+enum { GROUP_TOKENS = 2048, NUMBER = sizeof(number) };
 
 typedef struct {
     int64_t dim, layers, heads, head_dim, hidden, context, vocab, ignored;
@@ -18,17 +18,17 @@ typedef struct {
 } shape;
 
 typedef struct {
-    bf16 *plain, *transposed; /* a weight, packed for the way back and for the way forward */
+    number *plain, *transposed; /* a weight, packed for the way back and for the way forward */
 } packed;
 
 typedef struct {
-    float *input, *middle;   /* residual stream before each norm [T, D] */
-    float *scale1, *scale2;  /* 1 / root mean square [T] */
-    float *log_sums;         /* of each query's exponentials [T, H] */
-    bf16 *normed1, *normed2; /* [T, D] */
-    bf16 *qkv;               /* turned by their positions [T, 3, H, E] */
-    bf16 *mixed;             /* [T, H, E] */
-    bf16 *gate_up, *active;  /* [T, 2, F], [T, F] */
+    float *input, *middle;     /* residual stream before each norm [T, D] */
+    float *scale1, *scale2;    /* 1 / root mean square [T] */
+    float *log_sums;           /* of each query's exponentials [T, H] */
+    number *normed1, *normed2; /* [T, D] */
+    number *qkv;               /* turned by their positions [T, 3, H, E] */
+    number *mixed;             /* [T, H, E] */
+    number *gate_up, *active;  /* [T, 2, F], [T, F] */
     packed qkv_w, output_w, gate_up_w, down_w;
 } layer;
 
@@ -45,8 +45,8 @@ static void *take(arena *from, int64_t bytes) {
 
 static packed take_packed(arena *from, int64_t size) {
     packed both;
-    both.plain = take(from, 2 * size);
-    both.transposed = take(from, 2 * size);
+    both.plain = take(from, NUMBER * size);
+    both.transposed = take(from, NUMBER * size);
     return both;
 }
 
@@ -64,16 +64,16 @@ typedef struct {
     layer layers[MAX_LAYERS];
     packed embedding;
     float *x, *scale; /* the last residual stream and its norm */
-    bf16 *normed;
-    float *dx;        /* gradient of the residual stream */
-    bf16 *dx_rounded; /* the same, of a branch */
-    bf16 *logits;     /* then their gradient [T, V] */
-    bf16 *dqkv, *dmixed, *dgate_up;
-    bf16 *turned; /* left matrix of a weight's gradient */
+    number *normed;
+    float *dx;          /* gradient of the residual stream */
+    number *dx_rounded; /* the same, of a branch */
+    number *logits;     /* then their gradient [T, V] */
+    number *dqkv, *dmixed, *dgate_up;
+    number *turned; /* left matrix of a weight's gradient */
     float *losses;
     float *norm_sums;         /* gradients of a norm's weights, by task [T / chunk, D] */
     float *wide[MAX_THREADS]; /* scratch of a thread */
-    bf16 *narrow[MAX_THREADS];
+    number *narrow[MAX_THREADS];
 } work;
 
 static void lay_out(work *w, arena *from, int threads) {
@@ -86,12 +86,12 @@ static void lay_out(work *w, arena *from, int threads) {
         l->scale1 = take(from, 4 * t);
         l->scale2 = take(from, 4 * t);
         l->log_sums = take(from, 4 * t * s.heads);
-        l->normed1 = take(from, 2 * t * d);
-        l->normed2 = take(from, 2 * t * d);
-        l->qkv = take(from, 2 * t * 3 * w->width);
-        l->mixed = take(from, 2 * t * w->width);
-        l->gate_up = take(from, 2 * t * 2 * f);
-        l->active = take(from, 2 * t * f);
+        l->normed1 = take(from, NUMBER * t * d);
+        l->normed2 = take(from, NUMBER * t * d);
+        l->qkv = take(from, NUMBER * t * 3 * w->width);
+        l->mixed = take(from, NUMBER * t * w->width);
+        l->gate_up = take(from, NUMBER * t * 2 * f);
+        l->active = take(from, NUMBER * t * f);
         l->qkv_w = take_packed(from, 3 * w->width * d);
         l->output_w = take_packed(from, w->width * d);
         l->gate_up_w = take_packed(from, 2 * f * d);
@@ -100,21 +100,21 @@ static void lay_out(work *w, arena *from, int threads) {
     w->embedding = take_packed(from, s.vocab * d);
     w->x = take(from, 4 * t * d);
     w->scale = take(from, 4 * t);
-    w->normed = take(from, 2 * t * d);
+    w->normed = take(from, NUMBER * t * d);
     w->dx = take(from, 4 * t * d);
-    w->dx_rounded = take(from, 2 * t * d);
-    w->logits = take(from, 2 * t * s.vocab);
-    w->dqkv = take(from, 2 * t * 3 * w->width);
-    w->dmixed = take(from, 2 * t * w->width);
-    w->dgate_up = take(from, 2 * t * 2 * f);
-    w->turned = take(from, 2 * t * larger(d, w->width));
+    w->dx_rounded = take(from, NUMBER * t * d);
+    w->logits = take(from, NUMBER * t * s.vocab);
+    w->dqkv = take(from, NUMBER * t * 3 * w->width);
+    w->dmixed = take(from, NUMBER * t * w->width);
+    w->dgate_up = take(from, NUMBER * t * 2 * f);
+    w->turned = take(from, NUMBER * t * larger(d, w->width));
     w->losses = take(from, 4 * t);
     w->norm_sums = take(from, 4 * (t / w->chunk + 1) * d);
     for (int i = 0; i < threads; i++) {
         w->wide[i] = take(from, 4 * larger(larger(w->chunk * d, s.vocab), BLOCK * c * 2 + c * e));
         int64_t attention = 2 * c * c + 8 * c * e + 2 * BLOCK * c;
         w->narrow[i] =
-            take(from, 2 * larger(larger(w->chunk * larger(d, f), PANEL * t), attention));
+            take(from, NUMBER * larger(larger(w->chunk * larger(d, f), PANEL * t), attention));
     }
 }
 

@@ -1,0 +1,87 @@
+/* multiply_bf16.h: a product of 32 x 32 numbers in bfloat16, by AMX or AVX-512 BF16. See product.h.
+ */
+
+#ifndef FUSED_MULTIPLY_BF16_H
+#define FUSED_MULTIPLY_BF16_H
+
+#include "packing.h"
+
+#ifdef __AMX_BF16__
+#define USES_AMX
+static const uint8_t TILES[64] __attribute__((aligned(64))) = {
+    1,         [16] = 64, [18] = 64, [20] = 64, [22] = 64, [24] = 64,
+    [26] = 64, [28] = 64, [30] = 64, [48] = 16, [49] = 16, [50] = 16,
+    [51] = 16, [52] = 16, [53] = 16, [54] = 16, [55] = 16};
+
+static void configure(const uint8_t tiles[64]) {
+    __asm__ volatile("ldtilecfg %0" ::"m"(*(const uint8_t (*)[64])tiles));
+}
+
+static void save_configuration(uint8_t tiles[64]) {
+    __asm__ volatile("sttilecfg %0" : "=m"(*(uint8_t (*)[64])tiles));
+}
+
+static inline void multiply(left a, const number *b, int64_t b_stride, int64_t k_tiles, float out[],
+                            const number *next) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = 0; k < k_tiles; k++) {
+        _tile_loadd(4, a.at + k * a.right, a.row * 2);
+        _tile_loadd(6, b + k * TILE_SIZE, 64);
+        _tile_loadd(7, b + b_stride + k * TILE_SIZE, 64);
+        _tile_loadd(5, a.at + a.down + k * a.right, a.row * 2);
+        if (next)
+            for (int i = 0; i < 16; i++) {
+                const number *line = next + k * TILE_SIZE + i * BLOCK;
+                _mm_prefetch((const char *)line, _MM_HINT_T1);
+                _mm_prefetch((const char *)(line + b_stride), _MM_HINT_T1);
+            }
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, out, 128);
+    _tile_stored(1, out + 16, 128);
+    _tile_stored(2, out + 512, 128);
+    _tile_stored(3, out + 528, 128);
+}
+#else
+static const uint8_t TILES[64];
+static void configure(const uint8_t tiles[64]) {
+    (void)tiles;
+}
+static void save_configuration(uint8_t tiles[64]) {
+    (void)tiles;
+}
+
+static inline void multiply(left a, const number *b, int64_t b_stride, int64_t k_tiles, float out[],
+                            const number *next) {
+    (void)next;
+    for (int m = 0; m < BLOCK; m += 8) {
+        const number *first = a.at + m / TILE * a.down + m % TILE * a.row;
+        __m512 sums[8][2];
+        for (int i = 0; i < 8; i++) sums[i][0] = sums[i][1] = _mm512_setzero_ps();
+        for (int64_t k = 0; k < k_tiles; k++)
+            for (int line = 0; line < 16; line++) {
+                const number *from = b + k * TILE_SIZE + line * BLOCK;
+                __m512bh b0 = (__m512bh)_mm512_loadu_si512(from);
+                __m512bh b1 = (__m512bh)_mm512_loadu_si512(from + b_stride);
+                for (int i = 0; i < 8; i++) {
+                    int32_t pair;
+                    memcpy(&pair, first + k * a.right + i * a.row + 2 * line, 4);
+                    __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+                    sums[i][0] = _mm512_dpbf16_ps(sums[i][0], both, b0);
+                    sums[i][1] = _mm512_dpbf16_ps(sums[i][1], both, b1);
+                }
+            }
+        for (int i = 0; i < 8; i++)
+            for (int j = 0; j < 2; j++)
+                _mm512_storeu_ps(out + (m + i) * BLOCK + j * TILE, sums[i][j]);
+    }
+}
+#endif
+
+#endif

@@ -1,0 +1,73 @@
+/* multiply_f32.h: a product of 32 x 32 numbers in float32. See product.h. */
+
+#ifndef FUSED_MULTIPLY_F32_H
+#define FUSED_MULTIPLY_F32_H
+
+#include "packing.h"
+
+static const uint8_t TILES[64];
+static void configure(const uint8_t tiles[64]) {
+    (void)tiles;
+}
+static void save_configuration(uint8_t tiles[64]) {
+    (void)tiles;
+}
+
+/* The most rows whose sums of two vectors stay in registers, of which AVX-512 has 32, AVX2 16. */
+#ifdef __AVX512F__
+enum { TOGETHER = 8 };
+#else
+enum { TOGETHER = 6 };
+#endif
+
+/* Add to out[rows][2 vectors], or set it to, the product of rows of `a`, which are `row` numbers
+ * apart, and the columns of two vectors: those at b, and those b_next numbers behind. */
+__attribute__((always_inline)) static inline void
+multiply_rows(int rows, const number *a, int64_t row, int64_t right, const number *b,
+              int64_t b_next, int64_t k_tiles, float out[], int adds) {
+    vector sums[TOGETHER][2];
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < 2; j++)
+            sums[i][j] = adds ? load_f32(out + i * BLOCK + j * LANES) : repeat(0);
+    for (int64_t k = 0; k < k_tiles; k++, a += right, b += TILE_SIZE)
+        for (int line = 0; line < BLOCK; line++) {
+            vector first = load(b + line * TILE), second = load(b + line * TILE + b_next);
+#ifndef __AVX512F__ /* Otherwise GCC loads both again for each row. */
+            __asm__("" : "+x"(first), "+x"(second));
+#endif
+            for (int i = 0; i < rows; i++) {
+                vector x = repeat(a[i * row + line]);
+                sums[i][0] += x * first;
+                sums[i][1] += x * second;
+            }
+        }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < 2; j++) store_f32(out + i * BLOCK + j * LANES, sums[i][j]);
+}
+
+/* Some rows of `b` at a time stay in the L1 cache for all rows of `a`. In another function the
+ * inner loop would have too few registers. */
+__attribute__((noinline)) static void multiply(left a, const number *b, int64_t b_stride,
+                                               int64_t k_tiles, float out[], const number *next) {
+    enum { CACHED_TILES = 4, ACROSS = 2 * LANES };
+    (void)next;
+    for (int64_t k = 0; k < k_tiles; k += CACHED_TILES) {
+        int64_t count = k_tiles - k < CACHED_TILES ? k_tiles - k : CACHED_TILES;
+        for (int n = 0; n < BLOCK; n += ACROSS) {
+            const number *columns = b + k * TILE_SIZE + n / TILE * b_stride;
+            int64_t second = LANES < TILE ? LANES : b_stride;
+            for (int m = 0; m < BLOCK; m += TILE) {
+                const number *rows = a.at + m / TILE * a.down + k * a.right;
+                int i = 0;
+                for (; i + TOGETHER <= TILE; i += TOGETHER)
+                    multiply_rows(TOGETHER, rows + i * a.row, a.row, a.right, columns, second,
+                                  count, out + (m + i) * BLOCK + n, k > 0);
+                if (TILE % TOGETHER)
+                    multiply_rows(TILE % TOGETHER, rows + i * a.row, a.row, a.right, columns,
+                                  second, count, out + (m + i) * BLOCK + n, k > 0);
+            }
+        }
+    }
+}
+
+#endif
