@@ -39,7 +39,7 @@ from storyllamas.training.speed_log import Speed
 
 MACHINE = Machine("a processor", "cpu", "float32", 2, 200_000_000, 100e9)
 MEASURED = Measured("2m", 8, 100e-6, 60e-6, 0.02, 30e-6, 25_000_000, 15_000_000, 6_296_064, None)
-SETTINGS = speed_log.settings("cpu", "float32", 2, compiled=True)
+SETTINGS = speed_log.settings("cpu", "float32", 2, compiled=True, in_c=False)
 
 RAW = params.read(ROOT / "params.yaml")
 
@@ -264,6 +264,7 @@ def test_runs_of_other_sizes_correct_an_estimate_within_bounds() -> None:
     [
         {"machine": "another"},
         {"settings": {**SETTINGS, "compiled": False}},
+        {"settings": {**SETTINGS, "in_c": True}},
         {"config": {}},
         {"recipe": {"optimizer": "adamw"}},
     ],
@@ -289,7 +290,7 @@ def test_a_run_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (speed,) = speed_log.read(speed_log.path())
     assert speed.steps == 1
     assert speed.recipe["micro_batch"] == 4
-    assert speed.settings == speed_log.settings("cpu", "float32", 1, compiled=False)
+    assert speed.settings == speed_log.settings("cpu", "float32", 1, compiled=False, in_c=False)
     assert speed.machine == speed_log.machine("cpu")
 
 

@@ -285,5 +285,6 @@ def _settings(case: Case, machine: Machine) -> dict[str, Any]:
         "precision": machine.precision,
         "threads": threads,
         "compiled": case.compiled,
+        "in_c": case.measured.c_bytes is not None,
         "processes": compute.processes,
     }

@@ -158,7 +158,9 @@ class Trainer:
         best_step: steps taken when it was measured.
         probabilities: of the next tokens, from the job's teacher; None: it has none.
         loss: to train with.
-        in_c: the same, if it is in C, which takes all sequences of a step at once; else None.
+        is_in_c: whether it is C code.
+        in_c: the C code of a process that trains alone, which takes all sequences of a step at
+            once; else None.
         step_log: steps.csv.
         validation_log: validation.csv.
     """
@@ -214,6 +216,7 @@ class Trainer:
         """Train with a loss of the model, and with the optimizer that comes with it."""
         self.loss = self.ranks.average_gradients(self.model, loss)
         self.in_c = loss if isinstance(loss, FusedLoss) and self.ranks.world_size == 1 else None
+        self.is_in_c = isinstance(loss, FusedLoss)
         if isinstance(loss, FusedLoss):
             self.optimizers.update_by(loss.update)
 

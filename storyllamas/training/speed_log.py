@@ -96,7 +96,9 @@ def _speed(trainer: Trainer, steps: int, seconds: float) -> Speed:
     where = job.device
     return Speed(
         machine=machine(where.name),
-        settings=settings(where.name, where.precision, where.threads, where.compiled)
+        settings=settings(
+            where.name, where.precision, where.threads, where.compiled, trainer.is_in_c
+        )
         | {"processes": trainer.ranks.world_size},
         config=dataclasses.asdict(job.config),
         recipe=dataclasses.asdict(recipe),
@@ -108,13 +110,16 @@ def _speed(trainer: Trainer, steps: int, seconds: float) -> Speed:
     )
 
 
-def settings(device: str, precision: str, threads: int, compiled: bool) -> dict[str, Any]:
+def settings(
+    device: str, precision: str, threads: int, compiled: bool, in_c: bool
+) -> dict[str, Any]:
     """Return the settings of a run in one process that decide its speed."""
     return {
         "device": device,
         "precision": precision,
         "threads": threads,
         "compiled": compiled,
+        "in_c": in_c,
         "processes": 1,
     }
 

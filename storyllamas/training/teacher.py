@@ -309,7 +309,8 @@ def blocks(
 def _reader(model: Llama, device: Device) -> Reader:
     """Return a function from tokens to logits, in C if the model suits.
 
-    In C, whole contexts of the tokens must be at most `GROUP_TOKENS`.
+    In C, whole contexts of the tokens must be at most `GROUP_TOKENS`. The next call may overwrite
+    the logits.
     """
     in_c = loss_in_c(model, device) if device.compiled else None
     context = model.config.context

@@ -32,7 +32,7 @@ from storyllamas.training.device import Device
 
 SOURCE = Path(__file__).with_name("fused.c")
 SOURCES = [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
 BLOCK = 32
 """Every size is a multiple of it."""
 GROUP_TOKENS = 2048
@@ -64,14 +64,14 @@ def suits(model: Llama, device: Device) -> bool:
         device.name == "cpu"
         and sys.platform == "linux"
         and platform.machine() == "x86_64"
-        and (torch.cpu._is_avx512_bf16_supported() if device.bfloat16 else _multiplies_vectors())
+        and (torch.cpu._is_avx512_bf16_supported() if device.bfloat16 else has_avx2())
         and _fits(model)
     )
 
 
-def _multiplies_vectors() -> bool:
-    """Return whether the processor has AVX2 and fused multiply-add."""
-    return {"avx2", "fma"} <= set(_processor().split())
+def has_avx2() -> bool:
+    """Return whether the processor has AVX2, or AVX-512, and fused multiply-add."""
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def _fits(model: Llama) -> bool:
@@ -119,7 +119,7 @@ class FusedLoss:
         self._parameters = list(model.parameters())
         self._memory = torch.empty(0, dtype=torch.uint8)
         if not self.bytes(1):
-            raise OSError("the system does not let the process use AMX, or it has too many threads")
+            raise OSError("too many threads, or the system does not let the process use AMX")
 
     def bytes(self, sequences: int) -> int:
         """Return the memory that a step of so many sequences keeps; 0: it cannot run."""
@@ -172,6 +172,8 @@ class FusedLoss:
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Return the logits [sequences, context, V]; the next call overwrites them.
+
+        They are in bfloat16 or float32, as matrices are multiplied.
 
         Args:
             tokens: [sequences, context], at most `GROUP_TOKENS` in all.

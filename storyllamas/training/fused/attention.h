@@ -5,9 +5,10 @@
 
 #include "rows.h"
 
-/* Return the mask of the keys from `key` on that a query sees. */
-static inline integers seen_by(int64_t query, int64_t key) {
-    return (integers)COUNT <= (int32_t)(query - key);
+/* Return the lanes of x whose keys, from `key` on, a query sees, and `other` in the rest. */
+static inline vector seen_by(int64_t query, int64_t key, vector x, float other) {
+    if (query - key >= LANES - 1) return x;
+    return choose((integers)COUNT <= (int32_t)(query - key), x, repeat(other));
 }
 
 static void attend(const work *w, layer *l, int64_t sequence, int64_t head, float *wide,
@@ -37,12 +38,12 @@ static void attend(const work *w, layer *l, int64_t sequence, int64_t head, floa
             for (int64_t t = 0; t < end; t += LANES) {
                 vector x = load_f32(row + t) * factor;
                 store_f32(row + t, x);
-                most = larger_lanes(most, choose(seen_by(query, t), x, repeat(-INFINITY)));
+                most = larger_lanes(most, seen_by(query, t, x, -INFINITY));
             }
             float limit = largest_of(most);
             for (int64_t t = 0; t < end; t += LANES) {
                 vector x = exponential(load_f32(row + t) - limit);
-                x = keep(seen_by(query, t), x);
+                x = seen_by(query, t, x, 0);
                 total += x;
                 store_f32(row + t, x);
             }
@@ -101,7 +102,7 @@ static void attend_back(const work *w, layer *l, int64_t sequence, int64_t head,
             float limit = l->log_sums[(sequence * w->s.heads + head) * c + query];
             for (int64_t t = 0; t < seen; t += LANES) {
                 vector x = load_f32(scores + i * c + t) * factor - limit;
-                vector p = keep(seen_by(query, t), exponential(x));
+                vector p = seen_by(query, t, exponential(x), 0);
                 vector g = load_f32(dweights + i * c + t) - delta;
                 store(weights + query * c + t, p);
                 store(dscores + query * c + t, p * g * factor);

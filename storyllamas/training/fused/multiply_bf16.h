@@ -49,14 +49,6 @@ static inline void multiply(left a, const number *b, int64_t b_stride, int64_t k
     _tile_stored(3, out + 528, 128);
 }
 #else
-static const uint8_t TILES[64];
-static void configure(const uint8_t tiles[64]) {
-    (void)tiles;
-}
-static void save_configuration(uint8_t tiles[64]) {
-    (void)tiles;
-}
-
 static inline void multiply(left a, const number *b, int64_t b_stride, int64_t k_tiles, float out[],
                             const number *next) {
     (void)next;

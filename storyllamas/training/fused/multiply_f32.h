@@ -5,23 +5,15 @@
 
 #include "packing.h"
 
-static const uint8_t TILES[64];
-static void configure(const uint8_t tiles[64]) {
-    (void)tiles;
-}
-static void save_configuration(uint8_t tiles[64]) {
-    (void)tiles;
-}
-
-/* The most rows whose sums of two vectors stay in registers, of which AVX-512 has 32, AVX2 16. */
+/* Rows at a time: their sums of two vectors stay in registers, of which AVX-512 has 32, AVX2 16. */
 #ifdef __AVX512F__
 enum { TOGETHER = 8 };
 #else
 enum { TOGETHER = 6 };
 #endif
 
-/* Add to out[rows][2 vectors], or set it to, the product of rows of `a`, which are `row` numbers
- * apart, and the columns of two vectors: those at b, and those b_next numbers behind. */
+/* Set out[rows][2 vectors] to the product of rows of `a`, which are `row` numbers apart, and the
+ * columns of two vectors: those at b, and those b_next numbers behind. `adds`: add it instead. */
 __attribute__((always_inline)) static inline void
 multiply_rows(int rows, const number *a, int64_t row, int64_t right, const number *b,
               int64_t b_next, int64_t k_tiles, float out[], int adds) {
@@ -32,7 +24,7 @@ multiply_rows(int rows, const number *a, int64_t row, int64_t right, const numbe
     for (int64_t k = 0; k < k_tiles; k++, a += right, b += TILE_SIZE)
         for (int line = 0; line < BLOCK; line++) {
             vector first = load(b + line * TILE), second = load(b + line * TILE + b_next);
-#ifndef __AVX512F__ /* Otherwise GCC loads both again for each row. */
+#ifndef __AVX512F__ /* With 16 registers, GCC would load both again for each row. */
             __asm__("" : "+x"(first), "+x"(second));
 #endif
             for (int i = 0; i < rows; i++) {
@@ -45,7 +37,7 @@ multiply_rows(int rows, const number *a, int64_t row, int64_t right, const numbe
         for (int j = 0; j < 2; j++) store_f32(out + i * BLOCK + j * LANES, sums[i][j]);
 }
 
-/* Some rows of `b` at a time stay in the L1 cache for all rows of `a`. In another function the
+/* Some rows of `b` at a time stay in the L1 cache for all rows of `a`. Inlined into `product`, the
  * inner loop would have too few registers. */
 __attribute__((noinline)) static void multiply(left a, const number *b, int64_t b_stride,
                                                int64_t k_tiles, float out[], const number *next) {

@@ -79,10 +79,9 @@ static void apply(const muon *o, float *weights, const number *update, float *ro
     double all = row_squares ? sqrt(before) / fmax(sqrt(after), 1e-7) : 1.0;
     for (int64_t i = 0; i < rows; i++) {
         float size = row_squares ? sqrtf(row_squares[i]) + 1e-8f : 1.0f;
-        float rate = o->rate * (float)all / size, *row = weights + i * columns;
+        float rate = o->rate * (float)all / size, decay = o->decay, *row = weights + i * columns;
         for (int64_t j = 0; j < columns; j += LANES)
-            store_f32(row + j,
-                      load_f32(row + j) * o->decay - load(update + i * columns + j) * rate);
+            store_f32(row + j, load_f32(row + j) * decay - load(update + i * columns + j) * rate);
     }
 }
 

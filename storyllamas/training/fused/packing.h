@@ -11,7 +11,8 @@
  *     pack(to, from, stride, rows, columns)            pack matrix [rows, columns]
  *     pack_transpose(to, from, stride, rows, columns)  pack its transpose
  *     tile_transpose(to, from, stride, rows, columns)  write its transpose as tiles for the left
- *     transpose(to, from, rows, columns)               write its transpose, row-major */
+ *     transpose(to, from, rows, columns)               write its transpose, row-major; the stride
+ *                                                      is `columns` */
 
 #ifndef FUSED_PACKING_H
 #define FUSED_PACKING_H

@@ -5,15 +5,27 @@
 
 /* multiply(a, b, b_stride, k_tiles, out, next) sets out[32][32] to 32 rows of the left matrix `a`
  * times 32 columns of the packed `b`, whose second 16 columns are b_stride numbers behind the
- * first. It asks for the columns at `next`, which the first rows read from a far cache; NULL: for
- * none. */
+ * first. With AMX it asks for the columns at `next`, which the first rows read from a far cache;
+ * NULL: for none. */
 #ifdef FUSED_FLOAT32
 #include "multiply_f32.h"
 #else
 #include "multiply_bf16.h"
 #endif
 
-/* How a product is stored: as it is, or its transpose added to or set. */
+/* AMX has a configuration of its tiles, which a thread leaves as it was. */
+#ifndef USES_AMX
+static const uint8_t TILES[64];
+static void configure(const uint8_t tiles[64]) {
+    (void)tiles;
+}
+static void save_configuration(uint8_t tiles[64]) {
+    (void)tiles;
+}
+#endif
+
+/* How a product is stored: as numbers, which rounds in bfloat16, or as floats, set or added, or its
+ * transpose. */
 typedef enum { ROUND, SET, ADD, SET_TRANSPOSE, ADD_TRANSPOSE } mode;
 
 typedef struct {
@@ -43,7 +55,9 @@ static void turn(float block[]) {
 static inline void expect(target to, int64_t m, int64_t n) {
     if (to.mode == ROUND) {
         const number *at = (const number *)to.at + m * to.stride + n;
-        for (int i = 0; i < BLOCK; i++) __builtin_prefetch(at + i * to.stride, 1);
+        for (int i = 0; i < BLOCK; i++)
+            for (size_t line = 0; line < BLOCK * sizeof *at; line += 64)
+                __builtin_prefetch((const char *)(at + i * to.stride) + line, 1);
         return;
     }
     int turned = to.mode == SET_TRANSPOSE || to.mode == ADD_TRANSPOSE;
@@ -89,7 +103,8 @@ static int64_t larger(int64_t a, int64_t b) {
 }
 
 /* Multiply a [rows, k] by the packed b [k, columns]; b_k: all its rows, of which the first k are
-   used. 32 rows of `a` stay in the L1 cache, and some columns of `b` in the L2 cache. */
+   used. Some columns of `b` stay in the L2 cache. 32 rows of `a` stay in the L1 cache in bfloat16,
+   parts of `b` in float32. */
 static void product(target to, left a, const number *b, int64_t rows, int64_t k, int64_t columns,
                     int64_t b_k) {
     enum { DEPTH = 512, CACHED = (1 << 19) / sizeof(number) };

@@ -7,14 +7,6 @@
 
 #include "work.h"
 
-static const naturals COUNT = {0,  1,  2,  3,  4,
-                               5,  6,  7,
-#ifdef __AVX512F__
-                               8,  9,  10, 11, 12,
-                               13, 14, 15
-#endif
-};
-
 /* Return 0 or 1 / (1 - dropout) for the numbers from `index` on, the same again for the same
  * arguments. */
 static inline vector mask(const work *w, int64_t site, int64_t index) {
@@ -24,7 +16,7 @@ static inline vector mask(const work *w, int64_t site, int64_t index) {
     x = (x ^ x >> 16) * 0x85ebca6bu;
     x = (x ^ x >> 13) * 0xc2b2ae35u;
     x ^= x >> 16;
-    return keep(x >= limit, repeat(1.0f / (1.0f - w->s.dropout)));
+    return choose(x >= limit, repeat(1.0f / (1.0f - w->s.dropout)), repeat(0));
 }
 
 static void normalize(const work *w, number *to, float *scale, const float *x,
@@ -33,8 +25,9 @@ static void normalize(const work *w, number *to, float *scale, const float *x,
     vector squares = repeat(0);
     for (int64_t i = 0; i < d; i += LANES) squares += load_f32(x + i) * load_f32(x + i);
     *scale = 1.0f / sqrtf(sum_of(squares) / (float)d + w->s.norm_eps);
+    float factor = *scale;
     for (int64_t i = 0; i < d; i += LANES)
-        store(to + i, load_f32(x + i) * *scale * load_f32(weight + i));
+        store(to + i, load_f32(x + i) * factor * load_f32(weight + i));
 }
 
 /* Add to dx the gradient of x, from that of the normalized row; add to `sums` that of the weights.

@@ -9,16 +9,22 @@
 #include <stdint.h>
 #include <string.h>
 
+#if !defined(FUSED_FLOAT32) && !defined(__AVX512F__)
+#error "bfloat16 needs AVX-512 BF16"
+#endif
+
 #ifdef __AVX512F__
 enum { LANES = 16 };
 typedef float vector __attribute__((vector_size(64)));
 typedef int32_t integers __attribute__((vector_size(64)));
 typedef uint32_t naturals __attribute__((vector_size(64)));
+static const naturals COUNT = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #else
 enum { LANES = 8 };
 typedef float vector __attribute__((vector_size(32)));
 typedef int32_t integers __attribute__((vector_size(32)));
 typedef uint32_t naturals __attribute__((vector_size(32)));
+static const naturals COUNT = {0, 1, 2, 3, 4, 5, 6, 7};
 #endif
 
 /* Sizes of the tiles and blocks that products compute, see packing.h. */
@@ -41,11 +47,6 @@ static inline vector repeat(float x) {
 /* Return a in the lanes whose mask is -1, and b in those whose mask is 0. */
 static inline vector choose(integers mask, vector a, vector b) {
     return (vector)((mask & (integers)a) | (~mask & (integers)b));
-}
-
-/* Return x in the lanes whose mask is -1, and 0 in the others. */
-static inline vector keep(integers mask, vector x) {
-    return (vector)(mask & (integers)x);
 }
 
 /* ---- What has no operator -------------------------------------------------------------------- */

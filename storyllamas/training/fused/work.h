@@ -10,7 +10,7 @@
 
 #include "product.h"
 
-enum { GROUP_TOKENS = 2048, NUMBER = sizeof(number) };
+enum { GROUP_TOKENS = 2048, NUMBER_BYTES = sizeof(number) };
 
 typedef struct {
     int64_t dim, layers, heads, head_dim, hidden, context, vocab, ignored;
@@ -45,8 +45,8 @@ static void *take(arena *from, int64_t bytes) {
 
 static packed take_packed(arena *from, int64_t size) {
     packed both;
-    both.plain = take(from, NUMBER * size);
-    both.transposed = take(from, NUMBER * size);
+    both.plain = take(from, NUMBER_BYTES * size);
+    both.transposed = take(from, NUMBER_BYTES * size);
     return both;
 }
 
@@ -86,12 +86,12 @@ static void lay_out(work *w, arena *from, int threads) {
         l->scale1 = take(from, 4 * t);
         l->scale2 = take(from, 4 * t);
         l->log_sums = take(from, 4 * t * s.heads);
-        l->normed1 = take(from, NUMBER * t * d);
-        l->normed2 = take(from, NUMBER * t * d);
-        l->qkv = take(from, NUMBER * t * 3 * w->width);
-        l->mixed = take(from, NUMBER * t * w->width);
-        l->gate_up = take(from, NUMBER * t * 2 * f);
-        l->active = take(from, NUMBER * t * f);
+        l->normed1 = take(from, NUMBER_BYTES * t * d);
+        l->normed2 = take(from, NUMBER_BYTES * t * d);
+        l->qkv = take(from, NUMBER_BYTES * t * 3 * w->width);
+        l->mixed = take(from, NUMBER_BYTES * t * w->width);
+        l->gate_up = take(from, NUMBER_BYTES * t * 2 * f);
+        l->active = take(from, NUMBER_BYTES * t * f);
         l->qkv_w = take_packed(from, 3 * w->width * d);
         l->output_w = take_packed(from, w->width * d);
         l->gate_up_w = take_packed(from, 2 * f * d);
@@ -100,21 +100,21 @@ static void lay_out(work *w, arena *from, int threads) {
     w->embedding = take_packed(from, s.vocab * d);
     w->x = take(from, 4 * t * d);
     w->scale = take(from, 4 * t);
-    w->normed = take(from, NUMBER * t * d);
+    w->normed = take(from, NUMBER_BYTES * t * d);
     w->dx = take(from, 4 * t * d);
-    w->dx_rounded = take(from, NUMBER * t * d);
-    w->logits = take(from, NUMBER * t * s.vocab);
-    w->dqkv = take(from, NUMBER * t * 3 * w->width);
-    w->dmixed = take(from, NUMBER * t * w->width);
-    w->dgate_up = take(from, NUMBER * t * 2 * f);
-    w->turned = take(from, NUMBER * t * larger(d, w->width));
+    w->dx_rounded = take(from, NUMBER_BYTES * t * d);
+    w->logits = take(from, NUMBER_BYTES * t * s.vocab);
+    w->dqkv = take(from, NUMBER_BYTES * t * 3 * w->width);
+    w->dmixed = take(from, NUMBER_BYTES * t * w->width);
+    w->dgate_up = take(from, NUMBER_BYTES * t * 2 * f);
+    w->turned = take(from, NUMBER_BYTES * t * larger(d, w->width));
     w->losses = take(from, 4 * t);
     w->norm_sums = take(from, 4 * (t / w->chunk + 1) * d);
     for (int i = 0; i < threads; i++) {
         w->wide[i] = take(from, 4 * larger(larger(w->chunk * d, s.vocab), BLOCK * c * 2 + c * e));
         int64_t attention = 2 * c * c + 8 * c * e + 2 * BLOCK * c;
-        w->narrow[i] =
-            take(from, NUMBER * larger(larger(w->chunk * larger(d, f), PANEL * t), attention));
+        w->narrow[i] = take(
+            from, NUMBER_BYTES * larger(larger(w->chunk * larger(d, f), PANEL * t), attention));
     }
 }
 

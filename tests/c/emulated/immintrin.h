@@ -2,8 +2,8 @@
  * with AVX-512, in plain C.
  *
  * Tests compile these files against this header, so they also run on processors without AVX-512 and
- * AMX. Each function is a loop over the lanes that computes what Intel's manual
- * specifies for the instruction. Masked loads and stores do not access the other lanes. */
+ * AMX. Each function is a loop over the lanes that computes what Intel's manual specifies for the
+ * instruction. Masked loads and stores do not access the other lanes. */
 
 #ifndef STORYLLAMAS_EMULATED_IMMINTRIN_H
 #define STORYLLAMAS_EMULATED_IMMINTRIN_H
