@@ -24,7 +24,7 @@ WEIGHTS = "q8"
 def draw_machine(page: Page, path: Path) -> None:
     """Plot one sequence's tokens a second on a machine, each engine with its fastest threads."""
     programs = list(dict.fromkeys(engine for engine, _ in page.engines()))
-    colors = dict(zip(programs, cycle(COLORS), strict=False))
+    colors = dict(zip(programs, cycle((*COLORS, "black")), strict=False))
     with drawing(path, size=(9, 6)) as (figure, (axes,)):
         for engine, weights in page.engines():
             speeds = [page.best("story", engine, weights, size) for size in page.sizes]

@@ -32,8 +32,8 @@ def test_sizes_without_an_estimate_are_left_out(
 ) -> None:
     machine = Machine("a processor", "cpu", "float32", 2, 1, 1e11)
     rows = [
-        Row("2m", 1, 1, True, ESTIMATE, "", "too few runs"),
-        Row("7m", 1, 1, True, ESTIMATE, "2m", "too few runs"),
+        Row("2m", 1, 1, True, False, ESTIMATE, "", "too few runs"),
+        Row("7m", 1, 1, True, False, ESTIMATE, "2m", "too few runs"),
     ]
     found = Plan("quick", "2m", machine, 20.0, rows, [])
     monkeypatch.setattr(plan.make, "make", lambda overrides: found)

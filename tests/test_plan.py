@@ -210,6 +210,7 @@ def test_steps_in_c_are_as_measured() -> None:
     found, without = estimate(case(in_c), MACHINE), estimate(case(compiled=False), MACHINE)
     assert found.tokens_per_second == without.tokens_per_second
     assert found.seconds == without.seconds
+    assert correction(case(in_c), [case(in_c)], MACHINE, [speed_of(case(), 0.7)]) == (1.0, 0)
     more = dataclasses.replace(MEASURED, c_bytes=150_000_000)
     grown = estimate(case(more), MACHINE).memory_bytes - found.memory_bytes
     assert grown == pytest.approx(FRAGMENTATION * 100_000_000)

@@ -237,7 +237,8 @@ def correction(
     """Return the factor by which earlier runs correct the speed of a run, and their number.
 
     Runs of the same size count alone. Without any, those of the other sizes count, within
-    `MAX_CORRECTION`. None count if weights are frozen, since the record does not tell which were.
+    `MAX_CORRECTION`. None count if weights are frozen, since the record does not tell which were,
+    or if steps are in C: the measurement is of such steps, and a record adds the error of its peak.
 
     Args:
         case: the run.
@@ -245,7 +246,8 @@ def correction(
         machine: where they were measured.
         speeds: earlier runs, oldest first.
     """
-    if case.chosen.fine_tuning.freeze or case.chosen.fine_tuning.lora:
+    fine_tuning = case.chosen.fine_tuning
+    if fine_tuning.freeze or fine_tuning.lora or case.measured.c_bytes is not None:
         return 1.0, 0
     own = _ratios(case, machine, speeds)
     if own:

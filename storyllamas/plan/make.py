@@ -206,7 +206,8 @@ def _rows(
         recipe = chosen.recipe
         tokens = recipe.steps * recipe.tokens_per_step
         expected = loss.expected(runs, chosen.model_config().parameters, tokens)
-        rows.append(Row(name, recipe.steps, tokens, compiled[name], found, source, expected))
+        in_c = case.measured.c_bytes is not None
+        rows.append(Row(name, recipe.steps, tokens, compiled[name], in_c, found, source, expected))
     return rows
 
 
@@ -234,7 +235,7 @@ def _notes(rows: Sequence[Row], machine: Machine, runs: int) -> list[str]:
     notes = ["Disk is without the corpus; time is from the start of the training."]
     if any(each.runs for each in found):
         notes.append("Earlier runs on this machine correct the speed.")
-    else:
+    elif not all(row.in_c for row in rows):
         notes.append("No earlier run on this machine corrects the speed yet.")
     for row in rows:
         if row.scaled_from:

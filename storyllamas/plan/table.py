@@ -22,6 +22,7 @@ class Row:
         steps: optimizer steps.
         tokens: tokens that it learns from.
         compiled: whether its steps are compiled.
+        in_c: whether they are C code.
         estimate: what it costs.
         scaled_from: the size that was measured in place of this one; "": this one was.
         loss: expected loss, or why that is not known.
@@ -31,6 +32,7 @@ class Row:
     steps: int
     tokens: int
     compiled: bool
+    in_c: bool
     estimate: Estimate
     scaled_from: str
     loss: Range | str
