@@ -74,7 +74,7 @@ class Compiled(NamedTuple):
 
     @property
     def slack(self) -> float:
-        """Relative error that is expected of everything, beside that of bfloat16."""
+        """Relative error that is allowed, besides that of PyTorch's bfloat16."""
         return 1e-3 if self.device.bfloat16 else 2e-5
 
 
@@ -167,9 +167,9 @@ def test_loss_and_gradients_are_pytorchs(step: Compiled, sequences: int, soft: b
 def test_large_scores_and_gates_are_pytorchs(step: Compiled) -> None:
     """Exponentials overflow for keys that a query does not see, and underflow for gates."""
     model, batch = make_model(), make_batch(2)
-    for parameter in model.layers.parameters():
+    for name, parameter in model.layers.named_parameters():
         if parameter.ndim == 2:
-            parameter.data.mul_(12)
+            parameter.data.mul_(120 if "gate" in name else 12)
     exact = model.loss(*batch)
     found = step.loss(model)(*batch)
     slack = 0.1 if step.device.bfloat16 else 1e-3

@@ -210,10 +210,18 @@ def test_steps_in_c_are_as_measured() -> None:
     found, without = estimate(case(in_c), MACHINE), estimate(case(compiled=False), MACHINE)
     assert found.tokens_per_second == without.tokens_per_second
     assert found.seconds == without.seconds
-    assert correction(case(in_c), [case(in_c)], MACHINE, [speed_of(case(), 0.7)]) == (1.0, 0)
+    run = speed_of(case(in_c), 0.7, settings={**SETTINGS, "in_c": True})
+    assert correction(case(in_c), [case(in_c)], MACHINE, [run]) == (1.0, 0)
     more = dataclasses.replace(MEASURED, c_bytes=150_000_000)
     grown = estimate(case(more), MACHINE).memory_bytes - found.memory_bytes
     assert grown == pytest.approx(FRAGMENTATION * 100_000_000)
+
+
+def test_the_step_that_gets_memory_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([(9.0, 3.0), (0.5, 0.2)])
+    monkeypatch.setattr(measure._Steps, "take", lambda steps, windows: next(seconds))
+    steps = measure._Steps.__new__(measure._Steps)
+    assert steps.take_for(0.0, 4) == (0.5, 0.2)
 
 
 def test_a_size_that_is_not_measured_is_scaled() -> None:

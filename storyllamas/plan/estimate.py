@@ -133,7 +133,7 @@ def estimate(case: Case, machine: Machine, factor: float = 1.0, runs: int = 0) -
 
 
 def _uses_torch_compile(case: Case) -> bool:
-    return case.compiled and case.measured.c_bytes is None
+    return case.compiled and not case.measured.is_in_c
 
 
 def model_speed(measured: Measured, config: ModelConfig, recipe: Recipe, compiled: bool) -> float:
@@ -247,7 +247,7 @@ def correction(
         speeds: earlier runs, oldest first.
     """
     fine_tuning = case.chosen.fine_tuning
-    if fine_tuning.freeze or fine_tuning.lora or case.measured.c_bytes is not None:
+    if fine_tuning.freeze or fine_tuning.lora or case.measured.is_in_c:
         return 1.0, 0
     own = _ratios(case, machine, speeds)
     if own:
@@ -287,6 +287,6 @@ def _settings(case: Case, machine: Machine) -> dict[str, Any]:
         "precision": machine.precision,
         "threads": threads,
         "compiled": case.compiled,
-        "in_c": case.measured.c_bytes is not None,
+        "in_c": case.measured.is_in_c,
         "processes": compute.processes,
     }

@@ -206,7 +206,7 @@ def _rows(
         recipe = chosen.recipe
         tokens = recipe.steps * recipe.tokens_per_step
         expected = loss.expected(runs, chosen.model_config().parameters, tokens)
-        in_c = case.measured.c_bytes is not None
+        in_c = case.measured.is_in_c
         rows.append(Row(name, recipe.steps, tokens, compiled[name], in_c, found, source, expected))
     return rows
 

@@ -119,6 +119,11 @@ class Measured:
     watts: float | None
     c_bytes: int | None = None
 
+    @property
+    def is_in_c(self) -> bool:
+        """Whether the steps are C code."""
+        return self.c_bytes is not None
+
 
 def measure_machine(where: Device) -> Machine:
     """Measure what all sizes share, in some 0.3 seconds."""

@@ -52,10 +52,29 @@ static inline vector choose(integers mask, vector a, vector b) {
 /* ---- What has no operator -------------------------------------------------------------------- */
 
 #ifdef __AVX512F__
+#define OF_LANES(instruction) _mm512_##instruction
+#else
+#define OF_LANES(instruction) _mm256_##instruction
+#endif
 
 static inline vector larger_lanes(vector a, vector b) {
-    return _mm512_max_ps(a, b);
+    return OF_LANES(max_ps)(a, b);
 }
+
+/* Pairs of lanes a b become b a, a a and b b. */
+static inline vector swap_pairs(vector x) {
+    return OF_LANES(permute_ps)(x, 0xb1);
+}
+
+static inline vector repeat_first(vector x) {
+    return OF_LANES(moveldup_ps)(x);
+}
+
+static inline vector repeat_second(vector x) {
+    return OF_LANES(movehdup_ps)(x);
+}
+
+#ifdef __AVX512F__
 
 static inline float sum_of(vector x) {
     return _mm512_reduce_add_ps(x);
@@ -72,19 +91,6 @@ static inline vector nearest_integer(vector x) {
 /* Return x * 2^power for an integer `power` of at least -126. */
 static inline vector times_power(vector x, vector power) {
     return _mm512_scalef_ps(x, power);
-}
-
-/* Pairs of lanes a b become b a, a a and b b. */
-static inline vector swap_pairs(vector x) {
-    return _mm512_permute_ps(x, 0xb1);
-}
-
-static inline vector repeat_first(vector x) {
-    return _mm512_moveldup_ps(x);
-}
-
-static inline vector repeat_second(vector x) {
-    return _mm512_movehdup_ps(x);
 }
 
 /* Transpose 16 x 16 numbers of 32 bits. */
@@ -124,10 +130,6 @@ static inline void transpose_tile(float *to, int64_t to_stride, const float *fro
 
 #else
 
-static inline vector larger_lanes(vector a, vector b) {
-    return _mm256_max_ps(a, b);
-}
-
 static inline float sum_of(vector x) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -149,19 +151,6 @@ static inline vector times_power(vector x, vector power) {
     power = _mm256_min_ps(power, _mm256_set1_ps(128));
     integers exponent = (integers)_mm256_cvtps_epi32(power) + 127;
     return x * (vector)(exponent << 23);
-}
-
-/* Pairs of lanes a b become b a, a a and b b. */
-static inline vector swap_pairs(vector x) {
-    return _mm256_permute_ps(x, 0xb1);
-}
-
-static inline vector repeat_first(vector x) {
-    return _mm256_moveldup_ps(x);
-}
-
-static inline vector repeat_second(vector x) {
-    return _mm256_movehdup_ps(x);
 }
 
 /* Write the transpose of 8 x 8 floats. */
