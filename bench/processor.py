@@ -7,9 +7,8 @@ import platform
 import re
 import subprocess
 from functools import cache
-from pathlib import Path
 
-CPUINFO = Path("/proc/cpuinfo")
+from storyllamas.cpuinfo import field
 
 INSTRUCTION_SETS = {
     "amx_int8": "AMX",
@@ -30,7 +29,7 @@ INSTRUCTION_SETS = {
 def name() -> str:
     """Return the name of the processor, or its architecture if the system has no name for it."""
     return (
-        _field("model name")
+        field("model name")
         or first_line("sysctl", "-n", "machdep.cpu.brand_string")
         or platform.machine()
     )
@@ -39,7 +38,7 @@ def name() -> str:
 @cache
 def flags() -> frozenset[str]:
     """Return the flags of /proc/cpuinfo, or nothing on systems without that file."""
-    return frozenset((_field("flags") or _field("Features")).split())
+    return frozenset((field("flags") or field("Features")).split())
 
 
 def instruction_set() -> str:
@@ -70,12 +69,3 @@ def first_line(*command: str) -> str:
     except FileNotFoundError:
         return ""
     return output.partition("\n")[0]
-
-
-def _field(key: str) -> str:
-    if CPUINFO.exists():
-        for line in CPUINFO.read_text(encoding="utf-8").splitlines():
-            field, _, value = line.partition(":")
-            if field.strip() == key:
-                return value.strip()
-    return ""

@@ -159,7 +159,7 @@ def measure(task: Task, where: str, llama2c: str, rounds: int) -> Measured:
 
 
 def precisions(where: str) -> list[str]:
-    """Return the precisions in which a device multiplies natively; emulation takes minutes."""
+    """Return the precisions that are worth measuring on a device; emulation takes minutes."""
     is_native = {"float32": True, "bfloat16": device.computes_in_bfloat16(where)}
     return [precision for precision in train_report.PRECISIONS if is_native[precision]]
 

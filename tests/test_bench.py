@@ -458,7 +458,7 @@ def test_file_name_of_a_machine(title: str, name: str) -> None:
 def test_processor_is_read_from_cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "cpuinfo"
     info.write_text("processor\t: 0\nmodel name\t: Fast CPU\nflags\t\t: avx2 avx512f amx_int8\n")
-    monkeypatch.setattr(processor, "CPUINFO", info)
+    monkeypatch.setattr("storyllamas.cpuinfo.CPUINFO", info)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     processor.name.cache_clear()
     processor.flags.cache_clear()

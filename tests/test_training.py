@@ -271,6 +271,32 @@ def test_a_missing_device_is_an_error(compute: Compute, named: str) -> None:
         device.choose(compute)
 
 
+@pytest.mark.parametrize(
+    ("vendor", "amx", "avx512_bf16", "expected"),
+    [
+        ("AuthenticAMD", False, True, True),
+        ("AuthenticAMD", False, False, False),
+        ("GenuineIntel", False, True, False),
+        ("GenuineIntel", True, True, True),
+        ("", False, False, False),
+    ],
+)
+def test_bfloat16_is_for_processors_that_multiply_it_faster(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    vendor: str,
+    amx: bool,
+    avx512_bf16: bool,
+    expected: bool,
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n" if vendor else "")
+    monkeypatch.setattr("storyllamas.cpuinfo.CPUINFO", cpuinfo)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512_bf16)
+    assert device.choose(Compute("cpu", "auto", 0, "auto", 1, 1)).bfloat16 == expected
+
+
 def test_a_damaged_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_model(tmp_path)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from storyllamas import workdir
+from storyllamas.cpuinfo import field
 from storyllamas.rounding import decimals, integer, six_digits
 from storyllamas.training.metrics import matmul_peak, peak_memory_bytes
 
@@ -132,11 +133,7 @@ def machine(device: str) -> str:
 
 def _processor() -> str:
     """Return the name of the processor and of the best instruction set that PyTorch uses."""
-    name = platform.processor() or platform.machine()
-    file = Path("/proc/cpuinfo")
-    if file.is_file():
-        lines = file.read_text(encoding="utf-8").splitlines()
-        name = next((row.partition(":")[2].strip() for row in lines if "model name" in row), name)
+    name = field("model name") or platform.processor() or platform.machine()
     # Clouds give processors of different generations the same name.
     extras = {
         "AMX": torch.cpu._is_amx_tile_supported(),

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from storyllamas.atomic import atomic_file
 from storyllamas.config import tensor_shapes
+from storyllamas.cpuinfo import field
 from storyllamas.model import Llama, SoftTargets
 from storyllamas.record_rows import IGNORED
 from storyllamas.training.device import Device
@@ -297,5 +298,4 @@ def _load(folder: Path, bfloat16: bool) -> Any:
 
 def _processor() -> str:
     """Return what -march=native depends on."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model"))}))
+    return "\n".join(field(key) for key in ("model", "model name", "flags"))
