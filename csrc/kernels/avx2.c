@@ -90,6 +90,13 @@ INLINE __m256i repeat_four(const void *bytes) {
 /* vpdpbusd multiplies unsigned bytes by signed ones, so the weights keep their bias. */
 enum { Q8_BIAS = 128 };
 
+/* Add the products of 32 bytes of weights, four columns of 8 rows, with four activations. */
+INLINE __m256i add_dot(__m256i sum, __m256i weights, __m256i four) {
+    sum = _mm256_dpbusd_avx_epi32(sum, weights, four);
+    KEEP_IN_REGISTER(sum);
+    return sum;
+}
+
 /* A single row of x prefetches the next tiles, as in the dot_q8 below. */
 INLINE void dot_q8(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    const int8_t *x, size_t width, size_t group_size, size_t n) {
@@ -99,14 +106,14 @@ INLINE void dot_q8(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_
             const __m256i weights = load_bytes(at);
             if (n == 1 && h == 0) _mm_prefetch((const char *)at + tiles * tile_bytes, _MM_HINT_T1);
             UNROLL for (size_t i = 0; i < n; i++) dot[t * n + i][h] =
-                _mm256_dpbusd_avx_epi32(dot[t * n + i][h], weights, repeat_four(x + i * width + c));
+                add_dot(dot[t * n + i][h], weights, repeat_four(x + i * width + c));
         }
 }
 
 /* Add the products of the low four bits with the first four columns, and of the high ones with the
  * next four. */
 INLINE __m256i add_dot_q4(__m256i sum, __m256i low, __m256i high, __m256i first, __m256i second) {
-    return _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(sum, low, first), high, second);
+    return add_dot(add_dot(sum, low, first), high, second);
 }
 
 #else

@@ -27,12 +27,22 @@
 #include "exponential.h"
 
 /* BLOCK_MAX: largest number of tiles times rows in a block of two chains. WIDE_TILES, WIDE_ROWS:
- * those of a block of one chain, whose sums are 24 of the 32 registers. */
+ * those of a block of one chain, whose sums are 24 of the 32 registers. QUANTIZED_MAX: largest
+ * number of tiles times rows in a block of quantized weights. */
 enum { CHAINS = 2, BLOCK_MAX = 8, ROW_TILES = 4, WIDE_TILES = 3, WIDE_ROWS = 8 };
+enum { QUANTIZED_MAX = 12 };
 
 typedef __m512 vector;
 
 enum { LANES = ROWS, AVERAGE_REGISTERS = 4 };
+
+/* Prefetch a cache line, to the first-level cache or only to the second. */
+INLINE void prefetch(const uint8_t *at, bool is_first) {
+    if (is_first)
+        _mm_prefetch((const char *)at, _MM_HINT_T0);
+    else
+        _mm_prefetch((const char *)at, _MM_HINT_T1);
+}
 
 /* Call BLOCK(tile, i, rows) until all of tile_count tiles are multiplied with n rows of x. The rows
  * that are left after blocks of 8 are one block, which loads each weight once for all of them. */
@@ -105,14 +115,17 @@ static NOINLINE void matmul_narrow_f32(float *y, size_t y_stride, const float *t
 
 /* Compute a block of f32 weights as block_float does, of several tiles, so that each x is loaded
  * once for all of them. Their sums leave no register for a second chain: the even columns come
- * first, then the odd ones. */
+ * first, then the odd ones. For each column prefetch the line at `next`, then move `ahead` bytes
+ * on: one line at a time, since many at once would delay the loads of weights. */
 INLINE void block_wide_f32(float *y, size_t y_stride, const float *w, size_t tile_stride,
-                           size_t column_stride, size_t columns, const float *x, size_t x_stride) {
+                           size_t column_stride, size_t columns, const float *x, size_t x_stride,
+                           const uint8_t *next, size_t ahead) {
     for (size_t chain = 0; chain < CHAINS; chain++) {
         __m512 sum[WIDE_ROWS][WIDE_TILES];
         UNROLL for (size_t i = 0; i < WIDE_ROWS; i++) UNROLL for (size_t t = 0; t < WIDE_TILES; t++)
             sum[i][t] = _mm512_setzero_ps();
-        for (size_t c = chain; c < columns; c += CHAINS) {
+        for (size_t c = chain; c < columns; c += CHAINS, next += ahead) {
+            prefetch(next, false);
             __m512 weights[WIDE_TILES];
             UNROLL for (size_t t = 0; t < WIDE_TILES; t++) weights[t] =
                 _mm512_loadu_ps(w + t * tile_stride + c * column_stride);
@@ -131,6 +144,8 @@ INLINE void block_wide_f32(float *y, size_t y_stride, const float *w, size_t til
     }
 }
 
+/* If the tiles are contiguous in memory, each wide block also prefetches its part of the next
+ * tiles. */
 static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t tile_stride,
                        size_t column_stride, size_t tile_count, size_t columns, const float *x,
                        size_t x_stride, size_t n) {
@@ -139,9 +154,13 @@ static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t til
     for (size_t tile = 0; tile < wide_tiles; tile += WIDE_TILES) {
         float *out = y + tile * ROWS;
         const float *w = tiles + tile * tile_stride;
+        const bool is_last = tile + WIDE_TILES >= wide_tiles || column_stride != ROWS;
+        const size_t ahead = is_last ? 0 : WIDE_TILES * ROWS * sizeof *w * WIDE_ROWS / wide_rows;
+        const float *next = is_last ? w : w + WIDE_TILES * tile_stride;
         for (size_t i = 0; i < wide_rows; i += WIDE_ROWS)
             block_wide_f32(out + i * y_stride, y_stride, w, tile_stride, column_stride, columns,
-                           x + i * x_stride, x_stride);
+                           x + i * x_stride, x_stride,
+                           (const uint8_t *)next + i / WIDE_ROWS * columns * ahead, ahead);
         matmul_narrow_f32(out + wide_rows * y_stride, y_stride, w, tile_stride, column_stride,
                           WIDE_TILES, columns, x + wide_rows * x_stride, x_stride, n - wide_rows);
     }
@@ -202,22 +221,20 @@ INLINE __m512i repeat_four(const int8_t *values) {
 
 /* Add the products of 64 bytes of weights, four columns of 16 rows, with four activations. */
 INLINE __m512i add_dot(__m512i sum, __m512i weights, const int8_t *x) {
-    return _mm512_dpbusd_epi32(sum, weights, repeat_four(x));
-}
-
-/* Prefetch a cache line, to the first-level cache or only to the second. */
-INLINE void prefetch(const uint8_t *at, bool is_first) {
-    if (is_first)
-        _mm_prefetch((const char *)at, _MM_HINT_T0);
-    else
-        _mm_prefetch((const char *)at, _MM_HINT_T1);
+    sum = _mm512_dpbusd_epi32(sum, weights, repeat_four(x));
+    KEEP_IN_REGISTER(sum);
+    return sum;
 }
 
 /* Add dot products to dot[tiles * n]: those of a group of q8 weights, in tiles that are tile_bytes
  * apart, with x[n][x_stride]. Each addition to a single sum would wait for the last one, so it is
- * computed as four sums; the order of integer additions does not matter. */
+ * computed as four sums; the order of integer additions does not matter.
+ *
+ * For four columns prefetch the line at `next`, then move `ahead` bytes on: one line at a time,
+ * since many at once would delay the loads of weights. */
 INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
-                   size_t group_size, const int8_t *x, size_t x_stride, size_t n) {
+                   size_t group_size, const int8_t *x, size_t x_stride, size_t n,
+                   const uint8_t *next, size_t ahead) {
     enum { SUMS = 4 };
     size_t c = 0;
     if (tiles * n == 1) {
@@ -229,25 +246,31 @@ INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
         dot[0] =
             _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
     }
-    for (; c < group_size; c += 4) UNROLL for (size_t t = 0; t < tiles; t++) {
+    for (; c < group_size; c += 4, next += ahead) {
+        if (tiles > 1) prefetch(next, false);
+        UNROLL for (size_t t = 0; t < tiles; t++) {
             const __m512i weights = _mm512_loadu_si512(w + t * tile_bytes + c * ROWS);
             UNROLL for (size_t i = 0; i < n; i++) dot[t * n + i] =
                 add_dot(dot[t * n + i], weights, x + i * x_stride + c);
         }
+    }
 }
 
 /* The same for q4 weights. The upper four bits of a byte are multiplied in place, as 16 times their
- * value, and their sum is divided by 16 at the end. With a single row of x the speed is that of
- * loading weights, so each line prefetches the same line of the next tiles: to the first-level
- * cache if they fill less than half of it. */
+ * value, and their sum is divided by 16 at the end. Eight columns prefetch one line. With a single
+ * row of x the speed is that of loading weights, so each line prefetches the same line of the next
+ * tiles: to the first-level cache if they fill less than half of it. */
 INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
-                   size_t group_size, const int8_t *x, size_t x_stride, size_t n) {
+                   size_t group_size, const int8_t *x, size_t x_stride, size_t n,
+                   const uint8_t *next, size_t ahead) {
     enum { HALF_OF_L1_BYTES = 1 << 14 };
     const __m512i lower = _mm512_set1_epi8(0x0f);
     const bool is_first = tiles * tile_bytes < HALF_OF_L1_BYTES;
-    __m512i upper[BLOCK_MAX];
+    __m512i upper[QUANTIZED_MAX];
     UNROLL for (size_t a = 0; a < tiles * n; a++) upper[a] = _mm512_setzero_si512();
-    for (size_t c = 0; c < group_size; c += 8) UNROLL for (size_t t = 0; t < tiles; t++) {
+    for (size_t c = 0; c < group_size; c += 8, next += ahead) {
+        if (n > 1) prefetch(next, false);
+        UNROLL for (size_t t = 0; t < tiles; t++) {
             const uint8_t *at = w + t * tile_bytes + c * ROWS / 2;
             const __m512i both = _mm512_loadu_si512(at);
             if (n == 1) prefetch(at + tiles * tile_bytes, is_first);
@@ -258,6 +281,7 @@ INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
                 upper[t * n + i] = add_dot(upper[t * n + i], high, x + i * x_stride + c + 4);
             }
         }
+    }
     UNROLL for (size_t a = 0; a < tiles * n; a++) dot[a] =
         _mm512_add_epi32(dot[a], _mm512_srai_epi32(upper[a], 4));
 }
@@ -269,22 +293,23 @@ INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
  *     sum[t][i] += dot * scale[t][g] * x_scale[i][g] */
 INLINE void block_quantized(weight_bits bits, float *y, size_t y_stride, const uint8_t *start,
                             size_t tile_bytes, size_t tiles, const sl_quantized *q, size_t row,
-                            size_t n) {
+                            size_t n, const uint8_t *next, size_t ahead) {
     const size_t width = q->groups * q->group_size, group_bytes = q->group_size * ROWS * bits / 8;
     const int32_t bias = bits == Q8 ? 128 : 8; /* of the stored weights */
-    __m512 sum[BLOCK_MAX];
+    const size_t group_ahead = q->group_size * bits / 32 * ahead;
+    __m512 sum[QUANTIZED_MAX];
     UNROLL for (size_t a = 0; a < tiles * n; a++) sum[a] = _mm512_setzero_ps();
-    for (size_t g = 0; g < q->groups; g++) {
+    for (size_t g = 0; g < q->groups; g++, next += group_ahead) {
         const int8_t *x = q->values + row * width + g * q->group_size;
         const size_t first = row * q->groups + g; /* of scales and sums */
         const uint8_t *w = sl_tile_at(start, q->groups).weights + g * group_bytes;
-        __m512i dot[BLOCK_MAX];
+        __m512i dot[QUANTIZED_MAX];
         UNROLL for (size_t a = 0; a < tiles * n; a++) dot[a] =
             _mm512_set1_epi32(-bias * q->sums[first + a % n * q->groups]);
         if (bits == Q8)
-            dot_q8(dot, w, tile_bytes, tiles, q->group_size, x, width, n);
+            dot_q8(dot, w, tile_bytes, tiles, q->group_size, x, width, n, next, ahead);
         else
-            dot_q4(dot, w, tile_bytes, tiles, q->group_size, x, width, n);
+            dot_q4(dot, w, tile_bytes, tiles, q->group_size, x, width, n, next, ahead);
         UNROLL for (size_t t = 0; t < tiles; t++) {
             const sl_tile tile = sl_tile_at(start + t * tile_bytes, q->groups);
             const __m512 scales = load_scales(tile.scales + g * ROWS);
@@ -299,58 +324,66 @@ INLINE void block_quantized(weight_bits bits, float *y, size_t y_stride, const u
         _mm512_storeu_ps(y + i * y_stride + t * ROWS, sum[t * n + i]);
 }
 
-/* Prefetch part number `part` of `parts` equal parts of the bytes. */
-INLINE void prefetch_part(const uint8_t *start, size_t bytes, size_t part, size_t parts) {
-    enum { LINE = 64 };
-    const uint8_t *end = start + bytes * (part + 1) / parts;
-    for (const uint8_t *at = start + bytes * part / parts; at < end; at += LINE)
-        prefetch(at, false);
+/* Return the rows of the next block if `left` are left: the largest block, but 2 and 2 or 3 and 2
+ * rather than a block and a single row. */
+INLINE size_t next_rows(size_t left, size_t block_rows) {
+    if (left == block_rows + 1) return block_rows / 2 + 1;
+    return left < block_rows ? left : block_rows;
 }
 
-/* Compute y in blocks of four tiles, which share loads of activations, and two rows, which share
- * loads of weights. At the same time prefetch the next four tiles. */
-INLINE void matmul_quantized(weight_bits bits, float *y, size_t y_stride, const uint8_t *tiles,
-                             size_t tile_bytes, size_t tile_count, const sl_quantized *x,
-                             size_t n) {
-    enum { TILES = 4, PAIR = 2 };
+/* Compute y in blocks of some tiles, which share loads of activations, and some rows, which share
+ * loads of weights. Each block prefetches its part of the next tiles. */
+INLINE void matmul_quantized(weight_bits bits, size_t block_tiles, size_t block_rows, float *y,
+                             size_t y_stride, const uint8_t *tiles, size_t tile_bytes,
+                             size_t tile_count, const sl_quantized *x, size_t n) {
+    const size_t bytes = block_tiles * tile_bytes, bytes_of_row = bytes / n;
+    const size_t steps = x->groups * x->group_size * bits / 32; /* of a block, each with a line */
+    const size_t ahead = bytes_of_row * block_rows / steps;
     size_t tile = 0;
-    for (; tile + TILES <= tile_count; tile += TILES, tiles += TILES * tile_bytes) {
-        size_t i = 0;
-        for (; i + PAIR <= n; i += PAIR) {
-            if (tile + 2 * TILES <= tile_count)
-                prefetch_part(tiles + TILES * tile_bytes, TILES * tile_bytes, i / PAIR, n / PAIR);
-            block_quantized(bits, y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes,
-                            TILES, x, i, PAIR);
+    for (; tile + block_tiles <= tile_count; tile += block_tiles, tiles += bytes) {
+        const bool is_last = tile + 2 * block_tiles > tile_count;
+        const uint8_t *next = is_last ? tiles : tiles + bytes;
+#define BLOCK(rows)                                                                                \
+    block_quantized(bits, y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes,             \
+                    block_tiles, x, i, rows, next + i * bytes_of_row, is_last ? 0 : ahead)
+        for (size_t i = 0, rows; i < n; i += rows) {
+            rows = next_rows(n - i, block_rows);
+            if (rows == block_rows)
+                BLOCK(block_rows);
+            else if (rows == 3)
+                BLOCK(3);
+            else if (rows == 2)
+                BLOCK(2);
+            else
+                BLOCK(1);
         }
-        if (i < n)
-            block_quantized(bits, y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes,
-                            TILES, x, i, 1);
+#undef BLOCK
     }
     for (; tile < tile_count; tile++, tiles += tile_bytes)
         for (size_t i = 0; i < n; i++)
             block_quantized(bits, y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes, 1, x,
-                            i, 1);
+                            i, 1, tiles, 0);
 }
 
-/* With few rows the speed is that of memory, which is fastest if it is read in order: a tile at a
- * time. */
+/* A single row is multiplied a tile at a time, since memory is fastest if it is read in order. */
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     const size_t tile_bytes = sl_tile_bytes(8, x->groups, x->group_size);
-#define BLOCK(tile, i, rows)                                                                       \
-    block_quantized(Q8, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes, \
-                    tile_bytes, 1, x, i, rows)
-    if (n <= BLOCK_MAX)
-        FOR_TILES(BLOCK, tile_count, n)
+    if (n == 1)
+        matmul_quantized(Q8, 1, 1, y, y_stride, tiles, tile_bytes, tile_count, x, n);
     else
-        matmul_quantized(Q8, y, y_stride, tiles, tile_bytes, tile_count, x, n);
-#undef BLOCK
+        matmul_quantized(Q8, 4, 3, y, y_stride, tiles, tile_bytes, tile_count, x, n);
 }
 
+/* One or two rows need four tiles, whose sums do not wait for each other. More rows share the work
+ * of separating the four bits. */
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     const size_t tile_bytes = sl_tile_bytes(4, x->groups, x->group_size);
-    matmul_quantized(Q4, y, y_stride, tiles, tile_bytes, tile_count, x, n);
+    if (n <= 2)
+        matmul_quantized(Q4, 4, 2, y, y_stride, tiles, tile_bytes, tile_count, x, n);
+    else
+        matmul_quantized(Q4, 2, 4, y, y_stride, tiles, tile_bytes, tile_count, x, n);
 }
 
 /* ---- Lanes ----------------------------------------------------------------------------------- */
