@@ -275,6 +275,23 @@ def test_muon_is_pytorchs(step: Compiled, shape: tuple[int, int], beta2: float) 
         assert distance(found - before, exact - before) < limit
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (160, 64), (64, 160)])
+def test_muon_orthogonalizes_small_singular_values(step: Compiled, shape: tuple[int, int]) -> None:
+    """Gradients of a trained model have few large ones, and many that are a thousandth of them."""
+    if step.device.bfloat16:
+        pytest.skip("bfloat16 rounds small singular values away, in PyTorch too")
+    torch.manual_seed(0)
+    rows, columns = shape
+    slope = torch.randn(rows, 4) @ torch.randn(4, columns) + 1e-3 * torch.randn(shape)
+    exact, found = (nn.Parameter(torch.zeros(shape)) for _ in range(2))
+    for matrix, update in ((exact, None), (found, step.loss(make_model()).update)):
+        matrix.grad = slope.clone()
+        optimizer = muon.Muon([{"params": [matrix], "lr": 0.1}], torch.float32)
+        optimizer.update = update
+        optimizer.step()
+    assert distance(found, exact) < 5e-4
+
+
 @pytest.fixture
 def trainers(step: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
     """Return a trainer in C and one in PyTorch."""

@@ -33,6 +33,54 @@ static void look_ahead(number *to, float *mean, const float *gradient, int64_t s
     }
 }
 
+/* Write cubic * gram + quintic * gram^2, all [rows, rows]. */
+static void polynomial_of(number *to, const muon *o, const number *gram, int64_t rows,
+                          number *packed_gram) {
+    pack(packed_gram, gram, rows, rows, rows);
+    symmetric_product((target){to, rows, ROUND, gram, o->cubic, o->quintic}, rows_of(gram, rows),
+                      packed_gram, rows, rows);
+}
+
+#ifdef FUSED_FLOAT32
+
+/* Multiply symmetric matrices [rows, rows] that commute, so that their product is symmetric. */
+static void commuting_product(number *to, const number *a, const number *packed_b, int64_t rows) {
+    symmetric_product(target_of(to, rows, ROUND), rows_of(a, rows), packed_b, rows, rows);
+}
+
+/* Float32 can do without the long side of x. A step multiplies x by a polynomial p of its Gram
+ * matrix g, and the next g is p g p. All of these commute. So collect the product of the
+ * polynomials and multiply x by it once. In bfloat16 the small singular values would be lost.
+ * scratch: size + 5 * rows^2 numbers. */
+static void orthogonalize(const muon *o, number *x, int64_t rows, int64_t columns,
+                          number *scratch) {
+    int64_t size = rows * columns, square = rows * rows;
+    number *packed_x = scratch, *gram = packed_x + size, *polynomial = gram + square;
+    number *packed = polynomial + square, *all = packed + square, *next = all + square;
+    pack_transpose(packed_x, x, columns, rows, columns);
+    symmetric_product(target_of(gram, rows, ROUND), rows_of(x, columns), packed_x, rows, columns);
+    for (int64_t step = 0; step < o->steps; step++) {
+        polynomial_of(polynomial, o, gram, rows, packed);
+        for (int64_t i = 0; i < rows; i++) polynomial[i * rows + i] += o->linear;
+        pack(packed, polynomial, rows, rows, rows);
+        if (step == 0) {
+            memcpy(all, polynomial, sizeof *all * (size_t)square);
+        } else {
+            commuting_product(next, all, packed, rows);
+            number *before = all;
+            all = next;
+            next = before;
+        }
+        if (step + 1 == o->steps) break;
+        commuting_product(next, gram, packed, rows);
+        commuting_product(gram, next, packed, rows);
+    }
+    pack(packed_x, x, columns, rows, columns);
+    product(target_of(x, columns, ROUND), rows_of(all, rows), packed_x, rows, rows, columns, rows);
+}
+
+#else
+
 /* Orthogonalize x [rows, columns], rows <= columns, in place; scratch: 2 * size + 3 * rows^2
  * numbers. */
 static void orthogonalize(const muon *o, number *x, int64_t rows, int64_t columns,
@@ -46,9 +94,7 @@ static void orthogonalize(const muon *o, number *x, int64_t rows, int64_t column
         pack_transpose(packed_x, now, columns, rows, columns);
         symmetric_product(target_of(gram, rows, ROUND), rows_of(now, columns), packed_x, rows,
                           columns);
-        pack(packed_gram, gram, rows, rows, rows);
-        symmetric_product((target){polynomial, rows, ROUND, gram, o->cubic, o->quintic},
-                          rows_of(gram, rows), packed_gram, rows, rows);
+        polynomial_of(polynomial, o, gram, rows, packed_gram);
         pack(packed_x, now, columns, rows, columns);
         product((target){next, columns, ROUND, now, o->linear, 1.0f}, rows_of(polynomial, rows),
                 packed_x, rows, rows, columns, rows);
@@ -58,6 +104,8 @@ static void orthogonalize(const muon *o, number *x, int64_t rows, int64_t column
     }
     if (now != x) memcpy(x, now, sizeof(number) * (size_t)size);
 }
+
+#endif
 
 /* Change weights [rows, columns] by an update whose rows are divided by their mean size over time.
  */
@@ -88,7 +136,7 @@ static void apply(const muon *o, float *weights, const number *update, float *ro
 /* Return the numbers of scratch that a thread of `fused_muon` needs. */
 int64_t fused_muon_scratch(int64_t rows, int64_t columns) {
     int64_t side = smaller(rows, columns);
-    return 4 * rows * columns + 3 * side * side;
+    return 4 * rows * columns + 5 * side * side;
 }
 
 /* Update matrices of one shape, each by one thread; row_squares: NULL for none. */
