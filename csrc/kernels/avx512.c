@@ -1,9 +1,8 @@
 /* avx512.c: kernels for x86-64 processors with AVX-512 and its 8-bit dot product, VNNI.
  *
- * The 16 rows of a tile are the 16 lanes of a register, so no sum ever crosses lanes. A block is
- * usually one tile times some rows of x, so memory is read in order. Every sum of floats is added
- * in two chains, the even and the odd columns, so that an addition of one chain hides the latency
- * of the other. */
+ * The 16 rows of a tile are the 16 lanes of a register, so no sum ever crosses lanes. A block is a
+ * few tiles times a few rows of x. Every sum of floats is added in two chains, the even and the odd
+ * columns, so that an addition of one chain hides the latency of the other. */
 
 #include "sets.h"
 
@@ -154,9 +153,9 @@ static void matmul_f32(float *y, size_t y_stride, const float *tiles, size_t til
     for (size_t tile = 0; tile < wide_tiles; tile += WIDE_TILES) {
         float *out = y + tile * ROWS;
         const float *w = tiles + tile * tile_stride;
-        const bool is_last = tile + WIDE_TILES >= wide_tiles || column_stride != ROWS;
-        const size_t ahead = is_last ? 0 : WIDE_TILES * ROWS * sizeof *w * WIDE_ROWS / wide_rows;
-        const float *next = is_last ? w : w + WIDE_TILES * tile_stride;
+        const bool has_next = tile + WIDE_TILES < wide_tiles && column_stride == ROWS;
+        const size_t ahead = has_next ? WIDE_TILES * ROWS * sizeof *w * WIDE_ROWS / wide_rows : 0;
+        const float *next = has_next ? w + WIDE_TILES * tile_stride : w;
         for (size_t i = 0; i < wide_rows; i += WIDE_ROWS)
             block_wide_f32(out + i * y_stride, y_stride, w, tile_stride, column_stride, columns,
                            x + i * x_stride, x_stride,
@@ -230,8 +229,9 @@ INLINE __m512i add_dot(__m512i sum, __m512i weights, const int8_t *x) {
  * apart, with x[n][x_stride]. Each addition to a single sum would wait for the last one, so it is
  * computed as four sums; the order of integer additions does not matter.
  *
- * For four columns prefetch the line at `next`, then move `ahead` bytes on: one line at a time,
- * since many at once would delay the loads of weights. */
+ * Blocks of several tiles are bound by arithmetic. For every four columns they prefetch the line at
+ * `next`, then move `ahead` bytes on: one line at a time, since many at once would delay the loads
+ * of weights. */
 INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    size_t group_size, const int8_t *x, size_t x_stride, size_t n,
                    const uint8_t *next, size_t ahead) {
@@ -257,9 +257,10 @@ INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
 }
 
 /* The same for q4 weights. The upper four bits of a byte are multiplied in place, as 16 times their
- * value, and their sum is divided by 16 at the end. Eight columns prefetch one line. With a single
- * row of x the speed is that of loading weights, so each line prefetches the same line of the next
- * tiles: to the first-level cache if they fill less than half of it. */
+ * value, and their sum is divided by 16 at the end. With several
+ * rows of x it prefetches a line for every eight columns. With a single row the speed is that of
+ * loading weights, so each line prefetches the same line of the next tiles: to the first-level
+ * cache if they fill less than half of it. */
 INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    size_t group_size, const int8_t *x, size_t x_stride, size_t n,
                    const uint8_t *next, size_t ahead) {
@@ -324,66 +325,92 @@ INLINE void block_quantized(weight_bits bits, float *y, size_t y_stride, const u
         _mm512_storeu_ps(y + i * y_stride + t * ROWS, sum[t * n + i]);
 }
 
-/* Return the rows of the next block if `left` are left: the largest block, but 2 and 2 or 3 and 2
- * rather than a block and a single row. */
+/* A block of some tiles and rows is a function of its own, so that it has all registers. */
+typedef void block(float *y, size_t y_stride, const uint8_t *start, size_t tile_bytes,
+                   const sl_quantized *q, size_t row, const uint8_t *next, size_t ahead);
+
+#define DEFINE_BLOCK(bits, tiles, rows)                                                            \
+    static NOINLINE void block_##bits##_##tiles##_##rows(                                          \
+        float *y, size_t y_stride, const uint8_t *start, size_t tile_bytes, const sl_quantized *q, \
+        size_t row, const uint8_t *next, size_t ahead) {                                           \
+        block_quantized(bits, y, y_stride, start, tile_bytes, tiles, q, row, rows, next, ahead);   \
+    }
+DEFINE_BLOCK(Q8, 1, 1)
+DEFINE_BLOCK(Q8, 1, 2)
+DEFINE_BLOCK(Q8, 1, 3)
+DEFINE_BLOCK(Q8, 4, 1)
+DEFINE_BLOCK(Q8, 4, 2)
+DEFINE_BLOCK(Q8, 4, 3)
+DEFINE_BLOCK(Q4, 1, 1)
+DEFINE_BLOCK(Q4, 1, 2)
+DEFINE_BLOCK(Q4, 1, 3)
+DEFINE_BLOCK(Q4, 1, 4)
+DEFINE_BLOCK(Q4, 2, 1)
+DEFINE_BLOCK(Q4, 2, 2)
+DEFINE_BLOCK(Q4, 2, 3)
+DEFINE_BLOCK(Q4, 2, 4)
+DEFINE_BLOCK(Q4, 4, 1)
+DEFINE_BLOCK(Q4, 4, 2)
+
+/* Blocks of some tiles, and of a single one, for one row, two rows and so on. */
+typedef struct {
+    size_t tiles, rows; /* of the largest block */
+    block *blocks[4], *single[4];
+} division;
+
+/* Return the rows of the next block if `left` are left: as many as a block has, but 2 and 2 rather
+ * than 3 and 1, and 3 and 2 rather than 4 and 1. */
 INLINE size_t next_rows(size_t left, size_t block_rows) {
     if (left == block_rows + 1) return block_rows / 2 + 1;
     return left < block_rows ? left : block_rows;
 }
 
 /* Compute y in blocks of some tiles, which share loads of activations, and some rows, which share
- * loads of weights. Each block prefetches its part of the next tiles. */
-INLINE void matmul_quantized(weight_bits bits, size_t block_tiles, size_t block_rows, float *y,
-                             size_t y_stride, const uint8_t *tiles, size_t tile_bytes,
-                             size_t tile_count, const sl_quantized *x, size_t n) {
-    const size_t bytes = block_tiles * tile_bytes, bytes_of_row = bytes / n;
+ * loads of weights. Each block prefetches its part of the next tiles, or most of it if n is
+ * small. */
+static void matmul_quantized(weight_bits bits, const division *by, float *y, size_t y_stride,
+                             const uint8_t *tiles, size_t tile_count, const sl_quantized *x,
+                             size_t n) {
     const size_t steps = x->groups * x->group_size * bits / 32; /* of a block, each with a line */
-    const size_t ahead = bytes_of_row * block_rows / steps;
-    size_t tile = 0;
-    for (; tile + block_tiles <= tile_count; tile += block_tiles, tiles += bytes) {
-        const bool is_last = tile + 2 * block_tiles > tile_count;
-        const uint8_t *next = is_last ? tiles : tiles + bytes;
-#define BLOCK(rows)                                                                                \
-    block_quantized(bits, y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes,             \
-                    block_tiles, x, i, rows, next + i * bytes_of_row, is_last ? 0 : ahead)
-        for (size_t i = 0, rows; i < n; i += rows) {
-            rows = next_rows(n - i, block_rows);
-            if (rows == block_rows)
-                BLOCK(block_rows);
-            else if (rows == 3)
-                BLOCK(3);
-            else if (rows == 2)
-                BLOCK(2);
-            else
-                BLOCK(1);
+    const size_t tile_bytes = sl_tile_bytes(bits, x->groups, x->group_size);
+    const size_t row_bytes = by->tiles * tile_bytes / n; /* to prefetch for each row */
+    const size_t row_ahead = row_bytes / steps + 1;
+    for (size_t tile = 0, count; tile < tile_count; tile += count, tiles += count * tile_bytes) {
+        const bool is_whole = tile + by->tiles <= tile_count;
+        const bool has_next = tile + 2 * by->tiles <= tile_count;
+        block *const *blocks = is_whole ? by->blocks : by->single;
+        count = is_whole ? by->tiles : 1;
+        const uint8_t *next = has_next ? tiles + count * tile_bytes : tiles;
+        for (size_t i = 0, rows; i < n; i += rows, next += has_next ? rows * row_bytes : 0) {
+            rows = next_rows(n - i, by->rows);
+            blocks[rows - 1](y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes, x, i,
+                             next, has_next ? rows * row_ahead : 0);
         }
-#undef BLOCK
     }
-    for (; tile < tile_count; tile++, tiles += tile_bytes)
-        for (size_t i = 0; i < n; i++)
-            block_quantized(bits, y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes, 1, x,
-                            i, 1, tiles, 0);
 }
 
-/* A single row is multiplied a tile at a time, since memory is fastest if it is read in order. */
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_tile_bytes(8, x->groups, x->group_size);
-    if (n == 1)
-        matmul_quantized(Q8, 1, 1, y, y_stride, tiles, tile_bytes, tile_count, x, n);
-    else
-        matmul_quantized(Q8, 4, 3, y, y_stride, tiles, tile_bytes, tile_count, x, n);
+    /* Memory is fastest if it is read in order, which decides the speed of a single row. */
+    static const division for_one = {1, 1, {block_Q8_1_1}, {block_Q8_1_1}};
+    static const division for_more = {4,
+                                      3,
+                                      {block_Q8_4_1, block_Q8_4_2, block_Q8_4_3},
+                                      {block_Q8_1_1, block_Q8_1_2, block_Q8_1_3}};
+    matmul_quantized(Q8, n == 1 ? &for_one : &for_more, y, y_stride, tiles, tile_count, x, n);
 }
 
-/* One or two rows need four tiles, whose sums do not wait for each other. More rows share the work
- * of separating the four bits. */
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    const size_t tile_bytes = sl_tile_bytes(4, x->groups, x->group_size);
-    if (n <= 2)
-        matmul_quantized(Q4, 4, 2, y, y_stride, tiles, tile_bytes, tile_count, x, n);
-    else
-        matmul_quantized(Q4, 2, 4, y, y_stride, tiles, tile_bytes, tile_count, x, n);
+    /* One or two rows need four tiles, whose sums do not wait for each other. More rows share the
+     * work of separating the two weights of a byte. */
+    static const division for_two = {
+        4, 2, {block_Q4_4_1, block_Q4_4_2}, {block_Q4_1_1, block_Q4_1_2}};
+    static const division for_more = {2,
+                                      4,
+                                      {block_Q4_2_1, block_Q4_2_2, block_Q4_2_3, block_Q4_2_4},
+                                      {block_Q4_1_1, block_Q4_1_2, block_Q4_1_3, block_Q4_1_4}};
+    matmul_quantized(Q4, n <= 2 ? &for_two : &for_more, y, y_stride, tiles, tile_count, x, n);
 }
 
 /* ---- Lanes ----------------------------------------------------------------------------------- */

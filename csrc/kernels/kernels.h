@@ -73,7 +73,8 @@ typedef struct {
 typedef void sl_average(float *y, const sl_values *values);
 
 /* y[n][16 tiles] = x[n] times the transposed matrix of quantized tiles: the sum over groups of
- * scale * x_scale * Σ weight * x, with an integer sum Σ over the columns of the group. */
+ * scale * x_scale * Σ weight * x, with an integer sum Σ over the columns of the group. n is at
+ * least 1. */
 typedef void sl_matmul_quantized(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                                  const sl_quantized *x, size_t n);
 

@@ -55,8 +55,8 @@ class Optimizers:
             matrices = [p for p in hidden if id(p) not in stacked]
             matrices += [part for _, parts in self._stacked for part in parts]
             muon = {"params": matrices, "weight_decay": decay, "scale": 1.0}
-            native = computes_in_bfloat16(matrices[0].device.type)
-            dtype = torch.bfloat16 if native else torch.float32
+            is_faster = computes_in_bfloat16(matrices[0].device.type)
+            dtype = torch.bfloat16 if is_faster else torch.float32
             self._all.append(Muon([{**muon, "beta2": recipe.muon_beta2}], dtype))
         else:
             groups.append({"params": hidden, "weight_decay": decay, "scale": 1.0})
