@@ -257,16 +257,13 @@ INLINE void dot_q8(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
 }
 
 /* The same for q4 weights. The upper four bits of a byte are multiplied in place, as 16 times their
- * value, and their sum is divided by 16 at the end. With several
- * rows of x it prefetches a line for every eight columns. With a single row the speed is that of
- * loading weights, so each line prefetches the same line of the next tiles: to the first-level
- * cache if they fill less than half of it. */
+ * value, and their sum is divided by 16 at the end. With several rows of x it prefetches a line for
+ * every eight columns. With a single row the speed is that of loading weights, so each line
+ * prefetches the same line of the next tiles, to the first-level cache if they fit in it. */
 INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t tiles,
                    size_t group_size, const int8_t *x, size_t x_stride, size_t n,
-                   const uint8_t *next, size_t ahead) {
-    enum { HALF_OF_L1_BYTES = 1 << 14 };
+                   const uint8_t *next, size_t ahead, bool next_fits_l1) {
     const __m512i lower = _mm512_set1_epi8(0x0f);
-    const bool is_first = tiles * tile_bytes < HALF_OF_L1_BYTES;
     __m512i upper[QUANTIZED_MAX];
     UNROLL for (size_t a = 0; a < tiles * n; a++) upper[a] = _mm512_setzero_si512();
     for (size_t c = 0; c < group_size; c += 8, next += ahead) {
@@ -274,7 +271,7 @@ INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
         UNROLL for (size_t t = 0; t < tiles; t++) {
             const uint8_t *at = w + t * tile_bytes + c * ROWS / 2;
             const __m512i both = _mm512_loadu_si512(at);
-            if (n == 1) prefetch(at + tiles * tile_bytes, is_first);
+            if (n == 1) prefetch(at + tiles * tile_bytes, next_fits_l1);
             const __m512i low = _mm512_and_si512(both, lower);
             const __m512i high = _mm512_andnot_si512(lower, both);
             UNROLL for (size_t i = 0; i < n; i++) {
@@ -294,7 +291,7 @@ INLINE void dot_q4(__m512i dot[], const uint8_t *w, size_t tile_bytes, size_t ti
  *     sum[t][i] += dot * scale[t][g] * x_scale[i][g] */
 INLINE void block_quantized(weight_bits bits, float *y, size_t y_stride, const uint8_t *start,
                             size_t tile_bytes, size_t tiles, const sl_quantized *q, size_t row,
-                            size_t n, const uint8_t *next, size_t ahead) {
+                            size_t n, const uint8_t *next, size_t ahead, bool next_fits_l1) {
     const size_t width = q->groups * q->group_size, group_bytes = q->group_size * ROWS * bits / 8;
     const int32_t bias = bits == Q8 ? 128 : 8; /* of the stored weights */
     const size_t group_ahead = q->group_size * bits / 32 * ahead;
@@ -310,7 +307,8 @@ INLINE void block_quantized(weight_bits bits, float *y, size_t y_stride, const u
         if (bits == Q8)
             dot_q8(dot, w, tile_bytes, tiles, q->group_size, x, width, n, next, ahead);
         else
-            dot_q4(dot, w, tile_bytes, tiles, q->group_size, x, width, n, next, ahead);
+            dot_q4(dot, w, tile_bytes, tiles, q->group_size, x, width, n, next, ahead,
+                   next_fits_l1);
         UNROLL for (size_t t = 0; t < tiles; t++) {
             const sl_tile tile = sl_tile_at(start + t * tile_bytes, q->groups);
             const __m512 scales = load_scales(tile.scales + g * ROWS);
@@ -325,7 +323,20 @@ INLINE void block_quantized(weight_bits bits, float *y, size_t y_stride, const u
         _mm512_storeu_ps(y + i * y_stride + t * ROWS, sum[t * n + i]);
 }
 
-/* A block of some tiles and rows is a function of its own, so that it has all registers. */
+/* Multiply a single row of x. */
+INLINE void multiply_row(weight_bits bits, size_t block_tiles, bool next_fits_l1, float *y,
+                         const uint8_t *tiles, size_t tile_bytes, size_t tile_count,
+                         const sl_quantized *x) {
+    size_t tile = 0;
+    for (; tile + block_tiles <= tile_count; tile += block_tiles, tiles += block_tiles * tile_bytes)
+        block_quantized(bits, y + tile * ROWS, 0, tiles, tile_bytes, block_tiles, x, 0, 1, tiles, 0,
+                        next_fits_l1);
+    for (; tile < tile_count; tile++, tiles += tile_bytes)
+        block_quantized(bits, y + tile * ROWS, 0, tiles, tile_bytes, 1, x, 0, 1, tiles, 0,
+                        next_fits_l1);
+}
+
+/* A block of several rows is a function of its own, so that it has all registers. */
 typedef void block(float *y, size_t y_stride, const uint8_t *start, size_t tile_bytes,
                    const sl_quantized *q, size_t row, const uint8_t *next, size_t ahead);
 
@@ -333,29 +344,25 @@ typedef void block(float *y, size_t y_stride, const uint8_t *start, size_t tile_
     static NOINLINE void block_##bits##_##tiles##_##rows(                                          \
         float *y, size_t y_stride, const uint8_t *start, size_t tile_bytes, const sl_quantized *q, \
         size_t row, const uint8_t *next, size_t ahead) {                                           \
-        block_quantized(bits, y, y_stride, start, tile_bytes, tiles, q, row, rows, next, ahead);   \
+        block_quantized(bits, y, y_stride, start, tile_bytes, tiles, q, row, rows, next, ahead,    \
+                        false);                                                                    \
     }
-DEFINE_BLOCK(Q8, 1, 1)
 DEFINE_BLOCK(Q8, 1, 2)
 DEFINE_BLOCK(Q8, 1, 3)
-DEFINE_BLOCK(Q8, 4, 1)
 DEFINE_BLOCK(Q8, 4, 2)
 DEFINE_BLOCK(Q8, 4, 3)
-DEFINE_BLOCK(Q4, 1, 1)
 DEFINE_BLOCK(Q4, 1, 2)
 DEFINE_BLOCK(Q4, 1, 3)
 DEFINE_BLOCK(Q4, 1, 4)
-DEFINE_BLOCK(Q4, 2, 1)
 DEFINE_BLOCK(Q4, 2, 2)
 DEFINE_BLOCK(Q4, 2, 3)
 DEFINE_BLOCK(Q4, 2, 4)
-DEFINE_BLOCK(Q4, 4, 1)
 DEFINE_BLOCK(Q4, 4, 2)
 
-/* Blocks of some tiles, and of a single one, for one row, two rows and so on. */
+/* Blocks of some tiles, and of a single one, for 2, 3 and 4 rows of x. */
 typedef struct {
     size_t tiles, rows; /* of the largest block */
-    block *blocks[4], *single[4];
+    block *blocks[3], *single[3];
 } division;
 
 /* Return the rows of the next block if `left` are left: as many as a block has, but 2 and 2 rather
@@ -368,12 +375,11 @@ INLINE size_t next_rows(size_t left, size_t block_rows) {
 /* Compute y in blocks of some tiles, which share loads of activations, and some rows, which share
  * loads of weights. Each block prefetches its part of the next tiles, or most of it if n is
  * small. */
-static void matmul_quantized(weight_bits bits, const division *by, float *y, size_t y_stride,
-                             const uint8_t *tiles, size_t tile_count, const sl_quantized *x,
-                             size_t n) {
+static void multiply_rows(weight_bits bits, const division *by, float *y, size_t y_stride,
+                          const uint8_t *tiles, size_t tile_bytes, size_t tile_count,
+                          const sl_quantized *x, size_t n) {
     const size_t steps = x->groups * x->group_size * bits / 32; /* of a block, each with a line */
-    const size_t tile_bytes = sl_tile_bytes(bits, x->groups, x->group_size);
-    const size_t row_bytes = by->tiles * tile_bytes / n; /* to prefetch for each row */
+    const size_t row_bytes = by->tiles * tile_bytes / n;        /* to prefetch for each row */
     const size_t row_ahead = row_bytes / steps + 1;
     for (size_t tile = 0, count; tile < tile_count; tile += count, tiles += count * tile_bytes) {
         const bool is_whole = tile + by->tiles <= tile_count;
@@ -383,7 +389,7 @@ static void matmul_quantized(weight_bits bits, const division *by, float *y, siz
         const uint8_t *next = has_next ? tiles + count * tile_bytes : tiles;
         for (size_t i = 0, rows; i < n; i += rows, next += has_next ? rows * row_bytes : 0) {
             rows = next_rows(n - i, by->rows);
-            blocks[rows - 1](y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes, x, i,
+            blocks[rows - 2](y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes, x, i,
                              next, has_next ? rows * row_ahead : 0);
         }
     }
@@ -391,26 +397,32 @@ static void matmul_quantized(weight_bits bits, const division *by, float *y, siz
 
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    /* Memory is fastest if it is read in order, which decides the speed of a single row. */
-    static const division for_one = {1, 1, {block_Q8_1_1}, {block_Q8_1_1}};
-    static const division for_more = {4,
-                                      3,
-                                      {block_Q8_4_1, block_Q8_4_2, block_Q8_4_3},
-                                      {block_Q8_1_1, block_Q8_1_2, block_Q8_1_3}};
-    matmul_quantized(Q8, n == 1 ? &for_one : &for_more, y, y_stride, tiles, tile_count, x, n);
+    static const division by = {4, 3, {block_Q8_4_2, block_Q8_4_3}, {block_Q8_1_2, block_Q8_1_3}};
+    const size_t tile_bytes = sl_tile_bytes(8, x->groups, x->group_size);
+    if (n == 1) /* memory decides the speed, and is fastest if it is read in order */
+        multiply_row(Q8, 1, false, y, tiles, tile_bytes, tile_count, x);
+    else
+        multiply_rows(Q8, &by, y, y_stride, tiles, tile_bytes, tile_count, x, n);
 }
 
+/* One or two rows need four tiles, whose sums do not wait for each other. More rows share the work
+ * of separating the two weights of a byte. */
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    /* One or two rows need four tiles, whose sums do not wait for each other. More rows share the
-     * work of separating the two weights of a byte. */
-    static const division for_two = {
-        4, 2, {block_Q4_4_1, block_Q4_4_2}, {block_Q4_1_1, block_Q4_1_2}};
-    static const division for_more = {2,
-                                      4,
-                                      {block_Q4_2_1, block_Q4_2_2, block_Q4_2_3, block_Q4_2_4},
-                                      {block_Q4_1_1, block_Q4_1_2, block_Q4_1_3, block_Q4_1_4}};
-    matmul_quantized(Q4, n <= 2 ? &for_two : &for_more, y, y_stride, tiles, tile_count, x, n);
+    enum { HALF_OF_L1_BYTES = 1 << 14 };
+    static const division two_rows = {4, 2, {block_Q4_4_2}, {block_Q4_1_2}};
+    static const division by = {2,
+                                4,
+                                {block_Q4_2_2, block_Q4_2_3, block_Q4_2_4},
+                                {block_Q4_1_2, block_Q4_1_3, block_Q4_1_4}};
+    const size_t tile_bytes = sl_tile_bytes(4, x->groups, x->group_size);
+    if (n > 1)
+        multiply_rows(Q4, n == 2 ? &two_rows : &by, y, y_stride, tiles, tile_bytes, tile_count, x,
+                      n);
+    else if (4 * tile_bytes < HALF_OF_L1_BYTES)
+        multiply_row(Q4, 4, true, y, tiles, tile_bytes, tile_count, x);
+    else
+        multiply_row(Q4, 4, false, y, tiles, tile_bytes, tile_count, x);
 }
 
 /* ---- Lanes ----------------------------------------------------------------------------------- */
