@@ -138,32 +138,32 @@ INLINE void multiply_row(weight_bits bits, size_t block_tiles, bool next_fits_l1
 }
 
 /* A block of several rows is a function of its own, so that it has all registers. */
-typedef void block(float *y, size_t y_stride, const uint8_t *start, size_t tile_bytes,
-                   const sl_quantized *q, size_t row, const uint8_t *next, size_t ahead);
+typedef void block_function(float *y, size_t y_stride, const uint8_t *start, size_t tile_bytes,
+                            const sl_quantized *q, size_t row, const uint8_t *next, size_t ahead);
 
-#define DEFINE_BLOCK(bits, tiles, rows)                                                            \
-    static NOINLINE void block_##bits##_##tiles##_##rows(                                          \
-        float *y, size_t y_stride, const uint8_t *start, size_t tile_bytes, const sl_quantized *q, \
-        size_t row, const uint8_t *next, size_t ahead) {                                           \
+#define DEFINE_BLOCK(name, bits, tiles, rows)                                                      \
+    static NOINLINE void name(float *y, size_t y_stride, const uint8_t *start, size_t tile_bytes,  \
+                              const sl_quantized *q, size_t row, const uint8_t *next,              \
+                              size_t ahead) {                                                      \
         block_quantized(bits, y, y_stride, start, tile_bytes, tiles, q, row, rows, next, ahead,    \
                         false);                                                                    \
     }
-DEFINE_BLOCK(Q8, 1, 2)
-DEFINE_BLOCK(Q8, 1, 3)
-DEFINE_BLOCK(Q8, 4, 2)
-DEFINE_BLOCK(Q8, 4, 3)
-DEFINE_BLOCK(Q4, 1, 2)
-DEFINE_BLOCK(Q4, 1, 3)
-DEFINE_BLOCK(Q4, 1, 4)
-DEFINE_BLOCK(Q4, 2, 2)
-DEFINE_BLOCK(Q4, 2, 3)
-DEFINE_BLOCK(Q4, 2, 4)
-DEFINE_BLOCK(Q4, 4, 2)
+DEFINE_BLOCK(block_q8_1x2, Q8, 1, 2)
+DEFINE_BLOCK(block_q8_1x3, Q8, 1, 3)
+DEFINE_BLOCK(block_q8_4x2, Q8, 4, 2)
+DEFINE_BLOCK(block_q8_4x3, Q8, 4, 3)
+DEFINE_BLOCK(block_q4_1x2, Q4, 1, 2)
+DEFINE_BLOCK(block_q4_1x3, Q4, 1, 3)
+DEFINE_BLOCK(block_q4_1x4, Q4, 1, 4)
+DEFINE_BLOCK(block_q4_2x2, Q4, 2, 2)
+DEFINE_BLOCK(block_q4_2x3, Q4, 2, 3)
+DEFINE_BLOCK(block_q4_2x4, Q4, 2, 4)
+DEFINE_BLOCK(block_q4_4x2, Q4, 4, 2)
 
 /* Blocks of some tiles, and of a single one, for 2, 3 and 4 rows of x. */
 typedef struct {
     size_t tiles, rows; /* of the largest block */
-    block *blocks[3], *single[3];
+    block_function *blocks[3], *single[3];
 } division;
 
 /* Return the rows of the next block if `left` are left: as many as a block has, but 2 and 2 rather
@@ -185,7 +185,7 @@ static void multiply_rows(weight_bits bits, const division *by, float *y, size_t
     for (size_t tile = 0, count; tile < tile_count; tile += count, tiles += count * tile_bytes) {
         const bool is_whole = tile + by->tiles <= tile_count;
         const bool has_next = tile + 2 * by->tiles <= tile_count;
-        block *const *blocks = is_whole ? by->blocks : by->single;
+        block_function *const *blocks = is_whole ? by->blocks : by->single;
         count = is_whole ? by->tiles : 1;
         const uint8_t *next = has_next ? tiles + count * tile_bytes : tiles;
         for (size_t i = 0, rows; i < n; i += rows, next += has_next ? rows * row_bytes : 0) {
@@ -198,7 +198,7 @@ static void multiply_rows(weight_bits bits, const division *by, float *y, size_t
 
 static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
-    static const division by = {4, 3, {block_Q8_4_2, block_Q8_4_3}, {block_Q8_1_2, block_Q8_1_3}};
+    static const division by = {4, 3, {block_q8_4x2, block_q8_4x3}, {block_q8_1x2, block_q8_1x3}};
     const size_t tile_bytes = sl_tile_bytes(8, x->groups, x->group_size);
     if (n == 1) /* memory decides the speed, and is fastest if it is read in order */
         multiply_row(Q8, 1, false, y, tiles, tile_bytes, tile_count, x);
@@ -211,11 +211,11 @@ static void matmul_q8(float *y, size_t y_stride, const uint8_t *tiles, size_t ti
 static void matmul_q4(float *y, size_t y_stride, const uint8_t *tiles, size_t tile_count,
                       const sl_quantized *x, size_t n) {
     enum { HALF_OF_L1_BYTES = 1 << 14 };
-    static const division two_rows = {4, 2, {block_Q4_4_2}, {block_Q4_1_2}};
+    static const division two_rows = {4, 2, {block_q4_4x2}, {block_q4_1x2}};
     static const division by = {2,
                                 4,
-                                {block_Q4_2_2, block_Q4_2_3, block_Q4_2_4},
-                                {block_Q4_1_2, block_Q4_1_3, block_Q4_1_4}};
+                                {block_q4_2x2, block_q4_2x3, block_q4_2x4},
+                                {block_q4_1x2, block_q4_1x3, block_q4_1x4}};
     const size_t tile_bytes = sl_tile_bytes(4, x->groups, x->group_size);
     if (n > 1)
         multiply_rows(Q4, n == 2 ? &two_rows : &by, y, y_stride, tiles, tile_bytes, tile_count, x,
