@@ -98,6 +98,23 @@ def test_a_size_is_measured_on_random_tokens(tiny: Params, monkeypatch: pytest.M
     assert machine.threads == 1
 
 
+@pytest.mark.parametrize(("threads", "sequences"), [(1, 1), (2, 2), (8, 4)])
+def test_measured_steps_have_a_sequence_for_each_thread(
+    tiny: Params, monkeypatch: pytest.MonkeyPatch, threads: int, sequences: int
+) -> None:
+    """But not more than the micro-batch, 4, even if there is no time for more."""
+    taken: list[int] = []
+
+    def take_for(_: object, seconds: float, windows: int) -> tuple[float, float]:
+        taken.append(windows)
+        return 1.0, 1.0
+
+    monkeypatch.setattr("storyllamas.plan.measure._Steps.take_for", take_for)
+    measured = measure_size(tiny, Device("cpu", False, threads), 0.0)
+    assert taken == [sequences]
+    assert measured.pass_per_token == 1 / (sequences * tiny.size.context)
+
+
 def test_what_is_frozen_needs_less(tiny: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     products: list[Llama] = []
 

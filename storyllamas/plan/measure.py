@@ -146,10 +146,12 @@ def measure_size(chosen: params.Params, where: Device, seconds: float) -> Measur
         size = trainer.micro_batch.size
         sequence = memory.sequence_bytes(trainer.model, where)
         steps = _Steps(trainer)
+        # Threads compute whole sequences, so with fewer of them some would have nothing to do.
+        together = min(size, where.threads) if where.name == "cpu" else 1
         # Without the optimizers, which take seconds for a large model.
-        once = min(steps.take_pass(1) for _ in range(2))
+        once = min(steps.take_pass(together) for _ in range(2))
         left = STEPS_SHARE * (seconds - (time.monotonic() - began))
-        windows = max(1, min(size, int(left / MIN_STEPS / once)))
+        windows = together * max(1, min(size // together, int(left / MIN_STEPS / once)))
         with energy.measured() as meter:
             passes, updates = steps.take_for(left, windows)
         tokens = windows * chosen.size.context
