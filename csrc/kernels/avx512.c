@@ -41,22 +41,6 @@ INLINE void prefetch(const uint8_t *at, bool is_first) {
         _mm_prefetch((const char *)at, _MM_HINT_T1);
 }
 
-/* Call BLOCK(tile, i, rows) until all of tile_count tiles are multiplied with n rows of x. The rows
- * that are left after blocks of 8 are one block, which loads each weight once for all of them. */
-#define FOR_TILES(BLOCK, tile_count, n)                                                            \
-    for (size_t tile = 0; tile < (tile_count); tile++) {                                           \
-        size_t i = 0;                                                                              \
-        for (; i + 8 <= (n); i += 8) BLOCK(tile, i, 8);                                            \
-        const size_t left = (n) - i;                                                               \
-        if (left == 1) BLOCK(tile, i, 1);                                                          \
-        if (left == 2) BLOCK(tile, i, 2);                                                          \
-        if (left == 3) BLOCK(tile, i, 3);                                                          \
-        if (left == 4) BLOCK(tile, i, 4);                                                          \
-        if (left == 5) BLOCK(tile, i, 5);                                                          \
-        if (left == 6) BLOCK(tile, i, 6);                                                          \
-        if (left == 7) BLOCK(tile, i, 7);                                                          \
-    }
-
 /* ---- Matrices of f32, f16 and i8 ------------------------------------------------------------- */
 
 INLINE __m512 load_f16(const uint16_t *x) {
@@ -99,14 +83,26 @@ INLINE void block_float(weight_bits bits, float *y, size_t y_stride, const void 
                          _mm512_add_ps(sum[t * n + i][0], sum[t * n + i][1]));
 }
 
-/* Multiply in blocks of one tile. */
+/* Multiply in blocks of one tile and 8 rows. The rows that are left are one block, which loads each
+ * weight once for all of them. */
 static NOINLINE void matmul_narrow_f32(float *y, size_t y_stride, const float *tiles,
                                        size_t tile_stride, size_t column_stride, size_t tile_count,
-                                       size_t columns, const float *x, size_t x_stride, size_t n){
-#define BLOCK(tile, i, rows)                                                                       \
-    block_float(F32, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_stride,   \
-                tile_stride, column_stride, 1, columns, x + (i) * x_stride, x_stride, rows)
-    FOR_TILES(BLOCK, tile_count, n)
+                                       size_t columns, const float *x, size_t x_stride, size_t n) {
+#define BLOCK(rows)                                                                                \
+    block_float(F32, y + i * y_stride + tile * ROWS, y_stride, tiles + tile * tile_stride,         \
+                tile_stride, column_stride, 1, columns, x + i * x_stride, x_stride, rows)
+    for (size_t tile = 0; tile < tile_count; tile++) {
+        size_t i = 0;
+        for (; i + 8 <= n; i += 8) BLOCK(8);
+        const size_t left = n - i;
+        if (left == 1) BLOCK(1);
+        if (left == 2) BLOCK(2);
+        if (left == 3) BLOCK(3);
+        if (left == 4) BLOCK(4);
+        if (left == 5) BLOCK(5);
+        if (left == 6) BLOCK(6);
+        if (left == 7) BLOCK(7);
+    }
 #undef BLOCK
 }
 
@@ -357,11 +353,10 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
         const __mmask16 mask = lanes(i, n);
         const __mmask16 chosen = _mm512_mask_cmp_ps_mask(
             mask, _mm512_maskz_loadu_ps(mask, weights + i), _mm512_set1_ps(floor), _CMP_GE_OQ);
-        if (chosen) {
-            /* Compress in the register: compressing stores are slow on some processors. */
-            _mm512_storeu_si512(indices + count, _mm512_maskz_compress_epi32(chosen, index));
-            count += (size_t)__builtin_popcount(chosen);
-        }
+        /* Compress in the register: compressing stores are slow on some processors. Without a
+         * branch for vectors of which none is chosen, since it would often be mispredicted. */
+        _mm512_storeu_si512(indices + count, _mm512_maskz_compress_epi32(chosen, index));
+        count += (size_t)__builtin_popcount(chosen);
         index = _mm512_add_epi32(index, _mm512_set1_epi32(ROWS));
     }
     return count;

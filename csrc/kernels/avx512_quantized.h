@@ -181,17 +181,17 @@ static void multiply_rows(weight_bits bits, const division *by, float *y, size_t
                           const sl_quantized *x, size_t n) {
     const size_t steps = x->groups * x->group_size * bits / 32; /* of a block, each with a line */
     const size_t row_bytes = by->tiles * tile_bytes / n;        /* to prefetch for each row */
-    const size_t row_ahead = row_bytes / steps + 1;
     for (size_t tile = 0, count; tile < tile_count; tile += count, tiles += count * tile_bytes) {
         const bool is_whole = tile + by->tiles <= tile_count;
         const bool has_next = tile + 2 * by->tiles <= tile_count;
         block_function *const *blocks = is_whole ? by->blocks : by->single;
         count = is_whole ? by->tiles : 1;
         const uint8_t *next = has_next ? tiles + count * tile_bytes : tiles;
-        for (size_t i = 0, rows; i < n; i += rows, next += has_next ? rows * row_bytes : 0) {
+        const size_t bytes = has_next ? row_bytes : 0, ahead = has_next ? row_bytes / steps + 1 : 0;
+        for (size_t i = 0, rows; i < n; i += rows, next += rows * bytes) {
             rows = next_rows(n - i, by->rows);
             blocks[rows - 2](y + i * y_stride + tile * ROWS, y_stride, tiles, tile_bytes, x, i,
-                             next, has_next ? rows * row_ahead : 0);
+                             next, rows * ahead);
         }
     }
 }
