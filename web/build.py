@@ -17,6 +17,12 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parent
+SHARED = [
+    PAGE.parent / "storyllamas" / "report" / name
+    for name in ("base.css", "token_details.css", "token_details.js")
+]
+"""Files of the report that the page has too."""
+
 KINDS = {".html", ".css", ".js", ".svg", ".webmanifest"}
 THREADED = "engine-threads.wasm"
 MAGIC = b"\x89SLM\r\n\x1a\n"
@@ -67,9 +73,8 @@ def build(engine: Path, folder: Path, models: list[Path]) -> None:
             raise SystemExit(f"error: {path} does not exist")
     shutil.rmtree(folder, ignore_errors=True)
     write_models(folder / "models", models)
-    for path in PAGE.iterdir():
-        if path.suffix in KINDS:
-            shutil.copyfile(path, folder / path.name)
+    for path in (*SHARED, *(path for path in PAGE.iterdir() if path.suffix in KINDS)):
+        shutil.copyfile(path, folder / path.name)
     for name, path in engines.items():
         shutil.copyfile(path, folder / name)
 

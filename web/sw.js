@@ -6,9 +6,9 @@
 
 const CACHE = "storyllamas-page";
 const FILES = [
-  "./", "style.css", "app.js", "engine.js", "engine.wasm", "engine-threads.wasm", "models.js",
-  "settings.js", "story.js", "thread.js", "worker.js", "manifest.webmanifest", "icon.svg",
-  "models/models.json",
+  "./", "base.css", "token_details.css", "style.css", "app.js", "engine.js", "engine.wasm",
+  "engine-threads.wasm", "models.js", "settings.js", "story.js", "thread.js", "token_details.js",
+  "worker.js", "manifest.webmanifest", "icon.svg", "models/models.json",
 ];
 
 const ADDRESSES = new Set(FILES.map((file) => new URL(file, location.href).href));

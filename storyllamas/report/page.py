@@ -48,17 +48,18 @@ def html(report: Report) -> str:
         run_rows=_run_rows(report.runs),
         tokens=stories.compact(report.prompts),
         legend=_legend(),
-        css=_part("page.css"),
-        script=_part("page.js"),
+        css=_parts("base.css", "token_details.css", "page.css"),
+        script=_parts("token_details.js", "page.js"),
         library=Markup(charts.script()),
         written=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         commit=git.head()[:7],
     )
 
 
-def _part(name: str) -> Markup:
-    """Return a style sheet or a script of this package."""
-    return Markup(files("storyllamas.report").joinpath(name).read_text(encoding="utf-8"))
+def _parts(*names: str) -> Markup:
+    """Return style sheets or scripts of this package, one after the other."""
+    folder = files("storyllamas.report")
+    return Markup("\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names))
 
 
 def _run_rows(runs: Sequence[Run]) -> list[tuple[Run, charts.Style, list[Cell]]]:
