@@ -22,7 +22,6 @@ from storyllamas.model import Llama
 from storyllamas.params import FineTuning, Params
 from storyllamas.plan import energy, loss, make, measure, table
 from storyllamas.plan.estimate import (
-    FRAGMENTATION,
     Case,
     correction,
     estimate,
@@ -231,7 +230,7 @@ def test_steps_in_c_are_as_measured() -> None:
     assert correction(case(in_c), [case(in_c)], MACHINE, [run]) == (1.0, 0)
     more = dataclasses.replace(MEASURED, c_bytes=150_000_000)
     grown = estimate(case(more), MACHINE).memory_bytes - found.memory_bytes
-    assert grown == pytest.approx(FRAGMENTATION * 100_000_000)
+    assert grown == pytest.approx(100_000_000)
 
 
 def test_the_step_that_gets_memory_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,10 @@ COMPILER_BYTES = 120e6
 FRAGMENTATION = 1.15
 """Memory that a process takes, relative to the tensors in it."""
 
+RUN_BYTES = 45e6
+"""Memory that a run with steps in C takes beside its tensors and what a measurement has: batches,
+the optimizers' scratch, logs. It was 38 to 54 MB in the runs of bench/LOG.md."""
+
 CHECKPOINT_BYTES_PER_SECOND = 250e6
 
 IMPORT_SECONDS, COMPILE_SECONDS = 5.0, 35.0
@@ -162,13 +166,14 @@ def memory_bytes(case: Case, machine: Machine) -> float:
     """Return the peak memory of a process: of its tensors on a GPU, else of all that it has.
 
     On a CPU the allocator keeps what a validation or a checkpoint needed. With a step in C that is
-    nothing: the step keeps its memory, and a checkpoint is written from the tensors.
+    nothing: the step keeps its memory, and a checkpoint is written from the tensors. The best
+    weights are there after the first validation.
     """
     config, measured = case.chosen.model_config(), case.measured
     weights = FLOAT_BYTES * config.parameters
     if measured.c_bytes is not None:
         kept_bytes = 2 * weights + measured.state_bytes + measured.c_bytes
-        return FRAGMENTATION * (machine.base_bytes + kept_bytes)
+        return machine.base_bytes + kept_bytes + RUN_BYTES
     kept = KEPT_SHARE if case.compiled else 1.0
     tensors = weights + measured.state_bytes + kept * measured.micro_batch * measured.sequence_bytes
     if machine.device == "cuda":
