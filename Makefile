@@ -73,7 +73,7 @@ FIRMWARE = MODEL="$$(realpath $(if $(HAS_MODEL),"$$MODEL",$(or $(wildcard models
 help: ## list the targets
 	@echo "StoryLlamas: train a small Llama on your machine and generate stories in C."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  make run-c PROMPT=\"One day\" SEED=7 TEMPERATURE=0.8 TOP_P=0.9 MAX_TOKENS=256 MODEL=FILE"
 

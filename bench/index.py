@@ -15,7 +15,7 @@ from bench import build, pages, plot
 from bench.engines import OURS
 from bench.pages import Page
 from bench.report import PEERS, TASKS, table
-from bench.train_report import SPEED_UP, TOKENS_PER_SECOND, WINDOWS
+from bench.train_report import SEQUENCES, SPEED_UP, TOKENS_PER_SECOND
 from storyllamas.atomic import write_text
 from storyllamas.errors import exit_on_user_error
 
@@ -54,7 +54,7 @@ def markdown(engine_pages: Sequence[Page], training_pages: Sequence[Page]) -> st
         parts += [
             "## Training",
             f"Tokens a second of {OURS}; in brackets the speed-up over a plain (naive) PyTorch "
-            "loop. Windows are the sequences of a step, as long as the context of the model.",
+            "loop. Sequences are those of a step, as long as the context of the model.",
             _training_table(training_pages),
         ]
     return "\n\n".join(parts) + "\n"
@@ -83,13 +83,13 @@ def _training_table(found: Sequence[Page]) -> str:
     rows = [
         [_link(page), page.date, *(_cases(page).get(case, "") for case in cases)] for page in found
     ]
-    return table(["machine", "date", *(f"{size}, {n} windows" for size, n in cases)], rows)
+    return table(["machine", "date", *(f"{size}, {n} sequences" for size, n in cases)], rows)
 
 
 def _cases(page: Page) -> dict[tuple[str, str], str]:
-    """Return the cells of StoryLlamas by size and windows a step."""
+    """Return the cells of StoryLlamas by size and sequences a step."""
     return {
-        (row["size"], row[WINDOWS].partition(" (")[0]): (
+        (row["size"], row[SEQUENCES].partition(" (")[0]): (
             f"{row[TOKENS_PER_SECOND].partition(' (')[0]} ({row[SPEED_UP]})"
         )
         for rows in page.tables.values()

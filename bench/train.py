@@ -36,7 +36,7 @@ from storyllamas.training import device, distributed, process_env
 from storyllamas.training.memory import most_sequences
 
 BATCH = 16
-"""Windows a step with which all sizes are measured, in addition to those of the recipes."""
+"""Sequences a step with which all sizes are measured, in addition to those of the recipes."""
 
 ROUND_SECONDS = 1.0
 """Minimum time of a round of a loop."""
@@ -54,7 +54,7 @@ class Task:
     Attributes:
         params: of the first recipe with this batch size.
         raw: the same, as the content of params.yaml.
-        batch: windows a step.
+        batch: sequences a step.
         recipes: recipes that train this size with this batch size.
     """
 
@@ -67,7 +67,7 @@ class Task:
 def tasks(
     raw: dict[str, Any], sizes: Sequence[str], recipes: Sequence[str], where: str = "cpu"
 ) -> Iterator[Task]:
-    """Yield each size with `BATCH` windows a step, then with the batch sizes of the recipes.
+    """Yield each size with `BATCH` sequences a step, then with the batch sizes of the recipes.
 
     Args:
         raw: content of params.yaml, of which `train` is ignored.
@@ -254,7 +254,7 @@ def main() -> None:
     path = kept(raw, about, llama2c)
     found = {one.case.key: one for one in train_report.read(path)}
     for task in tasks(raw, arguments.sizes, arguments.recipes, where):
-        print(f"{task.params.model}: measuring {task.batch} windows a step", flush=True)
+        print(f"{task.params.model}: measuring {task.batch} sequences a step", flush=True)
         one = measure(task, where, llama2c, arguments.rounds)
         found[one.case.key] = one
         train_report.write(path, list(found.values()))

@@ -17,7 +17,7 @@ from storyllamas.atomic import write_json
 PRECISIONS = ("bfloat16", "float32")
 TRAINING_SUFFIX = "-training"
 """Ends the file names of these pages, before ".md"."""
-WINDOWS, TOKENS_PER_SECOND, SPEED_UP = "windows a step", "tokens a second", "speed-up"
+SEQUENCES, TOKENS_PER_SECOND, SPEED_UP = "sequences a step", "tokens a second", "speed-up"
 """Heads of columns."""
 
 
@@ -27,8 +27,8 @@ class Case:
 
     Attributes:
         size: of the model.
-        batch: windows a step.
-        micro_batch: windows a forward pass.
+        batch: sequences a step.
+        micro_batch: sequences a forward pass.
         recipes: recipes that train this size with this batch size.
     """
 
@@ -139,14 +139,14 @@ def markdown(measured: Sequence[Measured], title: str, machine: str) -> str:
         "mask, separate matrices, nothing fused or compiled, default settings",
         "- Utilization counts 6 operations for each weight of a matrix, and 12 for each layer, "
         "query channel and position of the context",
-        "- Windows are sequences as long as the context of the model",
-        "- 2 × 8 windows a step: two forward and backward passes of 8 windows each. The recipes "
+        "- A sequence is as long as the context of the model",
+        "- 2 × 8 sequences a step: two micro-batches of 8 sequences. The recipes "
         "with this batch size are in brackets",
         "- Start: seconds before the first step, imports and compilation included",
         "",
         table(
             [
-                *("size", WINDOWS, "loop", TOKENS_PER_SECOND, SPEED_UP),
+                *("size", SEQUENCES, "loop", TOKENS_PER_SECOND, SPEED_UP),
                 *(f"utilization ({name})" for name in precisions),
                 *("peak memory, MB", "start, s"),
             ],
@@ -159,10 +159,10 @@ def markdown(measured: Sequence[Measured], title: str, machine: str) -> str:
 def _cells(one: Measured, row: Row, peaks: dict[str, float]) -> list[str]:
     plain = next((each.speed for each in one.rows if each.loop == PLAIN), 0.0)
     passes = one.case.batch // one.case.micro_batch
-    windows = f"{passes} × {one.case.micro_batch}" if passes > 1 else f"{one.case.batch}"
+    sequences = f"{passes} × {one.case.micro_batch}" if passes > 1 else f"{one.case.batch}"
     recipes = f" ({', '.join(one.case.recipes)})" if one.case.recipes else ""
     name = f"**{row.loop}**" if row.loop == OURS else row.loop
-    where = [one.case.size, f"{windows}{recipes}", name]
+    where = [one.case.size, f"{sequences}{recipes}", name]
     if row.failure:
         return [*where, row.failure, *[""] * (3 + len(peaks))]
     spread = f"{number(min(row.speeds))}–{number(max(row.speeds))}"

@@ -238,6 +238,17 @@ def test_without_params_a_model_must_be_named(
     )
 
 
+def test_an_export_needs_a_trained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert (
+        run("export", "--to", "llama2c", tmp_path / "out")
+        == "error: models/2m is not trained yet: "
+        "train it with `dvc repro`, or name a model with --model"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_reads_like_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     text = capsys.readouterr().out

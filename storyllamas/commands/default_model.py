@@ -28,6 +28,20 @@ def default_checkpoint() -> Path:
     return Path("models") / params.load().model
 
 
+def trained_checkpoint() -> Path:
+    """Return that folder.
+
+    Raises:
+        UserError: the size is not trained.
+    """
+    folder = default_checkpoint()
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is not trained yet: train it with `dvc repro`, or name a model with --model"
+        )
+    return folder
+
+
 def default_model() -> Path:
     """Return the float32 file of that size, or the pretrained model if it is not trained.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from storyllamas.commands.default_model import default_checkpoint
+from storyllamas.commands.default_model import trained_checkpoint
 from storyllamas.interop import formats
 
 SUMMARY = "write a model for another program"
@@ -44,6 +44,6 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from storyllamas.interop.model import open_model
 
-    model = open_model(arguments.model or default_checkpoint())
+    model = open_model(arguments.model or trained_checkpoint())
     for path in formats.export_model(model, arguments.to, arguments.folder):
         print(f"{path}: {path.stat().st_size:,} bytes")

@@ -11,9 +11,9 @@ DESCRIPTION = """\
 Estimate what training costs on this machine, for each size of the chosen recipe: tokens a second,
 time, peak memory, disk, energy where the system tells, and the expected loss.
 
-It takes a few uncompiled steps of each size on random tokens, at most 20 seconds in all, so that it
-needs no corpus. Runs that this project has trained on this machine make it more exact. The expected
-loss is fitted to your finished runs with the same corpus, tokenizer and hyperparameters.
+It takes a few steps of each size on random tokens, at most 20 seconds in all, so that it needs no
+corpus. Runs that this project has trained on this machine make it more exact. The expected loss is
+fitted to your finished runs with the same corpus, tokenizer and hyperparameters.
 """
 
 EXTRA = "train"
