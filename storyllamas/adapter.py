@@ -125,10 +125,16 @@ def read(path: Path) -> Adapter:
         _check(adapter)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{path} is damaged or not an adapter of StoryLlamas ({error}): give an "
+            f"{path} is damaged or not an adapter of StoryLlamas{_because(error)}: give an "
             "adapter.safetensors that training wrote"
         ) from None
     return adapter
+
+
+def _because(error: Exception) -> str:
+    """Return what is wrong with the tensors, if the file has a header that can be read."""
+    is_readable = type(error) is ValueError and str(error)
+    return f" ({error})" if is_readable else ""
 
 
 def weights_sha256(tensors: Iterable[tuple[str, Float32]]) -> str:

@@ -18,6 +18,18 @@ def positive(text: str) -> int:
     return value
 
 
+def not_negative(text: str) -> int:
+    """Return a whole number from 0 to the largest size.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is not such a number.
+    """
+    value = whole(text)
+    if not 0 <= value <= sys.maxsize:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {sys.maxsize}")
+    return value
+
+
 def whole(text: str) -> int:
     """Return a whole number.
 

@@ -16,19 +16,6 @@ from storyllamas.engine.batch import GeneratedStory
 from storyllamas.errors import DAMAGED, UserError
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Read a prompt from each line of a file; an empty line is an empty prompt.
-
-    Raises:
-        UserError: the file is not UTF-8.
-    """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            return [line.rstrip("\n") for line in file]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}): convert it to UTF-8") from None
-
-
 def read_stories(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the prompt and the completion of each story in a file that `write` wrote.
 

@@ -32,7 +32,28 @@ def read(source: str) -> str:
     Raises:
         UserError: it is missing, too long, or not UTF-8.
     """
+    text = _text(source)
+    return text.removesuffix("\r\n" if text.endswith("\r\n") else "\n")
+
+
+def read_lines(source: str) -> list[str]:
+    """Return the lines of a file, without line breaks.
+
+    Args:
+        source: as of `read`.
+
+    Raises:
+        UserError: as of `read`.
+    """
+    lines = _text(source).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def _text(source: str) -> str:
+    """Return the text of a file, without a byte order mark."""
     name = "standard input" if source == STANDARD_INPUT else source
+    if not name:
+        raise UserError("the name of the file with the prompt is empty: name a file")
     try:
         if source == STANDARD_INPUT:
             check_standard_input()
@@ -47,9 +68,8 @@ def read(source: str) -> str:
     if len(data) > MAX_BYTES:
         raise UserError(f"the prompt in {name} has more than {MAX_BYTES} bytes: give a shorter one")
     try:
-        text = data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"the prompt in {name} is not UTF-8 at byte {error.start}: convert it to UTF-8"
         ) from None
-    return text.removesuffix("\r\n" if text.endswith("\r\n") else "\n")

@@ -102,7 +102,7 @@ def test_llama2c_options(run: Run, model: Path) -> None:
 
 
 def test_a_prompt_from_a_file_or_standard_input(run: Run, model: Path, tmp_path: Path) -> None:
-    """One line break at its end does not count; NUL bytes and any other line breaks do."""
+    """A byte order mark and one line break at its end do not count; all other bytes do."""
     path = tmp_path / "prompt.txt"
     for text in ("", "a\n\nb\n", "é\0a", "ab " * 30):
         expected = run(model, "--seed", 3, "-n", 5, text).stdout if "\0" not in text else None
@@ -116,6 +116,8 @@ def test_a_prompt_from_a_file_or_standard_input(run: Run, model: Path, tmp_path:
                 with path.open() as file:
                     piped = run(model, "-s", 3, "-n", 5, *option, stdin=file)
                 assert (piped.returncode, piped.stdout) == (0, ran.stdout)
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+            assert run(model, "-s", 3, "-n", 5, "-f", path).stdout == ran.stdout
     ids = numbers(run(model, "--ids", "-n", 1, "-f", path).stdout)[:-1]
     assert ids == [BOS, *Engine(model).encode("ab " * 30)]
 
@@ -127,6 +129,7 @@ def test_prompt_files_that_are_rejected(run: Run, model: Path, tmp_path: Path) -
         (["-f", path], "the text is not valid UTF-8 at byte 3 (0xe9)"),
         (["-f", tmp_path], f"{tmp_path} cannot be read: Is a directory"),
         (["-f", tmp_path / "none"], f"{tmp_path}/none cannot be read: No such file or directory"),
+        (["-f", ""], "the name of the file with the prompt is empty: name a file"),
         (["-f", path, "a"], f'the prompt is given twice: "{path}" and "a"'),
         (["-i", "a", "-f", path], f'the prompt is given twice: "a" and "{path}"'),
     ):

@@ -439,6 +439,7 @@ def test_what_the_command_rejects(tmp_path: Path, chat_file: Path) -> None:
         ([wrong], b"a\n", "the chat template of .* rejects the conversation: no system"),
         ([chat_file], b"a\n\xff\n", "line 2 of standard input is not UTF-8 text"),
         ([chat_file], b"a" * 1000, "your message makes a prompt of 1\\d\\d\\d tokens, and"),
+        ([chat_file, "--system", "a" * 1000], b"a\n", "the system message makes a prompt of 1\\d"),
         ([chat_file, "--top-p", 2], b"a\n", "top_p is 2"),
         ([chat_file, "--seed", "-1"], b"a\n", "seed is -1"),
         ([tmp_path / "none.slm"], b"", "none.slm does not exist"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -228,6 +229,65 @@ def test_export_and_import(model: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert run("export", "--model", model, "--to", "onnx", folder) == 2
 
 
+def test_no_command_writes_over_what_it_reads(model: Path, tmp_path: Path) -> None:
+    folder, prompts = tmp_path / "out", tmp_path / "prompts.txt"
+    assert run("export", "--model", model, "--to", "llama2c", folder) == 0
+    prompts.write_text("a")
+    checkpoint = folder / "model.bin"
+    base = ("generate", "--model", model)
+    commands: list[tuple[object, ...]] = [
+        ("import", checkpoint, "--out", checkpoint),
+        ("import", checkpoint, "--out", folder / "tokenizer.bin"),
+        ("import", folder, "--out", folder / "model.bin"),
+        ("merge", model, prompts, model),
+        ("merge", model, prompts, prompts),
+        (*base, "--out", model),
+        (*base, "--prompts", prompts, "--out", prompts),
+        (*base, "--prompt-file", prompts, "--out", prompts),
+    ]
+    files = [model, prompts, *sorted(folder.iterdir())]
+    before = [file.read_bytes() for file in files]
+    for command in commands:
+        assert str(run(*command)).endswith("is a file that this command reads: give another one")
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_options_without_effect_are_errors(model: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "out", tmp_path / "back.slm"
+    assert run("export", "--model", model, "--to", "llama2c", folder) == 0
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    command = ("import", folder / "model.bin", "--out", out)
+    assert "--group-size has no effect with f32" in str(run(*command, "--group-size", 64))
+    calibrated = (*command, "--type", "q8", "--calibrate", tmp_path / "none")
+    assert "--calibrate has no effect with q8" in str(run(*calibrated))
+    with_tokenizer = ("--out", out, "--tokenizer", folder / "tokenizer.bin")
+    assert "has its own tokenizer" in str(run("import", tmp_path / "model.gguf", *with_tokenizer))
+    assert "has its own tokenizer" in str(run("import", tmp_path, *with_tokenizer))
+    assert not out.exists()
+    assert "the name of the file with the prompt is empty" in str(
+        run("generate", "--model", model, "--prompt-file", "")
+    )
+
+
+def test_prompts_come_from_a_file_or_standard_input(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = b"\xef\xbb\xbfb\r\n\r\na\n"
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(data)
+    command = ("generate", "--model", model, "--max-tokens", 2, "--prompts")
+    assert run(*command, path) == 0
+    lines = capsys.readouterr().out
+    assert [json.loads(line)["prompt"] for line in lines.splitlines()] == ["b", "", "a"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert run(*command, "-") == 0
+    assert capsys.readouterr().out == lines
+    assert "does not exist" in str(run(*command, tmp_path / "none"))
+
+
 def test_without_params_a_model_must_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,13 +299,13 @@ def test_without_params_a_model_must_be_named(
 
 
 def test_an_export_needs_a_trained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    params = Path(__file__).resolve().parent.parent / "params.yaml"
+    (tmp_path / "params.yaml").write_bytes(params.read_bytes())
     monkeypatch.chdir(tmp_path)
-    assert (
-        run("export", "--to", "llama2c", tmp_path / "out")
-        == "error: models/2m is not trained yet: "
-        "train it with `dvc repro`, or name a model with --model"
+    message = (
+        "models/2m is not trained yet: train it with `dvc repro`, or name a model with --model"
     )
+    assert run("export", "--to", "llama2c", tmp_path / "out") == f"error: {message}"
     assert not (tmp_path / "out").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -169,14 +170,22 @@ def until_idle(client: httpx2.Client) -> None:
 
 
 def test_a_full_queue_is_status_429(client: httpx2.Client) -> None:
-    fields = {"prompt": "a", "n": SLOTS + WAITING + 1, "max_tokens": 5}
-    answer = client.post("/v1/completions", json=fields)
+    endless = {"prompt": "a", "max_tokens": CONTEXT, "stream": True, "ignore_eos": True}
+    with client.stream("POST", "/v1/completions", json=endless) as busy:
+        next(busy.iter_lines())
+        fields = {"prompt": "a", "n": SLOTS + WAITING, "max_tokens": 5}
+        answer = client.post("/v1/completions", json=fields)
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "1"
-    assert (
-        "places for sequences are taken, and the request has 8: try"
-        in answer.json()["error"]["message"]
-    )
+    message = answer.json()["error"]["message"]
+    assert "places for sequences are taken, and the request has 7: try again" in message
+
+
+def test_a_client_that_goes_away_while_it_sends_is_no_error(client: httpx2.Client) -> None:
+    """What the server prints would be an error of the fixture."""
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as half:
+        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n"
+        half.sendall(head.encode() + b"{}")
     complete(client, prompt="a", max_tokens=3)
 
 
@@ -189,6 +198,8 @@ def test_a_full_queue_is_status_429(client: httpx2.Client) -> None:
         (b'{"max_tokens": -1}', 400, "max_tokens is -1: "),
         (b'{"prompt": [100000]}', 400, "token 100000 is not in the vocabulary, which has"),
         (b'{"stop": ""}', 400, "stop is '': "),
+        (b'{"prompt": "a", "n": 8}', 400, "8 sequences, and this server takes at most 7 at a time"),
+        (b'{"prompt": [[]]}', 400, "prompt is an empty list of ids"),
         (b" " * (2 << 20), 413, "the body has more than 1048576 bytes: send a shorter one"),
         (b'{"prompt": "%s"}' % (b"ab " * 120_000), 400, "prompt has .* tokens, and the model's"),
     ],
@@ -268,7 +279,11 @@ def test_the_other_pages(client: httpx2.Client) -> None:
     chat = client.post("/v1/chat/completions", json={})
     assert chat.status_code == 404
     assert "/v1/chat/completions is not served" in chat.json()["error"]["message"]
-    assert client.get("/v1/completions").status_code == 404
+    for wrong, method in (("GET", "POST"), ("POST", "GET")):
+        path = "completions" if method == "POST" else "models"
+        answer = client.request(wrong, f"/v1/{path}")
+        assert answer.status_code == 405
+        assert answer.json()["error"]["message"].endswith(f"/v1/{path}: use {method}")
 
 
 def counter(client: httpx2.Client, name: str) -> int:
@@ -307,6 +322,7 @@ def test_addresses_that_cannot_be_used(path: Path) -> None:
     command = [sys.executable, "-m", "storyllamas", "serve", "--model", path]
     for options, sentence in (
         (["--port", "70000"], "port is 70000 and must be 0 to 65535"),
+        (["--port", "-1"], "port is -1 and must be 0 to 65535"),
         (["--host", "192.0.2.1"], "cannot listen at 192.0.2.1 port 8080 "),
         (["--slots", "257"], "slots is 257 and must be 1 to 256"),
         (["--web", path.parent], f"{path.parent} has no index.html: build the page"),

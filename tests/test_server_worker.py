@@ -104,6 +104,8 @@ def test_full_queue_and_errors(engine: Engine) -> None:
     with pytest.raises(UserError, match="stopping"):
         worker.submit([other])
     worker = Worker(engine, 1, 0, ignore)
+    with pytest.raises(UserError, match="has 2 sequences, and this server takes at most 1 at a"):
+        worker.submit([other, other])
     worker.submit([sequence(engine, "a", results.put, temperature=-1)])
     assert "temperature" in next(pieces(results)).error
     worker.close()

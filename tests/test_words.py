@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storyllamas import jsonl
+from storyllamas import prompts
 from storyllamas.corpus import words
 
 
@@ -40,4 +40,4 @@ def test_the_beginning_keeps_spaces_only_where_the_text_has_them() -> None:
 def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(b"\xef\xbb\xbfOnce upon a time\nTom\n")
-    assert jsonl.read_prompts(path) == ["Once upon a time", "Tom"]
+    assert prompts.read_lines(str(path)) == ["Once upon a time", "Tom"]

@@ -10,7 +10,7 @@
 #include "../platform.h"
 #include "output.h"
 
-/* Read the prompt from a file. One line break at its end does not count. */
+/* Read the prompt from a file. A byte order mark and one line break at its end do not count. */
 static prompt read_prompt(FILE *file, const char *name) {
     enum { MAX_BYTES = 1 << 26 }; /* more than any context holds; a device may not end */
     prompt p = {0};
@@ -29,6 +29,10 @@ static prompt read_prompt(FILE *file, const char *name) {
     }
     if (!text) fail("not enough memory for the prompt");
     if (ferror(file)) fail("%s cannot be read: %s", name, strerror(errno));
+    static const char byte_order_mark[] = "\xef\xbb\xbf";
+    const size_t mark = sizeof byte_order_mark - 1;
+    if (p.length >= mark && !memcmp(text, byte_order_mark, mark))
+        memmove(text, text + mark, p.length -= mark);
     p.text = text;
     if (p.length && text[p.length - 1] == '\n') {
         p.length--;
@@ -41,6 +45,7 @@ prompt prompt_load(const command *c) {
     const char *source = c->prompt_file ? c->prompt_file : c->prompt_text;
     if (source && !strcmp(source, "-")) return read_prompt(stdin, "standard input");
     if (c->prompt_file) {
+        if (!*source) fail("the name of the file with the prompt is empty: name a file");
         FILE *file = sl_program_file(source);
         if (!file) fail("%s cannot be read: %s", source, strerror(errno));
         const prompt p = read_prompt(file, source);

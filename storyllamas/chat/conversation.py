@@ -136,8 +136,11 @@ class Conversation:
                     "model no longer knows what was said there"
                 )
         if len(ids) >= context:
+            system = self.messages[0]["content"] if self._first else ""
+            is_system = len(self._engine.encode(system)) > len(ids) // 2
+            which = "the system message" if is_system else "your message"
             raise UserError(
-                f"your message makes a prompt of {len(ids)} tokens, and the model's context is "
+                f"{which} makes a prompt of {len(ids)} tokens, and the model's context is "
                 f"{context}: write a shorter one"
             )
         return self._with_cached(ids)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from storyllamas import instruct
 from storyllamas.argument_types import positive
 from storyllamas.commands.engine_options import add_draft_options, add_engine_options, open_engine
+from storyllamas.commands.output_file import check_output
 from storyllamas.commands.sampler_options import add_sampler_options, sampler_options
 from storyllamas.errors import UserError
 
@@ -66,7 +67,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="file with the text that the story begins with; - is standard input",
     )
     beginning.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="file with a prompt in each line"
+        "--prompts",
+        metavar="FILE",
+        help="file with a prompt in each line; - is standard input",
     )
     parser.add_argument(
         "--words",
@@ -90,12 +93,12 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from storyllamas import prompts
 
-    if arguments.prompt_file:
+    if arguments.prompt_file is not None:
         arguments.prompt = prompts.read(arguments.prompt_file)
     elif arguments.prompt == prompts.STANDARD_INPUT:
         arguments.prompt = prompts.read(arguments.prompt)
     options = sampler_options(arguments)
-    if arguments.count or arguments.prompts or arguments.out:
+    if arguments.count or arguments.prompts is not None or arguments.out:
         _generate_many(arguments, options)
         return
     engine = open_engine(arguments)
@@ -116,7 +119,7 @@ def _asked(arguments: argparse.Namespace, engine: Engine) -> list[int] | None:
     """Return the ids of the prompt that --words and --ending make; None without these options."""
     if arguments.words is None and arguments.ending is None:
         return None
-    if arguments.prompt or arguments.prompt_file or arguments.prompts:
+    if arguments.prompt or arguments.prompt_file or arguments.prompts is not None:
         raise UserError("--words and --ending make a prompt: leave out --prompt, or leave out them")
     instruct.check_template(engine.chat_template, arguments.model)
     prompt = instruct.asked(arguments.words, arguments.ending)
@@ -125,12 +128,16 @@ def _asked(arguments: argparse.Namespace, engine: Engine) -> list[int] | None:
 
 def _generate_many(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
     from storyllamas import jsonl
+    from storyllamas.prompts import read_lines
 
     engine = open_engine(arguments)
+    inputs = arguments.model, arguments.adapter, arguments.draft
+    texts = arguments.prompts, arguments.prompt_file
+    check_output(arguments.out, [Path(each) for each in (*inputs, *texts) if each])
     asked = _asked(arguments, engine)
     prompts: list[str] | list[list[int]] = [arguments.prompt] if asked is None else [asked]
-    if arguments.prompts:
-        prompts = jsonl.read_prompts(arguments.prompts)
+    if arguments.prompts is not None:
+        prompts = read_lines(arguments.prompts)
     count = arguments.count or 1
     stories = engine.generate_many(prompts, count=count, **options)
     if asked is not None:

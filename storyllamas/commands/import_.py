@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 
 from storyllamas.argument_types import positive
+from storyllamas.commands.output_file import check_output
+from storyllamas.errors import UserError
 from storyllamas.interop import formats
-from storyllamas.slm.encoding import GROUP_SIZES, SPECS
+from storyllamas.slm.encoding import GROUP_SIZES, SPECS, WeightType
 
 SUMMARY = "make a weight file of another program's model"
 
@@ -60,7 +62,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
+    """Run the command.
+
+    Raises:
+        UserError: an option has no effect on this source or weight type, or the model cannot be
+            imported.
+    """
+    source, kind = arguments.source, arguments.type
+    spec = WeightType[kind.upper()].spec
+    if arguments.group_size and not spec.group_multiple:
+        raise UserError(f"--group-size has no effect with {kind}: leave it out, or add --type q8")
+    if arguments.calibrate and not spec.calibrated:
+        raise UserError(f"--calibrate has no effect with {kind}: leave it out, or add --type q4")
+    beside = None if source.is_dir() else source.with_name("tokenizer.bin")
+    check_output(arguments.out, [source, beside, arguments.tokenizer, arguments.calibrate])
     formats.import_model(
         arguments.source,
         arguments.out,

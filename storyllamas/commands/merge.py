@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from storyllamas.commands.output_file import check_output
+
 SUMMARY = "add a LoRA adapter to its model"
 
 DESCRIPTION = """\
@@ -32,6 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     from storyllamas import merging
     from storyllamas.slm import weight_file
 
+    check_output(arguments.out, [arguments.base, arguments.adapter])
     merged = merging.merge(arguments.base, arguments.adapter)
     weight_file.write(arguments.out, merged.config, merged.vocabulary, merged.tensor)
     print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")

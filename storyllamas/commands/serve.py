@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from storyllamas.argument_types import positive, whole
+from storyllamas.argument_types import not_negative, positive, whole
 from storyllamas.commands.engine_options import add_engine_options, open_engine
 
 SUMMARY = "answer requests over HTTP as OpenAI's interface does"
@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-waiting",
-        type=whole,
+        type=not_negative,
         default=256,
         metavar="N",
         help="sequences that may wait for a slot; further requests get status 429 (default: "

@@ -141,9 +141,11 @@ def open_external(path: Path, tokenizer: Path | None = None) -> InteropModel:
         tokenizer: tokenizer.bin of a llama2.c checkpoint; None: the one in the same folder.
 
     Raises:
-        UserError: the model is missing, damaged or cannot be represented.
+        UserError: the model is missing, damaged or cannot be represented, or has its own tokenizer
+            and another one is given.
     """
     if path.is_dir():
+        _check_has_no_other(tokenizer, path)
         return _read("huggingface", path)
     try:
         with open_regular(path) as file:
@@ -153,12 +155,21 @@ def open_external(path: Path, tokenizer: Path | None = None) -> InteropModel:
     if start == MAGIC:
         raise UserError(f"{path} is a weight file of StoryLlamas: it needs no import")
     if start[:4] == b"GGUF":
+        _check_has_no_other(tokenizer, path)
         return _read("gguf", path)
     if path.suffix.lower() == ".gguf":
         raise UserError(f"{path} is not a GGUF file: it does not begin with GGUF")
     if start[:4] == ZIP:
         return _read("llama2c_training", path, tokenizer)
     return _read("llama2c", path, tokenizer)
+
+
+def _check_has_no_other(tokenizer: Path | None, path: Path) -> None:
+    if tokenizer:
+        raise UserError(
+            f"{path} has its own tokenizer and {tokenizer} is given: leave out --tokenizer, which "
+            "is for checkpoints of llama2.c"
+        )
 
 
 def _module(name: str) -> Any:

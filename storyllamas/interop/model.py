@@ -251,8 +251,11 @@ def _open_checkpoint(folder: Path, tokenizers: Iterable[Path]) -> InteropModel:
         config, digest = ModelConfig(**about["model"]), about["tokenizer_sha256"]
     except OSError as error:
         raise UserError(f"{folder}/config.json cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"config.json in {folder} is damaged ({error!r}): {remedy}") from None
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"config.json in {folder} is damaged or of another program: {remedy}, or convert the "
+            "folder with `storyllamas import`"
+        ) from None
     path = folder / "model.safetensors"
     tensors = TensorFiles([path])
     check_tensors(str(path), tensor_shapes(config), tensors.shapes)

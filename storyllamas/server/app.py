@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
@@ -35,6 +35,9 @@ RETRY_SECONDS = 1
 
 CLIENT_LEFT = 499
 """The status in nginx's logs of a request whose client has gone away."""
+
+METHODS = {"/v1/completions": "POST", "/v1/models": "GET"}
+"""What is served under /v1/."""
 
 EVENT_SECONDS = 0.0003
 """The share of an event in the time between two events of each stream. If there are more tokens
@@ -69,6 +72,8 @@ class Server:
             return self._rejected(str(error), 429, {"Retry-After": str(RETRY_SECONDS)})
         except UserError as error:
             return self._rejected(str(error), 503 if str(error) == STOPPING else 400)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_LEFT)
         if chunks is None:
             return Response(status_code=CLIENT_LEFT)
         self.counters.prompt_tokens += sum(map(len, answer.prompts))
@@ -111,6 +116,8 @@ class Server:
                     raise UserError(
                         f"token {id} is not in the vocabulary, which has {info['vocab_size']}"
                     )
+        if not ids and not isinstance(prompt, str):
+            raise UserError("prompt is an empty list of ids: send at least one id, or a text")
         if not ids:
             raise UserError("prompt has no tokens, and the model has no BOS to start from")
         if len(ids) >= self.engine.context:
@@ -168,8 +175,10 @@ class Server:
 
     async def unknown(self, request: Request) -> Response:
         """Answer any other address under /v1/."""
-        message = f"{request.url.path} is not served: use /v1/completions or /v1/models"
-        return _error(message, 404)
+        path = request.url.path
+        if method := METHODS.get(path):
+            return _error(f"{request.method} is not for {path}: use {method}", 405)
+        return _error(f"{path} is not served: use {' or '.join(METHODS)}", 404)
 
     async def health(self, request: Request) -> Response:
         """Answer GET /health."""

@@ -137,9 +137,15 @@ def parse(body: bytes) -> CompletionRequest:
 
 
 def _sentence(problem: Any) -> str:
-    name = str(problem["loc"][0]) if problem["loc"] else ""
-    if not name:
+    place = problem["loc"]
+    if not place:
         return f"the body is not a JSON object of the request: {problem['msg']}"
+    name = place[0]
     if problem["type"] == "extra_forbidden":
-        return f"{name} is not supported: leave it out"
+        return f"{'.'.join(map(str, place))} is not supported: leave it out"
+    if name == "prompt":
+        return (
+            "prompt must be a text, a list of texts, a list of ids, or a list of such lists; an id "
+            "is a whole number that is not negative"
+        )
     return f"{name} is {problem['input']!r}: {problem['msg']}"

@@ -83,7 +83,7 @@ class _Server(uvicorn.Server):
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    if port > MAX_PORT:
+    if not 0 <= port <= MAX_PORT:
         raise UserError(f"port is {port} and must be 0 to {MAX_PORT}")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

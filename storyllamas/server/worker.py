@@ -103,12 +103,18 @@ class Worker:
         """Add all sequences, or none of them.
 
         Raises:
-            QueueFullError: there is no room for all.
-            UserError: the worker is closed.
+            QueueFullError: there is no room for all now.
+            UserError: there never is, or the worker is closed.
         """
         with self._changed:
             if self._closed:
                 raise UserError(STOPPING)
+            if len(sequences) > self._capacity:
+                raise UserError(
+                    f"the request has {len(sequences)} sequences, and this server takes at most "
+                    f"{self._capacity} at a time: send several requests, or start it with more "
+                    "--slots or --max-waiting"
+                )
             taken = len(self._waiting) + len(self._running)
             if taken + len(sequences) > self._capacity:
                 raise QueueFullError(
