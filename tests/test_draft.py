@@ -293,6 +293,8 @@ def test_drafts_that_are_rejected(sessions: Any, folder: Path, tmp_path: Path) -
     for tokens in (0, 65, 1.5):
         with pytest.raises(UserError, match=f"draft_tokens is {tokens} and must be 1 to 64"):
             Engine(folder / "model.slm", draft=Engine(folder / "near.slm"), draft_tokens=tokens)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"draft is 'near\.slm' and must be an Engine"):
+        Engine(folder / "model.slm", draft="near.slm")  # type: ignore[arg-type]
 
 
 # ---- Programs ------------------------------------------------------------------------------------

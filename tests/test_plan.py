@@ -389,13 +389,13 @@ def test_overrides_are_those_of_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
     assert list(make.sizes_of(raw)) == ["7m", "2m", "30m"]
     for bad, message in (
-        ("model", "-S model: Error parsing override 'model'"),
+        ("model", "-S model is not KEY=VALUE with a key of params.yaml"),
         ("nokey=3", "-S nokey=…: params.yaml has no such key"),
         ("other.yaml:a=3", "-S changes other.yaml: give a key of params.yaml"),
     ):
         with pytest.raises(UserError) as caught:
             make.read_params([bad])
-        assert str(caught.value) == message
+        assert str(caught.value).startswith(message)
 
 
 def test_the_table_shows_all_sizes(

@@ -256,6 +256,19 @@ def test_logprobs(client: httpx2.Client, engine: Engine, stream: bool) -> None:
     assert any(token.startswith("bytes:") for token in shown["tokens"])
 
 
+def test_offsets_of_bytes_that_are_no_characters(client: httpx2.Client, engine: Engine) -> None:
+    a, *_ = engine.encode("a")
+    spelt = [engine.encode(chr(0x80 + each))[-1] for each in (0x14, 0x2C)]  # C2 94 and C2 AC
+    first = engine.encode("€")[-3]  # E2 82 AC
+    euro = engine.encode("€")[-3:]
+    ids = [engine.bos_id, a, spelt[0], a, *euro, a, first, a, spelt[1], spelt[1], a]
+    fields = {"prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 0}
+    (choice,) = complete(client, **fields)["choices"]
+    text, shown = choice["text"], choice["logprobs"]
+    assert text == "a\ufffd a€ a\ufffd a\ufffd\ufffd a"
+    assert shown["text_offset"] == [0, 1, 2, 4, 5, 5, 5, 7, 8, 10, 11, 12]
+
+
 def test_logprobs_of_a_prompt_alone(client: httpx2.Client, engine: Engine) -> None:
     fields = {"prompt": "ab", "max_tokens": 0, "logprobs": 0, "echo": True}
     (choice,) = complete(client, **fields)["choices"]

@@ -200,6 +200,8 @@ class Engine:
             raise UserError(f"draft_tokens is {tokens!r} and must be 1 to {most}")
         if draft is None:
             return
+        if not isinstance(draft, Engine):
+            raise UserError(f"draft is {draft!r} and must be an Engine, such as Engine({draft!r})")
         self._draft = draft, tokens
         self._idle.append(self._new_session(1))  # checks that the tokenizers are the same
 

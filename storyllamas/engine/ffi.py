@@ -37,8 +37,10 @@ def utf8(text: str) -> bytes:
     """Encode a text as UTF-8.
 
     Raises:
-        UserError: the text contains half of a surrogate pair.
+        UserError: it is not a text, or contains half of a surrogate pair.
     """
+    if not isinstance(text, str):
+        raise UserError(f"the text is {text!r} and must be a string")
     try:
         return text.encode()
     except UnicodeEncodeError as error:

@@ -61,7 +61,13 @@ def read_params(overrides: Sequence[str]) -> Any:
             cause = str(error.__cause__ or error).strip().partition("\n")[0].rstrip(".")
             if unknown := re.fullmatch(r"Could not override '(.*)'", cause):
                 raise UserError(f"-S {unknown[1]}=…: {PARAMS} has no such key") from None
-            raise UserError(f"-S {' -S '.join(overrides)}: {cause}") from None
+            given = f"-S {' -S '.join(overrides)}"
+            if cause.startswith("Error parsing override"):
+                raise UserError(
+                    f"{given} is not KEY=VALUE with a key of {PARAMS} whose names all begin with a "
+                    "letter: give one, such as -S train.steps=500"
+                ) from None
+            raise UserError(f"{given}: {cause}") from None
         return params.read(copy)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -35,13 +36,21 @@ class TokenTexts:
             self._texts[id] = self._text(id)
         return self._texts[id]
 
-    def characters(self, id: int) -> int:
-        """Return how many characters begin in a token; a part of a character begins none or one."""
-        text = self[id]
-        if not text.startswith("bytes:"):
-            return len(self._engine.decode([*self._before, id])) - self._skipped
-        spelt = bytes.fromhex(text.removeprefix("bytes:").replace("\\x", ""))
-        return sum(byte & 0xC0 != 0x80 for byte in spelt)
+    def characters(self, ids: Sequence[int]) -> list[int]:
+        """Return how many characters of a text begin in each of its tokens.
+
+        A byte that is no part of a character becomes a character, U+FFFD.
+        """
+        counts: list[int] = []
+        for is_spelt, run in groupby(ids, lambda id: self[id].startswith("bytes:")):
+            if is_spelt:
+                texts = (self[id].removeprefix("bytes:").replace("\\x", "") for id in run)
+                counts += _beginnings([bytes.fromhex(text) for text in texts])
+            else:
+                counts += [
+                    len(self._engine.decode([*self._before, id])) - self._skipped for id in run
+                ]
+        return counts
 
     def _text(self, id: int) -> str:
         text = self._engine.decode([*self._before, id])[self._skipped :]
@@ -53,6 +62,24 @@ class TokenTexts:
         if not text:
             return spelt.decode(errors="replace")
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelt)
+
+
+def _beginnings(parts: Sequence[bytes]) -> list[int]:
+    """Return how many characters begin in each part of a text in UTF-8."""
+    data = b"".join(parts)
+    begins, at = [0] * len(data), 0
+    while at < len(data):
+        begins[at] = 1
+        at += next((n for n in range(1, 5) if _is_character(data[at : at + n])), 1)
+    ends = list(accumulate(map(len, parts), initial=0))
+    return [sum(begins[start:end]) for start, end in pairwise(ends)]
+
+
+def _is_character(data: bytes) -> bool:
+    try:
+        return len(data.decode()) == 1
+    except UnicodeDecodeError:
+        return False
 
 
 @dataclass
@@ -131,9 +158,11 @@ def add_prompt(shown: Shown, engine: Engine, ids: Sequence[int]) -> None:
     logits -= np.logaddexp.reduce(logits, axis=1, keepdims=True)
     # The first token loses the space that the tokenizer puts in front of a text.
     offset = 0 if has_bos else len(engine.decode(ids[:1]))
-    for at, (row, id) in enumerate(zip(logits, ids[1:], strict=True), 1):
+    characters = shown.texts.characters(ids[1:])
+    if has_bos:
+        characters[0] = len(engine.decode(ids[1:2]))
+    for row, id, count in zip(logits, ids[1:], characters, strict=True):
         best = np.argsort(-row, kind="stable")[: shown.count]
         top = tuple((int(each), float(row[each])) for each in best)
         shown.add(Logprobs(int(id), float(row[id]), top), offset)
-        is_first = has_bos and at == 1
-        offset += len(engine.decode([id])) if is_first else shown.texts.characters(id)
+        offset += count
