@@ -428,6 +428,15 @@ def test_the_same_seed_gives_the_same_replies(tmp_path: Path) -> None:
     assert len(set(more)) == 3
 
 
+def test_a_system_message_without_effect_is_noted(tmp_path: Path, chat_file: Path) -> None:
+    last = tmp_path / "last.slm"
+    random_model(last, template="{{ messages[-1].content }}")
+    note = "note: the chat template has no place for a system message: it has no effect\n"
+    for path, expected in ((last, note), (chat_file, "")):
+        done = run("chat", path, "--system", "be nice", text=b"")
+        assert (done.returncode, done.stderr.decode()) == (0, expected)
+
+
 def test_what_the_command_rejects(tmp_path: Path, chat_file: Path) -> None:
     plain = tmp_path / "plain.slm"
     config = small_config()

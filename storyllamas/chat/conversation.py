@@ -7,6 +7,7 @@ those of the turns before, which are in the key-value cache: the engine computes
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from itertools import count
 
 from storyllamas.chat.renderer import Renderer
@@ -51,7 +52,8 @@ class Conversation:
             engine: the model.
             renderer: its chat template.
             system: the system message; None: that of the template, if it has one.
-            note: is called with a sentence for the user when old turns are dropped.
+            note: is called with a sentence for the user when old turns are dropped, or if the
+                template leaves out the system message.
             **options: as for `Engine.generate`. max_tokens is of one reply; None: as many as it
                 takes. The seed is that of the first reply; each further reply has the next one.
 
@@ -68,6 +70,7 @@ class Conversation:
         self.messages: list[Message] = []
         if system is not None:
             self.messages.append({"role": "system", "content": system})
+            self._note_without_effect()
         self._first = len(self.messages)
         self._end_ids = {engine.eos_id, *engine.extra_eos_ids, *self._turn_end_ids()}
 
@@ -107,6 +110,16 @@ class Conversation:
                 self.messages.append({"role": "assistant", "content": "".join(pieces)})
             else:
                 self.messages = before
+
+    def _note_without_effect(self) -> None:
+        """Say so if the template leaves out the system message."""
+        turn: Message = {"role": "user", "content": PROBE}
+        with suppress(UserError):  # which the first reply raises again
+            with_system, without = (
+                self._renderer.render([*before, turn], True) for before in (self.messages, [])
+            )
+            if with_system == without:
+                self._note("the chat template has no place for a system message: it has no effect")
 
     def _options_of_turn(self) -> dict[str, float | None]:
         seed = self._options.get("seed")
