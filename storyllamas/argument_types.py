@@ -12,10 +12,7 @@ def positive(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: the text is not such a number.
     """
-    value = whole(text)
-    if not 1 <= value <= sys.maxsize:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {sys.maxsize}")
-    return value
+    return _size(text, 1)
 
 
 def not_negative(text: str) -> int:
@@ -24,9 +21,13 @@ def not_negative(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: the text is not such a number.
     """
-    value = whole(text)
-    if not 0 <= value <= sys.maxsize:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {sys.maxsize}")
+    return _size(text, 0)
+
+
+def _size(text: str, least: int) -> int:
+    value, most = whole(text), sys.maxsize
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
 
+from storyllamas import tokenizer
 from storyllamas.config import ModelConfig, tensor_shapes
 from storyllamas.model import Llama
 from storyllamas.slm import weight_file
@@ -153,3 +155,33 @@ def torch_model(config: ModelConfig, tensors: dict[str, npt.NDArray[np.float32]]
 def torch_logits(model: Llama, ids: list[int]) -> npt.NDArray[np.float32]:
     logits: npt.NDArray[np.float32] = model(torch.tensor([ids]))[0].numpy()
     return logits
+
+
+def random_model(path: Path, kind: str, texts: Sequence[str]) -> Llama:
+    """Write a random model whose tokenizer is of a kind; return it in PyTorch.
+
+    Args:
+        path: the weight file.
+        kind: sentencepiece, or byte_level, which learns the texts.
+        texts: stories.
+    """
+    config = small_config()
+    tensors = random_tensors(config)
+    vocabulary = None
+    if kind == "byte_level":
+        model = tokenizer.train(texts, config.vocab_size, kind="byte_level")
+        vocabulary = tokenizer.from_bytes(model).vocabulary()
+    write(path, config, tensors, vocabulary)
+    return torch_model(config, tensors)
+
+
+@torch.no_grad()
+def cross_entropies(model: Llama, ids: list[int]) -> npt.NDArray[np.float64]:
+    """Return those of each token after the first in PyTorch, in windows that share one token."""
+    context = model.config.context
+    parts = []
+    for start in range(0, len(ids) - 1, context):
+        window = torch.tensor(ids[start : start + context + 1])
+        parts.append(cross_entropy(model(window[None, :-1])[0], window[1:], reduction="none"))
+    losses: npt.NDArray[np.float64] = torch.cat(parts).double().numpy()
+    return losses

@@ -11,10 +11,9 @@ import engine_files
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import ROOT
 
-from storyllamas import evaluation, tokenizer
+from storyllamas import evaluation
 from storyllamas.engine.engine import Engine
 from storyllamas.measures.story import Story
 from storyllamas.model import Llama
@@ -33,35 +32,16 @@ def pair(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> tuple[Engine, Llama]:
     """Return the same random model in C and in PyTorch, with a tokenizer of each kind."""
-    config = engine_files.small_config()
-    tensors = engine_files.random_tensors(config)
     path = tmp_path_factory.mktemp("evaluation") / "m.slm"
-    vocabulary = None
-    if request.param == "byte_level":
-        model = tokenizer.train(STORIES, config.vocab_size, kind="byte_level")
-        vocabulary = tokenizer.from_bytes(model).vocabulary()
-    engine_files.write(path, config, tensors, vocabulary)
-    model = Llama(config).eval()
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+    model = engine_files.random_model(path, request.param, STORIES)
     return Engine(path), model
-
-
-@torch.no_grad()
-def nats(model: Llama, ids: list[int]) -> np.ndarray:
-    """Cross-entropy of each token after the first, in windows that share one token."""
-    context = model.config.context
-    parts = []
-    for start in range(0, len(ids) - 1, context):
-        window = torch.tensor(ids[start : start + context + 1])
-        parts.append(F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="none"))
-    return torch.cat(parts).double().numpy()
 
 
 def test_loss_and_bits_per_byte(pair: tuple[Engine, Llama]) -> None:
     engine, model = pair
     framed = [[engine.bos_id, *engine.encode(story), engine.eos_id] for story in STORIES]
     assert max(map(len, framed)) > model.config.context + 1
-    each = [nats(model, ids) for ids in framed]
+    each = [engine_files.cross_entropies(model, ids) for ids in framed]
     score = evaluation.score(engine, STORIES)
     assert score.loss == pytest.approx(np.concatenate(each).mean(), rel=1e-5)
     assert score.perplexity == pytest.approx(math.exp(score.loss))

@@ -7,11 +7,9 @@ import math
 from pathlib import Path
 
 import engine_files
+import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
-from storyllamas import tokenizer
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError
 from storyllamas.measures import larger_model
@@ -26,32 +24,19 @@ def pair(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> tuple[Path, Llama]:
     """Return the same random model as a file and in PyTorch, with a tokenizer of each kind."""
-    config = engine_files.small_config()
-    tensors = engine_files.random_tensors(config)
     path = tmp_path_factory.mktemp("larger") / "m.slm"
-    vocabulary = None
-    if request.param == "byte_level":
-        model = tokenizer.train(STORIES, config.vocab_size, kind="byte_level")
-        vocabulary = tokenizer.from_bytes(model).vocabulary()
-    engine_files.write(path, config, tensors, vocabulary)
-    return path, engine_files.torch_model(config, tensors)
-
-
-@torch.no_grad()
-def nats(model: Llama, ids: list[int]) -> torch.Tensor:
-    """Cross-entropy of each token after the first, in windows that share one token."""
-    context = model.config.context
-    parts = []
-    for start in range(0, len(ids) - 1, context):
-        window = torch.tensor(ids[start : start + context + 1])
-        parts.append(F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="none"))
-    return torch.cat(parts).double()
+    return path, engine_files.random_model(path, request.param, STORIES)
 
 
 def test_all_text_counts_without_prompts(pair: tuple[Path, Llama]) -> None:
     path, model = pair
     engine = Engine(path)
-    losses = torch.cat([nats(model, [engine.bos_id, *engine.encode(each)]) for each in STORIES])
+    losses = np.concatenate(
+        [
+            engine_files.cross_entropies(model, [engine.bos_id, *engine.encode(each)])
+            for each in STORIES
+        ]
+    )
     found = larger_model.score(STORIES, path)
     assert (found.tokens, found.stories) == (len(losses), 3)
     assert found.perplexity == pytest.approx(math.exp(losses.mean()), rel=1e-5)
@@ -66,9 +51,9 @@ def test_prompts_are_context(pair: tuple[Path, Llama]) -> None:
     for story, prompt in zip(STORIES, PROMPTS, strict=True):
         ids, own = engine.encode(story), engine.encode(prompt)
         assert ids[: len(own)] == own
-        losses.append(nats(model, [engine.bos_id, *ids])[len(own) :])
+        losses.append(engine_files.cross_entropies(model, [engine.bos_id, *ids])[len(own) :])
         text_bytes += len(story.encode()) - len(prompt.encode())
-    every = torch.cat(losses)
+    every = np.concatenate(losses)
     found = larger_model.score(STORIES, path, PROMPTS)
     assert found.perplexity == pytest.approx(math.exp(every.mean()), rel=1e-5)
     bits = float(every.sum() / math.log(2) / text_bytes)
