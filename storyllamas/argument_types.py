@@ -4,6 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+
+
+def named_path(text: str) -> Path:
+    """Return a path.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is empty, as an unset variable of a shell is.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty: name a file or folder")
+    return Path(text)
 
 
 def positive(text: str) -> int:

@@ -264,6 +264,8 @@ def test_options_without_effect_are_errors(model: Path, tmp_path: Path) -> None:
     assert "has its own tokenizer" in str(run("import", tmp_path / "model.gguf", *with_tokenizer))
     assert "has its own tokenizer" in str(run("import", tmp_path, *with_tokenizer))
     assert not out.exists()
+    for option in ("--model", "--draft", "--out"):
+        assert run("generate", option, "") == 2
     assert "the name of the file with the prompt is empty" in str(
         run("generate", "--model", model, "--prompt-file", "")
     )

@@ -289,6 +289,13 @@ def test_the_other_pages(client: httpx2.Client) -> None:
     complete(client, prompt="a", max_tokens=3)
     assert counter(client, "requests_total") == before + 1
     assert client.get("/v1/nothing").status_code == 404
+    for method, path, status, use in (
+        ("GET", "/nothing", 404, "/v1/completions, /v1/models, /health or /metrics"),
+        ("POST", "/health", 405, "GET"),
+    ):
+        answer = client.request(method, path)
+        assert answer.status_code == status
+        assert answer.json()["error"]["message"].endswith(f": use {use}")
     chat = client.post("/v1/chat/completions", json={})
     assert chat.status_code == 404
     assert "/v1/chat/completions is not served" in chat.json()["error"]["message"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from storyllamas.argument_types import named_path
 from storyllamas.commands.engine_options import add_draft_options, add_engine_options, open_engine
 from storyllamas.commands.sampler_options import OPTIONS, add_sampler_options, sampler_options
 
@@ -35,7 +35,9 @@ HELP = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("model", type=Path, metavar="FILE", help="weight file with a chat template")
+    parser.add_argument(
+        "model", type=named_path, metavar="FILE", help="weight file with a chat template"
+    )
     parser.add_argument(
         "--system",
         metavar="TEXT",

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from storyllamas.argument_types import whole
+from storyllamas.argument_types import named_path, whole
 from storyllamas.errors import UserError
 
 SUMMARY = "print statistics of a corpus"
@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "corpus",
         nargs="?",
-        type=Path,
+        type=named_path,
         metavar="FILE_OR_FOLDER",
         help=f"any value of corpus.source in params.yaml (default: {CORPUS_FOLDER}, the corpus in "
         "use)",
@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="seed for choosing the random stories (default: %(default)s)",
     )
     parser.add_argument(
-        "--picture", type=Path, metavar="FILE", help="also plot the statistics as a PNG"
+        "--picture", type=named_path, metavar="FILE", help="also plot the statistics as a PNG"
     )
     parser.add_argument(
         "--separator",

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from storyllamas.argument_types import positive, whole
+from storyllamas.argument_types import named_path, positive, whole
 from storyllamas.commands.default_model import default_model
 from storyllamas.errors import UserError
 
@@ -44,6 +44,7 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of speculative decoding, which `open_engine` reads, too."""
     parser.add_argument(
         "--draft",
+        type=named_path,
         metavar="FILE",
         help="weight file of a smaller model with the same tokenizer that drafts tokens: the same "
         "text in less time if the model is many times larger; for one text at a time",

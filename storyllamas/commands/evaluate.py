@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from storyllamas import instruct
-from storyllamas.argument_types import positive
+from storyllamas.argument_types import named_path, positive
 from storyllamas.commands.engine_options import add_engine_options, open_engine
 
 SUMMARY = "print loss, perplexity and bits per byte on stories"
@@ -21,11 +21,11 @@ EXTRA = "train"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("--model", type=Path, metavar="FILE", help="weight file")
+    parser.add_argument("--model", type=named_path, metavar="FILE", help="weight file")
     add_engine_options(parser)
     parser.add_argument(
         "--stories",
-        type=Path,
+        type=named_path,
         default=Path("data/corpus/valid.txt"),
         metavar="FILE",
         help="file of stories, in any format of a corpus (default: %(default)s)",

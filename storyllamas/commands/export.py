@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from storyllamas.argument_types import named_path
 from storyllamas.commands.default_model import trained_checkpoint
 from storyllamas.interop import formats
 
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument(
         "--model",
-        type=Path,
+        type=named_path,
         metavar="PATH",
         help="folder of a trained model, or weight file (default: the trained model of the size "
         "that params.yaml names)",
@@ -37,7 +37,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", required=True, choices=formats.FORMATS, metavar="FORMAT", help="see above"
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="created if it does not exist")
+    parser.add_argument(
+        "folder", type=named_path, metavar="FOLDER", help="created if it does not exist"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

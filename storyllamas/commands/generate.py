@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storyllamas import instruct
-from storyllamas.argument_types import positive
+from storyllamas.argument_types import named_path, positive
 from storyllamas.commands.engine_options import add_draft_options, add_engine_options, open_engine
 from storyllamas.commands.output_file import check_output
 from storyllamas.commands.sampler_options import add_sampler_options, sampler_options
@@ -44,10 +44,10 @@ EXTRA = "train"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("--model", type=Path, metavar="FILE", help="weight file")
+    parser.add_argument("--model", type=named_path, metavar="FILE", help="weight file")
     parser.add_argument(
         "--adapter",
-        type=Path,
+        type=named_path,
         metavar="FILE",
         help="adapter.safetensors of a training with LoRA that started from the model; merged in "
         "memory, in float32",
@@ -82,7 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=named_path,
         metavar="FILE",
         help="write the lines to FILE, which appears when all stories are finished",
     )

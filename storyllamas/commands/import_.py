@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from storyllamas.argument_types import positive
+from storyllamas.argument_types import named_path, positive
 from storyllamas.commands.output_file import check_output
 from storyllamas.errors import UserError
 from storyllamas.interop import formats
@@ -33,8 +32,8 @@ EXTRA = "convert"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="file or folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="weight file")
+    parser.add_argument("source", type=named_path, metavar="SOURCE", help="file or folder")
+    parser.add_argument("--out", type=named_path, required=True, metavar="FILE", help="weight file")
     parser.add_argument(
         "--type",
         choices=GROUP_SIZES,
@@ -49,13 +48,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--calibrate",
-        type=Path,
+        type=named_path,
         metavar="FILE",
         help="stories to which q4 is fitted (default: the bundled storybook)",
     )
     parser.add_argument(
         "--tokenizer",
-        type=Path,
+        type=named_path,
         metavar="FILE",
         help="tokenizer.bin or tokenizer.model of a llama2.c checkpoint",
     )

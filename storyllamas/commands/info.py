@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 
+from storyllamas.argument_types import named_path
 from storyllamas.commands.default_model import default_model
 from storyllamas.rounding import shortest_float32
 
@@ -28,7 +28,7 @@ ROPE_SCALING_FIELDS = (
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("model", nargs="?", type=Path, metavar="FILE", help="weight file")
+    parser.add_argument("model", nargs="?", type=named_path, metavar="FILE", help="weight file")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -9,10 +9,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storyllamas.argument_types import positive, real, whole
+from storyllamas.argument_types import named_path, positive, real, whole
 from storyllamas.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,10 +38,12 @@ EXTRA = "judge"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("stories", type=Path, metavar="STORIES", help="file of generated stories")
+    parser.add_argument(
+        "stories", type=named_path, metavar="STORIES", help="file of generated stories"
+    )
     parser.add_argument(
         "--against",
-        type=Path,
+        type=named_path,
         metavar="FILE",
         help="compare with the stories of another model, which has the same prompts",
     )
@@ -67,11 +68,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_request_options(parser)
     parser.add_argument(
         "--answers",
-        type=Path,
+        type=named_path,
         metavar="FILE",
         help="write all answers to FILE at the end; its answers are not asked for again",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--out", type=named_path, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--yes", action="store_true", help="start without a question")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from storyllamas.argument_types import named_path
 from storyllamas.commands.output_file import check_output
 
 SUMMARY = "add a LoRA adapter to its model"
@@ -23,10 +23,10 @@ EXTRA = "train"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument(
-        "base", type=Path, metavar="BASE", help="weight file, or folder of a trained model"
+        "base", type=named_path, metavar="BASE", help="weight file, or folder of a trained model"
     )
-    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="adapter.safetensors")
-    parser.add_argument("out", type=Path, metavar="OUT", help="weight file to write")
+    parser.add_argument("adapter", type=named_path, metavar="ADAPTER", help="adapter.safetensors")
+    parser.add_argument("out", type=named_path, metavar="OUT", help="weight file to write")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from storyllamas.argument_types import not_negative, positive, whole
+from storyllamas.argument_types import named_path, not_negative, positive, whole
 from storyllamas.commands.engine_options import add_engine_options, open_engine
 
 SUMMARY = "answer requests over HTTP as OpenAI's interface does"
@@ -17,7 +16,7 @@ EXTRA = "serve"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("--model", type=Path, metavar="FILE", help="weight file")
+    parser.add_argument("--model", type=named_path, metavar="FILE", help="weight file")
     add_engine_options(parser)
     parser.add_argument(
         "--host",
@@ -44,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--web",
-        type=Path,
+        type=named_path,
         metavar="FOLDER",
         help="show a page at /, such as build/web, which `make web` builds",
     )

@@ -68,7 +68,7 @@ complete -c storyllamas -n '_shtab_storyllamas_using generate' -l draft -xka "(_
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l draft-tokens -x -d 'number of tokens that it drafts at a time, 1 to 64 (default: 3)'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l prompt -x -d 'text that the story begins with; - reads it from standard input'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l prompt-file -xka "(__fish_complete_path (commandline -ct))" -d 'file with the text that the story begins with; - is standard input'
-complete -c storyllamas -n '_shtab_storyllamas_using generate' -l prompts -xka "(__fish_complete_path (commandline -ct))" -d 'file with a prompt in each line'
+complete -c storyllamas -n '_shtab_storyllamas_using generate' -l prompts -xka "(__fish_complete_path (commandline -ct))" -d 'file with a prompt in each line; - is standard input'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l words -x -d 'words that the story is to have, separated by commas, such as "dragon, cake, sad"'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l ending -xka "happy sad" -d 'how the story is to end'
 complete -c storyllamas -n '_shtab_storyllamas_using generate' -l count -x -d 'number of stories for each prompt'

@@ -111,7 +111,7 @@ _shtab_storyllamas_generate_options=(
   "--draft-tokens[number of tokens that it drafts at a time, 1 to 64 (default\: 3)]:N:"
   "--prompt[text that the story begins with\; - reads it from standard input]:TEXT:"
   "--prompt-file[file with the text that the story begins with\; - is standard input]:FILE:_files"
-  "--prompts[file with a prompt in each line]:FILE:_files"
+  "--prompts[file with a prompt in each line\; - is standard input]:FILE:_files"
   "--words[words that the story is to have, separated by commas, such as \"dragon, cake, sad\"]:TEXT:"
   "--ending[how the story is to end]:ending:(happy sad)"
   "--count[number of stories for each prompt]:N:"

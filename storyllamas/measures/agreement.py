@@ -18,6 +18,7 @@ from statistics import fmean
 import numpy as np
 import numpy.typing as npt
 
+from storyllamas.argument_types import named_path
 from storyllamas.corpus import files
 from storyllamas.errors import UserError, exit_on_user_error
 from storyllamas.measures.story import Story
@@ -193,9 +194,9 @@ def main() -> None:
         prog="python -m storyllamas.measures.agreement",
         description="Print the rank correlation of each measure with a person's scores.",
     )
-    parser.add_argument("scores", type=Path, help="a CSV file of completions and scores")
+    parser.add_argument("scores", type=named_path, help="a CSV file of completions and scores")
     parser.add_argument(
-        "--train", type=Path, help="training stories, for the memorization measures"
+        "--train", type=named_path, help="training stories, for the memorization measures"
     )
     parser.add_argument("--model", help="only the completions of this model")
     options = parser.parse_args()

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from storyllamas.argument_types import named_path
 from storyllamas.bits_per_byte import bits_per_byte
 from storyllamas.engine.engine import Engine
 from storyllamas.errors import UserError, exit_on_user_error
@@ -171,10 +172,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "stories", type=Path, metavar="FILE", help="what `storyllamas generate --out` wrote"
+        "stories", type=named_path, metavar="FILE", help="what `storyllamas generate --out` wrote"
     )
     parser.add_argument(
-        "--model", type=Path, metavar="FILE", help="weight file of the larger model"
+        "--model", type=named_path, metavar="FILE", help="weight file of the larger model"
     )
     parser.add_argument(
         "--max-tokens",

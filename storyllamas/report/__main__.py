@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from storyllamas.argument_types import named_path
 from storyllamas.atomic import write_text
 from storyllamas.errors import exit_on_user_error
 from storyllamas.extras import needs
@@ -19,10 +20,10 @@ def main() -> None:
     parser.add_argument(
         "--base", default="", metavar="EXP", help="experiment or revision to compare with"
     )
-    parser.add_argument("--out", type=Path, default=TARGET, help=f"default: {TARGET}")
+    parser.add_argument("--out", type=named_path, default=TARGET, help=f"default: {TARGET}")
     parser.add_argument(
         "--models",
-        type=Path,
+        type=named_path,
         nargs="+",
         metavar="FILE",
         help="default: those in models/*/export and models/pretrained",

@@ -39,6 +39,8 @@ CLIENT_LEFT = 499
 METHODS = {"/v1/completions": "POST", "/v1/models": "GET"}
 """What is served under /v1/."""
 
+PATHS = ", ".join([*METHODS, "/health or /metrics"])
+
 EVENT_SECONDS = 0.0003
 """The share of an event in the time between two events of each stream. If there are more tokens
 than events, an event has several tokens."""
@@ -231,7 +233,13 @@ def _error(message: str, status: int, headers: Any = None) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _error(f"{request.method} {request.url.path}: {error.detail}", error.status_code)
+    method, path = request.method, request.url.path
+    messages = {
+        404: f"{path} is not served: use {PATHS}",
+        405: f"{method} is not for {path}: use GET",
+    }
+    message = messages.get(error.status_code, f"{method} {path}: {error.detail}")
+    return _error(message, error.status_code)
 
 
 async def _body(request: Request) -> bytes:
