@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -43,14 +44,31 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_kernels_are_their_definitions(tmp_path: Path) -> None:
+    """They also have the bits of this machine's kernels, if these have fused multiply-add."""
     csrc = ROOT / "csrc"
     sources = [ROOT / "tests" / "c" / "kernels.c", *(csrc / "kernels").glob("*.c")]
     sources.append(csrc / "platform" / "posix.c")
-    call(COMPILER, "-std=c11", "-O1", "-static", "-I", csrc, *sources, "-lm", "-o", tmp_path / "k")
+    own = os.environ.get("CC", "cc")
+    for compiler, name in ((COMPILER, "arm"), (own, "own")):
+        options = ["-std=c11", "-O1", "-I", csrc, "-lm", "-o", tmp_path / name]
+        call(compiler, *(["-static"] if name == "arm" else []), *sources, *options)
     for cpu, names in SETS.items():
         rounds = 30 if cpu == "max" else 1  # it has all sets
-        lines = call(QEMU, "-cpu", cpu, tmp_path / "k", rounds).splitlines()
+        lines = call(QEMU, "-cpu", cpu, tmp_path / "arm", rounds).splitlines()
         assert [*dict.fromkeys(line.split()[0] for line in lines)] == names
+        fused = {digest(line) for line in lines if "scalar" not in line}
+        fused |= {
+            digest(line)
+            for line in call(tmp_path / "own", rounds).splitlines()
+            if "scalar" not in line
+        }
+        assert len(fused) == len({name for name, _ in fused})
+
+
+def digest(line: str) -> tuple[str, str]:
+    """Return the kernel of a line, and the digest of its results."""
+    _, kernel, *_, found = line.split()
+    return kernel, found
 
 
 @pytest.mark.parametrize(
@@ -68,6 +86,12 @@ def test_greedy_stories_are_those_of_this_machine(
     greedy = ["-t", 0, "--max-tokens", 60, "--ids"]
     ids = call(QEMU, "-cpu", cpu, program, model, *greedy, "ab a")
     assert [*map(int, ids.split())] == [engine_files.BOS, *engine.encode("ab a"), *story.ids]
+    if SETS[cpu][0] != "scalar" and engine.info["kernels"] != "scalar":
+        sampled = engine.generate("ab a", temperature=1.0, top_p=0.95, seed=3, max_tokens=60)
+        assert list(sampled) is not None
+        options = ["-t", 1, "-p", 0.95, "-s", 3, "--max-tokens", 60, "--ids"]
+        ids = call(QEMU, "-cpu", cpu, program, model, *options, "ab a")
+        assert [*map(int, ids.split())][-sampled.tokens :] == sampled.ids
     kernels = f"{SETS[cpu][0]} of {' '.join(SETS[cpu])}"
     assert kernels in call(QEMU, "-cpu", cpu, program, model, "--info")
 

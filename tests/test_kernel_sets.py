@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from storyllamas.config import ModelConfig
-from storyllamas.engine.engine import Engine, kernel_sets
+from storyllamas.engine.engine import CACHES, Engine, kernel_sets
 from storyllamas.errors import UserError
 
 CONFIG = ModelConfig(
@@ -49,6 +49,20 @@ def test_logits_are_the_references(files: dict[str, Path], name: str, kernels: s
     logits = Engine(files[name], kernels=kernels).logits(IDS)
     bound = 1e-5 if name == "f32" else 2e-2  # a rounded activation may fall to the other side
     assert np.abs(logits - reference).max() <= bound * np.abs(reference).max()
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("name", ["f32", "q8", "q4"])
+def test_sets_with_fused_multiply_add_are_bit_identical(
+    files: dict[str, Path], name: str, cache: str
+) -> None:
+    found = []
+    for kernels in kernel_sets()[:-1]:
+        engine = Engine(files[name], kernels=kernels, cache=cache)
+        story = engine.generate(IDS[:5], temperature=1.0, max_tokens=40, ignore_eos=True)
+        assert list(story) is not None
+        found.append((engine.logits(IDS).tobytes(), engine.logits(IDS[:1]).tobytes(), story.ids))
+    assert all(each == found[0] for each in found)
 
 
 @pytest.mark.parametrize("kernels", kernel_sets())

@@ -3,7 +3,6 @@
  *
  *     LANES              floats in a register
  *     AVERAGE_REGISTERS  registers of values in a block, 8 at most
- *     CHAINS             sums of each value, 1 or 2: of the even and of the odd positions
  *     vector             a register of floats
  *     zeros(), multiply_add(sum, w, x), store_f32(y, x)
  *     load_row(bits, values, i)   LANES numbers from index i on, as floats
@@ -60,7 +59,7 @@ INLINE void compute_average(weight_bits bits, float *y, const sl_values *v, size
         const size_t head = (first + r) / parts, part = (first + r) % parts;
         const vector *sum = block.sum[r][q];
         store_f32(y + (head * v->sharing + query + q) * width + part * LANES,
-                  CHAINS == 1 ? sum[0] : multiply_add(sum[0], sum[CHAINS - 1], 1.0f));
+                  multiply_add(sum[0], sum[1], 1.0f));
     }
 }
 

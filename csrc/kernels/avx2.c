@@ -28,7 +28,7 @@
 
 enum { LANES = 8, PARTS = ROWS / LANES, BLOCK_MAX = 6, ROW_TILES = 4 };
 enum { FLOAT_ROWS = 6, QUANTIZED_ROWS = 4 };
-enum { AVERAGE_REGISTERS = 8, CHAINS = 1 };
+enum { AVERAGE_REGISTERS = 4 };
 
 /* ---- Registers, for matmul.h ----------------------------------------------------------------- */
 
@@ -215,8 +215,10 @@ INLINE void store(float *y, size_t n, __m256 x) {
         _mm256_maskstore_ps(y, lanes(n), x);
 }
 
-INLINE float add_lanes(__m256 x) {
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+/* Return the sum of the 16 lanes of two registers, in the order of kernels.h. */
+INLINE float add_lanes(const __m256 x[PARTS]) {
+    const __m256 eight = _mm256_add_ps(x[0], x[1]);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
@@ -291,11 +293,12 @@ static void to_f16(uint16_t *y, const float *x, size_t n) {
 
 /* y = x / sqrt(mean(x²) + eps) * weight */
 static void rmsnorm(float *y, const float *x, const float *weight, size_t n, float eps) {
-    __m256 squares = _mm256_setzero_ps();
-    for (size_t i = 0; i < n; i += LANES) {
-        const __m256 part = load(x + i, n - i);
-        squares = _mm256_fmadd_ps(part, part, squares);
-    }
+    __m256 squares[PARTS] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (size_t i = 0; i < n; i += ROWS)
+        UNROLL for (size_t p = 0; p < PARTS; p++) if (i + p * LANES < n) {
+            const __m256 part = load(x + i + p * LANES, n - i - p * LANES);
+            squares[p] = _mm256_fmadd_ps(part, part, squares[p]);
+        }
     const __m256 scale = _mm256_set1_ps(1.0f / sqrtf(add_lanes(squares) / (float)n + eps));
     for (size_t i = 0; i < n; i += LANES)
         store(y + i, n - i,
@@ -385,19 +388,19 @@ static size_t argmax(const float *x, size_t n) {
 /* y = exp((x - shift) * scale); the sum of y is the denominator of softmax */
 static float exponentials(float *y, const float *x, size_t n, float shift, float scale) {
     const __m256 shifts = _mm256_set1_ps(shift), scales = _mm256_set1_ps(scale);
-    __m256 sum = _mm256_setzero_ps();
+    __m256 sum[PARTS] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        const __m256 distance = _mm256_sub_ps(_mm256_loadu_ps(x + i), shifts);
-        const __m256 e = exponential(_mm256_mul_ps(distance, scales));
-        _mm256_storeu_ps(y + i, e);
-        sum = _mm256_add_ps(sum, e);
-    }
-    if (i < n) {
+    for (; i + ROWS <= n; i += ROWS) UNROLL for (size_t p = 0; p < PARTS; p++) {
+            const __m256 distance = _mm256_sub_ps(_mm256_loadu_ps(x + i + p * LANES), shifts);
+            const __m256 e = exponential(_mm256_mul_ps(distance, scales));
+            _mm256_storeu_ps(y + i + p * LANES, e);
+            sum[p] = _mm256_add_ps(sum[p], e);
+        }
+    for (size_t p = 0; i < n; i += LANES, p++) {
         const __m256 distance = _mm256_sub_ps(load(x + i, n - i), shifts);
         const __m256 e = exponential(_mm256_mul_ps(distance, scales));
         store(y + i, n - i, e);
-        sum = _mm256_add_ps(sum, _mm256_and_ps(e, _mm256_castsi256_ps(lanes(n - i))));
+        sum[p] = _mm256_add_ps(sum[p], _mm256_and_ps(e, _mm256_castsi256_ps(lanes(n - i))));
     }
     return add_lanes(sum);
 }

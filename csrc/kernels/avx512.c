@@ -1,8 +1,8 @@
 /* avx512.c: kernels for x86-64 processors with AVX-512 and its 8-bit dot product, VNNI.
  *
  * The 16 rows of a tile are the 16 lanes of a register, so no sum ever crosses lanes. A block is a
- * few tiles times a few rows of x. Every sum of floats is added in two chains, the even and the odd
- * columns, so that an addition of one chain hides the latency of the other. */
+ * few tiles times a few rows of x. The reductions of the intrinsics add halves, as kernels.h asks.
+ */
 
 #include "sets.h"
 
@@ -27,7 +27,7 @@
 
 /* BLOCK_MAX: largest number of tiles times rows in a block of two chains. WIDE_TILES, WIDE_ROWS:
  * those of a block of one chain, whose sums are 24 of the 32 registers. */
-enum { CHAINS = 2, BLOCK_MAX = 8, ROW_TILES = 4, WIDE_TILES = 3, WIDE_ROWS = 8 };
+enum { BLOCK_MAX = 8, ROW_TILES = 4, WIDE_TILES = 3, WIDE_ROWS = 8 };
 
 typedef __m512 vector;
 

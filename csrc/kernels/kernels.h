@@ -3,7 +3,13 @@
  * Strides and sizes count elements. Matrices are stored in tiles of 16 rows (see storyllamas.h), so
  * a product has its rows rounded up to whole tiles. A call may multiply some of a matrix's tiles,
  * so that threads can share a matrix. The product of a tile and a row of x is bit-identical in any
- * call, whatever other tiles and rows the call has. */
+ * call, whatever other tiles and rows the call has.
+ *
+ * Sets with fused multiply-add, which are all but scalar and wasm, are bit-identical to each other.
+ * A product of floats adds the even columns one after the other, and the odd ones, then both sums.
+ * A product of integers adds its groups one after the other. The sum of a vector has 16 parts:
+ * element i is added to part i % 16. Then parts i and i + 8 are added for i below 8, i and i + 4
+ * for i below 4, i and i + 2 for i below 2, and the last two. */
 
 #ifndef STORYLLAMAS_KERNELS_H
 #define STORYLLAMAS_KERNELS_H

@@ -46,6 +46,13 @@ INLINE void store_sums(float *y, size_t y_stride, vector sum[BLOCK_MAX][PARTS], 
             store_f32(y + i * y_stride + t * ROWS + p * LANES, sum[t * n + i][p]);
 }
 
+INLINE void load_sums(vector sum[BLOCK_MAX][PARTS], const float *y, size_t y_stride, size_t tiles,
+                      size_t n) {
+    UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t i = 0; i < n; i++)
+        UNROLL for (size_t p = 0; p < PARTS; p++) sum[t * n + i][p] =
+            load_f32(y + i * y_stride + t * ROWS + p * LANES);
+}
+
 /* ---- Matrices of f32, f16 and i8 ------------------------------------------------------------- */
 
 /* Load LANES numbers from index i on. */
@@ -54,27 +61,63 @@ INLINE vector load_row(weight_bits bits, const void *w, size_t i) {
     return bits == F16 ? load_f16((const uint16_t *)w + i) : load_f32((const float *)w + i);
 }
 
-/* Compute a block: sum[t][i] = Σ_c w[t][c] x[i][c], for some tiles t and n rows i of x. For each
- * column prefetch the line at `next`, then move `ahead` bytes on: one line at a time, since many at
- * once would delay the loads of weights. */
-INLINE void block_float(weight_bits bits, float *y, size_t y_stride, const uint8_t *w,
-                        size_t tile_stride, size_t column_stride, size_t tiles, size_t columns,
-                        const float *x, size_t x_stride, size_t n, const uint8_t *next,
-                        size_t ahead) {
-    vector sum[BLOCK_MAX][PARTS];
-    clear_sums(sum, tiles, n);
-    for (size_t c = 0; c < columns; c++, next += ahead) {
-        if (n > 1) prefetch(next);
-        UNROLL for (size_t t = 0; t < tiles; t++) {
-            vector weights[PARTS];
-            UNROLL for (size_t p = 0; p < PARTS; p++) weights[p] =
-                load_row(bits, w, t * tile_stride + c * column_stride + p * LANES);
-            UNROLL for (size_t i = 0; i < n; i++) UNROLL for (size_t p = 0; p < PARTS; p++)
-                sum[t * n + i][p] =
-                    multiply_add(sum[t * n + i][p], weights[p], x[i * x_stride + c]);
-        }
+/* Add a column to the sums of some tiles t and n rows i of x: sum[t][i] += w[t] x[i]. */
+INLINE void add_column(weight_bits bits, vector sum[BLOCK_MAX][PARTS], const uint8_t *w,
+                       size_t tile_stride, size_t tiles, const float *x, size_t x_stride,
+                       size_t n) {
+    UNROLL for (size_t t = 0; t < tiles; t++) {
+        vector weights[PARTS];
+        UNROLL for (size_t p = 0; p < PARTS; p++) weights[p] =
+            load_row(bits, w, t * tile_stride + p * LANES);
+        UNROLL for (size_t i = 0; i < n; i++) UNROLL for (size_t p = 0; p < PARTS; p++)
+            sum[t * n + i][p] = multiply_add(sum[t * n + i][p], weights[p], x[i * x_stride]);
     }
-    store_sums(y, y_stride, sum, tiles, n);
+}
+
+/* Add the sums of both chains. */
+INLINE void add_chains(vector sum[BLOCK_MAX][PARTS], vector other[BLOCK_MAX][PARTS], size_t count) {
+    UNROLL for (size_t a = 0; a < count; a++) UNROLL for (size_t p = 0; p < PARTS; p++) sum[a][p] +=
+        other[a][p];
+}
+
+/* Compute a block of a single row of x: y[t] = Σ_c w[t][c] x[c], with both chains side by side. */
+INLINE void block_row(weight_bits bits, float *y, const uint8_t *w, size_t tile_stride,
+                      size_t column_stride, size_t tiles, size_t columns, const float *x) {
+    const size_t column_bytes = column_stride * bits / 8;
+    vector sum[CHAINS][BLOCK_MAX][PARTS];
+    UNROLL for (size_t chain = 0; chain < CHAINS; chain++) clear_sums(sum[chain], tiles, 1);
+    size_t c = 0;
+    for (; c + CHAINS <= columns; c += CHAINS)
+        UNROLL for (size_t chain = 0; chain < CHAINS; chain++, w += column_bytes)
+            add_column(bits, sum[chain], w, tile_stride, tiles, x + c + chain, 0, 1);
+    if (c < columns) add_column(bits, sum[0], w, tile_stride, tiles, x + c, 0, 1);
+    add_chains(sum[0], sum[1], tiles);
+    store_sums(y, 0, sum[0], tiles, 1);
+}
+
+/* Compute a block: y[t][i] = Σ_c w[t][c] x[i][c], for some tiles t and n rows i of x. The sums
+ * leave no registers for a second chain, so the even columns come first, then the odd ones. For
+ * each column prefetch the line at `next`, then move `ahead` bytes on: one line at a time, since
+ * many at once would delay the loads of weights. */
+INLINE void block_rows(weight_bits bits, float *y, size_t y_stride, const uint8_t *w,
+                       size_t tile_stride, size_t column_stride, size_t tiles, size_t columns,
+                       const float *x, size_t x_stride, size_t n, const uint8_t *next,
+                       size_t ahead) {
+    const size_t column_bytes = column_stride * bits / 8;
+    for (size_t chain = 0; chain < CHAINS; chain++) {
+        vector sum[BLOCK_MAX][PARTS];
+        clear_sums(sum, tiles, n);
+        for (size_t c = chain; c < columns; c += CHAINS, next += ahead) {
+            prefetch(next);
+            add_column(bits, sum, w + c * column_bytes, tile_stride, tiles, x + c, x_stride, n);
+        }
+        if (chain) {
+            vector even[BLOCK_MAX][PARTS];
+            load_sums(even, y, y_stride, tiles, n);
+            add_chains(sum, even, tiles * n);
+        }
+        store_sums(y, y_stride, sum, tiles, n);
+    }
 }
 
 /* Compute y in blocks. If the tiles are contiguous in memory, each block of rows also prefetches
@@ -87,11 +130,23 @@ INLINE void matmul_float(weight_bits bits, float *y, size_t y_stride, const void
     const size_t next_tiles = column_stride == ROWS && tile_count > TILES ? tile_count - TILES : 0;
     const uint8_t *tiles = w;
 #define BLOCK(tile, tile_n, i, i_n)                                                                \
-    block_float(bits, y + (i) * y_stride + (tile) * ROWS, y_stride, tiles + (tile) * tile_bytes,   \
-                tile_stride, column_stride, tile_n, columns, x + (i) * x_stride, x_stride, i_n,    \
-                tiles + ((tile) + TILES) * tile_bytes + columns * column_bytes * (i) / n,          \
-                (tile) < next_tiles ? column_bytes * (i_n) / n : 0)
+    do {                                                                                           \
+        const uint8_t *at = tiles + (tile) * tile_bytes;                                           \
+        const size_t is_ahead = (tile) < next_tiles;                                               \
+        float *out = y + (i) * y_stride + (tile) * ROWS;                                           \
+        if ((i_n) == 1)                                                                            \
+            for (size_t half = 0; half < (tile_n); half += HALF(tile_n))                           \
+                block_row(bits, out + half * ROWS, at + half * tile_bytes, tile_stride,            \
+                          column_stride, HALF(tile_n), columns, x + (i) * x_stride);               \
+        else                                                                                       \
+            block_rows(bits, out, y_stride, at, tile_stride, column_stride, tile_n, columns,       \
+                       x + (i) * x_stride, x_stride, i_n,                                          \
+                       at + TILES * tile_bytes + columns * column_bytes * (i) / n,                 \
+                       is_ahead * column_bytes * (i_n) / n);                                       \
+    } while (0)
+#define HALF(tile_n) ((tile_n) == 4 ? 2 : (tile_n))
     FOR_BLOCKS(BLOCK, tile_count, n, FLOAT_ROWS)
+#undef HALF
 #undef BLOCK
 }
 

@@ -27,7 +27,7 @@
 /* A block of 6 rows of x has 24 sums, and leaves 8 of the 32 registers for weights and x. By the
  * number of instructions, 6 rows are better for pairs of rows, and 4 for the dot product. */
 enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 6, ROW_TILES = 4 };
-enum { FLOAT_ROWS = 6, AVERAGE_REGISTERS = 8, CHAINS = 1 };
+enum { FLOAT_ROWS = 6, AVERAGE_REGISTERS = 8 };
 #ifdef HAS_I8MM
 enum { QUANTIZED_ROWS = 6, Q8_BIAS = 128 };
 #else
@@ -247,6 +247,13 @@ INLINE float32x4_t choose(size_t n, float32x4_t x, float32x4_t other) {
     return vbslq_f32(vcltq_u32(lane, vdupq_n_u32(n < LANES ? (uint32_t)n : LANES)), x, other);
 }
 
+/* Return the sum of the 16 lanes of four registers, in the order of kernels.h. */
+INLINE float add_lanes(const float32x4_t x[PARTS]) {
+    const float32x4_t four = vaddq_f32(vaddq_f32(x[0], x[2]), vaddq_f32(x[1], x[3]));
+    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+
 /* ---- Quantization of activations ------------------------------------------------------------- */
 
 /* Return the largest |x|, or NaN if there is one. Positive floats have the same order as their bits
@@ -291,12 +298,13 @@ static void to_f16(uint16_t *y, const float *x, size_t n) {
 
 /* y = x / sqrt(mean(x²) + eps) * weight */
 static void rmsnorm(float *y, const float *x, const float *weight, size_t n, float eps) {
-    float32x4_t squares = vdupq_n_f32(0);
-    for (size_t i = 0; i < n; i += LANES) {
-        const float32x4_t part = load(x + i, n - i);
-        squares = vfmaq_f32(squares, part, part);
-    }
-    const float scale = 1.0f / sqrtf(vaddvq_f32(squares) / (float)n + eps);
+    float32x4_t squares[PARTS] = {zeros(), zeros(), zeros(), zeros()};
+    for (size_t i = 0; i < n; i += ROWS)
+        UNROLL for (size_t p = 0; p < PARTS; p++) if (i + p * LANES < n) {
+            const float32x4_t part = load(x + i + p * LANES, n - i - p * LANES);
+            squares[p] = vfmaq_f32(squares[p], part, part);
+        }
+    const float scale = 1.0f / sqrtf(add_lanes(squares) / (float)n + eps);
     for (size_t i = 0; i < n; i += LANES)
         store(y + i, n - i,
               vmulq_f32(vmulq_n_f32(load(x + i, n - i), scale), load(weight + i, n - i)));
@@ -371,14 +379,16 @@ static size_t argmax(const float *x, size_t n) {
 
 /* y = exp((x - shift) * scale); the sum of y is the denominator of softmax */
 static float exponentials(float *y, const float *x, size_t n, float shift, float scale) {
-    float32x4_t sum = vdupq_n_f32(0);
-    for (size_t i = 0; i < n; i += LANES) {
-        const float32x4_t distance = vsubq_f32(load(x + i, n - i), vdupq_n_f32(shift));
-        const float32x4_t e = exponential(vmulq_n_f32(distance, scale));
-        store(y + i, n - i, e);
-        sum = vaddq_f32(sum, choose(n - i, e, vdupq_n_f32(0)));
-    }
-    return vaddvq_f32(sum);
+    float32x4_t sum[PARTS] = {zeros(), zeros(), zeros(), zeros()};
+    for (size_t i = 0; i < n; i += ROWS)
+        UNROLL for (size_t p = 0; p < PARTS; p++) if (i + p * LANES < n) {
+            const size_t at = i + p * LANES;
+            const float32x4_t distance = vsubq_f32(load(x + at, n - at), vdupq_n_f32(shift));
+            const float32x4_t e = exponential(vmulq_n_f32(distance, scale));
+            store(y + at, n - at, e);
+            sum[p] = vaddq_f32(sum[p], choose(n - at, e, zeros()));
+        }
+    return add_lanes(sum);
 }
 
 static size_t select(int32_t *indices, const float *weights, size_t n, float floor) {

@@ -5,7 +5,8 @@
 
 #include "kernels.h"
 
-enum { ROWS = SL_TILE_ROWS };
+/* CHAINS: sums of the even and of the odd columns, see kernels.h. */
+enum { ROWS = SL_TILE_ROWS, CHAINS = 2 };
 
 /* Types of the elements of a matrix, as bits of an element. */
 typedef enum { Q4 = 4, Q8 = 8, F16 = 16, F32 = 32 } weight_bits;

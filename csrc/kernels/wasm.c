@@ -15,7 +15,7 @@
  * registers. So a block has 8 sums: two tiles with a row of x, or a tile with two rows. */
 enum { LANES = 4, PARTS = ROWS / LANES, BLOCK_MAX = 2, ROW_TILES = 2 };
 enum { FLOAT_ROWS = 2, QUANTIZED_ROWS = 2, Q8_BIAS = 128 };
-enum { AVERAGE_REGISTERS = 8, CHAINS = 1 };
+enum { AVERAGE_REGISTERS = 8 };
 
 /* ---- Registers, for matmul.h ----------------------------------------------------------------- */
 

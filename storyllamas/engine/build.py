@@ -29,7 +29,9 @@ COMPILER: dict[str, list[str]] = (
     {"extra_compile_args": ["/std:c11", "/O2", "/utf-8"]}
     if sys.platform == "win32"
     else {
-        "extra_compile_args": ["-std=c11", "-O3", "-fvisibility=hidden", "-pthread"],
+        "extra_compile_args": [
+            *("-std=c11", "-ffp-contract=off", "-O3", "-fvisibility=hidden", "-pthread")
+        ],
         "extra_link_args": ["-pthread"],
         "libraries": ["m"],
     }
