@@ -76,8 +76,8 @@ INLINE void add_column(weight_bits bits, vector sum[BLOCK_MAX][PARTS], const uin
 
 /* Add the sums of both chains. */
 INLINE void add_chains(vector sum[BLOCK_MAX][PARTS], vector other[BLOCK_MAX][PARTS], size_t count) {
-    UNROLL for (size_t a = 0; a < count; a++) UNROLL for (size_t p = 0; p < PARTS; p++) sum[a][p] +=
-        other[a][p];
+    UNROLL for (size_t a = 0; a < count; a++) UNROLL for (size_t p = 0; p < PARTS; p++) sum[a][p] =
+        multiply_add(sum[a][p], other[a][p], 1.0f);
 }
 
 /* Compute a block of a single row of x: y[t] = Σ_c w[t][c] x[c], with both chains side by side. */
