@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -22,6 +23,8 @@ import pytest
 from conftest import PATIENCE, ROOT
 
 from storyllamas.engine.engine import Engine
+from storyllamas.server.app import create_app
+from storyllamas.server.worker import QueueFullError
 
 SLOTS, WAITING = 3, 4
 CONTEXT = 100_000
@@ -169,16 +172,25 @@ def until_idle(client: httpx2.Client) -> None:
         time.sleep(0.01)
 
 
-def test_a_full_queue_is_status_429(client: httpx2.Client) -> None:
-    endless = {"prompt": "a", "max_tokens": CONTEXT, "stream": True, "ignore_eos": True}
-    with client.stream("POST", "/v1/completions", json=endless) as busy:
-        next(busy.iter_lines())
-        fields = {"prompt": "a", "n": SLOTS + WAITING, "max_tokens": 5}
-        answer = client.post("/v1/completions", json=fields)
+class FullWorker:
+    """A worker whose queue is full; tests/test_server_worker.py fills a real one."""
+
+    def submit(self, sequences: object) -> None:
+        raise QueueFullError("7 of 7 places for sequences are taken: try again later")
+
+
+def test_a_full_queue_is_status_429(engine: Engine) -> None:
+    app = create_app(engine, FullWorker(), "tiny", SLOTS)  # type: ignore[arg-type]
+
+    async def ask() -> httpx2.Response:
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://tiny") as client:
+            return await client.post("/v1/completions", json={"prompt": "a"})
+
+    answer = asyncio.run(ask())
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "1"
-    message = answer.json()["error"]["message"]
-    assert "places for sequences are taken, and the request has 7: try again" in message
+    assert "places for sequences are taken" in answer.json()["error"]["message"]
 
 
 def test_a_client_that_goes_away_while_it_sends_is_no_error(client: httpx2.Client) -> None:
