@@ -44,7 +44,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_kernels_are_their_definitions(tmp_path: Path) -> None:
-    """They also have the bits of this machine's kernels, if these have fused multiply-add."""
+    """They are also bit-identical to this machine's kernels, if these have fused multiply-add."""
     csrc = ROOT / "csrc"
     sources = [ROOT / "tests" / "c" / "kernels.c", *(csrc / "kernels").glob("*.c")]
     sources.append(csrc / "platform" / "posix.c")

@@ -311,7 +311,7 @@ def test_the_other_pages(client: httpx2.Client) -> None:
     chat = client.post("/v1/chat/completions", json={})
     assert chat.status_code == 404
     assert "/v1/chat/completions is not served" in chat.json()["error"]["message"]
-    for wrong, method in (("GET", "POST"), ("POST", "GET")):
+    for wrong, method in (("GET", "POST"), ("PUT", "POST"), ("POST", "GET"), ("PUT", "GET")):
         path = "completions" if method == "POST" else "models"
         answer = client.request(wrong, f"/v1/{path}")
         assert answer.status_code == 405

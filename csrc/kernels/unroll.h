@@ -5,7 +5,8 @@
 
 #include "kernels.h"
 
-/* CHAINS: sums of the even and of the odd columns, see kernels.h. */
+/* CHAINS: the even and the odd columns are added apart, so that an addition of one chain hides the
+ * latency of the other; see kernels.h. */
 enum { ROWS = SL_TILE_ROWS, CHAINS = 2 };
 
 /* Types of the elements of a matrix, as bits of an element. */

@@ -43,8 +43,8 @@ FRAGMENTATION = 1.15
 """Memory that a process takes, relative to the tensors in it."""
 
 RUN_BYTES = 45e6
-"""Memory that a run with steps in C takes beside its tensors and what a measurement has: batches,
-the optimizers' scratch, logs. It was 38 to 54 MB in the runs of bench/LOG.md."""
+"""Memory of a run with steps in C, without its tensors and `Machine.base_bytes`: batches, the
+optimizers' scratch, logs. It was 38 to 54 MB in the runs of bench/LOG.md."""
 
 CHECKPOINT_BYTES_PER_SECOND = 250e6
 

@@ -177,10 +177,7 @@ class Server:
 
     async def unknown(self, request: Request) -> Response:
         """Answer any other address under /v1/."""
-        path = request.url.path
-        if method := METHODS.get(path):
-            return _error(f"{request.method} is not for {path}: use {method}", 405)
-        return _error(f"{path} is not served: use {' or '.join(METHODS)}", 404)
+        raise HTTPException(405 if request.url.path in METHODS else 404)
 
     async def health(self, request: Request) -> Response:
         """Answer GET /health."""
@@ -236,7 +233,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     method, path = request.method, request.url.path
     messages = {
         404: f"{path} is not served: use {PATHS}",
-        405: f"{method} is not for {path}: use GET",
+        405: f"{method} is not for {path}: use {METHODS.get(path, 'GET')}",
     }
     message = messages.get(error.status_code, f"{method} {path}: {error.detail}")
     return _error(message, error.status_code)

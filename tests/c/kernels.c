@@ -1,6 +1,6 @@
 /* kernels.c: tests every kernel on random shapes against its definition in double precision. A
  * product of matrices must also be bit-identical to the products of each tile with each row of x,
- * and all sets with fused multiply-add must give the same bits.
+ * and all sets with fused multiply-add must be bit-identical.
  *
  * usage: kernels ROUNDS. Prints the largest error of each kernel, relative to the largest value in
  * its sum, and a digest of all results. Fails if an error is above its bound, or if the digest is
