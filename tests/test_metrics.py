@@ -106,7 +106,7 @@ def test_lines_show_the_values_of_the_bar(
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     monkeypatch.setattr(progress, "memory_bytes", lambda _: 1_230_000_000)
-    shown = Progress(1000, 10, tokens_per_step=512, device="cpu")
+    shown = Progress(1000, 10, tokens_per_step=512, device="cpu", eval_every=100)
     with shown:
         for step in range(11, 51):
             now += 2.0
@@ -124,13 +124,16 @@ def test_the_speed_is_that_of_recent_steps(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    with Progress(200, 0, tokens_per_step=100, device="cpu") as shown:
-        for step in range(1, 101):
+    with Progress(200, 0, tokens_per_step=100, device="cpu", eval_every=40) as shown:
+        for step in range(1, 121):
             now += 100.0 if step == 1 else 1.0  # the first one compiles
-            if step == 100:
+            if step % 40 == 0:
+                now += 10.0
                 shown.set_validation_loss(1.0)
             shown.advance(step, 2.0)
-    assert "  100 tokens/s  " in capsys.readouterr().out.splitlines()[-1]
+    last = capsys.readouterr().out.splitlines()[-1]
+    # 40 steps and a validation take 50 seconds, so the other 80 steps take 100.
+    assert "  0:01:40 left  80 tokens/s  " in last
 
 
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:

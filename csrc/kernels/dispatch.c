@@ -64,7 +64,10 @@ SL_BEFORE_MAIN static void find_kernels(void) {
 #ifdef SL_I8MM
     if (sl_has_dot_product() && sl_has_matrix_product()) available[count++] = &sl_kernels_i8mm;
 #endif
-    if (sl_has_dot_product()) available[count++] = &sl_kernels_neon;
+#ifdef SL_DOTPROD
+    if (sl_has_dot_product()) available[count++] = &sl_kernels_dotprod;
+#endif
+    available[count++] = &sl_kernels_neon;
 #elif defined(SL_WASM)
     available[count++] = &sl_kernels_wasm;
 #endif

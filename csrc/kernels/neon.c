@@ -1,19 +1,21 @@
-/* neon.c: kernels for ARM64 processors with the 8-bit dot product. The 16 rows of a tile are four
- * registers of 4 lanes. i8mm.c includes this file for processors that also multiply matrices. */
+/* neon.c: kernels for all ARM64 processors. The 16 rows of a tile are four registers of 4 lanes.
+ * dotprod.c and i8mm.c include this file for processors with more instructions. */
 
 #include "sets.h"
 
-#if defined(HAS_I8MM) ? defined(SL_I8MM) : defined(SL_ARM)
+#ifdef SL_ARM
 
-#if defined(__clang__) && defined(HAS_I8MM)
+#if defined(__clang__)
+#if defined(HAS_I8MM)
 #pragma clang attribute push(__attribute__((target("dotprod,i8mm"))), apply_to = function)
-#elif defined(__clang__)
+#elif defined(HAS_DOTPROD)
 #pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
+#endif
 #else
 #pragma GCC push_options
-#ifdef HAS_I8MM
+#if defined(HAS_I8MM)
 #pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
-#else
+#elif defined(HAS_DOTPROD)
 #pragma GCC target("arch=armv8.2-a+dotprod")
 #endif
 #endif
@@ -97,7 +99,7 @@ INLINE int32x4_t add_dot(int32x4_t sum, uint8x16_t weights, const int8_t *x) {
 
 #else
 
-/* The instruction multiplies signed bytes, so the bias of 128 is first removed from q8 weights. q4
+/* The instructions multiply signed bytes, so the bias of 128 is first removed from q8 weights. q4
  * weights keep their bias of 8, because they are positive bytes. */
 INLINE uint8x16_t load_q8(const uint8_t *w) {
     return veorq_u8(vld1q_u8(w), vdupq_n_u8(0x80));
@@ -107,10 +109,35 @@ INLINE uint8x16_t load_q8(const uint8_t *w) {
 INLINE int32x4_t add_dot(int32x4_t sum, uint8x16_t weights, const int8_t *x) {
     uint32_t four;
     memcpy(&four, x, sizeof four);
-    return vdotq_lane_s32(sum, vreinterpretq_s8_u8(weights), vcreate_s8(four), 0);
+    const int8x16_t bytes = vreinterpretq_s8_u8(weights);
+#ifdef HAS_DOTPROD
+    return vdotq_lane_s32(sum, bytes, vcreate_s8(four), 0);
+#else
+    /* The sum of two products fits in 16 bits, since values are in -127 … 127. */
+    const int8x16_t values = vreinterpretq_s8_u32(vdupq_n_u32(four));
+    const int16x8_t first = vmull_s8(vget_low_s8(bytes), vget_low_s8(values));
+    return vpadalq_s16(sum, vpaddq_s16(first, vmull_high_s8(bytes, values)));
+#endif
 }
 
 #endif
+
+/* Return sum plus the dot product of each lane's four weights, of 4 bits, in `low` with x[4] and in
+ * `high` with the next four. */
+INLINE int32x4_t add_dots_q4(int32x4_t sum, uint8x16_t low, uint8x16_t high, const int8_t *x) {
+#ifdef HAS_DOTPROD
+    return add_dot(add_dot(sum, low, x), high, x + 4);
+#else
+    const int8x16_t four = vreinterpretq_s8_u8(low), next = vreinterpretq_s8_u8(high);
+    const int32x2_t values = vreinterpret_s32_s8(vld1_s8(x));
+    const int8x16_t x0 = vreinterpretq_s8_s32(vdupq_lane_s32(values, 0));
+    const int8x16_t x4 = vreinterpretq_s8_s32(vdupq_lane_s32(values, 1));
+    int16x8_t first = vmull_s8(vget_low_s8(four), vget_low_s8(x0));
+    first = vmlal_s8(first, vget_low_s8(next), vget_low_s8(x4));
+    const int16x8_t second = vmlal_high_s8(vmull_high_s8(four, x0), next, x4);
+    return vpadalq_s16(sum, vpaddq_s16(first, second));
+#endif
+}
 
 /* Return the lower four bits of each byte. */
 INLINE uint8x16_t low_bits(uint8x16_t both) {
@@ -135,9 +162,7 @@ INLINE void dot_rows_q4(int32x4_t dot[BLOCK_MAX][PARTS], const uint8_t *w, size_
             const uint8x16_t low = low_bits(both), high = vshrq_n_u8(both, 4);
             UNROLL for (size_t i = 0; i < n; i++) {
                 const int8_t *values = x + i * width + c;
-                int32x4_t *d = &dot[t * n + i][h];
-                *d = add_dot(*d, low, values);
-                *d = add_dot(*d, high, values + 4);
+                dot[t * n + i][h] = add_dots_q4(dot[t * n + i][h], low, high, values);
             }
         }
 }
@@ -402,14 +427,18 @@ static size_t select(int32_t *indices, const float *weights, size_t n, float flo
     return count;
 }
 
-#ifdef HAS_I8MM
+#if defined(HAS_I8MM)
 SL_KERNEL_SET(i8mm, SL_AVERAGES, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
+#elif defined(HAS_DOTPROD)
+SL_KERNEL_SET(dotprod, SL_AVERAGES, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 #else
 SL_KERNEL_SET(neon, SL_AVERAGES, [SL_Q8] = matmul_q8, [SL_Q4] = matmul_q4);
 #endif
 
 #ifdef __clang__
+#ifdef HAS_DOTPROD
 #pragma clang attribute pop
+#endif
 #else
 #pragma GCC pop_options
 #endif

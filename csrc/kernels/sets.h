@@ -14,9 +14,11 @@
 #define SL_AMX /* and tile registers, for which other systems need other permissions */
 #endif
 #endif
-#elif defined(__aarch64__) &&                                                                      \
-    (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
-#define SL_ARM /* an older Clang has the dot product only if all files are compiled for it */
+#elif defined(__aarch64__)
+#define SL_ARM
+#if !defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD)
+#define SL_DOTPROD /* an older Clang has the dot product only if all files are compiled for it */
+#endif
 #if defined(__clang__) ? __clang_major__ >= 16 || defined(__ARM_FEATURE_MATMUL_INT8)               \
                        : __GNUC__ >= 10
 #define SL_I8MM /* the compiler knows the product of matrices of 8-bit integers */
@@ -35,9 +37,10 @@ extern const sl_kernels sl_kernels_avx512; /* with VNNI */
  * of sl_kernels_avx512. Call it once, if sl_request_tiles returns true. */
 const sl_kernels *sl_kernels_amx(void);
 #endif
-extern const sl_kernels sl_kernels_neon; /* with the dot product */
-extern const sl_kernels sl_kernels_i8mm; /* and the product of matrices of 8-bit integers */
-extern const sl_kernels sl_kernels_wasm; /* with SIMD128 */
+extern const sl_kernels sl_kernels_neon;
+extern const sl_kernels sl_kernels_dotprod; /* neon with the 8-bit dot product */
+extern const sl_kernels sl_kernels_i8mm;    /* and with the product of matrices of 8-bit integers */
+extern const sl_kernels sl_kernels_wasm;    /* with SIMD128 */
 
 /* The averages of average.h, or none. */
 #define SL_AVERAGES .average_f32 = average_f32, .average_f16 = average_f16, .average_i8 = average_i8

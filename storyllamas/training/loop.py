@@ -248,7 +248,7 @@ class Trainer:
         log_every = math.ceil(recipe.steps / MAX_LOG_ROWS)
         started = time.monotonic() - self.seconds
         shown = recipe.steps, self.step, recipe.tokens_per_step, self.job.device.name
-        with interrupt, tensorboard, Progress(*shown) as progress:
+        with interrupt, tensorboard, Progress(*shown, recipe.eval_every) as progress:
             if self.job.start and not self.step:
                 progress.set_validation_loss(self._validate())
                 tensorboard.log_validation(self.validation_log.rows[-1])

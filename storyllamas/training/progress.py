@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from contextlib import suppress
@@ -14,7 +15,7 @@ from storyllamas.rounding import integer
 from storyllamas.training.metrics import memory_bytes
 
 RECENT_STEPS = 50
-"""Steps over which the speed is averaged."""
+"""Least number of steps over which the speed is averaged."""
 
 LINE_SECONDS = 60
 """Outside a terminal, a line follows each validation, and the last line after this time."""
@@ -23,8 +24,19 @@ LINE_SECONDS = 60
 class Progress:
     """Step, losses, time left, tokens a second and memory; a narrow terminal cuts the last."""
 
-    def __init__(self, steps: int, done: int, tokens_per_step: int, device: str) -> None:
-        """Show a run of `steps`, of which `done` are taken, on `device` (cpu, cuda or mps)."""
+    def __init__(
+        self, steps: int, done: int, tokens_per_step: int, device: str, eval_every: int
+    ) -> None:
+        """Show a run of `steps`, of which `done` are taken.
+
+        Args:
+            steps: of the whole run.
+            done: steps taken.
+            tokens_per_step: tokens in a step.
+            device: cpu, cuda or mps.
+            eval_every: steps between validations. The speed is that of a multiple of them, so that
+                it has their share of the time, after each validation too.
+        """
         console = Console()
         self._live = console.is_terminal
         self._steps, self._tokens, self._device = steps, tokens_per_step, device
@@ -38,7 +50,9 @@ class Progress:
         )
         self._task = self._bar.add_task("", total=steps, completed=done, values="")
         now = time.monotonic()
-        self._recent = deque([(now, done)], maxlen=RECENT_STEPS + 1)
+        recent = eval_every * math.ceil(RECENT_STEPS / eval_every)
+        self._recent = deque([(now, done)], maxlen=recent + 1)
+        self._compiled = False
         self._printed_at = now
         self._validation: float | None = None
         self._validated = False
@@ -60,6 +74,9 @@ class Progress:
         self._recent.append((now, step))
         started, first = self._recent[0]
         seconds = (now - started) / (step - first)
+        if not self._compiled:  # the first step may have compiled
+            self._recent.popleft()
+            self._compiled = True
         left = timedelta(seconds=integer(seconds * (self._steps - step)))
         validation = "" if self._validation is None else f"  validation {self._validation:.3f}"
         values = (
