@@ -196,6 +196,19 @@ def test_a_bad_value_is_one_sentence(value: str) -> None:
         params.parse(raw)
 
 
+@pytest.mark.parametrize(
+    ("context", "tokens", "wanted", "used"),
+    [(256, 2048, 8, 8), (512, 2048, 8, 4), (2048, 2048, 8, 1), (256, 1536, 4, 3)],
+)
+def test_a_micro_batch_divides_the_sequences_of_a_step(
+    context: int, tokens: int, wanted: int, used: int
+) -> None:
+    raw = params.read("params.yaml")
+    raw["shape"]["context"] = context
+    raw["train"] |= {"micro_batch": wanted, "tokens_per_step": tokens}
+    assert params.parse(raw).recipe.micro_batch == used
+
+
 def test_auto_needs_steps_of_whole_sequences() -> None:
     raw = params.read("params.yaml")
     raw["train"] |= {"micro_batch": "auto", "tokens_per_step": 1000}

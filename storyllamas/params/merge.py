@@ -70,9 +70,7 @@ def merge_recipe(file: Sections, name: str, model: str) -> Recipe:
         origin |= {key: f"{prefix}.{key}" for key in layer}
     recipe: Recipe = validate(Recipe, values, origin, missing)
     context = file.sizes[model].context
-    if chosen:
-        _check_window(recipe, context, origin["tokens_per_step"])
-    return recipe
+    return _split_step(recipe, context, origin["tokens_per_step"]) if chosen else recipe
 
 
 def teacher_recipe(
@@ -92,7 +90,8 @@ def teacher_recipe(
     check_has_size(file, size, f"teacher_size is {size} and ")
     steps = recipe.teacher_steps or recipe.steps
     own = recipe if size == file.model else recipes[file.recipe, size]
-    _check_window(own, file.sizes[size].context, f"tokens_per_step of the teachers, {size},")
+    context = file.sizes[size].context
+    own = _split_step(own, context, f"tokens_per_step of the teachers, {size},")
     return replace(own, teacher_steps=steps).teacher()
 
 
@@ -110,12 +109,27 @@ def slow_down(recipe: Recipe, file: Sections, fine_tuning: FineTuning) -> Recipe
     return replace(recipe, learning_rate=recipe.learning_rate * fine_tuning.start_lr_scale)
 
 
-def _check_window(recipe: Recipe, context: int, name: str) -> None:
-    """Check that a step has whole micro-batches; `name` is the key of tokens_per_step."""
+def _split_step(recipe: Recipe, context: int, name: str) -> Recipe:
+    """Return a recipe whose micro-batch divides the sequences of a step.
+
+    Args:
+        recipe: with any micro-batch.
+        context: tokens of a sequence.
+        name: the key of tokens_per_step.
+
+    Raises:
+        UserError: a step is not a multiple of a sequence.
+    """
+    if recipe.tokens_per_step % context:
+        raise UserError(
+            f"{name} is {recipe.tokens_per_step}: use a multiple of the context ({context})"
+        )
     if recipe.micro_batch == AUTO:
-        window, factors = context, f"the context ({context})"
-    else:
-        window = recipe.micro_batch * context
-        factors = f"micro_batch * context ({recipe.micro_batch} * {context} = {window})"
-    if recipe.tokens_per_step % window:
-        raise UserError(f"{name} is {recipe.tokens_per_step}: use a multiple of {factors}")
+        return recipe
+    sequences = recipe.tokens_per_step // context
+    return replace(recipe, micro_batch=largest_divisor(sequences, recipe.micro_batch))
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """Return the largest divisor of `number` up to `limit`; both are at least 1."""
+    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)

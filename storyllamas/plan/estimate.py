@@ -17,11 +17,11 @@ from typing import Any
 
 from storyllamas.config import ModelConfig
 from storyllamas.params import AUTO, Params, Recipe
+from storyllamas.params.merge import largest_divisor
 from storyllamas.plan.measure import Machine, Measured
 from storyllamas.rounding import integer
 from storyllamas.slm.encoding import SPECS
 from storyllamas.training.checkpoints import MAX_CHECKPOINTS, MAX_TIME_SHARE
-from storyllamas.training.distributed import largest_divisor
 from storyllamas.training.memory import FLOAT_BYTES
 from storyllamas.training.speed_log import Speed
 

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from storyllamas.errors import UserError
 from storyllamas.params import AUTO, Compute, Recipe
+from storyllamas.params.merge import largest_divisor
 from storyllamas.training.compiled import Loss
 from storyllamas.training.launch import EXIT_RANK_LOST, RESUME_HINT, is_launched
 
@@ -173,11 +174,6 @@ def micro_batch(recipe: Recipe, context: int, ranks: int, limit: int | None = No
             f"processes"
         )
     return fits
-
-
-def largest_divisor(number: int, limit: int) -> int:
-    """Return the largest divisor of `number` up to `limit`; both are at least 1."""
-    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
 
 @contextmanager
