@@ -43,8 +43,8 @@ class Setup:
         params: content of params.yaml with size, recipe and batch size (OURS only).
         tokens: path of a token file (OURS only); the others draw random ids.
         shape: fields of `plain_loop.Shape` (PLAIN and LLAMA2C).
-        batch: windows a step.
-        micro_batch: windows a forward pass.
+        batch: sequences a step.
+        micro_batch: sequences a forward pass.
         llama2c: folder of its checkout (LLAMA2C only).
     """
 

@@ -206,7 +206,7 @@ def test_a_micro_batch_divides_the_sequences_of_a_step(
     raw = params.read("params.yaml")
     raw["shape"]["context"] = context
     raw["train"] |= {"micro_batch": wanted, "tokens_per_step": tokens}
-    assert params.parse(raw).recipe.micro_batch == used
+    assert micro_batch(params.parse(raw).recipe, context, 1) == used
 
 
 def test_auto_needs_steps_of_whole_sequences() -> None:

@@ -113,7 +113,7 @@ INLINE int32x4_t add_dot(int32x4_t sum, uint8x16_t weights, const int8_t *x) {
 #ifdef HAS_DOTPROD
     return vdotq_lane_s32(sum, bytes, vcreate_s8(four), 0);
 #else
-    /* The sum of two products fits in 16 bits, since values are in -127 … 127. */
+    /* The sum of two products fits in 16 bits, since x is in -127 … 127. */
     const int8x16_t values = vreinterpretq_s8_u32(vdupq_n_u32(four));
     const int16x8_t first = vmull_s8(vget_low_s8(bytes), vget_low_s8(values));
     return vpadalq_s16(sum, vpaddq_s16(first, vmull_high_s8(bytes, values)));

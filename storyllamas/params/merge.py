@@ -7,7 +7,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from storyllamas.errors import UserError
-from storyllamas.params.sections import AUTO, RUN_KEYS, FineTuning, Recipe, Sections, Size
+from storyllamas.params.sections import RUN_KEYS, FineTuning, Recipe, Sections, Size
 from storyllamas.params.validate import check_key, show, validate
 
 
@@ -69,8 +69,9 @@ def merge_recipe(file: Sections, name: str, model: str) -> Recipe:
         values |= layer
         origin |= {key: f"{prefix}.{key}" for key in layer}
     recipe: Recipe = validate(Recipe, values, origin, missing)
-    context = file.sizes[model].context
-    return _split_step(recipe, context, origin["tokens_per_step"]) if chosen else recipe
+    if chosen:
+        _check_step(recipe, file.sizes[model].context, origin["tokens_per_step"])
+    return recipe
 
 
 def teacher_recipe(
@@ -90,8 +91,7 @@ def teacher_recipe(
     check_has_size(file, size, f"teacher_size is {size} and ")
     steps = recipe.teacher_steps or recipe.steps
     own = recipe if size == file.model else recipes[file.recipe, size]
-    context = file.sizes[size].context
-    own = _split_step(own, context, f"tokens_per_step of the teachers, {size},")
+    _check_step(own, file.sizes[size].context, f"tokens_per_step of the teachers, {size},")
     return replace(own, teacher_steps=steps).teacher()
 
 
@@ -109,27 +109,9 @@ def slow_down(recipe: Recipe, file: Sections, fine_tuning: FineTuning) -> Recipe
     return replace(recipe, learning_rate=recipe.learning_rate * fine_tuning.start_lr_scale)
 
 
-def _split_step(recipe: Recipe, context: int, name: str) -> Recipe:
-    """Return a recipe whose micro-batch divides the sequences of a step.
-
-    Args:
-        recipe: with any micro-batch.
-        context: tokens of a sequence.
-        name: the key of tokens_per_step.
-
-    Raises:
-        UserError: a step is not a multiple of a sequence.
-    """
+def _check_step(recipe: Recipe, context: int, name: str) -> None:
+    """Check that a step has whole sequences; `name` is the key of tokens_per_step."""
     if recipe.tokens_per_step % context:
         raise UserError(
             f"{name} is {recipe.tokens_per_step}: use a multiple of the context ({context})"
         )
-    if recipe.micro_batch == AUTO:
-        return recipe
-    sequences = recipe.tokens_per_step // context
-    return replace(recipe, micro_batch=largest_divisor(sequences, recipe.micro_batch))
-
-
-def largest_divisor(number: int, limit: int) -> int:
-    """Return the largest divisor of `number` up to `limit`; both are at least 1."""
-    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)

@@ -16,12 +16,12 @@ from statistics import geometric_mean, median
 from typing import Any
 
 from storyllamas.config import ModelConfig
-from storyllamas.params import AUTO, Params, Recipe
-from storyllamas.params.merge import largest_divisor
+from storyllamas.params import Params, Recipe
 from storyllamas.plan.measure import Machine, Measured
 from storyllamas.rounding import integer
 from storyllamas.slm.encoding import SPECS
 from storyllamas.training.checkpoints import MAX_CHECKPOINTS, MAX_TIME_SHARE
+from storyllamas.training.distributed import micro_batch
 from storyllamas.training.memory import FLOAT_BYTES
 from storyllamas.training.speed_log import Speed
 
@@ -210,13 +210,9 @@ def scaled(source: Case, chosen: Params) -> Measured:
     work = after.training_flops / before.training_flops
     weights = after.parameters / before.parameters
     values = _kept_values(after) / _kept_values(before)
-    micro_batch = recipe.micro_batch
-    if micro_batch == AUTO:
-        sequences = recipe.tokens_per_step // after.context
-        micro_batch = largest_divisor(sequences, measured.micro_batch)
     return Measured(
         size=chosen.model,
-        micro_batch=micro_batch,
+        micro_batch=micro_batch(recipe, after.context, 1, measured.micro_batch),
         pass_per_token=work * measured.pass_per_token,
         products_per_token=work * measured.products_per_token,
         optimizer=weights * measured.optimizer,

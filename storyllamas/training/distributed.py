@@ -23,7 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from storyllamas.errors import UserError
 from storyllamas.params import AUTO, Compute, Recipe
-from storyllamas.params.merge import largest_divisor
 from storyllamas.training.compiled import Loss
 from storyllamas.training.launch import EXIT_RANK_LOST, RESUME_HINT, is_launched
 
@@ -143,9 +142,9 @@ class Ranks:
 def micro_batch(recipe: Recipe, context: int, ranks: int, limit: int | None = None) -> int:
     """Return the size of a micro-batch, in windows, with which all ranks take equally many.
 
-    It is the recipe's, or a smaller one that gives the same result. With dropout, whose mask
-    depends on the micro-batch, only the recipe's size gives the same result. With `auto`, it is
-    the largest size within `limit`.
+    It is the largest size up to the recipe's that divides a rank's share of a step. With dropout,
+    whose mask depends on the micro-batch, it has to be the size of a single rank. With `auto`, it
+    is the largest size within `limit`.
 
     Args:
         recipe: hyperparameters.
@@ -165,15 +164,20 @@ def micro_batch(recipe: Recipe, context: int, ranks: int, limit: int | None = No
         )
     own = sequences // ranks
     wanted = limit or own if recipe.micro_batch == AUTO else recipe.micro_batch
-    fits = largest_divisor(own, wanted)
-    if recipe.dropout and recipe.micro_batch != AUTO and fits != wanted:
+    fits, alone = largest_divisor(own, wanted), largest_divisor(sequences, wanted)
+    if recipe.dropout and recipe.micro_batch != AUTO and fits != alone:
         raise UserError(
-            f"micro_batch is {wanted}: a step has {sequences // wanted} "
+            f"micro_batch is {alone}: a step has {sequences // alone} "
             f"micro-batches, which {ranks} processes cannot split evenly; use "
             f"train.micro_batch={fits}, which changes the dropout masks, or another number of "
             f"processes"
         )
     return fits
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """Return the largest divisor of `number` up to `limit`; both are at least 1."""
+    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
 
 @contextmanager

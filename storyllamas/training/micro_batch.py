@@ -15,9 +15,8 @@ import torch
 from storyllamas.errors import UserError
 from storyllamas.model import Llama
 from storyllamas.params import AUTO, Recipe
-from storyllamas.params.merge import largest_divisor
 from storyllamas.training.device import Device
-from storyllamas.training.distributed import Ranks, micro_batch
+from storyllamas.training.distributed import Ranks, largest_divisor, micro_batch
 from storyllamas.training.memory import largest_micro_batch
 
 T = TypeVar("T")

@@ -51,8 +51,8 @@ class Progress:
         self._task = self._bar.add_task("", total=steps, completed=done, values="")
         now = time.monotonic()
         recent = eval_every * math.ceil(RECENT_STEPS / eval_every)
-        self._recent = deque([(now, done)], maxlen=recent + 1)
-        self._compiled = False
+        self._start = now, done
+        self._recent: deque[tuple[float, int]] = deque(maxlen=recent)
         self._printed_at = now
         self._validation: float | None = None
         self._validated = False
@@ -71,12 +71,10 @@ class Progress:
     def advance(self, step: int, loss: float) -> None:
         """Show a finished step."""
         now = time.monotonic()
+        # Only the first step, which may have compiled, counts from the start.
+        started, first = self._recent[0] if self._recent else self._start
         self._recent.append((now, step))
-        started, first = self._recent[0]
         seconds = (now - started) / (step - first)
-        if not self._compiled:  # the first step may have compiled
-            self._recent.popleft()
-            self._compiled = True
         left = timedelta(seconds=integer(seconds * (self._steps - step)))
         validation = "" if self._validation is None else f"  validation {self._validation:.3f}"
         values = (
