@@ -253,6 +253,23 @@ def test_a_compiled_run_resumes_bit_identically(tmp_path: Path) -> None:
 
 
 @needs_compiler
+def test_each_length_of_sequences_is_compiled_once(tmp_path: Path) -> None:
+    plain = make_job(tmp_path, ONE_LAYER, half_context=0.5, steps=4)
+    job = dataclasses.replace(plain, device=device.choose(ALWAYS))
+    torch._dynamo.reset()
+    counters.clear()
+    whole = Trainer(job, tmp_path, None)
+    for graphs in (1, 1, 2, 2):
+        whole.train_step(Interrupt())
+        assert counters["stats"]["unique_graphs"] == graphs
+    torch._dynamo.reset()
+    counters.clear()
+    resumed = Trainer(job, tmp_path, dataclasses.replace(whole.checkpoint(), step=3))
+    resumed.train_step(Interrupt())
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@needs_compiler
 def test_compiled_runs_with_several_threads_are_bit_identical(tmp_path: Path) -> None:
     two = dataclasses.replace(ALWAYS, threads=2)
     changes = {"tokens_per_step": 4096, "micro_batch": 128}

@@ -105,9 +105,9 @@ def make_model(dropout: float = 0.0) -> Llama:
     return model
 
 
-def make_batch(sequences: int) -> tuple[Tensor, Tensor]:
+def make_batch(sequences: int, length: int = CONFIG.context) -> tuple[Tensor, Tensor]:
     random = torch.Generator().manual_seed(1)
-    shape = (sequences, CONFIG.context + 1)
+    shape = (sequences, length + 1)
     windows = torch.randint(CONFIG.vocab_size, shape, generator=random)
     targets = windows[:, 1:].clone()
     targets[0, 5:20] = IGNORED
@@ -146,12 +146,19 @@ def test_only_models_of_its_kind_suit(monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = Llama(CONFIG)
     frozen.embedding.weight.requires_grad_(False)
     assert not fused.suits(frozen, cpu)
+    assert fused.suits(Llama(CONFIG), cpu, (32, 96))
+    assert not fused.suits(Llama(CONFIG), cpu, (48, 96))
 
 
 @pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("sequences", [1, 5, 30])  # 30: more than a group of 2,048 tokens
-def test_loss_and_gradients_are_pytorchs(step: Compiled, sequences: int, soft: bool) -> None:
-    model, (tokens, targets) = make_model(), make_batch(sequences)
+@pytest.mark.parametrize(
+    ("sequences", "length"),
+    [(1, 96), (5, 96), (30, 96), (5, 32), (70, 32)],  # 30, 70: more than a group of 2,048 tokens
+)
+def test_loss_and_gradients_are_pytorchs(
+    step: Compiled, sequences: int, length: int, soft: bool
+) -> None:
+    model, (tokens, targets) = make_model(), make_batch(sequences, length)
     batch = (tokens, soften(targets) if soft else targets)
     exact = model.loss(*batch)
     with step.device.autocast():

@@ -51,7 +51,7 @@ def test_bit_identical_runs_have_equal_metrics(
 
 
 def test_costs_are_in_units_of_a_second(tmp_path: Path) -> None:
-    found = costs(CONFIG, 1000, 4.0)
+    found = costs(CONFIG.training_flops, 1000, 4.0)
     assert found["tokens_per_second"] == 250
     assert found["flops_per_second"] == pytest.approx(250 * CONFIG.training_flops, rel=1e-5)
     valid = make_job(tmp_path).valid

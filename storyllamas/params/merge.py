@@ -70,7 +70,13 @@ def merge_recipe(file: Sections, name: str, model: str) -> Recipe:
         origin |= {key: f"{prefix}.{key}" for key in layer}
     recipe: Recipe = validate(Recipe, values, origin, missing)
     if chosen:
-        _check_step(recipe, file.sizes[model].context, origin["tokens_per_step"])
+        context = file.sizes[model].context
+        _check_step(recipe, context, origin["tokens_per_step"])
+        if recipe.half_context and context % 2:
+            raise UserError(
+                f"{origin['half_context']} is {recipe.half_context}: use a shape.context that is "
+                f"even, or 0 (it is {context})"
+            )
     return recipe
 
 

@@ -169,6 +169,7 @@ class Recipe:
     grad_clip: Annotated[float, Field(ge=0)]
     eval_every: Count
     eval_sequences: Count
+    half_context: Share = 0.0
     teacher_folds: Annotated[int, Field(ge=0, le=1024), AfterValidator(_check_folds)] = 0
     teacher_size: str = ""
     teachers_per_fold: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -179,6 +180,13 @@ class Recipe:
     def teachers(self) -> int:
         """Number of teachers that are trained first."""
         return self.teacher_folds * self.teachers_per_fold
+
+    def training_flops(self, config: ModelConfig) -> float:
+        """Return the operations of training on one token of a run, in the mean over its steps."""
+        if not self.half_context:
+            return config.training_flops
+        half = replace(config, context=config.context // 2).training_flops
+        return self.half_context * half + (1 - self.half_context) * config.training_flops
 
     def teacher(self) -> Recipe:
         """Return the recipe of a teacher of the same size: with its own steps and no teachers."""
@@ -330,8 +338,8 @@ class Params:
     @property
     def training_flops(self) -> int:
         """The floating-point operations of the longest run: of the model, or of a teacher."""
-        per_token = self.model_config().training_flops
-        own = self.recipe.steps * self.recipe.tokens_per_step * per_token
+        per_token = self.recipe.training_flops(self.model_config())
+        own = round(self.recipe.steps * self.recipe.tokens_per_step * per_token)
         teacher = self.of_teacher()
         return max(own, teacher.training_flops) if teacher else own
 

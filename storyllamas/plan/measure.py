@@ -164,8 +164,7 @@ def measure_size(chosen: params.Params, where: Device, seconds: float) -> Measur
             pass_per_token=passes / tokens,
             products_per_token=0.0 if in_c else _products(trainer.model, tokens, where) / tokens,
             optimizer=updates,
-            validation_per_token=validation
-            / (len(trainer.validation_set[0]) * chosen.size.context),
+            validation_per_token=validation / trainer.validation_set[0].size,
             sequence_bytes=sequence,
             state_bytes=memory.state_bytes(trainer.model, chosen.recipe),
             trained_bytes=sum(each.nbytes for each in trained_tensors(trainer.model).values()),
@@ -231,7 +230,9 @@ def _job(chosen: params.Params, where: Device) -> Job:
     length = max(RANDOM_TOKENS, 4 * config.context)
     ids = np.random.default_rng(0).integers(config.vocab_size, size=length, dtype=np.uint16)
     data = TokenFile(Path("random"), ids, config.vocab_size, 1, length, bytes(32))
-    recipe = dataclasses.replace(chosen.recipe, eval_sequences=1)
+    # All steps have the sequences of most steps.
+    half = float(round(chosen.recipe.half_context))
+    recipe = dataclasses.replace(chosen.recipe, eval_sequences=1, half_context=half)
     uncompiled = dataclasses.replace(where, compiled=False)
     return Job(config, recipe, chosen.seed, data, data, uncompiled, _start(chosen, config))
 

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -24,21 +24,29 @@ MAX_CAUSE = 300
 """Characters of the message of a compiler that an error shows."""
 
 Loss = Callable[[Tensor, Tensor | SoftTargets], Tensor]
-"""A mean loss in nats a token from tokens and targets [micro_batch, context]."""
+"""A mean loss in nats a token from tokens and targets [micro_batch, length]."""
 
 
 class CompilationError(Exception):
     """The training step cannot be compiled on this machine; the message is the cause."""
 
 
-def training_loss(model: Llama, device: Device, micro_batch: int, likely: int = 0) -> Loss:
-    """Return the model's loss, compiled for one shape of micro-batch if the device says so.
+def training_loss(
+    model: Llama,
+    device: Device,
+    micro_batch: int,
+    likely: int = 0,
+    lengths: Sequence[int] = (),
+) -> Loss:
+    """Return the model's loss, compiled if the device says so.
 
     Args:
         model: on the device.
         device: where to train.
-        micro_batch: sequences in a forward pass.
+        micro_batch: sequences of the whole context in a forward pass.
         likely: tokens of a soft target; 0: targets are single tokens.
+        lengths: tokens of sequences, if there are others than the context. The first is compiled
+            now, the others when they come.
 
     Raises:
         CompilationError: the compilation, or the first call of its result, fails.
@@ -46,13 +54,15 @@ def training_loss(model: Llama, device: Device, micro_batch: int, likely: int = 
     """
     if not device.compiled:
         return model.loss
-    if in_c := loss_in_c(model, device):
+    if in_c := loss_in_c(model, device, lengths):
         return in_c
     print("compiling the training step", flush=True)
     if device.name == "cpu":
         _check_compiler()
     # With the strides of a batch's windows: PyTorch compiles again for another memory layout.
-    windows = np.zeros((micro_batch, model.config.context + 1), np.int64)
+    context = model.config.context
+    length = lengths[0] if lengths else context
+    windows = np.zeros((micro_batch * context // length, length + 1), np.int64)
     tokens, single = (
         torch.from_numpy(part).to(device.name) for part in (windows[:, :-1], windows[:, 1:])
     )
@@ -76,9 +86,17 @@ def training_loss(model: Llama, device: Device, micro_batch: int, likely: int = 
     return compiled
 
 
-def loss_in_c(model: Llama, device: Device) -> fused.FusedLoss | None:
-    """Return the model's loss in C; None if it does not suit or cannot be built."""
-    if not fused.suits(model, device):
+def loss_in_c(
+    model: Llama, device: Device, lengths: Collection[int] = ()
+) -> fused.FusedLoss | None:
+    """Return the model's loss in C; None if it does not suit or cannot be built.
+
+    Args:
+        model: on the device.
+        device: where to train.
+        lengths: tokens of sequences, if there are others than the context.
+    """
+    if not fused.suits(model, device, lengths):
         return None
     try:
         return fused.FusedLoss(model, device.bfloat16, build_folder())

@@ -23,6 +23,7 @@ from storyllamas import workdir
 from storyllamas.errors import UserError
 from storyllamas.model import Llama, SoftTargets
 from storyllamas.record_rows import IGNORED
+from storyllamas.token_file import Ids
 from storyllamas.training import metrics, speed_log
 from storyllamas.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointSaver
 from storyllamas.training.compiled import CompilationError, Loss, training_loss
@@ -34,7 +35,7 @@ from storyllamas.training.job import Job, Result
 from storyllamas.training.micro_batch import MicroBatch
 from storyllamas.training.optimizer import Optimizers
 from storyllamas.training.progress import Progress
-from storyllamas.training.schedule import learning_rate
+from storyllamas.training.schedule import learning_rate, sequence_lengths, sequence_tokens
 from storyllamas.training.start import trained_tensors
 from storyllamas.training.teacher import TOP, Probabilities
 from storyllamas.training.tensorboard import TensorBoardLog
@@ -149,7 +150,8 @@ class Trainer:
         job: what to train.
         ranks: the processes that train together.
         model: the weights.
-        micro_batch: the sequences in one forward pass.
+        micro_batch: the sequences of the whole context in one forward pass.
+        lengths: tokens of sequences, in the order in which the steps have them.
         step: steps taken.
         seconds: time since the run began, earlier processes included.
         seconds_in_checkpoints: the part of it that writing checkpoints took.
@@ -190,8 +192,14 @@ class Trainer:
         size = resumed.metadata["micro_batch"] if resumed else None
         self.micro_batch = MicroBatch(self.model, job.recipe, job.device, self.ranks, size)
         self.optimizers = Optimizers(self.model, job.recipe)
-        windows = job.recipe.eval_sequences, job.config.context
-        self.validation_set = job.valid.first_windows(*windows)
+        context = job.config.context
+        self.lengths = sequence_lengths(job.recipe, context)
+        tokens = job.recipe.eval_sequences * context
+        self._validation_sets = {
+            length: job.valid.first_windows(tokens // length, length) for length in self.lengths
+        }
+        # A text that is too short for the last steps is refused now.
+        job.train.batch(0, 1, context, job.seed)
         self.step = 0
         self.seconds = 0.0
         self.seconds_in_checkpoints = 0.0
@@ -228,12 +236,25 @@ class Trainer:
         failure: CompilationError | None = None
         try:
             likely = TOP + 1 if self.job.teacher else 0
-            loss = training_loss(self.model, self.job.device, self.micro_batch.size, likely)
+            now = self._length(step)
+            lengths = [now, *(length for length in self.lengths if length != now)]
+            loss = training_loss(
+                self.model, self.job.device, self.micro_batch.size, likely, lengths
+            )
         except CompilationError as error:
             failure = error
         if self.ranks.any(failure is not None):
             raise failure or CompilationError("it fails on another rank")
         return loss
+
+    def _length(self, step: int) -> int:
+        """Return the tokens of a sequence after `step` steps, also after the last one."""
+        return sequence_tokens(step, self.job.recipe, self.job.config.context)
+
+    @property
+    def validation_set(self) -> tuple[Ids, Ids]:
+        """The windows to validate on now, as long as the sequences of training."""
+        return self._validation_sets[self._length(self.step)]
 
     @property
     def tokens_seen(self) -> int:
@@ -291,8 +312,8 @@ class Trainer:
     def train_step(self, interrupt: Interrupt) -> tuple[float, float]:
         """Take the next step; return its batch's mean loss and the gradient's norm."""
         job, recipe = self.job, self.job.recipe
-        sequences = recipe.tokens_per_step // job.config.context
-        at = self.step, sequences, job.config.context, job.seed
+        length = self._length(self.step)
+        at = self.step, recipe.tokens_per_step // length, length, job.seed
         batch = job.train.batch(*at)
         soft = None
         if self.probabilities:
@@ -330,7 +351,7 @@ class Trainer:
         predicted = _predicted(batch[1])
         total = torch.zeros((), device=device.name)
         # In C, the memory that a step needs does not depend on the number of its sequences.
-        size = sequences if self.in_c else self.micro_batch.size
+        size = sequences if self.in_c else self._rows_in_pass(batch)
         for first in self.ranks.split(range(0, sequences, size)):
             interrupt.check_parent()
             torch.manual_seed(_dropout_seed(job.seed, self.step, first))
@@ -359,15 +380,20 @@ class Trainer:
     @torch.no_grad()
     def _validation_total(self) -> float:
         """Return the sum of the losses of this rank's validation windows."""
-        windows, total = len(self.validation_set[0]), 0.0
+        windows, total = self.validation_set, 0.0
+        size = self._rows_in_pass(windows)
         loss_of = self.in_c or self.model.loss
-        for first in self.ranks.split(range(0, windows, self.micro_batch.size)):
-            rows = slice(first, first + self.micro_batch.size)
-            inputs, targets = self._to_device(self.validation_set, rows)
+        for first in self.ranks.split(range(0, len(windows[0]), size)):
+            rows = slice(first, first + size)
+            inputs, targets = self._to_device(windows, rows)
             with self.job.device.autocast():
                 loss = loss_of(inputs, targets).item()
-            total += loss * _predicted(self.validation_set[1][first : first + len(inputs)])
+            total += loss * _predicted(windows[1][rows])
         return total
+
+    def _rows_in_pass(self, batch: tuple[Any, Any]) -> int:
+        """Return how many sequences of a batch have the tokens of a micro-batch."""
+        return self.micro_batch.size * self.job.config.context // int(batch[0].shape[1])
 
     def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):

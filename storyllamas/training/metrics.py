@@ -14,7 +14,6 @@ import psutil
 import torch
 
 from storyllamas.bits_per_byte import framed_bits_per_byte
-from storyllamas.config import ModelConfig
 from storyllamas.rounding import decimals, integer, six_digits
 from storyllamas.training.csv_log import Row
 from storyllamas.training.device import Device
@@ -68,7 +67,7 @@ def final_metrics(trainer: Trainer) -> dict[str, Any]:
         **({"trained_parameters": trained} if trained != job.config.parameters else {}),
         "steps": job.recipe.steps,
         "tokens": trainer.tokens_seen,
-        "flops": trainer.tokens_seen * job.config.training_flops,
+        "flops": round(trainer.tokens_seen * job.recipe.training_flops(job.config)),
         "train_loss": trainer.step_log.rows[-1]["loss"],
         "validation_loss": six_digits(trainer.best_loss),
         "framed_bits_per_byte": six_digits(
@@ -86,22 +85,23 @@ def final_metrics(trainer: Trainer) -> dict[str, Any]:
 
 def final_costs(trainer: Trainer) -> dict[str, Any]:
     """Return the time and memory of a finished run, which differ between any two runs."""
+    job = trainer.job
     return {
-        **costs(trainer.job.config, trainer.tokens_seen, trainer.seconds),
+        **costs(job.recipe.training_flops(job.config), trainer.tokens_seen, trainer.seconds),
         "seconds_in_checkpoints": decimals(trainer.seconds_in_checkpoints, 2),
         "peak_memory_bytes": trainer.peak_memory_bytes,
     }
 
 
-def costs(config: ModelConfig, tokens: int, seconds: float) -> dict[str, Any]:
-    """Return the time and speed of learning from `tokens` in `seconds`.
+def costs(flops: float, tokens: int, seconds: float) -> dict[str, Any]:
+    """Return the time and speed of learning from `tokens` in `seconds`, with `flops` a token.
 
     The seconds include validations and checkpoints; the operations do not.
     """
     return {
         "seconds": decimals(seconds, 1),
         "tokens_per_second": integer(tokens / seconds),
-        "flops_per_second": six_digits(tokens * config.training_flops / seconds),
+        "flops_per_second": six_digits(tokens * flops / seconds),
     }
 
 

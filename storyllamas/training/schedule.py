@@ -1,10 +1,27 @@
-"""The learning rate schedule."""
+"""What changes during a run: the learning rate, and the length of sequences."""
 
 from __future__ import annotations
 
 import math
 
 from storyllamas.params import Recipe
+
+
+def sequence_tokens(step: int, recipe: Recipe, context: int) -> int:
+    """Return the tokens of a sequence in a step, 0 … recipe.steps - 1, or after the last.
+
+    They are half of the context in the share `half_context` of the steps, from the first on, then
+    the context. Llama 3 was trained in this order, too (Llama Team 2024, arXiv:2407.21783).
+    """
+    return context // 2 if step < math.floor(recipe.half_context * recipe.steps) else context
+
+
+def sequence_lengths(recipe: Recipe, context: int) -> tuple[int, ...]:
+    """Return the lengths of sequences, in tokens, that a run has one after the other.
+
+    The whole context is one of them: the last validation is after the last step.
+    """
+    return tuple(sorted({sequence_tokens(0, recipe, context), context}))
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:

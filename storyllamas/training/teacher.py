@@ -37,7 +37,7 @@ from storyllamas.token_file import Ids, TokenFile
 from storyllamas.training.compiled import loss_in_c
 from storyllamas.training.device import Device
 from storyllamas.training.disk import describe_refusal
-from storyllamas.training.fused import GROUP_TOKENS
+from storyllamas.training.fused import BLOCK, GROUP_TOKENS
 from storyllamas.training.interrupt import Interrupt
 
 TOP = 32
@@ -313,12 +313,11 @@ def _reader(model: Llama, device: Device) -> Reader:
     the logits.
     """
     in_c = loss_in_c(model, device) if device.compiled else None
-    context = model.config.context
 
     def logits(tokens: Tensor) -> Tensor:
         length = tokens.shape[1]
         if in_c:
-            return in_c.logits(F.pad(tokens, (0, context - length)))[:, :length].float()
+            return in_c.logits(F.pad(tokens, (0, -length % BLOCK)))[:, :length].float()
         with device.autocast():
             result: Tensor = model(tokens.to(device.name)).float()
         return result

@@ -14,7 +14,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from ctypes import POINTER, c_double, c_float, c_int64, c_uint32, c_void_p
 from functools import cache
 from hashlib import sha256
@@ -59,14 +59,21 @@ class _Targets(ctypes.Structure):
     _fields_ = (("ids", c_void_p), ("shares", c_void_p), ("each", c_int64))
 
 
-def suits(model: Llama, device: Device) -> bool:
-    """Return whether fused.c computes the loss of this model on this device."""
+def suits(model: Llama, device: Device, lengths: Collection[int] = ()) -> bool:
+    """Return whether fused.c computes the loss of this model on this device.
+
+    Args:
+        model: the model.
+        device: where to train.
+        lengths: tokens of sequences, if there are others than the context.
+    """
     return (
         device.name == "cpu"
         and sys.platform == "linux"
         and platform.machine() == "x86_64"
         and (torch.cpu._is_avx512_bf16_supported() if device.bfloat16 else has_avx2())
         and _fits(model)
+        and all(length % BLOCK == 0 for length in lengths)
     )
 
 
@@ -100,7 +107,10 @@ class _MuonSettings(ctypes.Structure):
 
 
 class FusedLoss:
-    """The mean loss of a model, as a function of tokens and targets [sequences, context]."""
+    """The mean loss of a model, as a function of tokens and targets [sequences, length].
+
+    A length is a multiple of `BLOCK`, and at most the context.
+    """
 
     def __init__(self, model: Llama, bfloat16: bool, folder: Path) -> None:
         """Build the library, unless it is in `folder`.
@@ -122,16 +132,22 @@ class FusedLoss:
         if not self.bytes(1):
             raise OSError("too many threads, or the system does not let the process use AMX")
 
-    def bytes(self, sequences: int) -> int:
-        """Return the memory that a step of so many sequences keeps; 0: it cannot run."""
-        return int(self._library.fused_bytes(self._shape(), sequences, self._threads))
+    def bytes(self, sequences: int, length: int | None = None) -> int:
+        """Return the memory that a step keeps; 0: it cannot run.
+
+        Args:
+            sequences: their number.
+            length: tokens of each; None: the context.
+        """
+        shape = self._shape(length or self._model.config.context)
+        return int(self._library.fused_bytes(shape, sequences, self._threads))
 
     def __call__(self, tokens: Tensor, targets: Tensor | SoftTargets) -> Tensor:
         """Return the loss, with a backward pass unless gradients are off.
 
         Args:
-            tokens: [sequences, context].
-            targets: the next tokens [sequences, context], or their probabilities.
+            tokens: [sequences, length].
+            targets: the next tokens [sequences, length], or their probabilities.
         """
         if torch.is_grad_enabled():
             apply: Callable[..., Tensor] = _Loss.apply
@@ -154,11 +170,11 @@ class FusedLoss:
         vocab = self._model.config.vocab_size
         if int(tokens.min()) < 0 or max(int(tokens.max()), int(ids.max())) >= vocab:
             raise IndexError(f"a token is not below the vocabulary size, {vocab}")
-        size = self.bytes(len(tokens))
+        size = self.bytes(*tokens.shape)
         if size > len(self._memory):
             self._memory = torch.empty(size, dtype=torch.uint8)
         loss = self._library.fused_loss(
-            self._shape(),
+            self._shape(tokens.shape[1]),
             len(tokens),
             self._threads,
             tokens.data_ptr(),
@@ -172,18 +188,18 @@ class FusedLoss:
         return torch.tensor(loss, dtype=torch.float32)
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Return the logits [sequences, context, V]; the next call overwrites them.
+        """Return the logits [sequences, length, V]; the next call overwrites them.
 
         They are in bfloat16 or float32, as matrices are multiplied.
 
         Args:
-            tokens: [sequences, context], at most `GROUP_TOKENS` in all.
+            tokens: [sequences, length], at most `GROUP_TOKENS` in all.
         """
         if tokens.numel() > GROUP_TOKENS:
             raise ValueError(f"{tokens.numel()} tokens are more than {GROUP_TOKENS}")
         self.compute(tokens, tokens, None)
         at = self._library.fused_logits(
-            self._shape(), len(tokens), self._threads, self._memory.data_ptr()
+            self._shape(tokens.shape[1]), len(tokens), self._threads, self._memory.data_ptr()
         )
         first = at - self._memory.data_ptr()
         size = tokens.numel() * self._model.config.vocab_size * self._dtype.itemsize
@@ -225,9 +241,9 @@ class FusedLoss:
     def _dropout(self) -> float:
         return float(self._model.dropout.p) if self._model.training else 0.0
 
-    def _shape(self) -> _Shape:
+    def _shape(self, length: int) -> _Shape:
         c = self._model.config
-        sizes = (c.dim, c.layers, c.heads, c.head_dim, c.hidden, c.context, c.vocab_size)
+        sizes = (c.dim, c.layers, c.heads, c.head_dim, c.hidden, length, c.vocab_size)
         return _Shape(*sizes, IGNORED, c.norm_eps, self._dropout())
 
 
