@@ -63,7 +63,7 @@ extern "C" {
         .repetition_penalty = 1.0f,                                                                \
         .repetition_window = 64,                                                                   \
         .seed = 42,                                                                                \
-        .max_tokens = 256,                                                                         \
+        .max_tokens = 512,                                                                         \
         .ignore_eos = 0,                                                                           \
         .logprobs = 0,                                                                             \
     }

@@ -114,6 +114,24 @@ def test_measured_steps_have_a_sequence_for_each_thread(
     assert measured.pass_per_token == 1 / (sequences * tiny.size.context)
 
 
+@pytest.mark.parametrize(("share", "length"), [(0.0, 32), (0.4, 32), (0.85, 16)])
+def test_measured_steps_have_the_sequences_of_most_steps(
+    tiny: Params, monkeypatch: pytest.MonkeyPatch, share: float, length: int
+) -> None:
+    lengths: set[int] = set()
+    take = Trainer._accumulate
+
+    def record(trainer: Trainer, batch: tuple[Any, Any], *rest: Any) -> float:
+        if len(rest) == 2:  # in a step
+            lengths.add(batch[0].shape[1])
+        return take(trainer, batch, *rest)
+
+    monkeypatch.setattr(Trainer, "_accumulate", record)
+    recipe = dataclasses.replace(tiny.recipe, half_context=share)
+    measure_size(dataclasses.replace(tiny, recipe=recipe), Device("cpu", False, 1), 0.0)
+    assert lengths == {length}
+
+
 def test_what_is_frozen_needs_less(tiny: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     products: list[Llama] = []
 

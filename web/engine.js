@@ -29,7 +29,7 @@ export const DEFAULTS = Object.freeze({
   repetition_penalty: 1,
   repetition_window: 64,
   seed: 42n,
-  max_tokens: 256,
+  max_tokens: 512,
 });
 
 /** Return whether this browser can run the engine. */
