@@ -91,6 +91,21 @@ def test_validation_has_sequences_of_the_same_length_and_text(tmp_path: Path) ->
     assert np.array_equal(early[0].ravel(), late[0].ravel())
 
 
+def test_the_result_is_the_best_of_the_whole_context(tmp_path: Path) -> None:
+    trainer = Trainer(make_job(tmp_path, half_context=0.5, steps=4), tmp_path, None)
+    trainer.best_loss = 0.0
+    for step, best in ((1, 0), (2, 2)):
+        take(trainer, 1)
+        loss = trainer._validate()
+        assert trainer.step == step
+        assert trainer.best_step == best
+    assert trainer.best_loss == loss
+    trainer.best_loss = 0.0
+    take(trainer, 1)
+    trainer._validate()
+    assert trainer.best_step == 2
+
+
 def test_metrics_count_the_operations_of_both_lengths(tmp_path: Path) -> None:
     job = make_job(tmp_path, half_context=0.75, steps=8)
     with training_run(job, tmp_path / "logs", 60) as result:

@@ -366,12 +366,15 @@ class Trainer:
         return total.item()
 
     def _validate(self) -> float:
-        """Return the mean loss on the validation windows; copy the weights if it is the lowest."""
+        """Return the mean loss on the validation windows; copy the weights if it is the lowest.
+
+        Losses on shorter windows do not count.
+        """
         self.model.eval()
         total = self.micro_batch.halving(self._validation_total)
         loss = self.ranks.sum(total) / _predicted(self.validation_set[1])
         self._check_finite("validation loss", loss)
-        if loss < self.best_loss:
+        if loss < self.best_loss or self._length(self.best_step) < self._length(self.step):
             self.best_loss, self.best_step = loss, self.step
             self.best = {k: v.cpu().clone() for k, v in trained_tensors(self.model).items()}
         self.validation_log.append(metrics.validation_row(self, loss))
