@@ -114,7 +114,9 @@ def test_metrics_count_the_operations_of_both_lengths(tmp_path: Path) -> None:
     assert result.metrics["flops"] == 256 * (6 * half + 2 * CONFIG.training_flops)
 
 
-def test_a_text_that_is_too_short_for_the_last_steps_is_refused_at_first(tmp_path: Path) -> None:
+def test_a_text_that_is_too_short_for_the_last_steps_is_an_error_before_the_first(
+    tmp_path: Path,
+) -> None:
     job = make_job(tmp_path, half_context=0.5)
     tokens = job.train.tokens[:30]
     short = dataclasses.replace(job, train=dataclasses.replace(job.train, tokens=tokens))
@@ -122,7 +124,7 @@ def test_a_text_that_is_too_short_for_the_last_steps_is_refused_at_first(tmp_pat
         Trainer(short, tmp_path, None)
 
 
-def test_an_odd_context_is_refused() -> None:
+def test_an_odd_context_is_an_error() -> None:
     raw = params.read("params.yaml")
     raw["shape"]["context"] = 255
     raw["train"] |= {"tokens_per_step": 255 * 8, "half_context": 0.85}
@@ -131,3 +133,21 @@ def test_an_odd_context_is_refused() -> None:
         params.parse(raw)
     raw["train"]["half_context"] = 0.0
     assert params.parse(raw).size.context == 255
+
+
+def test_an_odd_context_of_the_teachers_is_an_error() -> None:
+    raw = params.read("params.yaml")
+    raw |= {"model": "7m", "recipe": "distill"}
+    raw["recipes"]["distill"]["defaults"]["half_context"] = 0.5
+    raw["recipes"]["distill"]["sizes"]["2m"]["tokens_per_step"] = 255 * 4
+    raw["sizes"]["2m"]["context"] = 255
+    named = r"half_context of the teachers, 2m, is 0\.5: use a sizes\.2m\.context that is even"
+    with pytest.raises(UserError, match=named):
+        params.parse(raw)
+
+
+def test_operations_are_those_of_whole_steps() -> None:
+    """Of five steps, 0.85 of which are to have half of the context, four have it."""
+    recipe = dataclasses.replace(RECIPE, half_context=0.85, steps=5)
+    half = dataclasses.replace(CONFIG, context=16).training_flops
+    assert 5 * recipe.training_flops(CONFIG) == pytest.approx(4 * half + CONFIG.training_flops)

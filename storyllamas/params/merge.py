@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -70,13 +70,7 @@ def merge_recipe(file: Sections, name: str, model: str) -> Recipe:
         origin |= {key: f"{prefix}.{key}" for key in layer}
     recipe: Recipe = validate(Recipe, values, origin, missing)
     if chosen:
-        context = file.sizes[model].context
-        _check_step(recipe, context, origin["tokens_per_step"])
-        if recipe.half_context and context % 2:
-            raise UserError(
-                f"{origin['half_context']} is {recipe.half_context}: use a shape.context that is "
-                f"even, or 0 (it is {context})"
-            )
+        _check_step(recipe, file.sizes[model].context, origin.__getitem__, "shape.context")
     return recipe
 
 
@@ -97,7 +91,8 @@ def teacher_recipe(
     check_has_size(file, size, f"teacher_size is {size} and ")
     steps = recipe.teacher_steps or recipe.steps
     own = recipe if size == file.model else recipes[file.recipe, size]
-    _check_step(own, file.sizes[size].context, f"tokens_per_step of the teachers, {size},")
+    names = "{} of the teachers, " + size + ","
+    _check_step(own, file.sizes[size].context, names.format, f"sizes.{size}.context")
     return replace(own, teacher_steps=steps).teacher()
 
 
@@ -115,9 +110,22 @@ def slow_down(recipe: Recipe, file: Sections, fine_tuning: FineTuning) -> Recipe
     return replace(recipe, learning_rate=recipe.learning_rate * fine_tuning.start_lr_scale)
 
 
-def _check_step(recipe: Recipe, context: int, name: str) -> None:
-    """Check that a step has whole sequences; `name` is the key of tokens_per_step."""
+def _check_step(recipe: Recipe, context: int, name: Callable[[str], str], source: str) -> None:
+    """Check that a step has whole sequences.
+
+    Args:
+        recipe: the values to check.
+        context: tokens of a sequence.
+        name: returns what a message calls a key of the recipe.
+        source: what a message calls the context.
+    """
     if recipe.tokens_per_step % context:
         raise UserError(
-            f"{name} is {recipe.tokens_per_step}: use a multiple of the context ({context})"
+            f"{name('tokens_per_step')} is {recipe.tokens_per_step}: use a multiple of the context "
+            f"({context})"
+        )
+    if recipe.half_context and context % 2:
+        raise UserError(
+            f"{name('half_context')} is {recipe.half_context}: use a {source} that is even, or 0 "
+            f"(it is {context})"
         )

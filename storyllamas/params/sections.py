@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import asdict, fields, replace
 from typing import Annotated, Any, Final, Literal
@@ -181,12 +182,18 @@ class Recipe:
         """Number of teachers that are trained first."""
         return self.teacher_folds * self.teachers_per_fold
 
+    @property
+    def half_steps(self) -> int:
+        """Number of steps, from the first on, whose sequences have half of the context."""
+        return math.floor(self.half_context * self.steps)
+
     def training_flops(self, config: ModelConfig) -> float:
         """Return the operations of training on one token of a run, in the mean over its steps."""
-        if not self.half_context:
+        if not self.half_steps:
             return config.training_flops
         half = replace(config, context=config.context // 2).training_flops
-        return self.half_context * half + (1 - self.half_context) * config.training_flops
+        whole_steps = self.steps - self.half_steps
+        return (self.half_steps * half + whole_steps * config.training_flops) / self.steps
 
     def teacher(self) -> Recipe:
         """Return the recipe of a teacher of the same size: with its own steps and no teachers."""

@@ -198,8 +198,9 @@ class Trainer:
         self._validation_sets = {
             length: job.valid.first_windows(tokens // length, length) for length in self.lengths
         }
-        # A text that is too short for the last steps is refused now.
-        job.train.batch(0, 1, context, job.seed)
+        if len(self.lengths) > 1:
+            # Raise the error of a text that is too short for the last steps before the first one.
+            job.train.batch(0, 1, context, job.seed)
         self.step = 0
         self.seconds = 0.0
         self.seconds_in_checkpoints = 0.0

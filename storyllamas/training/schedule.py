@@ -10,10 +10,10 @@ from storyllamas.params import Recipe
 def sequence_tokens(step: int, recipe: Recipe, context: int) -> int:
     """Return the tokens of a sequence in a step, 0 … recipe.steps - 1, or after the last.
 
-    They are half of the context in the share `half_context` of the steps, from the first on, then
-    the context. Llama 3 was trained in this order, too (Llama Team 2024, arXiv:2407.21783).
+    They are half of the context in the first `half_steps`, then the context. Llama 3 was trained in
+    this order, too (Llama Team 2024, arXiv:2407.21783).
     """
-    return context // 2 if step < math.floor(recipe.half_context * recipe.steps) else context
+    return context // 2 if step < recipe.half_steps else context
 
 
 def sequence_lengths(recipe: Recipe, context: int) -> tuple[int, ...]:
