@@ -34,6 +34,12 @@ static inline size_t sl_padded_rows(size_t rows) {
     return (rows + SL_TILE_ROWS - 1) / SL_TILE_ROWS * SL_TILE_ROWS;
 }
 
+/* Return the floats from one row of a product to the next. There is a cache line between them: rows
+ * of 4 KB would compete for the same few lines of the first-level cache. */
+static inline size_t sl_product_stride(size_t rows) {
+    return sl_padded_rows(rows) + SL_TILE_ROWS;
+}
+
 /* Return the bytes from one tile to the next. */
 size_t sl_matrix_tile_bytes(const sl_matrix *matrix);
 

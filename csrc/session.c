@@ -100,18 +100,18 @@ static void lay_out_quantized(sl_session *s, arena *a) {
 static void lay_out(sl_session *s, arena *a) {
     const sl_info *info = &s->model->info;
     const size_t head_rows = (size_t)info->heads + 2 * (size_t)info->kv_heads;
-    const size_t qkv = sl_padded_rows(head_rows * info->head_dim);
+    const size_t qkv = sl_product_stride(head_rows * info->head_dim);
     s->sequences = allocate_array(a, 1, s->slot_count, sizeof *s->sequences);
     s->attention = allocate_array(a, 1, s->threads, sizeof *s->attention);
-    s->logits = allocate_array(a, s->rows, sl_padded_rows(info->vocab_size), sizeof *s->logits);
+    s->logits = allocate_array(a, s->rows, sl_product_stride(info->vocab_size), sizeof *s->logits);
     s->rotary = allocate_array(a, s->context, info->head_dim, sizeof *s->rotary);
     const size_t scratch = a->used;
     s->x = allocate_array(a, s->rows, info->dim, sizeof *s->x);
     s->input = allocate_array(a, s->rows, widest_input(info), sizeof *s->input);
     s->qkv = allocate_array(a, s->rows, qkv, sizeof *s->qkv);
     s->gate_up =
-        allocate_array(a, s->rows, sl_padded_rows(2 * (size_t)info->hidden), sizeof *s->gate_up);
-    s->output = allocate_array(a, s->rows, sl_padded_rows(info->dim), sizeof *s->output);
+        allocate_array(a, s->rows, sl_product_stride(2 * (size_t)info->hidden), sizeof *s->gate_up);
+    s->output = allocate_array(a, s->rows, sl_product_stride(info->dim), sizeof *s->output);
     lay_out_quantized(s, a);
     for (size_t i = 0; i < s->threads; i++)
         lay_out_attention(a->base ? &s->attention[i] : NULL, s, a);
@@ -297,7 +297,7 @@ size_t sl_count_cached(const sl_sequence *sequence, const int32_t *ids, size_t c
 }
 
 size_t sl_logits_stride(const sl_model *model) {
-    return sl_padded_rows(model->info.vocab_size);
+    return sl_product_stride(model->info.vocab_size);
 }
 
 void sl_session_free(sl_session *session) {

@@ -91,7 +91,7 @@ static void embed_tokens(void *context, size_t first, size_t end, size_t thread)
 static void add_residual(void *context, size_t first, size_t end, size_t thread) {
     (void)thread;
     const pass *p = context;
-    const size_t dim = p->s->model->info.dim, stride = sl_padded_rows(dim);
+    const size_t dim = p->s->model->info.dim, stride = sl_product_stride(dim);
     for (size_t i = first; i < end; i++) {
         float *x = p->s->x + i * dim;
         for (size_t d = 0; d < dim; d++) x[d] += p->s->output[i * stride + d];
@@ -103,7 +103,7 @@ static void add_residual(void *context, size_t first, size_t end, size_t thread)
 static void swiglu_tokens(void *context, size_t first, size_t end, size_t thread) {
     (void)thread;
     const pass *p = context;
-    const size_t hidden = p->s->model->info.hidden, stride = sl_padded_rows(2 * hidden);
+    const size_t hidden = p->s->model->info.hidden, stride = sl_product_stride(2 * hidden);
     for (size_t i = first; i < end; i++) {
         const float *gate = p->s->gate_up + i * stride, *up = gate + hidden;
         p->s->model->kernels->swiglu(p->s->input + i * hidden, gate, up, hidden);
@@ -128,7 +128,7 @@ static void multiply_tiles(void *context, size_t first, size_t end, size_t threa
     sl_quantized q = {0};
     if (sl_is_quantized(matrix->type)) q = quantized_input(p->s, matrix);
     sl_multiply_tiles(p->s->model->kernels, matrix, first, end - first, p->s->input, &q, p->n,
-                      p->result + first * SL_TILE_ROWS, sl_padded_rows(matrix->rows));
+                      p->result + first * SL_TILE_ROWS, sl_product_stride(matrix->rows));
 }
 
 /* result[n][rows] = input[n][columns] times the transposed matrix, for all tokens */
@@ -158,7 +158,7 @@ static void attend_segment(const pass *p, const sl_segment *segment, size_t toke
     const sl_session *s = p->s;
     const sl_info *info = &s->model->info;
     const sl_kv_cache *cache = &segment->sequence->cache;
-    const size_t qkv_stride = sl_padded_rows(s->model->layers[p->layer].qkv.rows);
+    const size_t qkv_stride = sl_product_stride(s->model->layers[p->layer].qkv.rows);
     float *qkv = s->qkv + token * qkv_stride;
     float *output = s->input + token * info->heads * info->head_dim;
     if (is_cache_evicted(p)) sl_prefetch_cache(s->model, cache, p->layer, first, end);
