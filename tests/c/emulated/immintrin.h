@@ -40,7 +40,7 @@ DEFINE(__m512, _mm512_setzero_ps, (void), r[l] = 0)
 DEFINE(__m512, _mm512_set1_ps, (float x), r[l] = x)
 DEFINE(__m512i, _mm512_setzero_si512, (void), r[l] = 0)
 DEFINE(__m512i, _mm512_set1_epi32, (int32_t x), r[l] = x)
-DEFINE(__m512i, _mm512_set1_epi8, (int8_t x), r[l] = (uint8_t)x * 0x01010101)
+DEFINE(__m512i, _mm512_set1_epi8, (int8_t x), r[l] = (int32_t)((uint8_t)x * 0x01010101u))
 
 #define _mm512_setr_epi32(...) ((__m512i){__VA_ARGS__})
 
@@ -200,6 +200,15 @@ EMULATED __m512 _mm512_xor_ps(__m512 a, __m512 b) {
 }
 
 DEFINE(__m512i, _mm512_cvtepu16_epi32, (__m256i x), r[l] = x[l])
+EMULATED __m512i _mm512_sub_epi8(__m512i a, __m512i b) {
+    uint8_t x[64], y[64];
+    memcpy(x, &a, sizeof a);
+    memcpy(y, &b, sizeof b);
+    for (size_t i = 0; i < sizeof x; i++) x[i] = (uint8_t)(x[i] - y[i]);
+    memcpy(&a, x, sizeof a);
+    return a;
+}
+
 DEFINE(__m512i, _mm512_cvtepi8_epi32, (__m128i x), r[l] = x[l])
 DEFINE(__m512, _mm512_cvtepi32_ps, (__m512i x), r[l] = (float)x[l])
 DEFINE(__m512i, _mm512_cvtps_epi32, (__m512 x),

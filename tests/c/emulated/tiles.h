@@ -76,9 +76,15 @@ static inline void _tile_stored(size_t index, void *start, size_t stride) {
         memcpy((uint8_t *)start + row * stride, tile->data[row], tile->row_bytes);
 }
 
-/* sum[i][r] += Σ_k a[i][k] b[k / 4][r][k % 4], with signed bytes in a and unsigned bytes in b; sums
- * have 32 bits and wrap around. */
-static inline void _tile_dpbsud(size_t sum_index, size_t a_index, size_t b_index) {
+/* The same load, which asks not to keep the lines in the first-level cache. */
+static inline void _tile_stream_loadd(size_t index, const void *start, size_t stride) {
+    _tile_loadd(index, start, stride);
+}
+
+/* sum[i][r] += Σ_k a[i][k] b[k / 4][r][k % 4], with signed bytes in a; sums have 32 bits and wrap
+ * around. */
+static inline void tile_multiply(size_t sum_index, size_t a_index, size_t b_index,
+                                 bool b_is_signed) {
     tile_register *sum = tile_at(sum_index);
     const tile_register *a = tile_at(a_index), *b = tile_at(b_index);
     tiles_require(sum_index != a_index && sum_index != b_index && a_index != b_index,
@@ -94,10 +100,20 @@ static inline void _tile_dpbsud(size_t sum_index, size_t a_index, size_t b_index
             memcpy(&total, sum->data[i] + 4 * r, sizeof total);
             for (size_t k = 0; k < a->row_bytes; k++) {
                 const int32_t factor = (int8_t)a->data[i][k];
-                total += (uint32_t)(factor * b->data[k / 4][4 * r + k % 4]);
+                const uint8_t byte = b->data[k / 4][4 * r + k % 4];
+                total += (uint32_t)(factor * (b_is_signed ? (int8_t)byte : byte));
             }
             memcpy(sum->data[i] + 4 * r, &total, sizeof total);
         }
+}
+
+/* The same with unsigned and with signed bytes in b. */
+static inline void _tile_dpbsud(size_t sum, size_t a, size_t b) {
+    tile_multiply(sum, a, b, false);
+}
+
+static inline void _tile_dpbssd(size_t sum, size_t a, size_t b) {
+    tile_multiply(sum, a, b, true);
 }
 
 #endif
