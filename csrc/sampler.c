@@ -196,22 +196,24 @@ static size_t filter(const sl_kernels *kernels, const sl_options *options, const
     return min_p > 0 ? keep_above(candidates, kept, min_p) : kept;
 }
 
-/* Return the first candidate, in the order of sl_options, at which the running sum of the weights
+/* Return the first candidate, from the most probable on, at which the running sum of the weights
  * exceeds this fraction of their total. */
-static int32_t draw(const sl_options *options, sl_candidate *candidates, size_t count,
-                    double fraction) {
+static int32_t draw_ranked(sl_candidate *candidates, size_t count, double fraction) {
     const double threshold = fraction * weight_of(candidates, count);
-    if (options->top_k || options->top_p < 1 || options->min_p > 0) {
-        const size_t taken =
-            take_candidates(candidates, count, count, nextafter(threshold, INFINITY));
-        return candidates[taken - 1].id;
-    }
-    double sum = 0;
+    const size_t taken = take_candidates(candidates, count, count, nextafter(threshold, INFINITY));
+    return candidates[taken - 1].id;
+}
+
+/* The same for all tokens, in the order of their ids. */
+static int32_t draw(const float *weights, size_t count, double fraction) {
+    double total = 0, sum = 0;
+    for (size_t i = 0; i < count; i++) total += (double)weights[i];
+    const double threshold = fraction * total;
     for (size_t i = 0; i < count; i++) {
-        sum += (double)candidates[i].weight;
-        if (sum > threshold) return candidates[i].id;
+        sum += (double)weights[i];
+        if (sum > threshold) return (int32_t)i;
     }
-    return candidates[count - 1].id; /* rounding can leave the threshold above the sum */
+    return (int32_t)count - 1; /* rounding can leave the threshold above the sum */
 }
 
 int32_t sl_sample(const sl_kernels *kernels, const sl_options *options, sl_random *random,
@@ -225,7 +227,10 @@ int32_t sl_sample(const sl_kernels *kernels, const sl_options *options, sl_rando
     if (options->temperature == 0) return (int32_t)best; /* 2. temperature: greedy, or softmax */
     const float scale = fminf(1.0f / options->temperature, FLT_MAX);
     const float total = kernels->exponentials(logits, logits, count, logits[best], scale);
+    const double fraction = random_fraction(random);
+    const bool is_filtered = options->top_k || options->top_p < 1 || options->min_p > 0;
+    if (!is_filtered) return draw(logits, count, fraction);
     /* 3. top_k, 4. top_p, 5. min_p, then the draw. */
     const size_t kept = filter(kernels, options, logits, count, (double)total, sampler);
-    return draw(options, sampler->candidates, kept, random_fraction(random));
+    return draw_ranked(sampler->candidates, kept, fraction);
 }
