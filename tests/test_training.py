@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, state_root: Pat
         pass
     assert [file.name[:9] for file in folder.path.glob("*.safetensors")] == ["000000005"]
     assert key == job.key()
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.5, 1.0, 100.0, math.inf])
+def test_gradients_are_clipped_as_pytorch_clips_them(tmp_path: Path, limit: float) -> None:
+    trainer = loop.Trainer(make_job(tmp_path), tmp_path / "logs", None)
+    parameters = list(trainer.model.parameters())
+    torch.manual_seed(0)
+    gradients = [torch.randn_like(parameter) for parameter in parameters]
+    size = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    gradients = [gradient / size for gradient in gradients]
+    clipped = []
+    for clip in (trainer._clip_gradients, partial(torch.nn.utils.clip_grad_norm_, parameters)):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        assert float(clip(limit)) == pytest.approx(1.0)
+        clipped.append([parameter.grad for parameter in parameters])
+    assert all(map(torch.equal, *clipped))
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:

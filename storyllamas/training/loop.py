@@ -321,8 +321,7 @@ class Trainer:
             soft = self.probabilities.soften(batch[1], job.train.places(*at))
         self.model.train()
         total = self.micro_batch.halving(lambda: self._accumulate(batch, interrupt, soft))
-        limit = recipe.grad_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        norm = self._clip_gradients(recipe.grad_clip or math.inf)
         mean = self.ranks.mean(total)
         self._check_finite("loss", mean)
         self._check_finite("norm of the gradient", norm)
@@ -335,6 +334,18 @@ class Trainer:
             ) from None
         self.step += 1
         return mean, norm
+
+    def _clip_gradients(self, limit: float) -> float:
+        """Scale the gradients to a norm of at most `limit`; return their norm before that.
+
+        `torch.nn.utils.clip_grad_norm_` does the same, but multiplies smaller gradients by 1.
+        """
+        parameters = list(self.model.parameters())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not norm + 1e-6 <= limit:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return norm.item()
 
     def _accumulate(
         self, batch: tuple[Any, Any], interrupt: Interrupt, soft: SoftTargets | None = None
