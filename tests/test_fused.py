@@ -97,9 +97,9 @@ def step(
     fused._load.cache_clear()
 
 
-def make_model(dropout: float = 0.0) -> Llama:
+def make_model(dropout: float = 0.0, config: ModelConfig = CONFIG) -> Llama:
     torch.manual_seed(0)
-    model = Llama(CONFIG, dropout)
+    model = Llama(config, dropout)
     for parameter in model.parameters():  # large gradients everywhere
         nn.init.normal_(parameter, float(parameter.ndim == 1), 0.1)
     return model
@@ -169,6 +169,19 @@ def test_loss_and_gradients_are_pytorchs(
     of_each = zip(names, *(gradients(loss, model) for loss in (found, rounded, exact)), strict=True)
     for name, mine, pytorchs, expected in of_each:
         assert distance(mine, expected) < 1.2 * distance(pytorchs, expected) + step.slack, name
+
+
+def test_matrices_larger_than_a_panel_are_pytorchs(step: Compiled) -> None:
+    if step.emulated:
+        pytest.skip("the processor lacks the instructions, and a large model takes long")
+    model, batch = make_model(config=dataclasses.replace(CONFIG, vocab_size=8448)), make_batch(1)
+    exact = model.loss(*batch)
+    with step.device.autocast():
+        rounded = model.loss(*batch)
+    losses = step.loss(model)(*batch), rounded, exact
+    assert losses[0].item() == pytest.approx(exact.item(), rel=step.slack)
+    for mine, pytorchs, expected in zip(*(gradients(loss, model) for loss in losses), strict=True):
+        assert distance(mine, expected) < 1.2 * distance(pytorchs, expected) + step.slack
 
 
 def test_large_scores_and_gates_are_pytorchs(step: Compiled) -> None:

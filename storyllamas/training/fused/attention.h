@@ -25,7 +25,7 @@ static void attend(const work *w, layer *l, int64_t sequence, int64_t head, floa
             store(key, rotate(load(key), w->rotary + t * e + i, sign));
         }
     pack_transpose(keys, k, stride, c, e);
-    pack(values, v, stride, c, e);
+    pack(values, rows_of(v, stride), c, e);
     float factor = 1.0f / sqrtf((float)e);
     for (int64_t first = 0; first < c; first += BLOCK) {
         int64_t seen = first + BLOCK;
@@ -54,7 +54,7 @@ static void attend(const work *w, layer *l, int64_t sequence, int64_t head, floa
             for (int64_t t = end; t < seen; t += LANES) store(weights + i * c + t, repeat(0));
         }
         number *to = l->mixed + (sequence * c + first) * w->width + head * e;
-        product(target_of(to, w->width, ROUND), rows_of(weights, c), values, BLOCK, seen, e, c);
+        product(rounded(rows_of(to, w->width)), rows_of(weights, c), values, BLOCK, seen, e, c);
     }
 }
 
@@ -83,9 +83,10 @@ static void attend_back(const work *w, layer *l, int64_t sequence, int64_t head,
     number *outputs = queries + c * e, *panel = outputs + c * e;
     number *weights = panel + BLOCK * c, *dscores = weights + c * c;
     float *scores = wide, *dweights = scores + BLOCK * c, *part = dweights + BLOCK * c;
+    float *turned = part + BLOCK * e;
     pack_transpose(keys, k, stride, c, e);
     pack_transpose(values, v, stride, c, e);
-    pack(keys_back, k, stride, c, e);
+    pack(keys_back, rows_of(k, stride), c, e);
     float factor = 1.0f / sqrtf((float)e);
     for (int64_t first = 0; first < c; first += BLOCK) {
         int64_t seen = first + BLOCK;
@@ -112,18 +113,20 @@ static void attend_back(const work *w, layer *l, int64_t sequence, int64_t head,
                 c);
         turn_back(w, dq, stride, part, first, 1);
     }
-    tile_transpose(queries, q, stride, c, e);
-    tile_transpose(outputs, dmixed, w->width, c, e);
+    tile_transpose(queries, rows_of(q, stride), c, e);
+    tile_transpose(outputs, rows_of(dmixed, w->width), c, e);
     for (int64_t key = 0; key < c; key += BLOCK) {
         int64_t rest = c - key;
-        left a = tiles_of(outputs, c);
+        matrix a = tiles_of(outputs, c);
         a.at += key / BLOCK * TILE_SIZE;
-        pack(panel, weights + key * c + key, c, rest, BLOCK);
-        product(target_of(part, e, SET_TRANSPOSE), a, panel, e, rest, BLOCK, rest);
+        pack(panel, rows_of(weights + key * c + key, c), rest, BLOCK);
+        product(target_of(turned, BLOCK, SET), a, panel, e, rest, BLOCK, rest);
+        turn(part, e, turned, BLOCK, e, BLOCK, 0);
         turn_back(w, dv, stride, part, key, 0);
         a.at = queries + key / BLOCK * TILE_SIZE;
-        pack(panel, dscores + key * c + key, c, rest, BLOCK);
-        product(target_of(part, e, SET_TRANSPOSE), a, panel, e, rest, BLOCK, rest);
+        pack(panel, rows_of(dscores + key * c + key, c), rest, BLOCK);
+        product(target_of(turned, BLOCK, SET), a, panel, e, rest, BLOCK, rest);
+        turn(part, e, turned, BLOCK, e, BLOCK, 0);
         turn_back(w, dk, stride, part, key, 1);
     }
 }

@@ -1,7 +1,7 @@
 /* fused.c: the loss of a Llama and its gradients, and a step of Muon: in bfloat16 with float32 sums
  * for processors with AVX-512 BF16, multiplied by AMX if there is AMX, or in float32 for those with
  * AVX2 or AVX-512. __init__.py describes the arguments. The headers hold the parts, the lowest
- * first: vectors, packing, multiply, product, work, rows, attention, layers. */
+ * first: vectors, matrix, packing, multiply, product, work, rows, attention, layers. */
 
 #include "layers.h"
 #include "muon.h"
@@ -26,19 +26,20 @@ static int is_ignored(const targets *of, int64_t token, int64_t ignored) {
     return 1;
 }
 
-/* Return the loss of a token's row of logits, 0 if it is ignored; unless `share` is 0, turn the
-   logits into their gradient. `powers` is scratch. */
-static float cross_entropy(number *logits, float *powers, int64_t vocab, const targets *of,
-                           int64_t token, int64_t ignored, float share) {
+/* Return the loss of a row of logits, number `token` of the step, 0 if it is ignored; unless
+   `share` is 0, turn the logits into their gradient. `powers` is scratch. */
+static float cross_entropy(matrix logits, int64_t row, float *powers, int64_t vocab,
+                           const targets *of, int64_t token, int64_t ignored, float share) {
     if (is_ignored(of, token, ignored)) {
-        memset(logits, 0, sizeof(number) * (size_t)vocab);
+        for (int64_t i = 0; i < vocab; i += LANES) store(place(logits, row, i), repeat(0));
         return 0.0f;
     }
     vector most = repeat(-INFINITY), total = repeat(0);
-    for (int64_t i = 0; i < vocab; i += LANES) most = larger_lanes(most, load(logits + i));
+    for (int64_t i = 0; i < vocab; i += LANES)
+        most = larger_lanes(most, load(place(logits, row, i)));
     float limit = largest_of(most);
     for (int64_t i = 0; i < vocab; i += LANES) {
-        vector x = exponential(load(logits + i) - limit);
+        vector x = exponential(load(place(logits, row, i)) - limit);
         total += x;
         store_f32(powers + i, x);
     }
@@ -46,12 +47,12 @@ static float cross_entropy(number *logits, float *powers, int64_t vocab, const t
     float loss = 0.0f;
     for (int64_t i = token * of->each; i < (token + 1) * of->each; i++) {
         float wanted = of->shares ? of->shares[i] : 1.0f;
-        loss += wanted * (log_sum - to_float(logits[of->ids[i]]));
+        loss += wanted * (log_sum - to_float(*place(logits, row, of->ids[i])));
         powers[of->ids[i]] -= wanted * sum;
     }
     if (share <= 0.0f) return loss;
     for (int64_t i = 0; i < vocab; i += LANES)
-        store(logits + i, load_f32(powers + i) * (share / sum));
+        store(place(logits, row, i), load_f32(powers + i) * (share / sum));
     return loss;
 }
 
@@ -59,6 +60,8 @@ static float cross_entropy(number *logits, float *powers, int64_t vocab, const t
 static void group(work *w, const int64_t *tokens, const targets *of, int64_t start, float share) {
     shape s = w->s;
     int64_t d = s.dim, c = s.context, last = 1 + s.layers * PER_LAYER;
+    /* Without gradients, `fused_logits` returns them. */
+    matrix logits = w->gradients ? tiles_of(w->logits, s.vocab) : rows_of(w->logits, s.vocab);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < w->tokens; i++) {
         const float *from = w->weights[0] + tokens[start * c + i] * d;
@@ -79,14 +82,13 @@ static void group(work *w, const int64_t *tokens, const targets *of, int64_t sta
         memset(sums, 0, sizeof(float) * (size_t)d);
         for (int64_t i = first; i < first + rows; i++)
             normalize(w, w->normed + i * d, w->scale + i, w->x + i * d, w->weights[last]);
-        number *logits = w->logits + first * s.vocab;
-        product(target_of(logits, s.vocab, ROUND), rows_of(w->normed + first * d, d),
+        product(rounded(part_of(logits, first, 0)), rows_of(w->normed + first * d, d),
                 w->embedding.transposed, rows, d, s.vocab, d);
         for (int64_t i = first; i < first + rows; i++)
-            w->losses[i] = cross_entropy(w->logits + i * s.vocab, wide, s.vocab, of, start * c + i,
-                                         s.ignored, share);
+            w->losses[i] =
+                cross_entropy(logits, i, wide, s.vocab, of, start * c + i, s.ignored, share);
         if (!w->gradients) continue;
-        product(target_of(wide, d, SET), rows_of(logits, s.vocab), w->embedding.plain, rows,
+        product(target_of(wide, d, SET), part_of(logits, first, 0), w->embedding.plain, rows,
                 s.vocab, d, s.vocab);
         memset(w->dx + first * d, 0, sizeof(float) * (size_t)(rows * d));
         for (int64_t i = first; i < first + rows; i++)
@@ -95,7 +97,7 @@ static void group(work *w, const int64_t *tokens, const targets *of, int64_t sta
     }
     if (!w->gradients) return;
     finish_norm(w, w->gradients[last]);
-    weight_gradient(w, w->gradients[0], w->logits, s.vocab, w->normed, d);
+    weight_gradient(w, w->gradients[0], logits, s.vocab, rows_of(w->normed, d), d);
     for (int64_t i = s.layers - 1; i >= 0; i--)
         layer_back(w, i, w->weights + 1 + i * PER_LAYER, w->gradients + 1 + i * PER_LAYER);
 #pragma omp single

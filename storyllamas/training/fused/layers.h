@@ -13,26 +13,41 @@ static void pack_all(packed to, const float *weights, int64_t rows, int64_t colu
         pack_weights(to.plain, to.transposed, weights, i, rows, columns);
 }
 
+/* Write or add `from` [rows, columns]. */
+static void copy(float *to, int64_t to_stride, const float *from, int64_t rows, int64_t columns,
+                 int adds) {
+    for (int64_t i = 0; i < rows; i++, to += to_stride, from += columns)
+        for (int64_t j = 0; j < columns; j += LANES) {
+            vector x = load_f32(from + j);
+            if (adds) x += load_f32(to + j);
+            store_f32(to + j, x);
+        }
+}
+
 /* Gradient of weights [rows, columns]: dy [T, rows] transposed, times x [T, columns]. */
-static void weight_gradient(work *w, float *to, const number *dy, int64_t rows, const number *x,
+static void weight_gradient(work *w, float *to, matrix dy, int64_t rows, matrix x,
                             int64_t columns) {
     int64_t t = w->tokens;
     /* The narrower one becomes the left matrix, since turning it costs more. */
     int turn_dy = rows <= columns;
-    const number *narrow = turn_dy ? dy : x, *broad = turn_dy ? x : dy;
+    matrix narrow = turn_dy ? dy : x, broad = turn_dy ? x : dy;
     int64_t m = turn_dy ? rows : columns, n = turn_dy ? columns : rows;
-    mode how = turn_dy ? (w->adds ? ADD : SET) : (w->adds ? ADD_TRANSPOSE : SET_TRANSPOSE);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < m; i += BLOCK)
-        tile_transpose(w->turned + i * t, narrow + i, m, t, BLOCK);
-    int64_t width = n < PANEL * 8 ? PANEL / 2 : PANEL;
+        tile_transpose(w->turned + i * t, part_of(narrow, 0, i), t, BLOCK);
+    /* Eight tasks or more, so that threads end at the same time. */
+    int64_t width = smaller(PANEL, larger(2 * BLOCK, n / 8 / BLOCK * BLOCK));
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < n; i += width) {
         number *panel = w->narrow[omp_get_thread_num()];
+        float *sums = w->wide[omp_get_thread_num()];
         int64_t wide = smaller(width, n - i);
-        pack(panel, broad + i, n, t, wide);
-        float *at = to + (turn_dy ? i : i * columns);
-        product(target_of(at, columns, how), tiles_of(w->turned, t), panel, m, t, wide, t);
+        pack(panel, part_of(broad, 0, i), t, wide);
+        product(target_of(sums, wide, SET), tiles_of(w->turned, t), panel, m, t, wide, t);
+        if (turn_dy)
+            copy(to + i, columns, sums, m, wide, w->adds);
+        else
+            turn(to + i * columns, columns, sums, wide, m, wide, w->adds);
     }
 }
 
@@ -66,12 +81,13 @@ static void layer_forward(work *w, int64_t index, const float *const *weights, f
     layer *l = &w->layers[index];
     shape s = w->s;
     int64_t d = s.dim, width = w->width;
+    matrix gate_up = tiles_of(l->gate_up, 2 * s.hidden), active = tiles_of(l->active, s.hidden);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < w->tokens; first += w->chunk) {
         int64_t rows = smaller(w->chunk, w->tokens - first);
         for (int64_t i = first; i < first + rows; i++)
             normalize(w, l->normed1 + i * d, l->scale1 + i, l->input + i * d, weights[NORM1]);
-        product(target_of(l->qkv + first * 3 * width, 3 * width, ROUND),
+        product(rounded(rows_of(l->qkv + first * 3 * width, 3 * width)),
                 rows_of(l->normed1 + first * d, d), l->qkv_w.transposed, rows, d, 3 * width, d);
     }
     each_head(w, l, attend);
@@ -86,13 +102,11 @@ static void layer_forward(work *w, int64_t index, const float *const *weights, f
                        2 * index + 1, i);
             normalize(w, l->normed2 + i * d, l->scale2 + i, l->middle + i * d, weights[NORM2]);
         }
-        product(target_of(l->gate_up + first * 2 * s.hidden, 2 * s.hidden, ROUND),
-                rows_of(l->normed2 + first * d, d), l->gate_up_w.transposed, rows, d, 2 * s.hidden,
-                d);
-        for (int64_t i = first; i < first + rows; i++)
-            swiglu(l->active + i * s.hidden, l->gate_up + i * 2 * s.hidden, s.hidden);
-        product(target_of(branch, d, SET), rows_of(l->active + first * s.hidden, s.hidden),
-                l->down_w.transposed, rows, s.hidden, d, s.hidden);
+        product(rounded(part_of(gate_up, first, 0)), rows_of(l->normed2 + first * d, d),
+                l->gate_up_w.transposed, rows, d, 2 * s.hidden, d);
+        swiglu(active, gate_up, first, rows, s.hidden);
+        product(target_of(branch, d, SET), part_of(active, first, 0), l->down_w.transposed, rows,
+                s.hidden, d, s.hidden);
         for (int64_t i = first; i < first + rows; i++)
             add_branch(w, to + i * d, l->middle + i * d, branch + (i - first) * d, 2 * index + 2,
                        i);
@@ -104,6 +118,8 @@ static void layer_back(work *w, int64_t index, const float *const *weights,
     layer *l = &w->layers[index];
     shape s = w->s;
     int64_t d = s.dim, f = s.hidden, width = w->width;
+    matrix gate_up = tiles_of(l->gate_up, 2 * f), active = tiles_of(l->active, f);
+    matrix dgate_up = tiles_of(w->dgate_up, 2 * f);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < w->tokens; first += w->chunk) {
         int64_t rows = smaller(w->chunk, w->tokens - first);
@@ -113,29 +129,28 @@ static void layer_back(work *w, int64_t index, const float *const *weights,
         memset(sums, 0, sizeof(float) * (size_t)d);
         for (int64_t i = first; i < first + rows; i++)
             branch_back(w, w->dx_rounded + i * d, w->dx + i * d, 2 * index + 2, i);
-        product(target_of(dactive, f, ROUND), rows_of(w->dx_rounded + first * d, d),
+        product(rounded(tiles_of(dactive, f)), rows_of(w->dx_rounded + first * d, d),
                 l->down_w.plain, rows, d, f, d);
-        for (int64_t i = first; i < first + rows; i++)
-            swiglu_back(w->dgate_up + i * 2 * f, dactive + (i - first) * f, l->gate_up + i * 2 * f,
-                        f);
-        product(target_of(wide, d, SET), rows_of(w->dgate_up + first * 2 * f, 2 * f),
-                l->gate_up_w.plain, rows, 2 * f, d, 2 * f);
+        swiglu_back(dgate_up, tiles_of(dactive, f), gate_up, first, rows, f);
+        product(target_of(wide, d, SET), part_of(dgate_up, first, 0), l->gate_up_w.plain, rows,
+                2 * f, d, 2 * f);
         for (int64_t i = first; i < first + rows; i++)
             normalize_back(w, w->dx + i * d, sums, wide + (i - first) * d, l->middle + i * d,
                            l->scale2[i], weights[NORM2]);
     }
-    weight_gradient(w, gradients[DOWN], w->dx_rounded, d, l->active, f);
-    weight_gradient(w, gradients[GATE_UP], w->dgate_up, 2 * f, l->normed2, d);
+    weight_gradient(w, gradients[DOWN], rows_of(w->dx_rounded, d), d, active, f);
+    weight_gradient(w, gradients[GATE_UP], dgate_up, 2 * f, rows_of(l->normed2, d), d);
     finish_norm(w, gradients[NORM2]);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < w->tokens; first += w->chunk) {
         int64_t rows = smaller(w->chunk, w->tokens - first);
         for (int64_t i = first; i < first + rows; i++)
             branch_back(w, w->dx_rounded + i * d, w->dx + i * d, 2 * index + 1, i);
-        product(target_of(w->dmixed + first * width, width, ROUND),
+        product(rounded(rows_of(w->dmixed + first * width, width)),
                 rows_of(w->dx_rounded + first * d, d), l->output_w.plain, rows, d, width, d);
     }
-    weight_gradient(w, gradients[OUTPUT], w->dx_rounded, d, l->mixed, width);
+    weight_gradient(w, gradients[OUTPUT], rows_of(w->dx_rounded, d), d, rows_of(l->mixed, width),
+                    width);
     each_head(w, l, attend_back);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < w->tokens; first += w->chunk) {
@@ -148,7 +163,8 @@ static void layer_back(work *w, int64_t index, const float *const *weights,
             normalize_back(w, w->dx + i * d, sums, wide + (i - first) * d, l->input + i * d,
                            l->scale1[i], weights[NORM1]);
     }
-    weight_gradient(w, gradients[QKV], w->dqkv, 3 * width, l->normed1, d);
+    weight_gradient(w, gradients[QKV], rows_of(w->dqkv, 3 * width), 3 * width,
+                    rows_of(l->normed1, d), d);
     finish_norm(w, gradients[NORM1]);
 }
 

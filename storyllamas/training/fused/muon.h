@@ -36,16 +36,16 @@ static void look_ahead(number *to, float *mean, const float *gradient, int64_t s
 /* Write cubic * gram + quintic * gram^2, all [rows, rows]. */
 static void polynomial_of(number *to, const muon *o, const number *gram, int64_t rows,
                           number *packed_gram) {
-    pack(packed_gram, gram, rows, rows, rows);
-    symmetric_product((target){to, rows, ROUND, gram, o->cubic, o->quintic}, rows_of(gram, rows),
-                      packed_gram, rows, rows);
+    pack(packed_gram, rows_of(gram, rows), rows, rows);
+    symmetric_product(rounded_sum(rows_of(to, rows), o->quintic, rows_of(gram, rows), o->cubic),
+                      rows_of(gram, rows), packed_gram, rows, rows);
 }
 
 #ifdef FUSED_FLOAT32
 
 /* Multiply symmetric matrices [rows, rows] that commute, so that their product is symmetric. */
 static void commuting_product(number *to, const number *a, const number *packed_b, int64_t rows) {
-    symmetric_product(target_of(to, rows, ROUND), rows_of(a, rows), packed_b, rows, rows);
+    symmetric_product(rounded(rows_of(to, rows)), rows_of(a, rows), packed_b, rows, rows);
 }
 
 /* A step multiplies x by a polynomial p of its Gram matrix g, and the next g is p g p. All of
@@ -58,11 +58,11 @@ static void orthogonalize(const muon *o, number *x, int64_t rows, int64_t column
     number *packed_x = scratch, *gram = packed_x + size, *polynomial = gram + square;
     number *packed = polynomial + square, *all = packed + square, *next = all + square;
     pack_transpose(packed_x, x, columns, rows, columns);
-    symmetric_product(target_of(gram, rows, ROUND), rows_of(x, columns), packed_x, rows, columns);
+    symmetric_product(rounded(rows_of(gram, rows)), rows_of(x, columns), packed_x, rows, columns);
     for (int64_t step = 0; step < o->steps; step++) {
         polynomial_of(polynomial, o, gram, rows, packed);
         for (int64_t i = 0; i < rows; i++) polynomial[i * rows + i] += o->linear;
-        pack(packed, polynomial, rows, rows, rows);
+        pack(packed, rows_of(polynomial, rows), rows, rows);
         if (step == 0) {
             memcpy(all, polynomial, sizeof *all * (size_t)square);
         } else {
@@ -75,8 +75,8 @@ static void orthogonalize(const muon *o, number *x, int64_t rows, int64_t column
         commuting_product(next, gram, packed, rows);
         commuting_product(gram, next, packed, rows);
     }
-    pack(packed_x, x, columns, rows, columns);
-    product(target_of(x, columns, ROUND), rows_of(all, rows), packed_x, rows, rows, columns, rows);
+    pack(packed_x, rows_of(x, columns), rows, columns);
+    product(rounded(rows_of(x, columns)), rows_of(all, rows), packed_x, rows, rows, columns, rows);
 }
 
 #else
@@ -92,12 +92,12 @@ static void orthogonalize(const muon *o, number *x, int64_t rows, int64_t column
     number *now = x;
     for (int64_t step = 0; step < o->steps; step++) {
         pack_transpose(packed_x, now, columns, rows, columns);
-        symmetric_product(target_of(gram, rows, ROUND), rows_of(now, columns), packed_x, rows,
+        symmetric_product(rounded(rows_of(gram, rows)), rows_of(now, columns), packed_x, rows,
                           columns);
         polynomial_of(polynomial, o, gram, rows, packed_gram);
-        pack(packed_x, now, columns, rows, columns);
-        product((target){next, columns, ROUND, now, o->linear, 1.0f}, rows_of(polynomial, rows),
-                packed_x, rows, rows, columns, rows);
+        pack(packed_x, rows_of(now, columns), rows, columns);
+        product(rounded_sum(rows_of(next, columns), 1.0f, rows_of(now, columns), o->linear),
+                rows_of(polynomial, rows), packed_x, rows, rows, columns, rows);
         number *before = now;
         now = next;
         next = before;

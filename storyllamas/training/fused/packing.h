@@ -2,17 +2,15 @@
  *
  * A product takes its right matrix "packed": tiles of 32 rows (k) and 16 columns (n), the tiles of
  * the same columns one after the other. In float32 a tile is row-major. In bfloat16 its 16 lines
- * are n0k0 n0k1 n1k0 n1k1 …, the order that the instructions ask for. The left matrix is row-major,
- * or in row-major tiles of 16 rows (m) and 32 columns (k). Every size is a multiple of 32. A matrix
- * in memory is row-major.
+ * are n0k0 n0k1 n1k0 n1k1 …, the order that the instructions ask for. The left matrix may be
+ * row-major or in tiles, see matrix.h. Every size is a multiple of 32.
  *
- * packing_bf16.h and packing_f32.h define, with `stride` numbers between the rows of `from`:
+ * packing_bf16.h and packing_f32.h define
  *
- *     pack(to, from, stride, rows, columns)            pack matrix [rows, columns]
- *     pack_transpose(to, from, stride, rows, columns)  pack its transpose
- *     tile_transpose(to, from, stride, rows, columns)  write its transpose as tiles for the left
- *     transpose(to, from, rows, columns)               write its transpose, row-major; the stride
- *                                                      is `columns` */
+ *     pack(to, from, rows, columns)                    pack matrix [rows, columns]
+ *     pack_transpose(to, from, stride, rows, columns)  pack its transpose; row-major
+ *     tile_transpose(to, from, rows, columns)          write its transpose in tiles
+ *     transpose(to, from, rows, columns)               write its transpose; both row-major */
 
 #ifndef FUSED_PACKING_H
 #define FUSED_PACKING_H
@@ -22,21 +20,6 @@
 #else
 #include "packing_bf16.h"
 #endif
-
-/* A left matrix: numbers between rows, between tiles below each other, and between tiles side by
- * side. */
-typedef struct {
-    const number *at;
-    int64_t row, down, right;
-} left;
-
-static left rows_of(const number *at, int64_t stride) {
-    return (left){at, stride, TILE * stride, BLOCK};
-}
-
-static left tiles_of(const number *at, int64_t k) {
-    return (left){at, BLOCK, k * TILE, TILE_SIZE};
-}
 
 /* Pack 32 rows from `first` on of weights [rows, columns], and of their transpose. */
 static void pack_weights(number *plain, number *transposed, const float *weights, int64_t first,
@@ -51,7 +34,7 @@ static void pack_weights(number *plain, number *transposed, const float *weights
                 transposed + ((first / TILE + i) * (columns / BLOCK) + k / BLOCK) * TILE_SIZE;
             pack_transpose(to, part + i * TILE_SIZE, BLOCK, TILE, BLOCK);
             to = plain + ((k / TILE + i) * (rows / BLOCK) + first / BLOCK) * TILE_SIZE;
-            pack(to, part + i * TILE, BLOCK, BLOCK, TILE);
+            pack(to, rows_of(part + i * TILE, BLOCK), BLOCK, TILE);
         }
     }
 }

@@ -68,19 +68,30 @@ static void branch_back(const work *w, number *to, const float *dx, int64_t site
     }
 }
 
-static void swiglu(number *to, const number *gate_up, int64_t hidden) {
-    for (int64_t i = 0; i < hidden; i += LANES) {
-        vector gate = load(gate_up + i), up = load(gate_up + hidden + i);
-        store(to + i, gate * sigmoid(gate) * up);
+/* For each vector, at (row, i), of rows from `first` on, tile by tile. */
+#define EACH_VECTOR(first, rows, columns)                                                          \
+    for (int64_t above = first; above < (first) + (rows); above += TILE)                           \
+        for (int64_t before = 0; before < (columns); before += BLOCK)                              \
+            for (int64_t row = above; row < above + TILE; row++)                                   \
+                for (int64_t i = before; i < before + BLOCK; i += LANES)
+
+/* Set rows of `to` [T, F] from those of gate_up [T, 2, F]. */
+static void swiglu(matrix to, matrix gate_up, int64_t first, int64_t rows, int64_t hidden) {
+    EACH_VECTOR(first, rows, hidden) {
+        vector gate = load(place(gate_up, row, i)), up = load(place(gate_up, row, hidden + i));
+        store(place(to, row, i), gate * sigmoid(gate) * up);
     }
 }
 
-static void swiglu_back(number *to, const number *dy, const number *gate_up, int64_t hidden) {
-    for (int64_t i = 0; i < hidden; i += LANES) {
-        vector gate = load(gate_up + i), up = load(gate_up + hidden + i), g = load(dy + i);
+/* Set rows of `to` [T, 2, F], the gradient of gate_up, from dy [rows, F]. */
+static void swiglu_back(matrix to, matrix dy, matrix gate_up, int64_t first, int64_t rows,
+                        int64_t hidden) {
+    EACH_VECTOR(first, rows, hidden) {
+        vector gate = load(place(gate_up, row, i)), up = load(place(gate_up, row, hidden + i));
+        vector g = load(place(dy, row - first, i));
         vector s = sigmoid(gate), slope = s * (gate * (1.0f - s) + 1.0f);
-        store(to + i, g * up * slope);
-        store(to + hidden + i, g * (gate * s));
+        store(place(to, row, i), g * up * slope);
+        store(place(to, row, hidden + i), g * (gate * s));
     }
 }
 

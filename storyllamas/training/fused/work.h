@@ -51,7 +51,7 @@ static packed take_packed(arena *from, int64_t size) {
 }
 
 enum { MAX_LAYERS = 64, MAX_THREADS = 256 };
-enum { PANEL = 128 }; /* columns of a weight's gradient that a task computes */
+enum { PANEL = 512 / sizeof(number) }; /* columns of a weight's gradient that a task computes */
 
 typedef struct {
     shape s;
@@ -111,7 +111,8 @@ static void lay_out(work *w, arena *from, int threads) {
     w->losses = take(from, 4 * t);
     w->norm_sums = take(from, 4 * (t / w->chunk + 1) * d);
     for (int i = 0; i < threads; i++) {
-        w->wide[i] = take(from, 4 * larger(larger(w->chunk * d, s.vocab), BLOCK * c * 2 + c * e));
+        int64_t rows = larger(w->chunk * d, PANEL * larger(d, w->width));
+        w->wide[i] = take(from, 4 * larger(larger(rows, s.vocab), BLOCK * c * 2 + BLOCK * e * 2));
         int64_t attention = 2 * c * c + 8 * c * e + 2 * BLOCK * c;
         w->narrow[i] = take(
             from, NUMBER_BYTES * larger(larger(w->chunk * larger(d, f), PANEL * t), attention));
