@@ -117,15 +117,14 @@ static void attend_back(const work *w, layer *l, int64_t sequence, int64_t head,
     tile_transpose(outputs, rows_of(dmixed, w->width), c, e);
     for (int64_t key = 0; key < c; key += BLOCK) {
         int64_t rest = c - key;
-        matrix a = tiles_of(outputs, c);
-        a.at += key / BLOCK * TILE_SIZE;
         pack(panel, rows_of(weights + key * c + key, c), rest, BLOCK);
-        product(target_of(turned, BLOCK, SET), a, panel, e, rest, BLOCK, rest);
+        product(target_of(turned, BLOCK, SET), part_of(tiles_of(outputs, c), 0, key), panel, e,
+                rest, BLOCK, rest);
         turn(part, e, turned, BLOCK, e, BLOCK, 0);
         turn_back(w, dv, stride, part, key, 0);
-        a.at = queries + key / BLOCK * TILE_SIZE;
         pack(panel, rows_of(dscores + key * c + key, c), rest, BLOCK);
-        product(target_of(turned, BLOCK, SET), a, panel, e, rest, BLOCK, rest);
+        product(target_of(turned, BLOCK, SET), part_of(tiles_of(queries, c), 0, key), panel, e,
+                rest, BLOCK, rest);
         turn(part, e, turned, BLOCK, e, BLOCK, 0);
         turn_back(w, dk, stride, part, key, 1);
     }

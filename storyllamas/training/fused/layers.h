@@ -13,17 +13,6 @@ static void pack_all(packed to, const float *weights, int64_t rows, int64_t colu
         pack_weights(to.plain, to.transposed, weights, i, rows, columns);
 }
 
-/* Write or add `from` [rows, columns]. */
-static void copy(float *to, int64_t to_stride, const float *from, int64_t rows, int64_t columns,
-                 int adds) {
-    for (int64_t i = 0; i < rows; i++, to += to_stride, from += columns)
-        for (int64_t j = 0; j < columns; j += LANES) {
-            vector x = load_f32(from + j);
-            if (adds) x += load_f32(to + j);
-            store_f32(to + j, x);
-        }
-}
-
 /* Gradient of weights [rows, columns]: dy [T, rows] transposed, times x [T, columns]. */
 static void weight_gradient(work *w, float *to, matrix dy, int64_t rows, matrix x,
                             int64_t columns) {

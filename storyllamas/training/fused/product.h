@@ -66,6 +66,17 @@ static target rounded_sum(matrix to, float times, matrix plus, float plus_times)
         .mode = ROUND, .rounded = to, .plus = plus, .times = times, .plus_times = plus_times};
 }
 
+/* Write or add `from` [rows, columns]. */
+static void copy(float *to, int64_t to_stride, const float *from, int64_t rows, int64_t columns,
+                 int adds) {
+    for (int64_t i = 0; i < rows; i++, to += to_stride, from += columns)
+        for (int64_t j = 0; j < columns; j += LANES) {
+            vector x = load_f32(from + j);
+            if (adds) x += load_f32(to + j);
+            store_f32(to + j, x);
+        }
+}
+
 /* Write or add the transpose of `from` [rows, columns]. */
 static void turn(float *to, int64_t to_stride, const float *from, int64_t stride, int64_t rows,
                  int64_t columns, int adds) {
@@ -74,16 +85,8 @@ static void turn(float *to, int64_t to_stride, const float *from, int64_t stride
         for (int64_t i = 0; i < rows; i += TILE) {
             float *at = to + j * to_stride + i;
             const float *turned = from + i * stride + j;
-            if (!adds) {
-                transpose_tile(at, to_stride, turned, stride);
-                continue;
-            }
-            transpose_tile(tile, TILE, turned, stride);
-            for (int row = 0; row < TILE; row++)
-                for (int k = 0; k < TILE; k += LANES) {
-                    float *sum = at + row * to_stride + k;
-                    store_f32(sum, load_f32(sum) + load_f32(tile + row * TILE + k));
-                }
+            transpose_tile(adds ? tile : at, adds ? TILE : to_stride, turned, stride);
+            if (adds) copy(at, to_stride, tile, TILE, TILE, 1);
         }
 }
 
