@@ -14,11 +14,13 @@ static const uint8_t TILES[64] __attribute__((aligned(64))) = {
     [51] = 16, [52] = 16, [53] = 16, [54] = 16, [55] = 16};
 
 static void configure(const uint8_t tiles[64]) {
-    __asm__ volatile("ldtilecfg %0" ::"m"(*(const uint8_t (*)[64])tiles));
+    _tile_loadconfig(tiles);
 }
 
+/* GCC believes that the instruction writes 8 bytes, not 64. */
 static void save_configuration(uint8_t tiles[64]) {
-    __asm__ volatile("sttilecfg %0" : "=m"(*(uint8_t (*)[64])tiles));
+    _tile_storeconfig(tiles);
+    __asm__ volatile("" ::"r"(tiles) : "memory");
 }
 
 static inline void ask(lines of, int64_t k) {
