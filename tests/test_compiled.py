@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -253,7 +254,10 @@ def test_a_compiled_run_resumes_bit_identically(tmp_path: Path) -> None:
 
 
 @needs_compiler
-def test_each_length_of_sequences_is_compiled_once(tmp_path: Path) -> None:
+def test_each_length_of_sequences_is_compiled_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     plain = make_job(tmp_path, ONE_LAYER, half_context=0.5, steps=4)
     job = dataclasses.replace(plain, device=device.choose(ALWAYS))
     torch._dynamo.reset()
