@@ -112,8 +112,8 @@ INLINE void dot_q8(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_
 
 /* Add the products of the low four bits with the first four columns, and of the high ones with the
  * next four. */
-INLINE __m256i add_dot_q4(__m256i sum, __m256i low, __m256i high, __m256i first, __m256i second) {
-    return add_dot(add_dot(sum, low, first), high, second);
+INLINE void add_dot_q4(__m256i *sum, __m256i low, __m256i high, __m256i first, __m256i second) {
+    *sum = add_dot(add_dot(*sum, low, first), high, second);
 }
 
 #else
@@ -123,6 +123,16 @@ enum { Q8_BIAS = 0 };
 /* Add neighbouring pairs of 16-bit integers. */
 INLINE __m256i add_pairs(__m256i sums) {
     return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+}
+
+/* sum += x. If GCC chose the instruction and its place, it would multiply for many sums before it
+ * adds, run out of registers, and keep half of the sums in memory. */
+INLINE void add_to(__m256i *sum, __m256i x) {
+#if defined(__OPTIMIZE__) && !defined(__clang__)
+    __asm__ volatile("vpaddd %1, %0, %0" : "+x"(*sum) : "x"(x));
+#else
+    *sum = _mm256_add_epi32(*sum, x);
+#endif
 }
 
 /* Multiply four columns of 8 rows: first * second = |first| * (sign(first) second).
@@ -144,27 +154,30 @@ INLINE void dot_q8(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_
     const __m256i bias = _mm256_set1_epi8((char)0x80);
     for (size_t c = 0; c < group_size; c += 4) {
         const __m256i single = repeat_four(x + c), magnitudes_of_single = _mm256_abs_epi8(single);
-        UNROLL for (size_t t = 0; t < tiles; t++) UNROLL for (size_t h = 0; h < PARTS; h++) {
-            const uint8_t *at = w + t * tile_bytes + c * ROWS + h * 4 * LANES;
-            const __m256i weights = _mm256_xor_si256(load_bytes(at), bias);
-            if (n == 1) {
-                if (h == 0) _mm_prefetch((const char *)at + tiles * tile_bytes, _MM_HINT_T1);
-                dot[t][h] = _mm256_add_epi32(
-                    dot[t][h], multiply_signed(magnitudes_of_single, single, weights));
-                continue;
+        UNROLL for (size_t t = 0; t < tiles; t++) {
+            const uint8_t *at = w + t * tile_bytes + c * ROWS;
+            if (n == 1) _mm_prefetch((const char *)at + tiles * tile_bytes, _MM_HINT_T1);
+            __m256i weights[PARTS], magnitudes[PARTS];
+            UNROLL for (size_t h = 0; h < PARTS; h++) {
+                weights[h] = _mm256_xor_si256(load_bytes(at + h * 4 * LANES), bias);
+                magnitudes[h] = _mm256_abs_epi8(weights[h]);
+                if (n == 1)
+                    add_to(&dot[t][h], multiply_signed(magnitudes_of_single, single, weights[h]));
             }
-            const __m256i magnitudes = _mm256_abs_epi8(weights);
-            UNROLL for (size_t i = 0; i < n; i++) dot[t * n + i][h] = _mm256_add_epi32(
-                dot[t * n + i][h],
-                multiply_signed(magnitudes, weights, repeat_four(x + i * width + c)));
+            if (n == 1) continue;
+            UNROLL for (size_t i = 0; i < n; i++) {
+                const __m256i four = repeat_four(x + i * width + c);
+                UNROLL for (size_t h = 0; h < PARTS; h++)
+                    add_to(&dot[t * n + i][h], multiply_signed(magnitudes[h], weights[h], four));
+            }
         }
     }
 }
 
 /* The weights are at most 15 with their bias, so the sum of four products fits in 16 bits. */
-INLINE __m256i add_dot_q4(__m256i sum, __m256i low, __m256i high, __m256i first, __m256i second) {
-    return _mm256_add_epi32(sum, add_pairs(_mm256_add_epi16(_mm256_maddubs_epi16(low, first),
-                                                            _mm256_maddubs_epi16(high, second))));
+INLINE void add_dot_q4(__m256i *sum, __m256i low, __m256i high, __m256i first, __m256i second) {
+    add_to(sum, add_pairs(_mm256_add_epi16(_mm256_maddubs_epi16(low, first),
+                                           _mm256_maddubs_epi16(high, second))));
 }
 
 #endif
@@ -184,8 +197,8 @@ INLINE void dot_q4(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_
             UNROLL for (size_t i = 0; i < n; i++) {
                 const int8_t *values = x + i * width + c;
                 const __m256i first = repeat_four(values), second = repeat_four(values + 4);
-                UNROLL for (size_t h = 0; h < PARTS; h++) dot[t * n + i][h] =
-                    add_dot_q4(dot[t * n + i][h], low[h], high[h], first, second);
+                UNROLL for (size_t h = 0; h < PARTS; h++)
+                    add_dot_q4(&dot[t * n + i][h], low[h], high[h], first, second);
             }
         }
 }
