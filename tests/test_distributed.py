@@ -201,7 +201,7 @@ def test_ranks_split_a_step_evenly(micro: int, ranks: int, expected: int) -> Non
 
 def test_a_step_that_ranks_cannot_split_is_an_error() -> None:
     recipe = dataclasses.replace(RECIPE, tokens_per_step=512, micro_batch=8, dropout=0.0)
-    with pytest.raises(UserError, match=r"16 windows of 32, which 3 processes cannot split"):
+    with pytest.raises(UserError, match=r"16 sequences of 32 tokens, which 3 processes"):
         micro_batch(recipe, 32, 3)
     recipe = dataclasses.replace(recipe, dropout=0.1)
     assert micro_batch(recipe, 32, 2) == 8

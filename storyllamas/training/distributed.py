@@ -140,7 +140,7 @@ class Ranks:
 
 
 def micro_batch(recipe: Recipe, context: int, ranks: int, limit: int | None = None) -> int:
-    """Return the size of a micro-batch, in windows, with which all ranks take equally many.
+    """Return the size of a micro-batch, in sequences, with which all ranks take equally many.
 
     It is the largest size up to the recipe's that divides a rank's share of a step. With dropout,
     whose mask depends on the micro-batch, it has to be the size of a single rank. With `auto`, it
@@ -148,7 +148,7 @@ def micro_batch(recipe: Recipe, context: int, ranks: int, limit: int | None = No
 
     Args:
         recipe: hyperparameters.
-        context: tokens of a window.
+        context: tokens of a sequence.
         ranks: number of processes.
         limit: with `auto`, the largest size that fits the memory; None: any.
 
@@ -158,9 +158,9 @@ def micro_batch(recipe: Recipe, context: int, ranks: int, limit: int | None = No
     sequences = recipe.tokens_per_step // context
     if sequences % ranks:
         raise UserError(
-            f"tokens_per_step is {recipe.tokens_per_step}, {sequences} windows of {context}, which "
-            f"{ranks} processes cannot split evenly: use a number of processes that divides "
-            f"{sequences}, or a multiple of {ranks * context} tokens"
+            f"tokens_per_step is {recipe.tokens_per_step}, {sequences} sequences of {context} "
+            f"tokens, which {ranks} processes cannot split evenly: use a number of processes that "
+            f"divides {sequences}, or a multiple of {ranks * context} tokens"
         )
     own = sequences // ranks
     wanted = limit or own if recipe.micro_batch == AUTO else recipe.micro_batch
