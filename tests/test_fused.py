@@ -264,9 +264,19 @@ def test_dropout_drops_the_same_in_both_passes(step: Compiled) -> None:
 
 def test_a_foreign_token_is_an_error(step: Compiled) -> None:
     tokens, targets = make_batch(1)
+    loss = step.loss(make_model())
+    wrong = targets.clone()
+    for id_ in (CONFIG.vocab_size, -1, IGNORED - 1):
+        wrong[0, 3] = id_
+        with pytest.raises(IndexError, match="320"):
+            loss(tokens, wrong)
+    soft = soften(targets)
+    soft.ids[0, 3, 2] = IGNORED
+    with pytest.raises(IndexError, match="320"):
+        loss(tokens, soft)
     tokens[0, 3] = CONFIG.vocab_size
     with pytest.raises(IndexError, match="320"):
-        step.loss(make_model())(tokens, targets)
+        loss(tokens, targets)
 
 
 @pytest.mark.parametrize("beta2", [0.0, 0.95])

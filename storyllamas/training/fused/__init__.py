@@ -168,8 +168,13 @@ class FusedLoss:
             each = ids.shape[2]
         tokens = tokens.contiguous()
         vocab = self._model.config.vocab_size
-        if int(tokens.min()) < 0 or max(int(tokens.max()), int(ids.max())) >= vocab:
-            raise IndexError(f"a token is not below the vocabulary size, {vocab}")
+        negative = (ids < 0) if shares is not None else (ids < 0) & (ids != IGNORED)
+        if (
+            int(tokens.min()) < 0
+            or max(int(tokens.max()), int(ids.max())) >= vocab
+            or bool(negative.any())
+        ):
+            raise IndexError(f"a token is negative, or not below the vocabulary size, {vocab}")
         size = self.bytes(*tokens.shape)
         if size > len(self._memory):
             self._memory = torch.empty(size, dtype=torch.uint8)

@@ -1,7 +1,8 @@
 /* fused.c: the loss of a Llama and its gradients, and a step of Muon: in bfloat16 with float32 sums
  * for processors with AVX-512 BF16, multiplied by AMX if there is AMX, or in float32 for those with
  * AVX2 or AVX-512. __init__.py describes the arguments. The headers hold the parts, the lowest
- * first: vectors, matrix, packing, multiply, product, work, rows, attention, layers. */
+ * first: vectors, matrix, packing, multiply, product, threads, work, rows, attention, layers, muon.
+ */
 
 #include "layers.h"
 #include "muon.h"

@@ -58,9 +58,9 @@ static inline void multiply(matrix a, matrix b, int64_t k_tiles, float *out, int
         ask(next->a, k);
         ask(next->b, k);
         if (target)
-            for (int64_t i = 0; i < target_rows; i++, target += next->target.row) {
-                __builtin_prefetch(target, 1);
-                __builtin_prefetch(target + next->target.down, 1);
+            for (int64_t i = k * target_rows; i < (k + 1) * target_rows && i < TILE; i++) {
+                __builtin_prefetch(target + i * next->target.row, 1);
+                __builtin_prefetch(target + i * next->target.row + next->target.down, 1);
             }
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);

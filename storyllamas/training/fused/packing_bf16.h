@@ -18,7 +18,8 @@ static void pack(number *to, matrix from, int64_t rows, int64_t columns) {
         for (int64_t n = 0; n < columns; n += TILE)
             for (int64_t i = k; i < k + BLOCK; i += 2) {
                 const number *row = place(from, i, n);
-                __builtin_prefetch(row + 2 * from.down + n / TILE % 2 * from.row);
+                if (k + BLOCK < rows)
+                    __builtin_prefetch(row + 2 * from.down + n / TILE % 2 * from.row);
                 _mm512_storeu_si512(to + n * rows + i * TILE, interleave(row, from.row));
             }
 }

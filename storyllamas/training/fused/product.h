@@ -113,7 +113,8 @@ static int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-/* Return number i of `parts` equal parts of 32 rows of a matrix with `depth` columns. */
+/* Return part i of `parts` of the next 32 rows of a matrix with `depth` columns: some of the first
+ * 16 rows, with those 16 rows below. */
 static lines part_of_rows(matrix of, int64_t depth, int64_t i, int64_t parts) {
     int64_t first = TILE * i / parts, end = TILE * (i + 1) / parts;
     if (of.right == TILE_SIZE) { /* tiles: any order will do, and this one is that of memory */
@@ -125,8 +126,8 @@ static lines part_of_rows(matrix of, int64_t depth, int64_t i, int64_t parts) {
 
 /* Multiply a [rows, k] by the packed b [k, columns]; b_k: all its rows, of which the first k are
  * used. A panel of `b`, some of its rows and columns, stays in the L2 cache, and 32 rows of `a` in
- * the L1 cache in bfloat16, parts of `b` in float32. Meanwhile a share of the next panel is asked
- * for, and the next rows of a large `a`. */
+ * the L1 cache in bfloat16, parts of `b` in float32. Meanwhile AMX asks for a share of the next
+ * panel, and for the next rows of an `a` that is multiplied in several parts. */
 static void product(target to, matrix a, const number *b, int64_t rows, int64_t k, int64_t columns,
                     int64_t b_k) {
     enum { DEPTH = 512, CACHED = (1 << 19) / sizeof(number) };
