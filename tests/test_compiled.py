@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from storyllamas.params import Compute
 from storyllamas.training import device
 from storyllamas.training.compiled import build_folder
 from storyllamas.training.interrupt import Interrupt
+from storyllamas.training.job import Job
 from storyllamas.training.loop import Trainer, training_run
 
 ALWAYS = Compute("cpu", "float32", 1, "always", 1, 1)
@@ -231,9 +232,18 @@ def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
         assert torch.allclose(found.tensors[name], tensor, rtol=1e-3, atol=1e-4), name
 
 
+@pytest.fixture
+def two_threads(tmp_path: Path) -> Iterator[Job]:
+    """Return a job that two threads compute; its tests share compiled code."""
+    threads = torch.get_num_threads()
+    job = make_job(tmp_path, ONE_LAYER, tokens_per_step=4096, micro_batch=128)
+    yield dataclasses.replace(job, device=device.choose(dataclasses.replace(ALWAYS, threads=2)))
+    torch.set_num_threads(threads)
+
+
 @needs_compiler
-def test_a_compiled_run_resumes_bit_identically(tmp_path: Path) -> None:
-    job = dataclasses.replace(make_job(tmp_path, ONE_LAYER), device=device.choose(ALWAYS))
+def test_a_compiled_run_resumes_bit_identically(two_threads: Job, tmp_path: Path) -> None:
+    job = two_threads
     interrupt = Interrupt()
     torch._dynamo.reset()
     counters.clear()
@@ -274,22 +284,15 @@ def test_each_length_of_sequences_is_compiled_once(
 
 
 @needs_compiler
-def test_compiled_runs_with_several_threads_are_bit_identical(tmp_path: Path) -> None:
-    two = dataclasses.replace(ALWAYS, threads=2)
-    changes = {"tokens_per_step": 4096, "micro_batch": 128}
-    threads = torch.get_num_threads()
-    try:
-        job = dataclasses.replace(
-            make_job(tmp_path, ONE_LAYER, **changes), device=device.choose(two)
-        )
-        found = []
-        for _ in range(4):
-            trainer = Trainer(job, tmp_path, None)
-            for _ in range(8):
-                trainer.train_step(Interrupt())
-            found.append(trainer.model.embedding.weight)
-    finally:
-        torch.set_num_threads(threads)
+def test_compiled_runs_with_several_threads_are_bit_identical(
+    two_threads: Job, tmp_path: Path
+) -> None:
+    found = []
+    for _ in range(4):
+        trainer = Trainer(two_threads, tmp_path, None)
+        for _ in range(8):
+            trainer.train_step(Interrupt())
+        found.append(trainer.model.embedding.weight)
     assert all(torch.equal(weight, found[0]) for weight in found)
 
 

@@ -17,7 +17,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, made_once
+from conftest import ROOT, made_once, quick_compiler_in
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("git") is None, reason="needs git"),
@@ -73,7 +73,9 @@ class Built:
         run(self.python, *install, self.wheel, cwd=self.folder)
 
     def _backend(self, hook: str, where: Path) -> None:
-        code = f"from setuptools import build_meta; build_meta.{hook}({str(self.folder)!r})"
+        code = "import os; from setuptools import build_meta; "
+        code += f"os.environ['CC'] = {str(quick_compiler_in(self.folder))!r}; "
+        code += f"build_meta.{hook}({str(self.folder)!r})"
         run(sys.executable, "-c", code, cwd=where)
 
     @property
