@@ -47,7 +47,7 @@ __attribute__((noinline)) static void multiply(matrix a, matrix b, int64_t k_til
         int64_t count = k_tiles - k < CACHED_TILES ? k_tiles - k : CACHED_TILES;
         for (int n = 0; n < BLOCK; n += ACROSS) {
             const number *columns = b.at + k * TILE_SIZE + n / TILE * b.down;
-            int64_t second = LANES < TILE ? LANES : b.down;
+            int64_t second = (int)LANES < (int)TILE ? LANES : b.down;
             for (int m = 0; m < BLOCK; m += TILE) {
                 const number *rows = a.at + m / TILE * a.down + k * a.right;
                 int i = 0;

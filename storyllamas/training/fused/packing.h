@@ -3,8 +3,8 @@
  * A product takes its right matrix "packed": tiles of 32 rows (k) and 16 columns (n), the tiles of
  * the same columns one after the other. In float32 a tile is row-major. In bfloat16 its 16 lines
  * are n0k0 n0k1 n1k0 n1k1 …, the order that the instructions ask for. The left matrix may be
- * row-major or in tiles, see matrix.h. Sizes are multiples of 32; the columns of `pack` and the rows of
- * `pack_transpose` may be a multiple of 16.
+ * row-major or in tiles, see matrix.h. Sizes are multiples of 32; the columns of `pack` and the
+ * rows of `pack_transpose` may be a multiple of 16.
  *
  * packing_bf16.h and packing_f32.h define
  *
