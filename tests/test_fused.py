@@ -157,8 +157,8 @@ def test_only_models_of_its_kind_suit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_loss_and_gradients_are_pytorchs(
     step: Compiled, sequences: int, length: int, soft: bool
 ) -> None:
-    if step.emulated and sequences > 5:
-        pytest.skip("slow, and groups of tokens do not depend on the instructions")
+    if step.emulated and sequences == 30:
+        pytest.skip("slow, and 70 sequences are more than a group, too")
     model, (tokens, targets) = make_model(), make_batch(sequences, length)
     batch = (tokens, soften(targets) if soft else targets)
     exact = model.loss(*batch)

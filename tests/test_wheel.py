@@ -73,10 +73,9 @@ class Built:
         run(self.python, *install, self.wheel, cwd=self.folder)
 
     def _backend(self, hook: str, where: Path) -> None:
-        code = "import os; from setuptools import build_meta; "
-        code += f"os.environ['CC'] = {str(quick_compiler_in(self.folder))!r}; "
-        code += f"build_meta.{hook}({str(self.folder)!r})"
-        run(sys.executable, "-c", code, cwd=where)
+        code = f"from setuptools import build_meta; build_meta.{hook}({str(self.folder)!r})"
+        compiler = f"CC={quick_compiler_in(self.folder)}"
+        run("env", compiler, sys.executable, "-c", code, cwd=where)
 
     @property
     def python(self) -> Path:

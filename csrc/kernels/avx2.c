@@ -144,34 +144,47 @@ INLINE __m256i multiply_signed(__m256i magnitudes, __m256i first, __m256i second
     return add_pairs(_mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(second, first)));
 }
 
-/* Several rows of x share the magnitudes of the weights. A single row of x shares its magnitudes
- * among several tiles.
- *
- * With a single row of x the speed is that of loading weights. So each line prefetches the same
- * line of the next tiles, to the cache level that is fastest by measurement. */
-INLINE void dot_q8(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
-                   const int8_t *x, size_t width, size_t group_size, size_t n) {
-    const __m256i bias = _mm256_set1_epi8((char)0x80);
+/* Load four columns of 8 rows, without their bias. */
+INLINE __m256i load_signed(const uint8_t *w) {
+    return _mm256_xor_si256(load_bytes(w), _mm256_set1_epi8((char)0x80));
+}
+
+/* A single row of x shares its magnitudes among several tiles. The speed is that of loading
+ * weights. So each line prefetches the same line of the next tiles, to the cache level that is
+ * fastest by measurement. */
+INLINE void dot_q8_of_row(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes,
+                          size_t tiles, const int8_t *x, size_t group_size) {
     for (size_t c = 0; c < group_size; c += 4) {
-        const __m256i single = repeat_four(x + c), magnitudes_of_single = _mm256_abs_epi8(single);
+        const __m256i four = repeat_four(x + c), magnitudes = _mm256_abs_epi8(four);
         UNROLL for (size_t t = 0; t < tiles; t++) {
             const uint8_t *at = w + t * tile_bytes + c * ROWS;
-            if (n == 1) _mm_prefetch((const char *)at + tiles * tile_bytes, _MM_HINT_T1);
+            _mm_prefetch((const char *)at + tiles * tile_bytes, _MM_HINT_T1);
+            UNROLL for (size_t h = 0; h < PARTS; h++) add_to(
+                &dot[t][h], multiply_signed(magnitudes, four, load_signed(at + h * 4 * LANES)));
+        }
+    }
+}
+
+/* Several rows of x share the magnitudes of the weights. */
+INLINE void dot_q8(__m256i dot[BLOCK_MAX][PARTS], const uint8_t *w, size_t tile_bytes, size_t tiles,
+                   const int8_t *x, size_t width, size_t group_size, size_t n) {
+    if (n == 1) {
+        dot_q8_of_row(dot, w, tile_bytes, tiles, x, group_size);
+        return;
+    }
+    for (size_t c = 0; c < group_size; c += 4) UNROLL for (size_t t = 0; t < tiles; t++) {
+            const uint8_t *at = w + t * tile_bytes + c * ROWS;
             __m256i weights[PARTS], magnitudes[PARTS];
             UNROLL for (size_t h = 0; h < PARTS; h++) {
-                weights[h] = _mm256_xor_si256(load_bytes(at + h * 4 * LANES), bias);
+                weights[h] = load_signed(at + h * 4 * LANES);
                 magnitudes[h] = _mm256_abs_epi8(weights[h]);
-                if (n == 1)
-                    add_to(&dot[t][h], multiply_signed(magnitudes_of_single, single, weights[h]));
             }
-            if (n == 1) continue;
             UNROLL for (size_t i = 0; i < n; i++) {
                 const __m256i four = repeat_four(x + i * width + c);
                 UNROLL for (size_t h = 0; h < PARTS; h++)
                     add_to(&dot[t * n + i][h], multiply_signed(magnitudes[h], weights[h], four));
             }
         }
-    }
 }
 
 /* The weights are at most 15 with their bias, so the sum of four products fits in 16 bits. */

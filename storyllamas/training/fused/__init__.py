@@ -168,12 +168,9 @@ class FusedLoss:
             each = ids.shape[2]
         tokens = tokens.contiguous()
         vocab = self._model.config.vocab_size
-        negative = (ids < 0) if shares is not None else (ids < 0) & (ids != IGNORED)
-        if (
-            int(tokens.min()) < 0
-            or max(int(tokens.max()), int(ids.max())) >= vocab
-            or bool(negative.any())
-        ):
+        learned = ids if shares is not None else ids.where(ids != IGNORED, 0)
+        lowest, highest = min(tokens.min(), learned.min()), max(tokens.max(), learned.max())
+        if lowest < 0 or highest >= vocab:
             raise IndexError(f"a token is negative, or not below the vocabulary size, {vocab}")
         size = self.bytes(*tokens.shape)
         if size > len(self._memory):
